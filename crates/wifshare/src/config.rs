@@ -1,0 +1,397 @@
+//! The border: inputs and environment in, a configuration out that no later code has to doubt.
+
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+
+use http::Uri;
+use sha2::{Digest, Sha256};
+
+use crate::environment::Environment;
+use crate::exchange::Grant;
+use crate::identity::{self, Detected, IdentitySource, Supply};
+use crate::message;
+use crate::store::Location;
+
+/// What the user said on the command line. It goes before the environment.
+#[derive(Clone, Debug, Default)]
+pub struct Inputs {
+    /// The API's base URL (`ANTHROPIC_BASE_URL`).
+    pub base_url: Option<String>,
+    /// The federation rule (`ANTHROPIC_FEDERATION_RULE_ID`).
+    pub federation_rule_id: Option<String>,
+    /// The organisation (`ANTHROPIC_ORGANIZATION_ID`).
+    pub organization_id: Option<String>,
+    /// The service account (`ANTHROPIC_SERVICE_ACCOUNT_ID`).
+    pub service_account_id: Option<String>,
+    /// The workspace (`ANTHROPIC_WORKSPACE_ID`).
+    pub workspace_id: Option<String>,
+    /// For whom the identity token shall be meant (`ANTHROPIC_OIDC_AUDIENCE`).
+    pub audience: Option<String>,
+    /// A file that holds the identity token (`ANTHROPIC_IDENTITY_TOKEN_FILE`).
+    pub identity_token_file: Option<PathBuf>,
+    /// A command that prints an identity token. There is no variable for it: a checked-out repository must not be
+    /// able to start a program of its own.
+    pub identity_command: Option<Vec<OsString>>,
+    /// Where state is kept (`WIFSHARE_STATE_DIR`).
+    pub state_dir: Option<PathBuf>,
+}
+
+/// Everything that an exchange needs, parsed.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The API's base URL, without a slash at its end.
+    pub base_url: String,
+    /// What is asked for, and of whom.
+    pub grant: Grant,
+    /// For whom the identity token is meant.
+    pub audience: String,
+    /// The display-only scope (`ANTHROPIC_SCOPE`); part of the published profile directory's fingerprint.
+    pub scope: Option<String>,
+    /// Where identity tokens come from.
+    pub source: IdentitySource,
+    /// Where the credential is kept.
+    pub location: Location,
+}
+
+/// What the operator already arranged, and what is therefore not ours to touch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arrangement {
+    /// Nothing: the way is free.
+    None,
+    /// This variable holds a credential that every client prefers to federation (wif-protocol §3.2 and §3.7).
+    Shadowed(&'static str),
+    /// This variable selects the operator's own profile.
+    OwnProfile(&'static str),
+}
+
+/// Why there is no configuration.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// Not a single input of federation is there.
+    #[error("workload identity federation is not configured: ANTHROPIC_FEDERATION_RULE_ID and ANTHROPIC_ORGANIZATION_ID are not set")]
+    Unconfigured,
+    /// Some inputs are there and one is missing.
+    #[error("workload identity federation is configured only in part: {missing} is not set")]
+    Incomplete {
+        /// The variable that is missing.
+        missing: &'static str,
+    },
+    /// There is no way to an identity token.
+    #[error("no identity token can be had: {reason}")]
+    NoSource {
+        /// What was looked for.
+        reason: String,
+        /// The cure.
+        hint: String,
+    },
+    /// The base URL cannot be used.
+    #[error("the base URL `{url}` {what}")]
+    BaseUrl {
+        /// The URL as it was given, safe to show.
+        url: String,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+    /// A value that no such id can have.
+    #[error("{name} {what}")]
+    Value {
+        /// The variable.
+        name: &'static str,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+}
+
+const RULE: &str = "ANTHROPIC_FEDERATION_RULE_ID";
+const ORGANIZATION: &str = "ANTHROPIC_ORGANIZATION_ID";
+const DEFAULT_BASE_URL: &str = "https://api.anthropic.com";
+const DEFAULT_AUDIENCE: &str = "https://api.anthropic.com";
+
+/// Looks for what the operator already arranged.
+pub fn arrangement(environment: &Environment) -> Arrangement {
+    const CREDENTIALS: [&str; 3] = ["ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN"];
+    const PROFILES: [&str; 2] = ["ANTHROPIC_CONFIG_DIR", "ANTHROPIC_PROFILE"];
+    let find = |names: &[&'static str]| names.iter().copied().find(|name| environment.has(name));
+    match (find(&CREDENTIALS), find(&PROFILES)) {
+        (Some(name), _) => Arrangement::Shadowed(name),
+        (None, Some(name)) => Arrangement::OwnProfile(name),
+        (None, None) => Arrangement::None,
+    }
+}
+
+/// Makes a configuration of what the user said and of what the environment holds.
+pub fn resolve(inputs: &Inputs, environment: &Environment) -> Result<Config, ConfigError> {
+    let input = |flag: &Option<String>, name: &'static str| -> Result<Option<String>, ConfigError> {
+        let value = flag.as_deref().map(str::trim).filter(|value| !value.is_empty()).or_else(|| environment.text(name));
+        value.map(|value| plausible(name, value)).transpose()
+    };
+    let federation_rule_id = input(&inputs.federation_rule_id, RULE)?;
+    let organization_id = input(&inputs.organization_id, ORGANIZATION)?;
+    let (federation_rule_id, organization_id) = match (federation_rule_id, organization_id) {
+        (Some(rule), Some(organization)) => (rule, organization),
+        (None, None) => return Err(ConfigError::Unconfigured),
+        (None, Some(_)) => return Err(ConfigError::Incomplete { missing: RULE }),
+        (Some(_), None) => return Err(ConfigError::Incomplete { missing: ORGANIZATION }),
+    };
+    let base_url = inputs.base_url.as_deref().or_else(|| environment.text("ANTHROPIC_BASE_URL"));
+    let (base_url, token_endpoint) = endpoint(base_url.unwrap_or(DEFAULT_BASE_URL))?;
+    let audience = input(&inputs.audience, "ANTHROPIC_OIDC_AUDIENCE")?.unwrap_or_else(|| DEFAULT_AUDIENCE.to_owned());
+    let source = source(inputs, environment, &audience)?;
+    let grant = Grant {
+        token_endpoint,
+        federation_rule_id,
+        organization_id,
+        service_account_id: input(&inputs.service_account_id, "ANTHROPIC_SERVICE_ACCOUNT_ID")?,
+        workspace_id: input(&inputs.workspace_id, "ANTHROPIC_WORKSPACE_ID")?,
+    };
+    let location = Location {
+        root: state_directory(inputs.state_dir.as_deref(), environment),
+        key: key(&base_url, &grant, &audience, &source),
+        source: source.description(),
+        remintable: source.supply() == Supply::Remintable,
+    };
+    Ok(Config { base_url, grant, audience, scope: environment.text("ANTHROPIC_SCOPE").map(str::to_owned), source, location })
+}
+
+/// The state directory of this user: what was asked for, else the runner's temporary folder, else the user's runtime
+/// folder, else a folder named for the user in the temporary folder.
+pub fn state_directory(asked: Option<&Path>, environment: &Environment) -> PathBuf {
+    let below = |name: &str| environment.os(name).map(|path| Path::new(path).join("wifshare"));
+    asked
+        .map(Path::to_owned)
+        .or_else(|| environment.os("WIFSHARE_STATE_DIR").map(PathBuf::from))
+        .or_else(|| below("RUNNER_TEMP"))
+        .or_else(|| below("XDG_RUNTIME_DIR"))
+        .unwrap_or_else(|| {
+            let temporary = ["TMPDIR", "TEMP"].iter().find_map(|name| environment.os(name));
+            Path::new(temporary.unwrap_or_else(|| OsStr::new("/tmp"))).join(format!("wifshare-{}", user()))
+        })
+}
+
+impl Config {
+    /// The store of this identity.
+    pub fn store(&self) -> crate::store::Store {
+        crate::store::Store::at(&self.location)
+    }
+}
+
+impl ConfigError {
+    /// What the person at the terminal can do about it.
+    pub fn hint(&self) -> String {
+        match self {
+            ConfigError::Unconfigured => "set both (the rule is fdrl_…, the organisation a UUID; both stand in the \
+                 Claude Console), or pass --optional to run the command without the credential"
+                .to_owned(),
+            ConfigError::Incomplete { missing } => {
+                format!("set {missing}; an expression such as `vars.{missing}` that names nothing sets a blank one")
+            }
+            ConfigError::NoSource { hint, .. } => hint.clone(),
+            ConfigError::BaseUrl { .. } => {
+                "ANTHROPIC_BASE_URL has to be https://HOST, or http:// on loopback for practice".to_owned()
+            }
+            ConfigError::Value { name, .. } => format!("look where {name} is set; copy it anew from the Claude Console"),
+        }
+    }
+}
+
+fn endpoint(base_url: &str) -> Result<(String, Uri), ConfigError> {
+    let base = base_url.trim().trim_end_matches('/');
+    let refuse = |what| ConfigError::BaseUrl { url: message::safe_text(base), what };
+    let url: Uri = base.parse().map_err(|_| refuse("is not a URL"))?;
+    if url.scheme().is_none() || url.host().unwrap_or_default().is_empty() {
+        return Err(refuse("is not a URL with a scheme and a host"));
+    }
+    if url.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+        return Err(ConfigError::BaseUrl { url: "…".to_owned(), what: "holds a user name or password" });
+    }
+    if url.query().is_some() || base.contains('#') {
+        return Err(refuse("holds a query or a fragment"));
+    }
+    if !message::is_secure(&url) {
+        return Err(refuse("would send the identity token in the clear"));
+    }
+    let endpoint = format!("{base}/v1/oauth/token").parse().map_err(|_| refuse("is not a URL"))?;
+    Ok((base.to_owned(), endpoint))
+}
+
+fn source(inputs: &Inputs, environment: &Environment, audience: &str) -> Result<IdentitySource, ConfigError> {
+    if let Some(argv) = &inputs.identity_command {
+        return Ok(IdentitySource::Command { argv: argv.clone(), environment: environment.clone() });
+    }
+    if let Some(path) = &inputs.identity_token_file {
+        return Ok(IdentitySource::File(path.clone()));
+    }
+    match identity::detect(environment, audience) {
+        Detected::Source(source) => Ok(source),
+        Detected::Unavailable { reason, hint } => Err(ConfigError::NoSource { reason, hint }),
+        Detected::Absent => Err(ConfigError::NoSource {
+            reason: "neither ANTHROPIC_IDENTITY_TOKEN_FILE nor ANTHROPIC_IDENTITY_TOKEN is set, \
+                     and no CI that issues identity tokens was recognised"
+                .to_owned(),
+            hint: "in GitHub Actions, add `id-token: write` to the job's `permissions`; elsewhere, set one of the two"
+                .to_owned(),
+        }),
+    }
+}
+
+/// Ids are short and in one piece; what is not was pasted wrongly, and would come back as an opaque refusal.
+fn plausible(name: &'static str, value: &str) -> Result<String, ConfigError> {
+    const LONGEST: usize = 512;
+    if value.len() > LONGEST {
+        return Err(ConfigError::Value { name, what: "is far too long for what it should be" });
+    }
+    if !value.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(ConfigError::Value { name, what: "holds blanks or characters that it cannot have" });
+    }
+    Ok(value.to_owned())
+}
+
+/// Who is served by whom: the whole identity, and never the bytes of a token. Another input is another key.
+fn key(base_url: &str, grant: &Grant, audience: &str, source: &IdentitySource) -> String {
+    let parts = serde_json::json!([
+        base_url,
+        grant.federation_rule_id,
+        grant.organization_id,
+        grant.service_account_id,
+        grant.workspace_id,
+        audience,
+        source.identity(),
+    ]);
+    let hash = Sha256::digest(parts.to_string());
+    hash.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(unix)]
+fn user() -> String {
+    rustix::process::geteuid().as_raw().to_string()
+}
+
+/// Not run by us: there the temporary folder is the user's own.
+#[cfg(not(unix))]
+fn user() -> String {
+    "user".to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const COMPLETE: [(&str, &str); 4] = [
+        ("ANTHROPIC_FEDERATION_RULE_ID", "fdrl_1"),
+        ("ANTHROPIC_ORGANIZATION_ID", "org"),
+        ("ANTHROPIC_IDENTITY_TOKEN_FILE", "/run/token"),
+        ("RUNNER_TEMP", "/runner"),
+    ];
+
+    fn with(changes: &[(&str, &str)]) -> Environment {
+        let mut environment = Environment::from_iter(COMPLETE);
+        for (name, value) in changes {
+            environment.set(name, value);
+        }
+        environment
+    }
+
+    fn resolved(changes: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        resolve(&Inputs::default(), &with(changes))
+    }
+
+    #[test]
+    fn the_variables_that_people_have_are_enough() {
+        let config = resolved(&[]).expect("complete");
+        assert_eq!(config.grant.token_endpoint, "https://api.anthropic.com/v1/oauth/token");
+        assert_eq!(config.audience, "https://api.anthropic.com");
+        assert_eq!(config.location.root, Path::new("/runner/wifshare"));
+        assert!(matches!(config.source, IdentitySource::File(_)));
+        assert_eq!(config.grant.workspace_id, None);
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        assert_eq!(resolve(&Inputs::default(), &Environment::default()).err(), Some(ConfigError::Unconfigured));
+        for missing in [RULE, ORGANIZATION] {
+            assert_eq!(resolved(&[(missing, " ")]).err(), Some(ConfigError::Incomplete { missing }));
+        }
+        let error = resolved(&[("ANTHROPIC_IDENTITY_TOKEN_FILE", "")]).expect_err("no source");
+        assert!(matches!(error, ConfigError::NoSource { .. }));
+    }
+
+    #[test]
+    fn a_base_url_is_parsed_and_not_compared_by_prefix() {
+        for (url, endpoint) in [
+            ("https://api.example", Some("https://api.example/v1/oauth/token")),
+            ("https://api.example/", Some("https://api.example/v1/oauth/token")),
+            ("https://api.example/deep/", Some("https://api.example/deep/v1/oauth/token")),
+            ("http://127.0.0.1:8080", Some("http://127.0.0.1:8080/v1/oauth/token")),
+            ("http://[::1]:8080", Some("http://[::1]:8080/v1/oauth/token")),
+            ("http://api.example", None),
+            ("http://localhost.evil.example", None),
+            ("http://localhost@evil.example", None),
+            ("https://user:secret@api.example", None),
+            ("https://api.example?x=1", None),
+            ("https://", None),
+            ("api.example", None),
+            ("ftp://localhost", None),
+            ("https://a b", None),
+        ] {
+            let config = resolved(&[("ANTHROPIC_BASE_URL", url)]).ok();
+            assert_eq!(config.map(|config| config.grant.token_endpoint.to_string()).as_deref(), endpoint, "{url}");
+        }
+        let error = resolved(&[("ANTHROPIC_BASE_URL", "https://user:canary@api.example")]).expect_err("refused");
+        assert!(!error.to_string().contains("canary"), "{error}");
+    }
+
+    #[test]
+    fn every_part_of_the_identity_is_part_of_the_key() {
+        let key = |changes: &[(&str, &str)]| resolved(changes).expect("complete").location.key;
+        let plain = key(&[]);
+        assert_eq!(plain.len(), 32);
+        assert_eq!(plain, key(&[("RUNNER_TEMP", "/elsewhere")]), "where it is kept is not who it is");
+        for change in [
+            ("ANTHROPIC_BASE_URL", "https://api.example"),
+            ("ANTHROPIC_FEDERATION_RULE_ID", "fdrl_2"),
+            ("ANTHROPIC_ORGANIZATION_ID", "org2"),
+            ("ANTHROPIC_SERVICE_ACCOUNT_ID", "svac_1"),
+            ("ANTHROPIC_WORKSPACE_ID", "default"),
+            ("ANTHROPIC_OIDC_AUDIENCE", "other"),
+            ("ANTHROPIC_IDENTITY_TOKEN_FILE", "/run/other"),
+        ] {
+            assert_ne!(plain, key(&[change]), "{change:?}");
+        }
+    }
+
+    #[test]
+    fn a_flag_goes_before_its_variable() {
+        let inputs = Inputs {
+            federation_rule_id: Some("fdrl_flag".to_owned()),
+            identity_command: Some(vec!["print-token".into()]),
+            state_dir: Some("/state".into()),
+            ..Inputs::default()
+        };
+        let config = resolve(&inputs, &with(&[])).expect("complete");
+        assert_eq!(config.grant.federation_rule_id, "fdrl_flag");
+        assert!(matches!(config.source, IdentitySource::Command { .. }));
+        assert_eq!(config.location.root, Path::new("/state"));
+    }
+
+    #[test]
+    fn a_value_that_cannot_be_one_is_refused_before_anything_is_spent() {
+        for value in ["fdrl 1", "fdrl_\u{e4}", &"x".repeat(513)] {
+            assert!(matches!(resolved(&[(RULE, value)]), Err(ConfigError::Value { name: RULE, .. })), "{value:.20}");
+        }
+    }
+
+    #[test]
+    fn the_operators_arrangement_is_seen() {
+        let seen = |changes: &[(&str, &str)]| arrangement(&with(changes));
+        assert_eq!(seen(&[]), Arrangement::None);
+        assert_eq!(seen(&[("ANTHROPIC_API_KEY", "")]), Arrangement::None, "blank counts as unset");
+        assert_eq!(seen(&[("ANTHROPIC_API_KEY", "x")]), Arrangement::Shadowed("ANTHROPIC_API_KEY"));
+        assert_eq!(seen(&[("ANTHROPIC_AUTH_TOKEN", "x")]), Arrangement::Shadowed("ANTHROPIC_AUTH_TOKEN"));
+        assert_eq!(seen(&[("CLAUDE_CODE_OAUTH_TOKEN", "x")]), Arrangement::Shadowed("CLAUDE_CODE_OAUTH_TOKEN"));
+        assert_eq!(seen(&[("ANTHROPIC_PROFILE", "x")]), Arrangement::OwnProfile("ANTHROPIC_PROFILE"));
+        assert_eq!(
+            seen(&[("ANTHROPIC_CONFIG_DIR", "x"), ("ANTHROPIC_API_KEY", "x")]),
+            Arrangement::Shadowed("ANTHROPIC_API_KEY")
+        );
+    }
+}

@@ -1,0 +1,158 @@
+//! The access token plus what we know of it, and the arithmetic of its life.
+
+use std::time::{Duration, SystemTime};
+
+use crate::secret::Secret;
+
+/// What came out of an exchange: one access token, shared by every process of a job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Credential {
+    /// The bearer token (RFC 6750).
+    pub access_token: Secret,
+    /// The moment it ends, to the second.
+    pub expires_at: SystemTime,
+    /// When the exchange that bought it was sent, to the second; before `expires_at`.
+    pub obtained_at: SystemTime,
+    /// How many credentials this identity has had, this one included. A later one has a higher number.
+    pub generation: u64,
+}
+
+/// How much life a credential has left for our purposes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Freshness {
+    /// Nothing to do yet.
+    Fresh,
+    /// Usable, and its successor is due.
+    Expiring,
+    /// Not to be served any more: it has ended, or is so near to it that a client would refuse it.
+    Expired,
+}
+
+/// The SDKs re-read a credential file at 120 s left, so the successor has to lie there before (wif-protocol §4.1).
+const CLIENTS_LOOK_AGAIN: Duration = Duration::from_secs(150);
+
+/// The SDKs refuse a credential with 30 s left or less (wif-protocol §4.1).
+const CLIENTS_REFUSE: Duration = Duration::from_secs(30);
+
+impl Credential {
+    /// How long it lives from beginning to end.
+    pub fn lifetime(&self) -> Duration {
+        self.expires_at.duration_since(self.obtained_at).unwrap_or_default()
+    }
+
+    /// How much longer it lives; zero once it has ended.
+    pub fn remaining(&self, now: SystemTime) -> Duration {
+        self.expires_at.duration_since(now).unwrap_or_default()
+    }
+
+    /// When its successor is due.
+    ///
+    /// The lead is a share of the lifetime where that is short: with a plain threshold, a credential that lives
+    /// shorter than the threshold would be due at birth, and every look would be an exchange.
+    pub fn refresh_at(&self) -> SystemTime {
+        self.expires_at - self.lead()
+    }
+
+    /// When one of several processes sharing it should renew it: between a tenth and a fifth of the lead before
+    /// [`refresh_at`](Self::refresh_at). The tenth leaves time for the exchange itself, which matters where a client
+    /// refuses what is left at `refresh_at`; the rest keeps jobs that started together from renewing together.
+    /// `jitter` is between 0 and 1.
+    pub fn refresh_at_with(&self, jitter: f64) -> SystemTime {
+        self.refresh_at() - self.lead().mul_f64((1.0 + jitter.clamp(0.0, 1.0)) / 10.0)
+    }
+
+    /// How fresh it is at this moment.
+    pub fn freshness(&self, now: SystemTime) -> Freshness {
+        // A clock that was stepped back before the purchase tells us nothing about the end: renew.
+        let stepped_back = now + CLIENTS_REFUSE < self.obtained_at;
+        if self.remaining(now) <= self.margin() {
+            Freshness::Expired
+        } else if now >= self.refresh_at() || stepped_back {
+            Freshness::Expiring
+        } else {
+            Freshness::Fresh
+        }
+    }
+
+    /// Whether it may be served at this moment.
+    pub fn is_usable(&self, now: SystemTime) -> bool {
+        self.freshness(now) != Freshness::Expired
+    }
+
+    fn lead(&self) -> Duration {
+        let lifetime = self.lifetime();
+        CLIENTS_LOOK_AGAIN.max(lifetime / 5).min(lifetime / 2)
+    }
+
+    fn margin(&self) -> Duration {
+        CLIENTS_REFUSE.min(self.lifetime() / 4)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::from_epoch_seconds;
+
+    const BORN: u64 = 1_000_000;
+
+    fn living(lifetime: u64) -> Credential {
+        Credential {
+            access_token: Secret::new("sk-ant-oat01-x".to_owned()),
+            expires_at: from_epoch_seconds(BORN + lifetime),
+            obtained_at: from_epoch_seconds(BORN),
+            generation: 1,
+        }
+    }
+
+    #[test]
+    fn the_lead_is_150_seconds_or_a_share_of_the_lifetime() {
+        for (lifetime, lead) in [(60, 30), (299, 149), (300, 150), (600, 150), (750, 150), (755, 151), (3600, 720)] {
+            let refresh_at = from_epoch_seconds(BORN + lifetime - lead);
+            let difference = living(lifetime).refresh_at().duration_since(refresh_at).unwrap_or_default();
+            assert!(difference < Duration::from_secs(1), "lifetime {lifetime}");
+        }
+    }
+
+    #[test]
+    fn a_short_lived_credential_is_fresh_when_born() {
+        for lifetime in [1, 2, 10, 60, 600, 86_400] {
+            assert_eq!(living(lifetime).freshness(from_epoch_seconds(BORN)), Freshness::Fresh, "lifetime {lifetime}");
+        }
+    }
+
+    #[test]
+    fn freshness_turns_at_the_boundaries() {
+        let credential = living(600);
+        for (age, freshness) in [
+            (449, Freshness::Fresh),
+            (450, Freshness::Expiring),
+            (569, Freshness::Expiring),
+            (570, Freshness::Expired),
+            (600, Freshness::Expired),
+            (601, Freshness::Expired),
+        ] {
+            assert_eq!(credential.freshness(from_epoch_seconds(BORN + age)), freshness, "age {age}");
+        }
+    }
+
+    #[test]
+    fn a_clock_before_the_purchase_makes_it_due_and_not_eternal() {
+        let credential = living(600);
+        assert_eq!(credential.freshness(from_epoch_seconds(BORN - 30)), Freshness::Fresh, "within the leeway");
+        assert_eq!(credential.freshness(from_epoch_seconds(BORN - 31)), Freshness::Expiring);
+    }
+
+    #[test]
+    fn jitter_comes_early_and_never_late() {
+        let credential = living(600);
+        assert_eq!(credential.refresh_at_with(0.0), credential.refresh_at() - Duration::from_secs(15));
+        assert_eq!(credential.refresh_at_with(1.0), credential.refresh_at() - Duration::from_secs(30));
+        assert_eq!(credential.refresh_at_with(7.0), credential.refresh_at_with(1.0));
+    }
+
+    #[test]
+    fn nothing_remains_after_the_end() {
+        assert_eq!(living(600).remaining(from_epoch_seconds(BORN + 601)), Duration::ZERO);
+    }
+}

@@ -1,0 +1,88 @@
+//! The process environment as a value: read once at the border, handed in, never asked for again.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+
+/// The variables of a process at one moment.
+///
+/// A variable that is empty or blank counts as unset, as it does for the official clients: a workflow that writes
+/// `FOO: ${{ secrets.MISSING }}` sets a blank one.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Environment(BTreeMap<OsString, OsString>);
+
+impl Environment {
+    /// The value of `name` without surrounding blanks; `None` where it is unset, blank or not Unicode.
+    pub fn text(&self, name: &str) -> Option<&str> {
+        self.0.get(OsStr::new(name)).and_then(|value| value.to_str()).map(str::trim).filter(|value| !value.is_empty())
+    }
+
+    /// Whether `name` has a value that counts.
+    pub fn has(&self, name: &str) -> bool {
+        self.os(name).is_some()
+    }
+
+    /// The value of `name` as the system has it (a path need not be Unicode); `None` where it is unset or blank.
+    pub fn os(&self, name: &str) -> Option<&OsStr> {
+        self.0.get(OsStr::new(name)).map(OsString::as_os_str).filter(|value| !is_blank(value))
+    }
+
+    /// Sets `name`, replacing what was there.
+    pub fn set(&mut self, name: impl Into<OsString>, value: impl Into<OsString>) {
+        self.0.insert(name.into(), value.into());
+    }
+
+    /// Removes `name`, blank or not.
+    pub fn remove(&mut self, name: impl AsRef<OsStr>) {
+        self.0.remove(name.as_ref());
+    }
+
+    /// Whether `name` is present with a blank value. Some clients take such a variable for a choice.
+    pub fn is_blank(&self, name: &str) -> bool {
+        self.0.get(OsStr::new(name)).is_some_and(|value| is_blank(value))
+    }
+
+    /// Every variable, in order of their names.
+    pub fn iter(&self) -> impl Iterator<Item = (&OsStr, &OsStr)> {
+        self.0.iter().map(|(name, value)| (name.as_os_str(), value.as_os_str()))
+    }
+}
+
+impl<N: Into<OsString>, V: Into<OsString>> FromIterator<(N, V)> for Environment {
+    fn from_iter<I: IntoIterator<Item = (N, V)>>(variables: I) -> Self {
+        Environment(variables.into_iter().map(|(name, value)| (name.into(), value.into())).collect())
+    }
+}
+
+/// Names only: the values of a job's environment are full of secrets.
+impl fmt::Debug for Environment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+fn is_blank(value: &OsStr) -> bool {
+    value.to_str().is_some_and(|value| value.trim().is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_blank_variable_counts_as_unset() {
+        let environment = Environment::from_iter([("A", ""), ("B", " \n"), ("C", " x ")]);
+        assert_eq!(environment.text("A"), None);
+        assert!(!environment.has("B"));
+        assert!(environment.is_blank("B"));
+        assert_eq!(environment.text("C"), Some("x"));
+        assert_eq!(environment.text("D"), None);
+        assert!(!environment.is_blank("D"));
+    }
+
+    #[test]
+    fn debug_names_the_variables_and_hides_their_values() {
+        let environment = Environment::from_iter([("TOKEN", "canary-7f3a")]);
+        assert_eq!(format!("{environment:?}"), r#"{"TOKEN"}"#);
+    }
+}

@@ -1,0 +1,56 @@
+//! **One identity token, one exchange, every process.**
+//!
+//! A CI job proves who it is with an OIDC identity token that is accepted once, and starts many processes that all need
+//! the access token it buys. This library obtains the identity token, exchanges it once (workload identity federation,
+//! RFC 7523), and lets every process of the job share the credential until the job ends.
+//!
+//! ```no_run
+//! use wifshare::{Clock, Environment, Inputs, Transport, obtain, resolve};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let environment: Environment = std::env::vars_os().collect();
+//! let config = resolve(&Inputs::default(), &environment)?;
+//! let transport = Transport::new(&environment);
+//! let credential = obtain(&config, &transport, Clock::system(), &|_| {})?;
+//! println!("signed in until {:?}", credential.expires_at);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! It prints nothing, ends no process and asks the world for nothing: environment, clock and transport are handed in.
+//! Rooms (modules that know one thing) import no other room; journeys visit them in order. Start with [`obtain`].
+
+// -- vocabulary --
+mod clock;
+mod credential;
+mod environment;
+mod identity_token;
+mod message;
+mod private_file;
+mod secret;
+mod step;
+// -- rooms --
+mod exchange;
+mod identity;
+mod store;
+mod transport;
+// -- journeys --
+mod config;
+mod obtain;
+mod renew;
+
+pub use clock::{Clock, Interrupted};
+pub use config::{Arrangement, Config, ConfigError, Inputs, arrangement, resolve, state_directory};
+pub use credential::{Credential, Freshness};
+pub use environment::Environment;
+pub use exchange::{Grant, TokenError};
+pub use identity::{Detected, Endpoint, IdentityError, IdentitySource, Supply};
+pub use identity_token::{Claims, Fingerprint, IdentityToken, Malformed};
+pub use message::{Request, Response};
+pub use obtain::{ObtainError, obtain, obtain_lasting, whole_message};
+pub use private_file::PrivateFileError;
+pub use renew::renew;
+pub use secret::Secret;
+pub use step::{Step, Watch};
+pub use store::{Afterwards, Lease, Location, Owner, Refusal, Spent, Store, StoreError, Turn, Use, sweep};
+pub use transport::{Connection, MaybeSent, NotSent, SendError, Transport};

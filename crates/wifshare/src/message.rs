@@ -1,0 +1,94 @@
+//! The messages that travel: `http`'s own types with a body that is wiped when dropped.
+
+use zeroize::Zeroizing;
+
+/// The bytes of a body. Assertions and access tokens pass through here, so they are wiped when dropped.
+pub type Body = Zeroizing<Vec<u8>>;
+
+/// A request to an identity provider or a token endpoint.
+pub type Request = http::Request<Body>;
+
+/// What came back, its body whole.
+pub type Response = http::Response<Body>;
+
+/// Whether a secret may be sent to this URL: by https, or by http to this very machine. The host is compared as a whole;
+/// a test by prefix would let `http://localhost.evil.example` pass.
+pub fn is_secure(url: &http::Uri) -> bool {
+    let host = url.host().unwrap_or_default().to_ascii_lowercase();
+    match url.scheme_str() {
+        Some("https") => !host.is_empty(),
+        Some("http") => matches!(host.as_str(), "localhost" | "127.0.0.1" | "[::1]"),
+        _ => false,
+    }
+}
+
+/// A text of the other side made safe to show: one line, bounded, and without anything that could be a token.
+///
+/// A server may reflect the assertion in its error (it has happened), so every long unbroken run of token characters
+/// is replaced, whatever it is.
+pub fn safe_text(text: &str) -> String {
+    const LONGEST_WORD: usize = 48;
+    const LONGEST_TEXT: usize = 300;
+    let token_character = |c: char| c.is_ascii_alphanumeric() || "-_.+/=~:".contains(c);
+    let mut safe = String::new();
+    let mut rest = text;
+    while let Some(first) = rest.chars().next() {
+        let end = if token_character(first) {
+            rest.find(|c| !token_character(c)).unwrap_or(rest.len())
+        } else {
+            first.len_utf8()
+        };
+        let (word, after) = rest.split_at(end);
+        if word.len() > LONGEST_WORD || word.starts_with("sk-ant-") || word.starts_with("eyJ") {
+            safe.push_str("[redacted]");
+        } else {
+            safe.extend(word.chars().map(|c| if c.is_control() { ' ' } else { c }));
+        }
+        rest = after;
+    }
+    match safe.char_indices().nth(LONGEST_TEXT) {
+        Some((end, _)) => format!("{}…", &safe[..end]),
+        None => safe,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_leaves_by_https_or_stays_on_this_machine() {
+        for (url, secure) in [
+            ("https://api.anthropic.com", true),
+            ("HTTPS://API.ANTHROPIC.COM/x", true),
+            ("http://localhost", true),
+            ("http://LOCALHOST:8080/x", true),
+            ("http://127.0.0.1:9", true),
+            ("http://[::1]:9", true),
+            ("http://10.0.0.1", false),
+            ("http://localhost.evil.example", false),
+            ("http://localhost:9@evil.example", false),
+            ("http://127.0.0.1.evil.example", false),
+            ("http://127.0.0.1@evil.example", false),
+            ("ftp://localhost", false),
+            ("/path", false),
+        ] {
+            assert_eq!(is_secure(&url.parse().expect(url)), secure, "{url}");
+        }
+    }
+
+    #[test]
+    fn a_safe_text_keeps_words_and_drops_what_could_be_a_token() {
+        let jwt = format!("eyJ{}.eyJ{}.sig", "a".repeat(50), "b".repeat(50));
+        for (text, safe) in [
+            ("Authentication failed", "Authentication failed".to_owned()),
+            ("line\nbreak\x1b[31m", "line break [31m".to_owned()),
+            (&format!("bad assertion {jwt}!"), "bad assertion [redacted]!".to_owned()),
+            ("sk-ant-oat01-x", "[redacted]".to_owned()),
+            ("\"eyJhbGciOi\"", "\"[redacted]\"".to_owned()),
+            (&"w ".repeat(400), format!("{}…", "w ".repeat(150))),
+        ] {
+            assert_eq!(safe_text(text), safe, "{text}");
+        }
+    }
+}

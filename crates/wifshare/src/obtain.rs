@@ -1,0 +1,428 @@
+//! Journey one: from nothing, or from what others left, to a usable credential.
+//!
+//! Is there a usable one? Lock, look again. Was an exchange refused a moment ago? Ask the source just in time, connect,
+//! write the token down as spent, send it once, understand the answer, keep what it brought.
+
+use std::time::{Duration, SystemTime};
+
+use crate::clock::{Clock, Interrupted, epoch_seconds};
+use crate::config::Config;
+use crate::credential::{Credential, Freshness};
+use crate::exchange::{self, TokenError};
+use crate::identity::{IdentityError, IdentitySource, Supply};
+use crate::identity_token::IdentityToken;
+use crate::private_file::PrivateFileError;
+use crate::store::{Refusal, Spent, StoreError, Turn, Use};
+use crate::step::{Step, Watch};
+use crate::transport::{MaybeSent, NotSent, Transport};
+
+/// Why there is no credential.
+#[derive(Debug, thiserror::Error)]
+pub enum ObtainError {
+    /// The state could not be used.
+    #[error("could not use the state of this identity")]
+    Store(#[source] StoreError),
+    /// No identity token could be had.
+    #[error("could not obtain an identity token from {origin}")]
+    Identity {
+        /// The source, in words.
+        origin: String,
+        /// Why not.
+        #[source]
+        source: IdentityError,
+    },
+    /// The source has only a token that was used before.
+    #[error("the identity token of {origin} was already {}", use_of(spent, *now))]
+    Spent {
+        /// The source, in words.
+        origin: String,
+        /// What the source can do again.
+        supply: Supply,
+        /// What the ledger says.
+        spent: Spent,
+        /// When we looked.
+        now: SystemTime,
+    },
+    /// The token's life was over before it could be used.
+    #[error("the identity token of {origin} expired {} s ago", ago.as_secs())]
+    TooOld {
+        /// The source, in words.
+        origin: String,
+        /// How long ago.
+        ago: Duration,
+    },
+    /// The token endpoint could not be reached; nothing was sent.
+    #[error("could not reach the token endpoint; the identity token was not sent")]
+    NotSent(#[source] NotSent),
+    /// The token was sent, and nobody can say what became of it.
+    #[error("lost the answer of the token endpoint; the identity token counts as spent")]
+    MaybeSent {
+        /// What the source can do again.
+        supply: Supply,
+        /// What happened.
+        #[source]
+        source: MaybeSent,
+    },
+    /// The token endpoint answered, and not with a credential.
+    #[error("could not exchange the identity token at {endpoint}")]
+    Token {
+        /// Where it was sent.
+        endpoint: String,
+        /// What it said.
+        #[source]
+        source: TokenError,
+    },
+    /// An exchange failed a moment ago, for this or another process, and would fail again.
+    #[error("{} (asked by {} {} s ago; the answer is remembered for {} s more)",
+        .0.message, .0.owner, epoch_seconds(*.1).saturating_sub(.0.at),
+        .0.remaining(*.1).unwrap_or_default().as_secs() + 1)]
+    Remembered(Refusal, SystemTime),
+    /// Credentials of this rule do not live long enough for what was asked.
+    #[error("a credential of this federation rule lives {} s, and {} s were asked for", lifetime.as_secs(), asked.as_secs())]
+    ShortLived {
+        /// How long one lives.
+        lifetime: Duration,
+        /// What was asked for.
+        asked: Duration,
+    },
+    /// The process was asked to end before anything was spent.
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
+}
+
+impl From<StoreError> for ObtainError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Interrupted(interrupted) => ObtainError::Interrupted(interrupted),
+            StoreError::File(_)
+            | StoreError::Held { .. }
+            | StoreError::Newer { .. }
+            | StoreError::UnreliableLocks { .. } => ObtainError::Store(error),
+        }
+    }
+}
+
+/// Returns a usable credential: the shared one where there is one, and else a new one, bought once for all.
+///
+/// A stored one whose successor is due is renewed on the way; where that fails it is still served.
+pub fn obtain(config: &Config, transport: &Transport, clock: Clock, watch: Watch<'_>) -> Result<Credential, ObtainError> {
+    let fresh = |stored: &Credential| stored.freshness(clock.now()) == Freshness::Fresh;
+    match replace_unless(fresh, config, transport, clock, watch) {
+        Err(error) => match config.store().read() {
+            Ok(Some(stored)) if stored.is_usable(clock.now()) => {
+                watch(&Step::NotRenewed { cause: whole_message(&error), pause: Duration::ZERO });
+                Ok(stored)
+            }
+            _ => Err(error),
+        },
+        obtained => obtained,
+    }
+}
+
+/// Returns a credential that is good for at least so long.
+pub fn obtain_lasting(
+    asked: Duration,
+    config: &Config,
+    transport: &Transport,
+    clock: Clock,
+    watch: Watch<'_>,
+) -> Result<Credential, ObtainError> {
+    let lasting = |credential: &Credential| {
+        credential.is_usable(clock.now()) && credential.remaining(clock.now()) >= asked
+    };
+    let too_short = |credential: &Credential| ObtainError::ShortLived { lifetime: credential.lifetime(), asked };
+    // Where the last one would not have been enough even when it was new, another exchange would be wasted.
+    if let Some(stored) = config.store().read()?.filter(|stored| stored.is_usable(clock.now())) {
+        if stored.lifetime() < asked {
+            return Err(too_short(&stored));
+        }
+    }
+    let credential = replace_unless(lasting, config, transport, clock, watch)?;
+    if credential.remaining(clock.now()) < asked { Err(too_short(&credential)) } else { Ok(credential) }
+}
+
+/// The one way to a new credential: at most one process at a time, and none that finds an acceptable one.
+pub(crate) fn replace_unless(
+    acceptable: impl Fn(&Credential) -> bool,
+    config: &Config,
+    transport: &Transport,
+    clock: Clock,
+    watch: Watch<'_>,
+) -> Result<Credential, ObtainError> {
+    let replacement = |turn: &mut Turn<'_>| exchange_identity(turn, config, transport, clock, watch);
+    config.store().get_or_replace_with(acceptable, replacement, clock, watch)
+}
+
+fn exchange_identity(
+    turn: &mut Turn<'_>,
+    config: &Config,
+    transport: &Transport,
+    clock: Clock,
+    watch: Watch<'_>,
+) -> Result<Credential, ObtainError> {
+    if let Some(refusal) = turn.remembered_refusal()? {
+        return Err(ObtainError::Remembered(refusal, clock.now()));
+    }
+    let result = with_new_tokens(turn, config, transport, clock, watch);
+    if let Err(error) = &result {
+        if let Some(lasting) = error.is_worth_remembering_for() {
+            turn.remember(&Refusal::new(error.code(), whole_message(error), error.hint(), clock.now(), lasting));
+        }
+    }
+    result
+}
+
+/// Tries up to three times where the source can be asked again: each try that may have reached the endpoint takes a
+/// new identity token.
+fn with_new_tokens(
+    turn: &mut Turn<'_>,
+    config: &Config,
+    transport: &Transport,
+    clock: Clock,
+    watch: Watch<'_>,
+) -> Result<Credential, ObtainError> {
+    const TRIES: u32 = 3;
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        turn.doing("asking for an identity token");
+        let identity_token = unspent_token(turn, config, transport, clock, watch)?;
+        let error = match send_once(turn, identity_token, config, transport, clock, watch) {
+            Err(error) if error.may_pass() && config.source.supply() == Supply::Remintable => error,
+            result => return result,
+        };
+        if tries == TRIES {
+            return Err(error);
+        }
+        let pause = error.pause_after(tries);
+        watch(&Step::Retrying { cause: whole_message(&error), pause });
+        turn.doing("waiting to try again");
+        (clock.pause)(pause)?;
+    }
+}
+
+/// Asks the source just in time. A platform may hand out the same token twice; one that can be asked again is asked
+/// again, a little later each time.
+fn unspent_token(
+    turn: &mut Turn<'_>,
+    config: &Config,
+    transport: &Transport,
+    clock: Clock,
+    watch: Watch<'_>,
+) -> Result<IdentityToken, ObtainError> {
+    const TRIES: u32 = 4;
+    let origin = || config.source.description();
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        watch(&Step::Asking);
+        let identity_token = ask(&config.source, transport, clock, watch)?;
+        watch(&Step::Identified(&identity_token));
+        let now = clock.now();
+        let Some(spent) = turn.find(&identity_token)? else {
+            return match identity_token.claims().expires_at.and_then(|end| now.duration_since(end).ok()) {
+                // The server allows 30 s of difference between the clocks, and so do we.
+                Some(ago) if ago > Duration::from_secs(30) => Err(ObtainError::TooOld { origin: origin(), ago }),
+                _ => Ok(identity_token),
+            };
+        };
+        watch(&Step::AlreadySpent);
+        let supply = config.source.supply();
+        if supply != Supply::Remintable || tries == TRIES {
+            return Err(ObtainError::Spent { origin: origin(), supply, spent, now });
+        }
+        (clock.pause)(Duration::from_millis(200) * 2u32.pow(tries))?;
+    }
+}
+
+/// Asks a source for one identity token, by way of this transport.
+pub(crate) fn ask(
+    source: &IdentitySource,
+    transport: &Transport,
+    clock: Clock,
+    watch: Watch<'_>,
+) -> Result<IdentityToken, ObtainError> {
+    source.token(|request| transport.send(request), clock, watch).map_err(|error| match error {
+        IdentityError::Interrupted(interrupted) => ObtainError::Interrupted(interrupted),
+        error => ObtainError::Identity { origin: source.description(), source: error },
+    })
+}
+
+/// Connect, write down, send. The order is the promise: what fails before the ledger has cost nothing, and what the
+/// ledger holds is never sent again.
+fn send_once(
+    turn: &mut Turn<'_>,
+    identity_token: IdentityToken,
+    config: &Config,
+    transport: &Transport,
+    clock: Clock,
+    watch: Watch<'_>,
+) -> Result<Credential, ObtainError> {
+    turn.doing("connecting to the token endpoint");
+    let endpoint = &config.grant.token_endpoint;
+    let supply = config.source.supply();
+    let connection = transport.connect(endpoint).map_err(ObtainError::NotSent)?;
+    watch(&Step::Connected);
+    if let Some(spent) = turn.spend(&identity_token)? {
+        let origin = config.source.description();
+        return Err(ObtainError::Spent { origin, supply, spent, now: clock.now() });
+    }
+    turn.doing("exchanging");
+    let sent_at = clock.now();
+    watch(&Step::Sending);
+    let response = connection
+        .send(exchange::request(&config.grant, identity_token))
+        .map_err(|source| ObtainError::MaybeSent { supply, source })?;
+    watch(&Step::Answered);
+    exchange::parse(&response, sent_at)
+        .map_err(|source| ObtainError::Token { endpoint: endpoint.to_string(), source })
+}
+
+impl ObtainError {
+    /// A stable name of what went wrong, for documentation and scripts.
+    pub fn code(&self) -> &str {
+        match self {
+            ObtainError::Store(StoreError::File(error)) => match error {
+                PrivateFileError::Io { .. } => "state-unusable",
+                PrivateFileError::Link(_) | PrivateFileError::WrongKind { .. } | PrivateFileError::Oversized(_) => {
+                    "state-in-the-way"
+                }
+                PrivateFileError::Foreign { .. } => "state-foreign",
+                PrivateFileError::Loose { .. } => "state-loose",
+            },
+            ObtainError::Store(StoreError::Held { .. }) => "lock-held",
+            ObtainError::Store(StoreError::Newer { .. }) => "state-newer",
+            ObtainError::Store(StoreError::UnreliableLocks { .. }) => "locks-unreliable",
+            ObtainError::Store(StoreError::Interrupted(_)) | ObtainError::Interrupted(_) => "interrupted",
+            ObtainError::Identity { source, .. } => match source {
+                IdentityError::Unreachable { .. } => "identity-unreachable",
+                IdentityError::Refused { .. } => "identity-refused",
+                IdentityError::Unexpected { .. } => "identity-unexpected",
+                IdentityError::File { .. } => "identity-file",
+                IdentityError::Command { .. } => "identity-command",
+                IdentityError::Malformed { .. } => "identity-malformed",
+                IdentityError::Interrupted(_) => "interrupted",
+            },
+            ObtainError::Spent { .. } => "identity-spent",
+            ObtainError::TooOld { .. } => "identity-expired",
+            ObtainError::NotSent(_) => "endpoint-unreachable",
+            ObtainError::MaybeSent { .. } => "answer-lost",
+            ObtainError::Token { source, .. } => match source {
+                TokenError::Refused { .. } => "exchange-refused",
+                TokenError::Busy { .. } => "endpoint-busy",
+                TokenError::Redirected(_) => "endpoint-redirects",
+                TokenError::Unexpected { .. } => "answer-unexpected",
+            },
+            ObtainError::Remembered(refusal, _) => &refusal.code,
+            ObtainError::ShortLived { .. } => "credential-short-lived",
+        }
+    }
+
+    /// What the person at the terminal can do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            ObtainError::Store(error) => error.hint(),
+            ObtainError::Identity { source, .. } => source.hint(),
+            ObtainError::Spent { supply, .. } => Some(how_to_go_on(*supply)),
+            ObtainError::TooOld { .. } => Some(
+                "take the identity token right before it is used, or let wifshare ask the CI for it; \
+                 look at the clock of this host too"
+                    .to_owned(),
+            ),
+            ObtainError::NotSent(_) => Some(
+                "look whether this host reaches ANTHROPIC_BASE_URL; HTTPS_PROXY, NO_PROXY and SSL_CERT_FILE are honoured"
+                    .to_owned(),
+            ),
+            ObtainError::MaybeSent { supply, .. } => Some(how_to_go_on(*supply)),
+            ObtainError::Token { source, .. } => Some(source.hint()),
+            ObtainError::Remembered(refusal, _) => refusal.hint.clone(),
+            ObtainError::ShortLived { .. } => {
+                Some("ask for less with --min-life, or raise the rule's token lifetime in the Claude Console".to_owned())
+            }
+            ObtainError::Interrupted(_) => None,
+        }
+    }
+
+    /// Whether a new identity token may fare better.
+    fn may_pass(&self) -> bool {
+        match self {
+            ObtainError::NotSent(_) | ObtainError::MaybeSent { .. } | ObtainError::Spent { .. } => true,
+            ObtainError::Token { source, .. } => matches!(source, TokenError::Busy { .. }),
+            ObtainError::Store(_)
+            | ObtainError::Identity { .. }
+            | ObtainError::TooOld { .. }
+            | ObtainError::Remembered(..)
+            | ObtainError::ShortLived { .. }
+            | ObtainError::Interrupted(_) => false,
+        }
+    }
+
+    /// A growing pause with jitter, or what the endpoint asked for within reason.
+    fn pause_after(&self, tries: u32) -> Duration {
+        const LONGEST: Duration = Duration::from_secs(10);
+        let own = (Duration::from_millis(500) * 2u32.pow(tries - 1)).mul_f64(1.0 + fastrand::f64() / 2.0);
+        match self {
+            ObtainError::Token { source: TokenError::Busy { retry_after: Some(asked), .. }, .. } => {
+                own.max(*asked).min(LONGEST)
+            }
+            _ => own,
+        }
+    }
+
+    /// How long the others need not try: the longer, the surer it is that they would hear the same.
+    fn is_worth_remembering_for(&self) -> Option<Duration> {
+        const PASSING: Duration = Duration::from_secs(5);
+        const LASTING: Duration = Duration::from_secs(30);
+        match self {
+            ObtainError::Token { source: TokenError::Refused { .. } | TokenError::Redirected(_), .. } => Some(LASTING),
+            ObtainError::Token { source: TokenError::Busy { .. } | TokenError::Unexpected { .. }, .. }
+            | ObtainError::NotSent(_)
+            | ObtainError::MaybeSent { .. } => Some(PASSING),
+            ObtainError::Identity { source: IdentityError::Refused { .. }, .. } => Some(LASTING),
+            ObtainError::Identity {
+                source:
+                    IdentityError::Unreachable { .. } | IdentityError::Unexpected { .. } | IdentityError::Command { .. },
+                ..
+            } => Some(PASSING),
+            // A look at the ledger or at a file is cheap, and the next one may find it changed.
+            ObtainError::Identity { .. } | ObtainError::Spent { .. } | ObtainError::TooOld { .. } => None,
+            ObtainError::Store(_)
+            | ObtainError::Remembered(..)
+            | ObtainError::ShortLived { .. }
+            | ObtainError::Interrupted(_) => None,
+        }
+    }
+}
+
+/// An error and its causes in one text, as a person reads it.
+pub fn whole_message(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+fn use_of(spent: &Spent, now: SystemTime) -> String {
+    let ago = epoch_seconds(now).saturating_sub(spent.at);
+    match spent.used {
+        Use::Sent => format!("sent to the token endpoint by {}, {ago} s ago", spent.owner),
+        Use::HandedOut => format!("handed out to other processes by {}, {ago} s ago", spent.owner),
+    }
+}
+
+fn how_to_go_on(supply: Supply) -> String {
+    match supply {
+        Supply::Remintable => {
+            "each identity token is accepted once; run the command again, and wifshare asks for a new one".to_owned()
+        }
+        Supply::Rotating => "each identity token is accepted once; wait until the file is replaced by whoever writes it, \
+             or let wifshare ask the CI itself (unset ANTHROPIC_IDENTITY_TOKEN_FILE)"
+            .to_owned(),
+        Supply::Fixed(_) => "each identity token is accepted once, and this job was given no other; \
+             wrap all its steps in one `wifshare exec`, or run the job again for a new token"
+            .to_owned(),
+    }
+}

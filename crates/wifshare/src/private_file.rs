@@ -1,0 +1,383 @@
+//! Files and directories that only their owner can read: born so, verified when met, replaced whole.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use zeroize::Zeroizing;
+
+use crate::step::{Step, Watch};
+
+/// The largest private file that is read, in bytes. Ours are far smaller.
+const LARGEST: u64 = 4 << 20;
+
+/// Why a private file or directory could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum PrivateFileError {
+    /// The system refused.
+    #[error("could not {action} {}", path.display())]
+    Io {
+        /// What was tried, as a verb.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// A symbolic link stands where a real file or directory is needed.
+    #[error("{} is a symbolic link, and a link could lead anywhere", .0.display())]
+    Link(PathBuf),
+    /// Something else than a file or directory stands there.
+    #[error("{} is not a {expected}", path.display())]
+    WrongKind {
+        /// What stands there.
+        path: PathBuf,
+        /// What was expected: `directory` or `regular file`.
+        expected: &'static str,
+    },
+    /// Somebody else owns it.
+    #[error("{} belongs to user {owner}, and this process runs as user {ours}", path.display())]
+    Foreign {
+        /// What belongs to somebody else.
+        path: PathBuf,
+        /// The owner's user id.
+        owner: u32,
+        /// The user id of this process.
+        ours: u32,
+    },
+    /// Others may read or write it.
+    #[error("{} has mode {mode:04o}, so other users can reach it", path.display())]
+    Loose {
+        /// What is open to others.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// It is larger than anything that we would write.
+    #[error("{} is larger than {LARGEST} bytes", .0.display())]
+    Oversized(PathBuf),
+}
+
+impl PrivateFileError {
+    fn io<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> Self + use<'a> {
+        move |source| PrivateFileError::Io { action, path: path.to_owned(), source }
+    }
+
+    /// What the person at the terminal can do about it.
+    pub fn hint(&self) -> String {
+        let choose = "choose another directory with --state-dir or WIFSHARE_STATE_DIR";
+        match self {
+            PrivateFileError::Io { source, .. } => match source.kind() {
+                io::ErrorKind::StorageFull => format!("free some space there, or {choose}"),
+                io::ErrorKind::ReadOnlyFilesystem => format!("that file system is read-only; {choose}"),
+                _ => format!("make it writable for this user, or {choose}"),
+            },
+            PrivateFileError::Link(path) | PrivateFileError::WrongKind { path, .. } => {
+                format!("look who put it there; remove {} if it is yours, or {choose}", path.display())
+            }
+            PrivateFileError::Foreign { .. } => format!("{choose}, one that belongs to this user"),
+            PrivateFileError::Loose { path, .. } => {
+                format!("if nobody else used it, `chmod go-rwx {}`; otherwise {choose}", path.display())
+            }
+            PrivateFileError::Oversized(path) => format!("it is not ours; move {} away", path.display()),
+        }
+    }
+}
+
+/// Makes sure that `path` is a directory of this user that nobody else can enter, creating it and its missing
+/// parents with mode 0700. A directory that is already there is verified and never repaired: who loosened it may
+/// have used it.
+pub fn private_directory(path: &Path) -> Result<(), PrivateFileError> {
+    match verify_directory(path) {
+        Err(PrivateFileError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+        verdict => return verdict,
+    }
+    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty() && !parent.exists()) {
+        private_directory(parent)?;
+    }
+    match create_directory(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(PrivateFileError::io("create the directory", path)(error))
+        }
+        // Somebody was faster, perhaps one of us; either way the look below decides.
+        _ => verify_directory(path),
+    }
+}
+
+/// Reads a private file whole; `None` where there is none.
+pub fn read(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, PrivateFileError> {
+    let file = match open_without_following(OpenOptions::new().read(true), path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(opening(path, error)),
+    };
+    verify_open_file(&file, path)?;
+    let mut bytes = Zeroizing::new(Vec::new());
+    file.take(LARGEST + 1).read_to_end(&mut bytes).map_err(PrivateFileError::io("read", path))?;
+    if bytes.len() as u64 > LARGEST {
+        return Err(PrivateFileError::Oversized(path.to_owned()));
+    }
+    Ok(Some(bytes))
+}
+
+/// Replaces the file `name` in `directory` by these bytes: written beside its place with mode 0600, synced, renamed,
+/// and the directory synced. A reader sees the old file or the new one, never a part.
+pub fn replace(directory: &Path, name: &'static str, bytes: &[u8], watch: Watch<'_>) -> Result<(), PrivateFileError> {
+    let path = directory.join(name);
+    let mut file = tempfile::Builder::new()
+        .prefix(".new-")
+        .tempfile_in(directory)
+        .map_err(PrivateFileError::io("create a file in", directory))?;
+    // A umask of 0777 would have us write a file that we cannot read back.
+    make_private(file.as_file()).map_err(PrivateFileError::io("set the mode of a file in", directory))?;
+    file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(PrivateFileError::io("write", &path))?;
+    watch(&Step::Written(name));
+    file.persist(&path).map_err(|error| PrivateFileError::io("replace", &path)(error.error))?;
+    watch(&Step::Replaced(name));
+    sync_directory(directory)
+}
+
+/// Opens a private file for reading and writing, creating it empty with mode 0600: for files that stay in place,
+/// because they are locked or appended to.
+pub fn open_in_place(path: &Path) -> Result<File, PrivateFileError> {
+    let open = |create: bool| {
+        let mut options = OpenOptions::new();
+        options.read(true).append(true).create_new(create);
+        open_without_following(&mut options, path)
+    };
+    let file = match open(false) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => match open(true) {
+            Ok(file) => {
+                make_private(&file).map_err(PrivateFileError::io("set the mode of", path))?;
+                file
+            }
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                open(false).map_err(|error| opening(path, error))?
+            }
+            Err(error) => return Err(opening(path, error)),
+        },
+        other => other.map_err(|error| opening(path, error))?,
+    };
+    verify_open_file(&file, path)?;
+    Ok(file)
+}
+
+/// Removes a file, or a directory with all that is in it; it is fine if nothing is there. Links are not followed.
+pub fn remove(path: &Path) -> Result<(), PrivateFileError> {
+    let removed = match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(PrivateFileError::io("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Makes a rename or a creation in this directory last through a power cut.
+pub fn sync_directory(directory: &Path) -> Result<(), PrivateFileError> {
+    if cfg!(unix) {
+        File::open(directory).and_then(|file| file.sync_all()).map_err(PrivateFileError::io("sync", directory))?;
+    }
+    Ok(())
+}
+
+fn opening(path: &Path, error: io::Error) -> PrivateFileError {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.file_type().is_symlink() => PrivateFileError::Link(path.to_owned()),
+        _ => PrivateFileError::io("open", path)(error),
+    }
+}
+
+#[cfg(unix)]
+mod platform {
+    use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+
+    use super::*;
+
+    pub(super) fn create_directory(path: &Path) -> io::Result<()> {
+        fs::DirBuilder::new().mode(0o700).create(path)?;
+        // A umask of 0777 would have us make a directory that we cannot enter. The directory is new and ours.
+        let directory = OpenOptions::new().read(true).custom_flags(flags()).open(path);
+        match directory {
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                rustix::fs::chmod(path, rustix::fs::Mode::from_raw_mode(0o700)).map_err(io::Error::from)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(super) fn verify_directory(path: &Path) -> Result<(), PrivateFileError> {
+        let metadata = fs::symlink_metadata(path).map_err(PrivateFileError::io("look at", path))?;
+        if metadata.file_type().is_symlink() {
+            return Err(PrivateFileError::Link(path.to_owned()));
+        }
+        if !metadata.is_dir() {
+            return Err(PrivateFileError::WrongKind { path: path.to_owned(), expected: "directory" });
+        }
+        verify_owner_and_mode(&metadata, path)
+    }
+
+    pub(super) fn open_without_following(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+        options.mode(0o600).custom_flags(flags()).open(path)
+    }
+
+    pub(super) fn verify_open_file(file: &File, path: &Path) -> Result<(), PrivateFileError> {
+        let metadata = file.metadata().map_err(PrivateFileError::io("look at", path))?;
+        // More than one name would let somebody keep a secret after we have removed it.
+        if !metadata.is_file() || metadata.nlink() > 1 {
+            return Err(PrivateFileError::WrongKind { path: path.to_owned(), expected: "regular file of one name" });
+        }
+        verify_owner_and_mode(&metadata, path)
+    }
+
+    pub(super) fn make_private(file: &File) -> io::Result<()> {
+        // On our own descriptor of a file that was just created; it can only take rights away from others.
+        file.set_permissions(fs::Permissions::from_mode(0o600))
+    }
+
+    fn verify_owner_and_mode(metadata: &fs::Metadata, path: &Path) -> Result<(), PrivateFileError> {
+        let ours = rustix::process::geteuid().as_raw();
+        if metadata.uid() != ours {
+            return Err(PrivateFileError::Foreign { path: path.to_owned(), owner: metadata.uid(), ours });
+        }
+        let mode = metadata.mode() & 0o7777;
+        if mode & 0o077 != 0 {
+            return Err(PrivateFileError::Loose { path: path.to_owned(), mode });
+        }
+        Ok(())
+    }
+
+    fn flags() -> i32 {
+        // Never follow a link in the last step, and never hang on a FIFO that somebody put in the way.
+        (rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK).bits() as i32
+    }
+}
+
+/// Not run by us: there the profile directory's access list, inherited by what is created in it, keeps others out.
+#[cfg(not(unix))]
+mod platform {
+    use super::*;
+
+    pub(super) fn create_directory(path: &Path) -> io::Result<()> {
+        fs::create_dir(path)
+    }
+
+    pub(super) fn verify_directory(path: &Path) -> Result<(), PrivateFileError> {
+        let metadata = fs::symlink_metadata(path).map_err(PrivateFileError::io("look at", path))?;
+        if metadata.file_type().is_symlink() {
+            return Err(PrivateFileError::Link(path.to_owned()));
+        }
+        match metadata.is_dir() {
+            true => Ok(()),
+            false => Err(PrivateFileError::WrongKind { path: path.to_owned(), expected: "directory" }),
+        }
+    }
+
+    pub(super) fn open_without_following(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+        options.open(path)
+    }
+
+    pub(super) fn verify_open_file(file: &File, path: &Path) -> Result<(), PrivateFileError> {
+        match file.metadata().map_err(PrivateFileError::io("look at", path))?.is_file() {
+            true => Ok(()),
+            false => Err(PrivateFileError::WrongKind { path: path.to_owned(), expected: "regular file" }),
+        }
+    }
+
+    pub(super) fn make_private(_file: &File) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+use platform::{create_directory, make_private, open_without_following, verify_directory, verify_open_file};
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        fs::symlink_metadata(path).unwrap().permissions().mode() & 0o7777
+    }
+
+    fn directory() -> (tempfile::TempDir, PathBuf) {
+        let holder = tempfile::tempdir().unwrap();
+        let path = holder.path().join("a/b");
+        private_directory(&path).unwrap();
+        (holder, path)
+    }
+
+    #[test]
+    fn a_directory_and_a_file_are_born_private() {
+        let (_holder, path) = directory();
+        assert_eq!(mode(&path), 0o700);
+        assert_eq!(mode(path.parent().unwrap()), 0o700);
+        replace(&path, "x", b"1", &|_| {}).unwrap();
+        replace(&path, "x", b"22", &|_| {}).unwrap();
+        assert_eq!(mode(&path.join("x")), 0o600);
+        assert_eq!(read(&path.join("x")).unwrap().unwrap().as_slice(), b"22");
+        assert_eq!(fs::read_dir(&path).unwrap().count(), 1, "no temporary file is left");
+    }
+
+    #[test]
+    fn a_missing_file_is_nothing_and_not_an_error() {
+        let (_holder, path) = directory();
+        assert!(read(&path.join("x")).unwrap().is_none());
+        remove(&path.join("x")).unwrap();
+    }
+
+    #[test]
+    fn a_link_is_refused_and_its_target_left_alone() {
+        let (_holder, path) = directory();
+        File::create(path.join("victim")).unwrap();
+        symlink(path.join("victim"), path.join("link")).unwrap();
+        assert!(matches!(read(&path.join("link")), Err(PrivateFileError::Link(_))));
+        assert!(matches!(open_in_place(&path.join("link")), Err(PrivateFileError::Link(_))));
+        symlink(&path, path.join("linked")).unwrap();
+        assert!(matches!(private_directory(&path.join("linked")), Err(PrivateFileError::Link(_))));
+        symlink(path.join("nowhere"), path.join("dangling")).unwrap();
+        assert!(matches!(open_in_place(&path.join("dangling")), Err(PrivateFileError::Link(_))));
+        assert!(!path.join("nowhere").exists());
+    }
+
+    #[test]
+    fn a_file_or_directory_open_to_others_is_refused_and_not_repaired() {
+        let (_holder, path) = directory();
+        replace(&path, "x", b"1", &|_| {}).unwrap();
+        for loose in [0o604, 0o640, 0o660] {
+            rustix::fs::chmod(path.join("x"), rustix::fs::Mode::from_raw_mode(loose)).unwrap();
+            assert!(matches!(read(&path.join("x")), Err(PrivateFileError::Loose { mode, .. }) if mode == loose));
+        }
+        rustix::fs::chmod(&path, rustix::fs::Mode::from_raw_mode(0o750)).unwrap();
+        assert!(matches!(private_directory(&path), Err(PrivateFileError::Loose { mode: 0o750, .. })));
+        assert_eq!(mode(&path), 0o750);
+    }
+
+    #[test]
+    fn a_file_with_a_second_name_is_refused() {
+        let (_holder, path) = directory();
+        replace(&path, "x", b"1", &|_| {}).unwrap();
+        fs::hard_link(path.join("x"), path.join("y")).unwrap();
+        assert!(matches!(read(&path.join("x")), Err(PrivateFileError::WrongKind { .. })));
+    }
+
+    #[test]
+    fn a_fifo_in_the_way_does_not_hang_us() {
+        let (_holder, path) = directory();
+        let fifo = path.join("x");
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &fifo,
+            rustix::fs::FileType::Fifo,
+            rustix::fs::Mode::from_raw_mode(0o600),
+            0,
+        )
+        .unwrap();
+        assert!(matches!(read(&fifo), Err(PrivateFileError::WrongKind { .. })));
+    }
+}

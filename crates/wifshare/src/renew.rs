@@ -1,0 +1,22 @@
+//! Journey two: the successor of a credential that we hold.
+
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::credential::Credential;
+use crate::obtain::{ObtainError, replace_unless};
+use crate::step::Watch;
+use crate::transport::Transport;
+
+/// Replaces the credential that we hold, unless another process has done so: then its successor is ours too.
+///
+/// A failure changes nothing; what is held stays in use until it ends.
+pub fn renew(
+    held: &Credential,
+    config: &Config,
+    transport: &Transport,
+    clock: Clock,
+    watch: Watch<'_>,
+) -> Result<Credential, ObtainError> {
+    let successor = |stored: &Credential| stored != held && stored.is_usable(clock.now());
+    replace_unless(successor, config, transport, clock, watch)
+}

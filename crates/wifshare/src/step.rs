@@ -1,0 +1,68 @@
+//! The steps of a journey, told to whoever wants to watch: to mask a secret, to say what we wait for, to keep count.
+
+use std::time::Duration;
+
+use crate::credential::Credential;
+use crate::identity_token::IdentityToken;
+
+/// Something that a journey has just done or is about to do, in the order in which it happens.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Step<'a> {
+    /// The lock is held by another process, described by itself; told once a second while we wait.
+    Waiting {
+        /// What the holder wrote about itself, where it could be read.
+        holder: Option<String>,
+        /// How long we have waited so far.
+        since: Duration,
+    },
+    /// The lock is ours and there is still no usable credential.
+    Locked,
+    /// The source is about to be asked for an identity token.
+    Asking,
+    /// The source handed out an identity token. A CI masks it here, before anything could print it.
+    Identified(&'a IdentityToken),
+    /// The source handed out a token that the ledger knows as spent; it is asked again where that can help.
+    AlreadySpent,
+    /// A try failed and another one follows.
+    Retrying {
+        /// What failed, safe to show.
+        cause: String,
+        /// How long until the next try.
+        pause: Duration,
+    },
+    /// The connection to the token endpoint stands; nothing has been sent.
+    Connected,
+    /// The identity token stands in the ledger, synced: from here on it counts as spent.
+    Recorded,
+    /// The request is about to leave.
+    Sending,
+    /// An answer came back.
+    Answered,
+    /// The exchange bought this credential. A CI masks it here. It is not in the store yet.
+    Exchanged(&'a Credential),
+    /// A private file was written and synced under a temporary name; it is about to be renamed to this one.
+    Written(&'static str),
+    /// The private file of this name has been replaced.
+    Replaced(&'static str),
+    /// A credential was bought and could not be kept for the others; whoever bought it can still use it.
+    NotKept(String),
+    /// The stored state was damaged and counts as absent.
+    Damaged(String),
+    /// The remains of a dead run were removed.
+    Swept,
+    /// What a child had obtained by itself was adopted as the shared credential.
+    Adopted(&'a Credential),
+    /// A renewal failed; the credential that we hold stays in use.
+    NotRenewed {
+        /// What failed, safe to show.
+        cause: String,
+        /// How long until the next try.
+        pause: Duration,
+    },
+    /// The credential of the delivery was replaced by this one.
+    Renewed(&'a Credential),
+}
+
+/// Whoever watches a journey.
+pub type Watch<'a> = &'a (dyn Fn(&Step<'_>) + Sync);

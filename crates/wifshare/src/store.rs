@@ -1,0 +1,442 @@
+//! The promise: one credential per identity key on this machine, replaced by one process at a time.
+//!
+//! Readers need no lock, because a replacement is a rename. Whoever wants to replace looks, locks, looks again, and
+//! holds the lock over *ask, ledger, send, persist*, so that a waiter finds the winner's credential and buys none.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use crate::clock::{Clock, Interrupted, epoch_seconds, from_epoch_seconds};
+use crate::credential::Credential;
+use crate::identity_token::IdentityToken;
+use crate::private_file::{self, PrivateFileError};
+use crate::secret::Secret;
+use crate::step::{Step, Watch};
+
+mod file_lock;
+mod lease;
+mod ledger;
+mod owner;
+mod refusal;
+
+use file_lock::FileLock;
+use ledger::Ledger;
+pub use lease::{Afterwards, Lease, sweep};
+pub use ledger::{Spent, Use};
+pub use owner::Owner;
+pub use refusal::Refusal;
+
+const CREDENTIAL: &str = "credential.json";
+const LOCK: &str = "lock";
+
+/// The version of what we write. A newer one is refused and never overwritten.
+const FORMAT: u32 = 1;
+
+/// How long a waiter waits: longer than the holder can take with all its retries.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// Where a credential is kept, and what is noted beside it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Location {
+    /// The state directory of this user.
+    pub root: PathBuf,
+    /// The identity key, a name that is safe as a file name.
+    pub key: String,
+    /// Where its identity tokens come from, in words.
+    pub source: String,
+    /// Whether that source can be asked again at any time.
+    pub remintable: bool,
+}
+
+/// The state of one identity key.
+#[derive(Clone, Debug)]
+pub struct Store {
+    root: PathBuf,
+    directory: PathBuf,
+    source: String,
+    remintable: bool,
+}
+
+/// The store with its lock held: what may be done only by the one whose turn it is.
+pub struct Turn<'a> {
+    store: &'a Store,
+    lock: FileLock,
+    clock: Clock,
+    watch: Watch<'a>,
+}
+
+/// Why the store could not be read or replaced.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// A file or directory is not as it has to be.
+    #[error(transparent)]
+    File(#[from] PrivateFileError),
+    /// The lock stayed with somebody else.
+    #[error(
+        "waited {} s for the lock {}, held by {}",
+        waited.as_secs(), path.display(), holder.as_deref().unwrap_or("another process")
+    )]
+    Held {
+        /// The lock file.
+        path: PathBuf,
+        /// What its holder says of itself.
+        holder: Option<String>,
+        /// How long we waited.
+        waited: Duration,
+    },
+    /// A newer wifshare wrote it.
+    #[error("{} was written in format {version} by a newer wifshare; this one knows format {FORMAT}", path.display())]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        version: u64,
+    },
+    /// Locks may lie there.
+    #[error("{} is on {file_system}, where a lock may hold on one host only", directory.display())]
+    UnreliableLocks {
+        /// The state directory.
+        directory: PathBuf,
+        /// The kind of file system.
+        file_system: &'static str,
+    },
+    /// The wait was cut short.
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
+}
+
+impl StoreError {
+    /// What the person at the terminal can do about it.
+    pub fn hint(&self) -> Option<String> {
+        let choose = "choose another directory with --state-dir or WIFSHARE_STATE_DIR";
+        match self {
+            StoreError::File(error) => Some(error.hint()),
+            StoreError::Held { .. } => Some("look whether that process is stopped or hangs; end it and try again".to_owned()),
+            StoreError::Newer { .. } => Some(format!("use one version of wifshare in a job, or {choose}")),
+            StoreError::UnreliableLocks { .. } => Some(format!("{choose}, one on a local file system")),
+            StoreError::Interrupted(_) => None,
+        }
+    }
+}
+
+impl Store {
+    /// The store at this place. Nothing is opened or created yet.
+    pub fn at(location: &Location) -> Store {
+        Store {
+            root: location.root.clone(),
+            directory: location.root.join(&location.key),
+            source: location.source.clone(),
+            remintable: location.remintable,
+        }
+    }
+
+    /// The store that a run belongs to, found by the run's own directory.
+    pub fn of_run(run: &Path) -> Option<Store> {
+        let directory = run.parent()?.parent()?;
+        let stored = read_credential(directory).ok()??;
+        Some(Store {
+            root: directory.parent()?.to_owned(),
+            directory: directory.to_owned(),
+            source: stored.source,
+            remintable: stored.remintable,
+        })
+    }
+
+    /// Reads the credential as it is, fresh or not. A damaged file counts as none.
+    pub fn read(&self) -> Result<Option<Credential>, StoreError> {
+        Ok(read_credential(&self.directory)?.map(|stored| stored.credential))
+    }
+
+    /// Returns the stored credential if it is acceptable, and else the one that `replacement` brings, which is stored.
+    ///
+    /// The replacement runs with the lock held and after a second look: among any number of callers one replaces and
+    /// the others take what it brought. A credential that was bought and could not be stored is returned all the same
+    /// and told as [`Step::NotKept`]; losing it would cost the identity token.
+    pub fn get_or_replace_with<E: From<StoreError>>(
+        &self,
+        acceptable: impl Fn(&Credential) -> bool,
+        replacement: impl FnOnce(&mut Turn<'_>) -> Result<Credential, E>,
+        clock: Clock,
+        watch: Watch<'_>,
+    ) -> Result<Credential, E> {
+        if let Some(stored) = self.read()?.filter(&acceptable) {
+            return Ok(stored);
+        }
+        self.create()?;
+        let lock = FileLock::acquire(&self.directory.join(LOCK), PATIENCE, clock, watch)?;
+        let stored = self.read()?;
+        if let Some(stored) = stored.clone().filter(&acceptable) {
+            return Ok(stored);
+        }
+        let mut turn = Turn { store: self, lock, clock, watch };
+        turn.doing("looking");
+        watch(&Step::Locked);
+        let mut credential = replacement(&mut turn)?;
+        credential.generation = stored.map_or(0, |stored| stored.generation) + 1;
+        watch(&Step::Exchanged(&credential));
+        turn.doing("storing");
+        match self.write(&credential, watch) {
+            // What is remembered of an older failure is outdated; where it cannot be removed, its end is near.
+            Ok(()) => drop(refusal::forget(&self.directory)),
+            Err(error) => watch(&Step::NotKept(error.to_string())),
+        }
+        Ok(credential)
+    }
+
+    /// Removes the credential, and a remembered refusal with it. The ledger stays.
+    pub fn remove(&self) -> Result<(), StoreError> {
+        private_file::remove(&self.directory.join(CREDENTIAL))?;
+        refusal::forget(&self.directory)
+    }
+
+    /// What the ledger says about this token.
+    pub fn spent(&self, token: &IdentityToken) -> Result<Option<Spent>, StoreError> {
+        Ledger::at(&self.root).find(token)
+    }
+
+    /// Writes a token down as handed out to the children: from now on none of us sends it.
+    pub fn hand_out(&self, token: &IdentityToken, clock: Clock, watch: Watch<'_>) -> Result<Option<Spent>, StoreError> {
+        self.create()?;
+        Ledger::at(&self.root).spend(token, Use::HandedOut, clock, watch)
+    }
+
+    /// The directory of this identity key.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    fn create(&self) -> Result<(), StoreError> {
+        private_file::private_directory(&self.root)?;
+        file_lock::locks_are_reliable(&self.root)?;
+        Ok(private_file::private_directory(&self.directory)?)
+    }
+
+    fn write(&self, credential: &Credential, watch: Watch<'_>) -> Result<(), StoreError> {
+        let wire = Wire {
+            version: FORMAT,
+            generation: credential.generation,
+            access_token: credential.access_token.expose(),
+            expires_at: epoch_seconds(credential.expires_at),
+            obtained_at: epoch_seconds(credential.obtained_at),
+            source: &self.source,
+            remintable: self.remintable,
+        };
+        let mut bytes = zeroize::Zeroizing::new(Vec::with_capacity(2 * wire.access_token.len() + 4096));
+        serde_json::to_writer_pretty(&mut *bytes, &wire).expect("texts and numbers become JSON");
+        Ok(private_file::replace(&self.directory, CREDENTIAL, &bytes, watch)?)
+    }
+}
+
+impl Turn<'_> {
+    /// A failure of a moment ago that still counts.
+    pub fn remembered_refusal(&self) -> Result<Option<Refusal>, StoreError> {
+        refusal::read(&self.store.directory, self.clock.now())
+    }
+
+    /// Remembers a failure for those who wait. Where it cannot be written, they find out for themselves.
+    pub fn remember(&self, refusal: &Refusal) {
+        drop(refusal::remember(&self.store.directory, refusal, self.watch));
+    }
+
+    /// What the ledger says about this token, without writing anything.
+    pub fn find(&self, token: &IdentityToken) -> Result<Option<Spent>, StoreError> {
+        self.store.spent(token)
+    }
+
+    /// Writes an identity token down as spent, and syncs. An entry that stands there already comes back; then the
+    /// token must not be sent.
+    pub fn spend(&self, token: &IdentityToken) -> Result<Option<Spent>, StoreError> {
+        let already = Ledger::at(&self.store.root).spend(token, Use::Sent, self.clock, self.watch)?;
+        if already.is_none() {
+            (self.watch)(&Step::Recorded);
+        }
+        Ok(already)
+    }
+
+    /// Tells those who wait what we are doing.
+    pub fn doing(&mut self, doing: &str) {
+        self.lock.doing(doing, self.clock);
+    }
+}
+
+/// A credential with what stands beside it in its file.
+struct Stored {
+    credential: Credential,
+    source: String,
+    remintable: bool,
+}
+
+#[derive(Serialize)]
+struct Wire<'a> {
+    version: u32,
+    generation: u64,
+    access_token: &'a str,
+    expires_at: u64,
+    obtained_at: u64,
+    source: &'a str,
+    remintable: bool,
+}
+
+#[derive(Deserialize)]
+struct Read {
+    generation: u64,
+    access_token: String,
+    expires_at: u64,
+    obtained_at: u64,
+    source: String,
+    remintable: bool,
+}
+
+#[derive(Deserialize)]
+struct Version {
+    version: u64,
+}
+
+fn read_credential(directory: &Path) -> Result<Option<Stored>, StoreError> {
+    let path = directory.join(CREDENTIAL);
+    let Some(bytes) = private_file::read(&path)? else { return Ok(None) };
+    match serde_json::from_slice(&bytes) {
+        Ok(Version { version }) if version > u64::from(FORMAT) => return Err(StoreError::Newer { path, version }),
+        _ => {}
+    }
+    // A damaged file counts as none: our own are replaced whole, so somebody else wrote it.
+    let Ok(read) = serde_json::from_slice::<Read>(&bytes) else { return Ok(None) };
+    let moments = |seconds: u64| -> SystemTime { from_epoch_seconds(seconds) };
+    let credential = Credential {
+        access_token: Secret::new(read.access_token),
+        expires_at: moments(read.expires_at),
+        obtained_at: moments(read.obtained_at.min(read.expires_at)),
+        generation: read.generation,
+    };
+    Ok(Some(Stored { credential, source: read.source, remintable: read.remintable }))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    fn location(root: &Path) -> Location {
+        Location { root: root.join("state"), key: "k".to_owned(), source: "a test".to_owned(), remintable: true }
+    }
+
+    fn credential(text: &str) -> Credential {
+        let now = from_epoch_seconds(epoch_seconds(Clock::system().now()));
+        let expires_at = now + Duration::from_secs(600);
+        Credential { access_token: Secret::new(text.to_owned()), expires_at, obtained_at: now, generation: 0 }
+    }
+
+    fn get(store: &Store, text: &str) -> Credential {
+        let usable = |stored: &Credential| stored.is_usable(Clock::system().now());
+        store.get_or_replace_with(usable, |_| Ok::<_, StoreError>(credential(text)), Clock::system(), &|_| {}).unwrap()
+    }
+
+    #[test]
+    fn a_hundred_threads_replace_once_and_agree() {
+        let holder = tempfile::tempdir().unwrap();
+        let store = Store::at(&location(holder.path()));
+        let replaced = AtomicUsize::new(0);
+        let answers: Vec<Credential> = std::thread::scope(|scope| {
+            let callers: Vec<_> = (0..100)
+                .map(|number| {
+                    let (store, replaced) = (store.clone(), &replaced);
+                    scope.spawn(move || {
+                        let replacement = |_: &mut Turn<'_>| {
+                            replaced.fetch_add(1, Ordering::SeqCst);
+                            Ok::<_, StoreError>(credential(&number.to_string()))
+                        };
+                        let usable = |stored: &Credential| stored.is_usable(Clock::system().now());
+                        store.get_or_replace_with(usable, replacement, Clock::system(), &|_| {}).unwrap()
+                    })
+                })
+                .collect();
+            callers.into_iter().map(|caller| caller.join().unwrap()).collect()
+        });
+        assert_eq!(replaced.load(Ordering::SeqCst), 1);
+        assert!(answers.iter().all(|answer| *answer == answers[0]));
+        assert_eq!(answers[0].generation, 1);
+    }
+
+    #[test]
+    fn a_newer_format_is_refused_and_left_alone() {
+        let holder = tempfile::tempdir().unwrap();
+        let store = Store::at(&location(holder.path()));
+        store.create().unwrap();
+        private_file::replace(&store.directory, CREDENTIAL, br#"{"version":2,"x":1}"#, &|_| {}).unwrap();
+        let replacement = |_: &mut Turn<'_>| -> Result<Credential, StoreError> { panic!("nothing may be bought") };
+        let result = store.get_or_replace_with(|_| true, replacement, Clock::system(), &|_| {});
+        assert!(matches!(result, Err(StoreError::Newer { version: 2, .. })));
+        let left = private_file::read(&store.directory.join(CREDENTIAL)).unwrap().unwrap();
+        assert_eq!(left.as_slice(), br#"{"version":2,"x":1}"#);
+    }
+
+    #[test]
+    fn a_damaged_file_counts_as_none() {
+        let holder = tempfile::tempdir().unwrap();
+        let store = Store::at(&location(holder.path()));
+        store.create().unwrap();
+        for damaged in ["", "{", "[]", r#"{"version":1}"#, "\0\0\0"] {
+            private_file::replace(&store.directory, CREDENTIAL, damaged.as_bytes(), &|_| {}).unwrap();
+            assert_eq!(store.read().unwrap(), None, "{damaged:?}");
+        }
+        assert_eq!(get(&store, "new").access_token.expose(), "new");
+    }
+
+    #[test]
+    fn generations_count_up_and_the_rest_survives_the_file() {
+        let holder = tempfile::tempdir().unwrap();
+        let store = Store::at(&location(holder.path()));
+        let first = get(&store, "one");
+        assert_eq!(store.read().unwrap(), Some(first.clone()));
+        let never = |_: &Credential| false;
+        let renewed = store.get_or_replace_with(never, |_| Ok::<_, StoreError>(credential("two")), Clock::system(), &|_| {});
+        assert_eq!(renewed.unwrap().generation, 2);
+    }
+
+    #[test]
+    fn the_last_lease_decides_what_becomes_of_the_credential() {
+        let holder = tempfile::tempdir().unwrap();
+        let store = Store::at(&location(holder.path()));
+        let lease = || store.lease(Clock::system(), &|_| {}).unwrap();
+        let (one, two) = (lease(), lease());
+        get(&store, "shared");
+        assert!(one.is_shared());
+        assert_eq!(one.end(|| Afterwards::Remove).unwrap(), None);
+        assert!(store.read().unwrap().is_some(), "one run's end takes nothing from another");
+        assert!(!two.is_shared());
+        let directory = two.directory().to_owned();
+        assert_eq!(two.end(|| Afterwards::Keep).unwrap(), Some(Afterwards::Keep));
+        assert!(!directory.exists());
+        assert!(store.read().unwrap().is_some());
+        assert_eq!(lease().end(|| Afterwards::Remove).unwrap(), Some(Afterwards::Remove));
+        assert!(store.read().unwrap().is_none());
+    }
+
+    #[test]
+    fn a_sweep_spares_the_living() {
+        let holder = tempfile::tempdir().unwrap();
+        let location = location(holder.path());
+        let store = Store::at(&location);
+        let lease = store.lease(Clock::system(), &|_| {}).unwrap();
+        get(&store, "shared");
+        sweep(&location.root, Clock::system(), &|_| {});
+        assert!(lease.directory().exists());
+        assert!(store.read().unwrap().is_some());
+    }
+
+    #[test]
+    fn an_expired_credential_of_nobody_is_swept() {
+        let holder = tempfile::tempdir().unwrap();
+        let location = location(holder.path());
+        let store = Store::at(&location);
+        get(&store, "left behind");
+        sweep(&location.root, Clock::system(), &|_| {});
+        assert!(store.read().unwrap().is_some(), "what `token` left behind lives until it expires");
+        let later = Clock { wall: || from_epoch_seconds(5_000_000_000), ..Clock::system() };
+        sweep(&location.root, later, &|_| {});
+        assert!(store.read().unwrap().is_none());
+    }
+}

@@ -1,0 +1,142 @@
+//! A lock that the kernel drops with its process, on a file of its own that says who holds it and what for.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{Seek, Write};
+use std::path::Path;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::StoreError;
+use super::owner::Owner;
+use crate::clock::{Clock, epoch_seconds};
+use crate::private_file::{self, PrivateFileError};
+use crate::step::{Step, Watch};
+
+/// The lock, held. Dropping it lets go; so does the end of the process, however it comes.
+pub(super) struct FileLock {
+    file: File,
+}
+
+/// What the holder writes about itself into the file that it holds.
+#[derive(Serialize, Deserialize)]
+struct Holder {
+    owner: Owner,
+    doing: String,
+    /// Seconds since the epoch.
+    since: u64,
+}
+
+impl FileLock {
+    /// Waits for the lock, at most `patience`, looking often: a waiter goes on within moments of the winner's end.
+    pub(super) fn acquire(
+        path: &Path,
+        patience: Duration,
+        clock: Clock,
+        watch: Watch<'_>,
+    ) -> Result<FileLock, StoreError> {
+        const SHORTEST: Duration = Duration::from_millis(1);
+        const LONGEST: Duration = Duration::from_millis(25);
+        let start = (clock.monotonic)();
+        let mut pause = SHORTEST;
+        let mut told = Duration::ZERO;
+        loop {
+            // The lock is a file of its own: a rename would leave us holding a lock on the old inode.
+            let file = private_file::open_in_place(path)?;
+            match file.try_lock() {
+                Ok(()) if is_still_there(&file, path)? => return Ok(FileLock { file }),
+                // Somebody removed the directory meanwhile; whoever comes next would lock another file.
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => {
+                    let waited = (clock.monotonic)().saturating_sub(start);
+                    if waited >= patience {
+                        return Err(StoreError::Held { path: path.to_owned(), holder: holder(path, clock), waited });
+                    }
+                    if waited >= told + Duration::from_secs(1) {
+                        told = waited;
+                        watch(&Step::Waiting { holder: holder(path, clock), since: waited });
+                    }
+                }
+                Err(TryLockError::Error(source)) => {
+                    return Err(PrivateFileError::Io { action: "lock", path: path.to_owned(), source }.into());
+                }
+            }
+            (clock.pause)(pause)?;
+            pause = (pause * 2).min(LONGEST);
+        }
+    }
+
+    /// Takes the lock if nobody holds it.
+    pub(super) fn try_acquire(path: &Path) -> Result<Option<FileLock>, StoreError> {
+        let file = private_file::open_in_place(path)?;
+        match file.try_lock() {
+            Ok(()) if is_still_there(&file, path)? => Ok(Some(FileLock { file })),
+            Ok(()) | Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(source)) => {
+                Err(PrivateFileError::Io { action: "lock", path: path.to_owned(), source }.into())
+            }
+        }
+    }
+
+    /// Writes down what we are doing, for those who wait. It is talk: where it fails, the lock holds all the same.
+    pub(super) fn doing(&mut self, doing: &str, clock: Clock) {
+        let holder =
+            Holder { owner: Owner::current(), doing: doing.to_owned(), since: epoch_seconds(clock.now()) };
+        let text = serde_json::to_vec(&holder).unwrap_or_default();
+        let _ = self.file.set_len(0).and_then(|()| self.file.rewind()).and_then(|()| self.file.write_all(&text));
+    }
+}
+
+/// "pid 4711, exchanging since 2 s", where it can be read.
+fn holder(path: &Path, clock: Clock) -> Option<String> {
+    let bytes = private_file::read(path).ok()??;
+    let Holder { owner, doing, since } = serde_json::from_slice(&bytes).ok()?;
+    let doing = crate::message::safe_text(&doing);
+    Some(format!("{owner}, {doing} since {} s", epoch_seconds(clock.now()).saturating_sub(since)))
+}
+
+#[cfg(unix)]
+fn is_still_there(file: &File, path: &Path) -> Result<bool, StoreError> {
+    use std::os::unix::fs::MetadataExt;
+
+    let looking = |source| PrivateFileError::Io { action: "look at", path: path.to_owned(), source };
+    let ours = file.metadata().map_err(looking)?;
+    match fs::symlink_metadata(path) {
+        Ok(there) => Ok((there.dev(), there.ino()) == (ours.dev(), ours.ino())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(looking(error).into()),
+    }
+}
+
+/// Not run by us: there an open file's directory cannot be removed.
+#[cfg(not(unix))]
+fn is_still_there(_file: &File, path: &Path) -> Result<bool, StoreError> {
+    Ok(fs::exists(path).unwrap_or(true))
+}
+
+/// Refuses file systems on which a lock may hold on one host only, or not at all. Others are trusted.
+#[cfg(target_os = "linux")]
+pub(super) fn locks_are_reliable(directory: &Path) -> Result<(), StoreError> {
+    // From statfs(2).
+    const NETWORK: [(u64, &str); 8] = [
+        (0x6969, "NFS"),
+        (0x517b, "SMB"),
+        (0xff53_4d42, "CIFS"),
+        (0xfe53_4d42, "SMB2"),
+        (0x0102_1997, "9P"),
+        (0x5346_414f, "AFS"),
+        (0x0bd0_0bd0, "Lustre"),
+        (0x00c3_6400, "Ceph"),
+    ];
+    let kind = rustix::fs::statfs(directory).map(|statistics| statistics.f_type as u64 & 0xffff_ffff);
+    match kind.ok().and_then(|kind| NETWORK.iter().find(|(magic, _)| *magic == kind)) {
+        Some((_, name)) => Err(StoreError::UnreliableLocks { directory: directory.to_owned(), file_system: name }),
+        None => Ok(()),
+    }
+}
+
+/// Not run by us: elsewhere the file system is taken at its word.
+#[cfg(not(target_os = "linux"))]
+pub(super) fn locks_are_reliable(_directory: &Path) -> Result<(), StoreError> {
+    Ok(())
+}

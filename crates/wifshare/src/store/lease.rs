@@ -1,0 +1,171 @@
+//! Who still needs the credential: each run holds a lease, and whoever ends last removes what they shared.
+//!
+//! A lease is two locks that the kernel drops with the process. A shared one on the key's `lease` file answers "is
+//! anybody left?", an exclusive one on the `owner` file in the run's own directory answers "is that one left?".
+
+use std::fs::{self, File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::file_lock::FileLock;
+use super::owner::Owner;
+use super::{CREDENTIAL, Store, StoreError, read_credential};
+use crate::clock::Clock;
+use crate::private_file::{self, PrivateFileError};
+use crate::step::{Step, Watch};
+
+const LEASE: &str = "lease";
+const OWNER: &str = "owner";
+const RUNS: &str = "runs";
+
+/// A run's claim on the credential of its identity key, with a private directory for what it hands out.
+pub struct Lease {
+    store: Store,
+    shared: File,
+    directory: PathBuf,
+    // Held for its lock alone; it goes when the lease goes.
+    _owner: File,
+}
+
+/// What is to become of the credential when the last run has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Afterwards {
+    /// It goes: its source can be asked for another one.
+    Remove,
+    /// It stays until it expires: its source could not be asked again.
+    Keep,
+}
+
+impl Store {
+    /// Takes a lease for this process.
+    pub fn lease(&self, clock: Clock, watch: Watch<'_>) -> Result<Lease, StoreError> {
+        // The last run of others holds the lease alone while it removes what they shared: a moment.
+        const PATIENCE: Duration = Duration::from_secs(20);
+        self.create()?;
+        let path = self.directory.join(LEASE);
+        let start = (clock.monotonic)();
+        let shared = loop {
+            let file = private_file::open_in_place(&path)?;
+            match file.try_lock_shared() {
+                Ok(()) => break file,
+                Err(TryLockError::WouldBlock) => {
+                    let waited = (clock.monotonic)().saturating_sub(start);
+                    if waited > PATIENCE {
+                        return Err(StoreError::Held { path, holder: None, waited });
+                    }
+                    (clock.pause)(Duration::from_millis(5))?;
+                }
+                Err(TryLockError::Error(source)) => return Err(failed("lock", &path, source)),
+            }
+        };
+        let (directory, owner) = self.new_run(watch)?;
+        Ok(Lease { store: self.clone(), shared, directory, _owner: owner })
+    }
+
+    /// Makes the run's directory under a name that no sweep looks at, locks its owner file, and only then shows it.
+    fn new_run(&self, watch: Watch<'_>) -> Result<(PathBuf, File), StoreError> {
+        let runs = self.directory.join(RUNS);
+        private_file::private_directory(&runs)?;
+        let owner = Owner::current();
+        let name = format!("{}-{:08x}", owner.pid, fastrand::u32(..));
+        let (unborn, born) = (runs.join(format!(".new-{name}")), runs.join(name));
+        private_file::private_directory(&unborn)?;
+        let text = serde_json::to_vec(&owner).expect("texts and numbers become JSON");
+        private_file::replace(&unborn, OWNER, &text, watch)?;
+        let file = private_file::open_in_place(&unborn.join(OWNER))?;
+        file.try_lock().map_err(|error| failed("lock", &unborn.join(OWNER), error.into()))?;
+        fs::rename(&unborn, &born).map_err(|source| failed("rename", &unborn, source))?;
+        Ok((born, file))
+    }
+}
+
+impl Lease {
+    /// The run's own directory, 0700, removed with the lease.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Removes the run's own directory, and what others may hold on to not at all.
+    pub fn remove_directory(&self) -> Result<(), StoreError> {
+        Ok(private_file::remove(&self.directory)?)
+    }
+
+    /// Gives the lease up. Whoever is last does `afterwards` with the credential; the others leave it alone.
+    /// `None` is returned to those, and what was done to the last one.
+    pub fn end(self, afterwards: impl FnOnce() -> Afterwards) -> Result<Option<Afterwards>, StoreError> {
+        let removed = self.remove_directory();
+        // Between letting go and trying alone another run may come; then that one is the last, and not we.
+        self.shared.unlock().map_err(|source| failed("unlock", &self.store.directory, source))?;
+        let Some(_alone) = FileLock::try_acquire(&self.store.directory.join(LEASE))? else { return removed.map(|()| None) };
+        let afterwards = afterwards();
+        if afterwards == Afterwards::Remove {
+            self.store.remove()?;
+        }
+        removed.map(|()| Some(afterwards))
+    }
+
+    /// Whether other runs share the credential at this moment.
+    pub fn is_shared(&self) -> bool {
+        let runs = self.store.directory.join(RUNS);
+        let others = fs::read_dir(runs).into_iter().flatten().flatten().map(|entry| entry.path());
+        others.into_iter().any(|path| path != self.directory && !is_unborn(&path) && is_held(&path.join(OWNER)))
+    }
+}
+
+/// Removes what killed runs left behind, under all keys of this state directory. A run is dead when its lock is free
+/// *and* no process of its number and start time lives. The credential of a key goes with its last run, unless its
+/// source cannot be asked again; an expired one goes in any case.
+///
+/// It is a courtesy to the user and no duty: what cannot be removed now is left to the next start.
+pub fn sweep(root: &Path, clock: Clock, watch: Watch<'_>) {
+    for key in subdirectories(root) {
+        let runs = subdirectories(&key.join(RUNS));
+        let swept = runs.iter().filter(|run| sweep_run(run).unwrap_or(false)).count();
+        let removed = remove_credential_of_nobody(&key, swept > 0, clock).unwrap_or(false);
+        if swept > 0 || removed {
+            watch(&Step::Swept);
+        }
+    }
+}
+
+fn sweep_run(run: &Path) -> Result<bool, StoreError> {
+    let owner = run.join(OWNER);
+    let Some(text) = private_file::read(&owner)? else {
+        // Born a moment ago or never finished: it holds nothing secret either way.
+        return Ok(false);
+    };
+    let Some(_lock) = FileLock::try_acquire(&owner)? else { return Ok(false) };
+    if serde_json::from_slice(&text).is_ok_and(|owner: Owner| !owner.is_dead()) {
+        return Ok(false);
+    }
+    private_file::remove(run)?;
+    Ok(true)
+}
+
+fn remove_credential_of_nobody(key: &Path, last_run_was_killed: bool, clock: Clock) -> Result<bool, StoreError> {
+    let Ok(Some(stored)) = read_credential(key) else { return Ok(false) };
+    let ended = !stored.credential.is_usable(clock.now());
+    if !ended && !(last_run_was_killed && stored.remintable) {
+        return Ok(false);
+    }
+    let Some(_alone) = FileLock::try_acquire(&key.join(LEASE))? else { return Ok(false) };
+    private_file::remove(&key.join(CREDENTIAL))?;
+    Ok(true)
+}
+
+fn subdirectories(path: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect()
+}
+
+fn is_unborn(run: &Path) -> bool {
+    run.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'))
+}
+
+fn is_held(owner: &Path) -> bool {
+    matches!(FileLock::try_acquire(owner), Ok(None))
+}
+
+fn failed(action: &'static str, path: &Path, source: std::io::Error) -> StoreError {
+    PrivateFileError::Io { action, path: path.to_owned(), source }.into()
+}

@@ -1,0 +1,201 @@
+//! The spent identity tokens of this machine's user: written and synced before the first byte of a token leaves.
+//!
+//! One ledger for all identity keys. A token's single use is counted by the server for its issuer and `jti`, whatever
+//! rule or workspace it is sent with, so two keys that read one token file must know of each other.
+
+use std::io::{Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use super::StoreError;
+use super::file_lock::FileLock;
+use super::owner::Owner;
+use crate::clock::{Clock, epoch_seconds};
+use crate::identity_token::IdentityToken;
+use crate::private_file::{self, PrivateFileError};
+use crate::step::Watch;
+
+const FILE: &str = "spent";
+const LOCK: &str = "spent.lock";
+
+/// What became of an identity token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Use {
+    /// We sent it to the token endpoint, or were about to when we died.
+    Sent,
+    /// It was handed to the children in a file; they may send it.
+    HandedOut,
+}
+
+/// A spent identity token: never its text, only its fingerprint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spent {
+    fingerprint: String,
+    /// What for.
+    pub used: Use,
+    /// By whom.
+    pub owner: Owner,
+    /// When, in seconds since the epoch.
+    pub at: u64,
+    /// When it may be forgotten, in seconds since the epoch: the server refuses it then for its age.
+    forget_at: u64,
+}
+
+pub(super) struct Ledger {
+    root: PathBuf,
+}
+
+impl Ledger {
+    pub(super) fn at(root: &Path) -> Ledger {
+        Ledger { root: root.to_owned() }
+    }
+
+    /// Writes this token down as spent and syncs. If it stands there already nothing is written and the older entry
+    /// comes back: the token must not be used.
+    pub(super) fn spend(
+        &self,
+        token: &IdentityToken,
+        used: Use,
+        clock: Clock,
+        watch: Watch<'_>,
+    ) -> Result<Option<Spent>, StoreError> {
+        // The ledger is held for one write and one sync; a longer wait means that its holder is stopped.
+        const PATIENCE: Duration = Duration::from_secs(20);
+        let _lock = FileLock::acquire(&self.root.join(LOCK), PATIENCE, clock, watch)?;
+        let fingerprint = token.fingerprint().to_string();
+        let entries = self.read()?;
+        if let Some(entry) = entries.iter().find(|entry| entry.fingerprint == fingerprint) {
+            return Ok(Some(entry.clone()));
+        }
+        let now = clock.now();
+        self.forget(&entries, now, watch)?;
+        let entry = Spent {
+            fingerprint,
+            used,
+            owner: Owner::current(),
+            at: epoch_seconds(now),
+            forget_at: forget_at(token, now),
+        };
+        self.append(&entry)?;
+        Ok(None)
+    }
+
+    /// What stands there about this token. Needs no lock: entries are only ever added or replaced whole.
+    pub(super) fn find(&self, token: &IdentityToken) -> Result<Option<Spent>, StoreError> {
+        let fingerprint = token.fingerprint().to_string();
+        Ok(self.read()?.into_iter().find(|entry| entry.fingerprint == fingerprint))
+    }
+
+    fn read(&self) -> Result<Vec<Spent>, StoreError> {
+        let Some(bytes) = private_file::read(&self.root.join(FILE))? else { return Ok(Vec::new()) };
+        // A line that was torn by a crash was never synced, so its token never left: it can be skipped.
+        let lines = bytes.split(|byte| *byte == b'\n');
+        Ok(lines.filter_map(|line| serde_json::from_slice(line).ok()).collect())
+    }
+
+    fn append(&self, entry: &Spent) -> Result<(), StoreError> {
+        let path = self.root.join(FILE);
+        let writing = |source| PrivateFileError::Io { action: "write", path: path.clone(), source };
+        let mut file = private_file::open_in_place(&path)?;
+        let length = file.seek(SeekFrom::End(0)).map_err(writing)?;
+        // On a line of its own, whatever a crash left in front of it.
+        let mut line = if length == 0 { Vec::new() } else { vec![b'\n'] };
+        serde_json::to_writer(&mut line, entry).expect("texts and numbers become JSON");
+        file.write_all(&line).and_then(|()| file.sync_all()).map_err(writing)?;
+        if length == 0 {
+            private_file::sync_directory(&self.root)?;
+        }
+        Ok(())
+    }
+
+    /// Drops what the server would refuse for its age, once the ledger is large enough to be worth it.
+    fn forget(&self, entries: &[Spent], now: SystemTime, watch: Watch<'_>) -> Result<(), StoreError> {
+        const WORTH_IT: usize = 512;
+        let now = epoch_seconds(now);
+        if entries.len() < WORTH_IT || entries.iter().filter(|entry| entry.forget_at <= now).count() < WORTH_IT / 2 {
+            return Ok(());
+        }
+        let mut bytes = Vec::new();
+        for entry in entries.iter().filter(|entry| entry.forget_at > now) {
+            serde_json::to_writer(&mut bytes, entry).expect("texts and numbers become JSON");
+            bytes.push(b'\n');
+        }
+        Ok(private_file::replace(&self.root, FILE, &bytes, watch)?)
+    }
+}
+
+/// An hour after its end, or a day from now where it does not say when it ends: the clocks of this machine and of the
+/// server may differ.
+fn forget_at(token: &IdentityToken, now: SystemTime) -> u64 {
+    const HOUR: u64 = 3600;
+    match token.claims().expires_at {
+        Some(end) => epoch_seconds(end.max(now)) + HOUR,
+        None => epoch_seconds(now) + 24 * HOUR,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::secret::Secret;
+
+    fn token(jti: &str, expires_at: u64) -> IdentityToken {
+        use base64::Engine;
+        let claims = format!(r#"{{"iss":"i","jti":"{jti}","exp":{expires_at}}}"#);
+        let claims = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(claims);
+        IdentityToken::parse(&Secret::new(format!("e30.{claims}.c2ln"))).expect("a token")
+    }
+
+    fn ledger() -> (tempfile::TempDir, Ledger) {
+        let holder = tempfile::tempdir().expect("a directory");
+        let root = holder.path().join("state");
+        private_file::private_directory(&root).expect("a private directory");
+        (holder, Ledger::at(&root))
+    }
+
+    fn spend(ledger: &Ledger, token: &IdentityToken) -> Option<Spent> {
+        ledger.spend(token, Use::Sent, Clock::system(), &|_| {}).expect("a ledger")
+    }
+
+    #[test]
+    fn a_token_can_be_spent_once() {
+        let (_holder, ledger) = ledger();
+        assert_eq!(spend(&ledger, &token("1", 5_000_000_000)), None);
+        assert_eq!(spend(&ledger, &token("2", 5_000_000_000)), None);
+        let again = spend(&ledger, &token("1", 5_000_000_000)).expect("it was spent");
+        assert_eq!(again.owner.pid, std::process::id());
+        assert_eq!(ledger.find(&token("1", 5_000_000_000)).expect("a ledger"), Some(again));
+        assert_eq!(ledger.find(&token("3", 5_000_000_000)).expect("a ledger"), None);
+    }
+
+    #[test]
+    fn a_torn_line_hides_neither_what_stands_before_nor_what_comes_after() {
+        let (_holder, ledger) = ledger();
+        spend(&ledger, &token("1", 5_000_000_000));
+        let path = ledger.root.join(FILE);
+        let mut file = private_file::open_in_place(&path).expect("the ledger");
+        file.write_all(b"\n{\"fingerprint\":\"abc").expect("a torn write");
+        assert_eq!(spend(&ledger, &token("2", 5_000_000_000)), None);
+        assert!(spend(&ledger, &token("1", 5_000_000_000)).is_some());
+        assert!(spend(&ledger, &token("2", 5_000_000_000)).is_some());
+    }
+
+    #[test]
+    fn the_ledger_forgets_what_has_expired_and_nothing_else() {
+        let (_holder, ledger) = ledger();
+        let clock = Clock { wall: || crate::clock::from_epoch_seconds(1_000_000), ..Clock::system() };
+        let spend = |clock, jti: &str, end| ledger.spend(&token(jti, end), Use::Sent, clock, &|_| {}).expect("a ledger");
+        spend(clock, "lasting", 5_000_000_000);
+        for number in 0..520 {
+            spend(clock, &number.to_string(), 1_000_300);
+        }
+        assert_eq!(ledger.read().expect("a ledger").len(), 521);
+        let later = Clock { wall: || crate::clock::from_epoch_seconds(1_000_300 + 3600), ..clock };
+        spend(later, "new", 5_000_000_000);
+        assert_eq!(ledger.read().expect("a ledger").len(), 2);
+        assert!(spend(later, "lasting", 5_000_000_000).is_some());
+    }
+}

@@ -1,0 +1,73 @@
+//! Which process this is, told so that another one can find out later whether it still lives.
+
+use std::fmt;
+use std::io::Read;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+/// A process, distinguished from a later one that was given the same number.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    /// Its process id, in its own pid namespace.
+    pub pid: u32,
+    /// When it started, in the kernel's ticks since boot; unknown where there is no `/proc`.
+    pub start_time: Option<u64>,
+    /// Which boot of the machine that was.
+    pub boot: Option<String>,
+}
+
+impl Owner {
+    /// This process.
+    pub fn current() -> Owner {
+        let pid = std::process::id();
+        Owner { pid, start_time: start_time(pid), boot: boot() }
+    }
+
+    /// Whether it is known to have ended. A doubt counts as alive: what is left behind is swept another time.
+    pub fn is_dead(&self) -> bool {
+        match (self.start_time, &self.boot) {
+            (Some(_), Some(then)) if boot().is_some_and(|now| now != *then) => true,
+            (Some(then), Some(_)) => start_time(self.pid) != Some(then),
+            // Without /proc the lock alone has to tell.
+            _ => true,
+        }
+    }
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "pid {}", self.pid)
+    }
+}
+
+fn start_time(pid: u32) -> Option<u64> {
+    let stat = short_text(&Path::new("/proc").join(pid.to_string()).join("stat"))?;
+    // The command name stands in parentheses and may hold anything; field 22 counts from behind it (proc_pid_stat(5)).
+    let after_name = &stat[stat.rfind(')')? + 1..];
+    after_name.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
+fn boot() -> Option<String> {
+    short_text(Path::new("/proc/sys/kernel/random/boot_id")).map(|id| id.trim().to_owned())
+}
+
+fn short_text(path: &Path) -> Option<String> {
+    let mut text = String::new();
+    std::fs::File::open(path).ok()?.take(4096).read_to_string(&mut text).ok()?;
+    Some(text)
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_process_lives_and_its_namesakes_do_not() {
+        let ours = Owner::current();
+        assert!(!ours.is_dead());
+        assert!(Owner { start_time: ours.start_time.map(|time| time + 1), ..ours.clone() }.is_dead());
+        assert!(Owner { boot: Some("another".to_owned()), ..ours.clone() }.is_dead());
+        assert!(Owner { pid: u32::MAX, ..ours }.is_dead());
+    }
+}

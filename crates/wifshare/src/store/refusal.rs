@@ -1,0 +1,85 @@
+//! A refusal, remembered for a short while, so that a hundred processes fail at once with one clear reason instead of
+//! knocking a hundred times.
+
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use super::owner::Owner;
+use super::{FORMAT, StoreError};
+use crate::clock::{epoch_seconds, from_epoch_seconds};
+use crate::private_file;
+use crate::step::Watch;
+
+const FILE: &str = "refusal.json";
+
+/// Why the last exchange failed, in texts that are safe to show.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// The stable code of the error.
+    pub code: String,
+    /// The error and its causes.
+    pub message: String,
+    /// The cure.
+    pub hint: Option<String>,
+    /// Who was refused.
+    pub owner: Owner,
+    /// When, in seconds since the epoch.
+    pub at: u64,
+    /// Until when it counts, in seconds since the epoch.
+    until: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Versioned {
+    version: u32,
+    #[serde(flatten)]
+    refusal: Refusal,
+}
+
+impl Refusal {
+    /// A refusal of this process, at this moment, that counts for so long.
+    pub fn new(code: &str, message: String, hint: Option<String>, now: SystemTime, lasting: Duration) -> Refusal {
+        let at = epoch_seconds(now);
+        Refusal { code: code.to_owned(), message, hint, owner: Owner::current(), at, until: at + lasting.as_secs() }
+    }
+
+    /// How much longer it counts; `None` when it no longer does. A clock that was stepped back ends it too.
+    pub fn remaining(&self, now: SystemTime) -> Option<Duration> {
+        let begun = from_epoch_seconds(self.at) <= now + Duration::from_secs(1);
+        from_epoch_seconds(self.until).duration_since(now).ok().filter(|left| begun && !left.is_zero())
+    }
+}
+
+/// What is remembered in this directory, if it still counts. One that cannot be read counts as none.
+pub(super) fn read(directory: &Path, now: SystemTime) -> Result<Option<Refusal>, StoreError> {
+    let bytes = private_file::read(&directory.join(FILE))?;
+    let parsed = bytes.and_then(|bytes| serde_json::from_slice::<Versioned>(&bytes).ok());
+    let ours = parsed.filter(|parsed| parsed.version == FORMAT).map(|parsed| parsed.refusal);
+    Ok(ours.filter(|refusal| refusal.remaining(now).is_some()))
+}
+
+pub(super) fn remember(directory: &Path, refusal: &Refusal, watch: Watch<'_>) -> Result<(), StoreError> {
+    let versioned = Versioned { version: FORMAT, refusal: refusal.clone() };
+    let bytes = serde_json::to_vec_pretty(&versioned).expect("texts and numbers become JSON");
+    Ok(private_file::replace(directory, FILE, &bytes, watch)?)
+}
+
+pub(super) fn forget(directory: &Path) -> Result<(), StoreError> {
+    Ok(private_file::remove(&directory.join(FILE))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_counts_from_its_moment_to_its_end() {
+        let at = from_epoch_seconds(1000);
+        let refusal = Refusal::new("c", "m".to_owned(), None, at, Duration::from_secs(30));
+        for (moment, counts) in [(998, false), (999, true), (1000, true), (1029, true), (1030, false), (2000, false)] {
+            assert_eq!(refusal.remaining(from_epoch_seconds(moment)).is_some(), counts, "at {moment}");
+        }
+    }
+}

@@ -1,0 +1,282 @@
+//! One request on a connection of its own, sent once: TLS, proxy, time and size limits; no redirects, no retries.
+//!
+//! Connecting and sending are two acts, because single use turns on the difference: while [`Transport::connect`] fails
+//! nothing has left, and once [`Connection::send`] was called everything may have.
+
+use std::cell::Cell;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::uri::Scheme;
+use http::{HeaderValue, Uri, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::client::conn::http1;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::connect::proxy::Tunnel;
+use hyper_util::client::proxy::matcher::Matcher;
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, RootCertStore};
+use rustls_platform_verifier::ConfigVerifierExt;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::runtime::Runtime;
+use tokio_rustls::TlsConnector;
+use tower_service::Service;
+use zeroize::Zeroizing;
+
+use crate::environment::Environment;
+use crate::message::{Body, Request, Response};
+
+/// How requests leave: through which proxy, trusting whom, with how much patience.
+#[derive(Clone, Debug)]
+pub struct Transport {
+    proxies: Arc<Matcher>,
+    roots: Roots,
+    user_agent: HeaderValue,
+    connect_patience: Duration,
+    total_patience: Duration,
+}
+
+/// A connection on which nothing has been sent yet.
+pub struct Connection {
+    runtime: Runtime,
+    sender: http1::SendRequest<Full<Bytes>>,
+    host: String,
+    user_agent: HeaderValue,
+    patience: Duration,
+}
+
+/// Nothing has left: the same message can be sent again.
+#[derive(Debug, thiserror::Error)]
+#[error("could not connect to {host}: {cause}")]
+pub struct NotSent {
+    /// Whom we tried to reach.
+    pub host: String,
+    /// Why that failed, causes included.
+    pub cause: String,
+}
+
+/// The message may have arrived, and may have been acted on.
+#[derive(Debug, thiserror::Error)]
+#[error("sent the request to {host} and got no whole answer: {cause}")]
+pub struct MaybeSent {
+    /// Where it was sent.
+    pub host: String,
+    /// What happened instead of an answer, causes included.
+    pub cause: String,
+}
+
+/// Either of them, for messages that spend nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum SendError {
+    /// Nothing has left.
+    #[error(transparent)]
+    NotSent(#[from] NotSent),
+    /// The message may have arrived.
+    #[error(transparent)]
+    MaybeSent(#[from] MaybeSent),
+}
+
+/// The largest answer that is read, in bytes (wif-protocol §1.5).
+const LARGEST_ANSWER: usize = 1 << 20;
+
+#[derive(Clone, Debug)]
+enum Roots {
+    /// What the platform trusts.
+    Platform,
+    /// What `SSL_CERT_FILE` lists.
+    File(std::path::PathBuf),
+}
+
+impl Transport {
+    /// Reads proxies and trust roots from the environment: `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` in either case,
+    /// `SSL_CERT_FILE`. Nothing is opened yet.
+    pub fn new(environment: &Environment) -> Transport {
+        let variable = |name: &str| {
+            let value = environment.text(name).or_else(|| environment.text(&name.to_ascii_lowercase()));
+            value.unwrap_or_default().to_owned()
+        };
+        // Plain http is for loopback alone, and loopback is never asked by way of a proxy.
+        let proxies = Matcher::builder()
+            .all(variable("ALL_PROXY"))
+            .https(variable("HTTPS_PROXY"))
+            .no(variable("NO_PROXY"))
+            .build();
+        Transport {
+            proxies: Arc::new(proxies),
+            roots: environment.os("SSL_CERT_FILE").map_or(Roots::Platform, |path| Roots::File(path.into())),
+            user_agent: HeaderValue::from_static(concat!("wifshare/", env!("CARGO_PKG_VERSION"))),
+            connect_patience: Duration::from_secs(10),
+            total_patience: Duration::from_secs(30),
+        }
+    }
+
+    /// The same with other patience: for connecting, and for the whole exchange of messages.
+    pub fn with_patience(mut self, connect: Duration, total: Duration) -> Transport {
+        (self.connect_patience, self.total_patience) = (connect, total);
+        self
+    }
+
+    /// Connects to the host of this URL, TLS and proxy included. Nothing of a request leaves here.
+    pub fn connect(&self, url: &Uri) -> Result<Connection, NotSent> {
+        let host = host_of(url);
+        let failed = |cause: String| NotSent { host: host.clone(), cause };
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| failed(chain(&error)))?;
+        let stage = Cell::new("looking up its address and connecting");
+        let sender = runtime.block_on(async {
+            let connecting = self.open(url, &stage);
+            match tokio::time::timeout(self.connect_patience, connecting).await {
+                Ok(opened) => opened.map_err(|error| failed(chain(&*error))),
+                Err(_) => {
+                    Err(failed(format!("{} took longer than {} s", stage.get(), self.connect_patience.as_secs_f32())))
+                }
+            }
+        })?;
+        let patience = self.total_patience;
+        Ok(Connection { runtime, sender, host, user_agent: self.user_agent.clone(), patience })
+    }
+
+    /// Connects and sends, for messages that may be sent again.
+    pub fn send(&self, request: Request) -> Result<Response, SendError> {
+        Ok(self.connect(request.uri())?.send(request)?)
+    }
+
+    async fn open(&self, url: &Uri, stage: &Cell<&'static str>) -> Result<http1::SendRequest<Full<Bytes>>, BoxError> {
+        let loopback = is_loopback(url);
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        tcp.set_happy_eyeballs_timeout(Some(Duration::from_millis(300)));
+        let stream = match self.proxies.intercept(url).filter(|_| !loopback) {
+            None => tcp.call(url.clone()).await?,
+            Some(proxy) if proxy.uri().scheme() == Some(&Scheme::HTTP) => {
+                stage.set("connecting by way of the proxy");
+                let mut tunnel = Tunnel::new(proxy.uri().clone(), tcp);
+                if let Some(authorization) = proxy.basic_auth() {
+                    tunnel = tunnel.with_auth(authorization.clone());
+                }
+                tunnel.call(with_port(url)?).await.map_err(|error| format!("the proxy: {}", chain(&error)))?
+            }
+            Some(proxy) => {
+                let scheme = proxy.uri().scheme_str().unwrap_or_default().to_owned();
+                return Err(format!("proxies are reached by http://, and not by {scheme}://").into());
+            }
+        };
+        if url.scheme() == Some(&Scheme::HTTP) {
+            return handshake(stream.into_inner()).await;
+        }
+        stage.set("the TLS handshake");
+        let name = ServerName::try_from(url.host().unwrap_or_default().trim_matches(['[', ']']).to_owned())?;
+        let tls = TlsConnector::from(Arc::new(self.tls()?)).connect(name, stream.into_inner()).await?;
+        handshake(tls).await
+    }
+
+    fn tls(&self) -> Result<ClientConfig, BoxError> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        match &self.roots {
+            Roots::Platform => {
+                // The verifier takes the process's provider; setting it twice is no harm, the first one stays.
+                let _ = rustls::crypto::CryptoProvider::install_default((*provider).clone());
+                Ok(ClientConfig::with_platform_verifier()?)
+            }
+            Roots::File(path) => {
+                let unusable = |what: String| format!("SSL_CERT_FILE {}: {what}", path.display());
+                let mut roots = RootCertStore::empty();
+                let certificates = rustls::pki_types::CertificateDer::pem_file_iter(path)
+                    .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+                    .map_err(|error| unusable(error.to_string()))?;
+                let (usable, _) = roots.add_parsable_certificates(certificates);
+                if usable == 0 {
+                    return Err(unusable("it lists no certificate".to_owned()).into());
+                }
+                let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+                Ok(builder.with_root_certificates(roots).with_no_client_auth())
+            }
+        }
+    }
+}
+
+impl Connection {
+    /// Sends this request, once, and waits for the whole answer. Whatever comes of it, the message may have arrived.
+    pub fn send(mut self, mut request: Request) -> Result<Response, MaybeSent> {
+        let host = self.host;
+        let failed = |cause: String| MaybeSent { host: host.clone(), cause };
+        let authority = request.uri().authority().map(|authority| authority.as_str().to_owned()).unwrap_or_default();
+        let path = request.uri().path_and_query().map_or("/", |path| path.as_str()).parse();
+        *request.uri_mut() = path.map_err(|error: http::uri::InvalidUri| failed(error.to_string()))?;
+        let headers = request.headers_mut();
+        headers.insert(header::HOST, authority.parse().map_err(|_| failed("its name is no header value".to_owned()))?);
+        headers.insert(header::USER_AGENT, self.user_agent);
+        // One message on this connection: nothing may be tempted to use it again.
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        // The bytes stay in their owner, which wipes them.
+        let request = request.map(|body| Full::new(Bytes::from_owner(Wiped(body))));
+        self.runtime.block_on(async {
+            let exchange = async {
+                let answer = self.sender.send_request(request).await.map_err(|error| failed(chain(&error)))?;
+                let (head, body) = answer.into_parts();
+                let body = Limited::new(body, LARGEST_ANSWER).collect().await;
+                let body = body.map_err(|error| failed(format!("its answer broke off: {}", chain(&*error))))?;
+                Ok(Response::from_parts(head, Zeroizing::new(body.to_bytes().to_vec())))
+            };
+            let late = |_| failed(format!("no whole answer within {} s", self.patience.as_secs_f32()));
+            tokio::time::timeout(self.patience, exchange).await.map_err(late)?
+        })
+    }
+}
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+async fn handshake<S>(stream: S) -> Result<http1::SendRequest<Full<Bytes>>, BoxError>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    // Errors of the connection reach us through the sender.
+    tokio::spawn(async { drop(connection.await) });
+    Ok(sender)
+}
+
+/// Hands a body's bytes to the wire without copying them out of what wipes them.
+struct Wiped(Body);
+
+impl AsRef<[u8]> for Wiped {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+fn host_of(url: &Uri) -> String {
+    url.authority().map(|authority| authority.as_str().to_owned()).unwrap_or_default()
+}
+
+fn is_loopback(url: &Uri) -> bool {
+    let host = url.host().unwrap_or_default().trim_matches(['[', ']']);
+    host.eq_ignore_ascii_case("localhost") || host.parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback())
+}
+
+/// A CONNECT names the port, even the usual one (RFC 9110 §9.3.6).
+fn with_port(url: &Uri) -> Result<Uri, BoxError> {
+    let authority = format!("{}:{}", url.host().unwrap_or_default(), url.port_u16().unwrap_or(443));
+    Ok(Uri::builder().scheme("https").authority(authority).path_and_query("/").build()?)
+}
+
+/// An error and its causes in one line; the outermost alone often says no more than "error".
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text = format!("{text}: {next}");
+        }
+        cause = error.source();
+    }
+    crate::message::safe_text(&text)
+}
+
