@@ -22,7 +22,10 @@ pub struct Interrupted;
 
 impl Clock {
     /// The clocks of this machine, with waits that nothing cuts short.
-    #[expect(clippy::disallowed_methods, reason = "the one place where the library offers the ambient clock as a value")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the one place where the library offers the ambient clock as a value"
+    )]
     pub fn system() -> Clock {
         use std::sync::OnceLock;
         use std::time::Instant;

@@ -68,7 +68,9 @@ pub enum Arrangement {
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
     /// Not a single input of federation is there.
-    #[error("workload identity federation is not configured: ANTHROPIC_FEDERATION_RULE_ID and ANTHROPIC_ORGANIZATION_ID are not set")]
+    #[error(
+        "workload identity federation is not configured: ANTHROPIC_FEDERATION_RULE_ID and ANTHROPIC_ORGANIZATION_ID are not set"
+    )]
     Unconfigured,
     /// Some inputs are there and one is missing.
     #[error("workload identity federation is configured only in part: {missing} is not set")]
@@ -150,7 +152,14 @@ pub fn resolve(inputs: &Inputs, environment: &Environment) -> Result<Config, Con
         source: source.description(),
         remintable: source.supply() == Supply::Remintable,
     };
-    Ok(Config { base_url, grant, audience, scope: environment.text("ANTHROPIC_SCOPE").map(str::to_owned), source, location })
+    Ok(Config {
+        base_url,
+        grant,
+        audience,
+        scope: environment.text("ANTHROPIC_SCOPE").map(str::to_owned),
+        source,
+        location,
+    })
 }
 
 /// The state directory of this user: what was asked for, else the runner's temporary folder, else the user's runtime
@@ -189,7 +198,9 @@ impl ConfigError {
             ConfigError::BaseUrl { .. } => {
                 "ANTHROPIC_BASE_URL has to be https://HOST, or http:// on loopback for practice".to_owned()
             }
-            ConfigError::Value { name, .. } => format!("look where {name} is set; copy it anew from the Claude Console"),
+            ConfigError::Value { name, .. } => {
+                format!("look where {name} is set; copy it anew from the Claude Console")
+            }
         }
     }
 }

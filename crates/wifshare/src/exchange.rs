@@ -119,9 +119,7 @@ pub fn parse(response: &Response, sent_at: SystemTime) -> Result<Credential, Tok
     if !status.is_success() {
         let message = message(response.body());
         return Err(match status.as_u16() {
-            408 | 429 | 500.. => {
-                TokenError::Busy { status, message, request_id, retry_after: retry_after(response) }
-            }
+            408 | 429 | 500.. => TokenError::Busy { status, message, request_id, retry_after: retry_after(response) },
             _ => TokenError::Refused { status, message, request_id },
         });
     }
@@ -138,7 +136,8 @@ pub fn parse(response: &Response, sent_at: SystemTime) -> Result<Credential, Tok
     if answer.token_type.is_some_and(|kind| !kind.as_str().is_some_and(|kind| kind.eq_ignore_ascii_case("bearer"))) {
         return Err(unexpected("its `token_type` is not Bearer"));
     }
-    let expires_in = expires_in(answer.expires_in.as_ref()).ok_or_else(|| unexpected("its `expires_in` is no lifetime"))?;
+    let expires_in =
+        expires_in(answer.expires_in.as_ref()).ok_or_else(|| unexpected("its `expires_in` is no lifetime"))?;
     let obtained_at = from_epoch_seconds(epoch_seconds(sent_at));
     Ok(Credential { access_token, expires_at: obtained_at + expires_in, obtained_at, generation: 0 })
 }
@@ -200,7 +199,9 @@ fn message(body: &[u8]) -> String {
     let mut parts: Vec<String> = Vec::new();
     match &error {
         Some(Value::String(code)) => parts.push(code.clone()),
-        Some(Value::Object(object)) => parts.extend(["type", "message"].iter().filter_map(|key| text(object.get(*key)?))),
+        Some(Value::Object(object)) => {
+            parts.extend(["type", "message"].iter().filter_map(|key| text(object.get(*key)?)))
+        }
         _ => {}
     }
     parts.extend(error_description);

@@ -225,11 +225,15 @@ impl IdentityError {
                 "look whether this host reaches it; HTTPS_PROXY, NO_PROXY and SSL_CERT_FILE are honoured"
             }
             IdentityError::Refused { hint, .. } => hint,
-            IdentityError::Unexpected { .. } => "something between this host and the platform answers in its place; a proxy?",
+            IdentityError::Unexpected { .. } => {
+                "something between this host and the platform answers in its place; a proxy?"
+            }
             IdentityError::File { .. } => {
                 "ANTHROPIC_IDENTITY_TOKEN_FILE (or --identity-token-file) has to name a file that this user can read"
             }
-            IdentityError::Command { .. } => "run the command by hand; it has to print one identity token and exit with 0",
+            IdentityError::Command { .. } => {
+                "run the command by hand; it has to print one identity token and exit with 0"
+            }
             IdentityError::Malformed { reason: Malformed::Oversized(_), .. } => {
                 "ask the identity provider for a token with fewer claims"
             }
@@ -358,14 +362,16 @@ fn run(argv: &[OsString], environment: &Environment, clock: Clock) -> Result<Sec
     // Its output is read beside the wait: a command that prints more than a pipe holds would never end otherwise.
     let reader = std::thread::spawn(move || text(stdout));
     let start = (clock.monotonic)();
-    let status: ExitStatus = loop {
-        match child.try_wait().map_err(|error| failed(error.to_string()))? {
-            Some(status) => break status,
-            None if (clock.monotonic)() - start > PATIENCE => {
+    let status: Option<ExitStatus> = loop {
+        match child.try_wait() {
+            Ok(Some(status)) => break Some(status),
+            // As process 1 we bury every child as it comes, and somebody was faster. Its output will tell.
+            Err(_) => break None,
+            Ok(None) if (clock.monotonic)() - start > PATIENCE => {
                 end(&mut child);
                 return Err(failed(format!("it was still running after {} s and was ended", PATIENCE.as_secs())));
             }
-            None => {
+            Ok(None) => {
                 if let Err(interrupted) = (clock.pause)(LOOK) {
                     end(&mut child);
                     return Err(interrupted.into());
@@ -373,7 +379,7 @@ fn run(argv: &[OsString], environment: &Environment, clock: Clock) -> Result<Sec
             }
         }
     };
-    if !status.success() {
+    if let Some(status) = status.filter(|status| !status.success()) {
         return Err(failed(status.to_string()));
     }
     // A grandchild may hold the pipe open for ever; the token was printed by the time that the command ended.

@@ -30,6 +30,8 @@ mod private_file;
 mod secret;
 mod step;
 // -- rooms --
+mod child;
+mod delivery;
 mod exchange;
 mod identity;
 mod store;
@@ -38,10 +40,15 @@ mod transport;
 mod config;
 mod obtain;
 mod renew;
+mod run;
 
+#[cfg(unix)]
+pub use child::Signaller;
+pub use child::{Child, SpawnError, exit_code};
 pub use clock::{Clock, Interrupted};
 pub use config::{Arrangement, Config, ConfigError, Inputs, arrangement, resolve, state_directory};
 pub use credential::{Credential, Freshness};
+pub use delivery::{Delivery, UnknownDelivery};
 pub use environment::Environment;
 pub use exchange::{Grant, TokenError};
 pub use identity::{Detected, Endpoint, IdentityError, IdentitySource, Supply};
@@ -50,6 +57,7 @@ pub use message::{Request, Response};
 pub use obtain::{ObtainError, obtain, obtain_lasting, whole_message};
 pub use private_file::PrivateFileError;
 pub use renew::renew;
+pub use run::{Ending, Provision, RUN_VARIABLE, Run, enclosing};
 pub use secret::Secret;
 pub use step::{Step, Watch};
 pub use store::{Afterwards, Lease, Location, Owner, Refusal, Spent, Store, StoreError, Turn, Use, sweep};

@@ -12,8 +12,8 @@ use crate::exchange::{self, TokenError};
 use crate::identity::{IdentityError, IdentitySource, Supply};
 use crate::identity_token::IdentityToken;
 use crate::private_file::PrivateFileError;
-use crate::store::{Refusal, Spent, StoreError, Turn, Use};
 use crate::step::{Step, Watch};
+use crate::store::{Refusal, Spent, StoreError, Turn, Use};
 use crate::transport::{MaybeSent, NotSent, Transport};
 
 /// Why there is no credential.
@@ -39,7 +39,7 @@ pub enum ObtainError {
         /// What the source can do again.
         supply: Supply,
         /// What the ledger says.
-        spent: Spent,
+        spent: Box<Spent>,
         /// When we looked.
         now: SystemTime,
     },
@@ -76,7 +76,7 @@ pub enum ObtainError {
     #[error("{} (asked by {} {} s ago; the answer is remembered for {} s more)",
         .0.message, .0.owner, epoch_seconds(*.1).saturating_sub(.0.at),
         .0.remaining(*.1).unwrap_or_default().as_secs() + 1)]
-    Remembered(Refusal, SystemTime),
+    Remembered(Box<Refusal>, SystemTime),
     /// Credentials of this rule do not live long enough for what was asked.
     #[error("a credential of this federation rule lives {} s, and {} s were asked for", lifetime.as_secs(), asked.as_secs())]
     ShortLived {
@@ -105,9 +105,15 @@ impl From<StoreError> for ObtainError {
 /// Returns a usable credential: the shared one where there is one, and else a new one, bought once for all.
 ///
 /// A stored one whose successor is due is renewed on the way; where that fails it is still served.
-pub fn obtain(config: &Config, transport: &Transport, clock: Clock, watch: Watch<'_>) -> Result<Credential, ObtainError> {
+pub fn obtain(
+    config: &Config,
+    transport: &Transport,
+    clock: Clock,
+    watch: Watch<'_>,
+) -> Result<Credential, ObtainError> {
     let fresh = |stored: &Credential| stored.freshness(clock.now()) == Freshness::Fresh;
     match replace_unless(fresh, config, transport, clock, watch) {
+        Err(ObtainError::Interrupted(interrupted)) => Err(interrupted.into()),
         Err(error) => match config.store().read() {
             Ok(Some(stored)) if stored.is_usable(clock.now()) => {
                 watch(&Step::NotRenewed { cause: whole_message(&error), pause: Duration::ZERO });
@@ -127,15 +133,13 @@ pub fn obtain_lasting(
     clock: Clock,
     watch: Watch<'_>,
 ) -> Result<Credential, ObtainError> {
-    let lasting = |credential: &Credential| {
-        credential.is_usable(clock.now()) && credential.remaining(clock.now()) >= asked
-    };
+    let lasting =
+        |credential: &Credential| credential.is_usable(clock.now()) && credential.remaining(clock.now()) >= asked;
     let too_short = |credential: &Credential| ObtainError::ShortLived { lifetime: credential.lifetime(), asked };
     // Where the last one would not have been enough even when it was new, another exchange would be wasted.
-    if let Some(stored) = config.store().read()?.filter(|stored| stored.is_usable(clock.now())) {
-        if stored.lifetime() < asked {
-            return Err(too_short(&stored));
-        }
+    let hopeless = |stored: &Credential| stored.is_usable(clock.now()) && stored.lifetime() < asked;
+    if let Some(stored) = config.store().read()?.filter(hopeless) {
+        return Err(too_short(&stored));
     }
     let credential = replace_unless(lasting, config, transport, clock, watch)?;
     if credential.remaining(clock.now()) < asked { Err(too_short(&credential)) } else { Ok(credential) }
@@ -153,7 +157,8 @@ pub(crate) fn replace_unless(
     config.store().get_or_replace_with(acceptable, replacement, clock, watch)
 }
 
-fn exchange_identity(
+/// What the one whose turn it is does: an exchange, unless one failed a moment ago.
+pub(crate) fn exchange_identity(
     turn: &mut Turn<'_>,
     config: &Config,
     transport: &Transport,
@@ -161,7 +166,7 @@ fn exchange_identity(
     watch: Watch<'_>,
 ) -> Result<Credential, ObtainError> {
     if let Some(refusal) = turn.remembered_refusal()? {
-        return Err(ObtainError::Remembered(refusal, clock.now()));
+        return Err(ObtainError::Remembered(Box::new(refusal), clock.now()));
     }
     let result = with_new_tokens(turn, config, transport, clock, watch);
     if let Err(error) = &result {
@@ -229,7 +234,7 @@ fn unspent_token(
         watch(&Step::AlreadySpent);
         let supply = config.source.supply();
         if supply != Supply::Remintable || tries == TRIES {
-            return Err(ObtainError::Spent { origin: origin(), supply, spent, now });
+            return Err(ObtainError::Spent { origin: origin(), supply, spent: Box::new(spent), now });
         }
         (clock.pause)(Duration::from_millis(200) * 2u32.pow(tries))?;
     }
@@ -265,7 +270,7 @@ fn send_once(
     watch(&Step::Connected);
     if let Some(spent) = turn.spend(&identity_token)? {
         let origin = config.source.description();
-        return Err(ObtainError::Spent { origin, supply, spent, now: clock.now() });
+        return Err(ObtainError::Spent { origin, supply, spent: Box::new(spent), now: clock.now() });
     }
     turn.doing("exchanging");
     let sent_at = clock.now();
@@ -274,8 +279,7 @@ fn send_once(
         .send(exchange::request(&config.grant, identity_token))
         .map_err(|source| ObtainError::MaybeSent { supply, source })?;
     watch(&Step::Answered);
-    exchange::parse(&response, sent_at)
-        .map_err(|source| ObtainError::Token { endpoint: endpoint.to_string(), source })
+    exchange::parse(&response, sent_at).map_err(|source| ObtainError::Token { endpoint: endpoint.to_string(), source })
 }
 
 impl ObtainError {
@@ -418,9 +422,11 @@ fn how_to_go_on(supply: Supply) -> String {
         Supply::Remintable => {
             "each identity token is accepted once; run the command again, and wifshare asks for a new one".to_owned()
         }
-        Supply::Rotating => "each identity token is accepted once; wait until the file is replaced by whoever writes it, \
+        Supply::Rotating => {
+            "each identity token is accepted once; wait until the file is replaced by whoever writes it, \
              or let wifshare ask the CI itself (unset ANTHROPIC_IDENTITY_TOKEN_FILE)"
-            .to_owned(),
+                .to_owned()
+        }
         Supply::Fixed(_) => "each identity token is accepted once, and this job was given no other; \
              wrap all its steps in one `wifshare exec`, or run the job again for a new token"
             .to_owned(),

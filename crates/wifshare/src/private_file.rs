@@ -295,7 +295,8 @@ mod platform {
 
 use platform::{create_directory, make_private, open_without_following, verify_directory, verify_open_file};
 
-#[cfg(all(test, unix))]
+#[cfg(test)]
+#[cfg(unix)]
 mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
 

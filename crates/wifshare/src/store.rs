@@ -22,8 +22,8 @@ mod owner;
 mod refusal;
 
 use file_lock::FileLock;
-use ledger::Ledger;
 pub use lease::{Afterwards, Lease, sweep};
+use ledger::Ledger;
 pub use ledger::{Spent, Use};
 pub use owner::Owner;
 pub use refusal::Refusal;
@@ -113,7 +113,9 @@ impl StoreError {
         let choose = "choose another directory with --state-dir or WIFSHARE_STATE_DIR";
         match self {
             StoreError::File(error) => Some(error.hint()),
-            StoreError::Held { .. } => Some("look whether that process is stopped or hangs; end it and try again".to_owned()),
+            StoreError::Held { .. } => {
+                Some("look whether that process is stopped or hangs; end it and try again".to_owned())
+            }
             StoreError::Newer { .. } => Some(format!("use one version of wifshare in a job, or {choose}")),
             StoreError::UnreliableLocks { .. } => Some(format!("{choose}, one on a local file system")),
             StoreError::Interrupted(_) => None,
@@ -392,7 +394,8 @@ mod tests {
         let first = get(&store, "one");
         assert_eq!(store.read().unwrap(), Some(first.clone()));
         let never = |_: &Credential| false;
-        let renewed = store.get_or_replace_with(never, |_| Ok::<_, StoreError>(credential("two")), Clock::system(), &|_| {});
+        let renewed =
+            store.get_or_replace_with(never, |_| Ok::<_, StoreError>(credential("two")), Clock::system(), &|_| {});
         assert_eq!(renewed.unwrap().generation, 2);
     }
 

@@ -279,4 +279,3 @@ fn chain(error: &dyn std::error::Error) -> String {
     }
     crate::message::safe_text(&text)
 }
-

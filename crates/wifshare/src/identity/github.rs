@@ -16,7 +16,8 @@ const PERMISSION: &str = "add `id-token: write` to the job's `permissions`; \
 pub(super) fn detect(environment: &Environment, audience: &str) -> Detected {
     let url = environment.text("ACTIONS_ID_TOKEN_REQUEST_URL");
     let bearer = environment.text("ACTIONS_ID_TOKEN_REQUEST_TOKEN");
-    let unavailable = |reason: &str, hint: &str| Detected::Unavailable { reason: reason.to_owned(), hint: hint.to_owned() };
+    let unavailable =
+        |reason: &str, hint: &str| Detected::Unavailable { reason: reason.to_owned(), hint: hint.to_owned() };
     match (url, bearer) {
         (Some(url), Some(bearer)) => match with_audience(url, audience) {
             Some(url) => Detected::Source(IdentitySource::Endpoint(Endpoint {

@@ -80,8 +80,7 @@ impl FileLock {
 
     /// Writes down what we are doing, for those who wait. It is talk: where it fails, the lock holds all the same.
     pub(super) fn doing(&mut self, doing: &str, clock: Clock) {
-        let holder =
-            Holder { owner: Owner::current(), doing: doing.to_owned(), since: epoch_seconds(clock.now()) };
+        let holder = Holder { owner: Owner::current(), doing: doing.to_owned(), since: epoch_seconds(clock.now()) };
         let text = serde_json::to_vec(&holder).unwrap_or_default();
         let _ = self.file.set_len(0).and_then(|()| self.file.rewind()).and_then(|()| self.file.write_all(&text));
     }

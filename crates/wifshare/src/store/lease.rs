@@ -96,7 +96,9 @@ impl Lease {
         let removed = self.remove_directory();
         // Between letting go and trying alone another run may come; then that one is the last, and not we.
         self.shared.unlock().map_err(|source| failed("unlock", &self.store.directory, source))?;
-        let Some(_alone) = FileLock::try_acquire(&self.store.directory.join(LEASE))? else { return removed.map(|()| None) };
+        let Some(_alone) = FileLock::try_acquire(&self.store.directory.join(LEASE))? else {
+            return removed.map(|()| None);
+        };
         let afterwards = afterwards();
         if afterwards == Afterwards::Remove {
             self.store.remove()?;
@@ -145,7 +147,8 @@ fn sweep_run(run: &Path) -> Result<bool, StoreError> {
 fn remove_credential_of_nobody(key: &Path, last_run_was_killed: bool, clock: Clock) -> Result<bool, StoreError> {
     let Ok(Some(stored)) = read_credential(key) else { return Ok(false) };
     let ended = !stored.credential.is_usable(clock.now());
-    if !ended && !(last_run_was_killed && stored.remintable) {
+    let left_by_a_killed_run = last_run_was_killed && stored.remintable;
+    if !(ended || left_by_a_killed_run) {
         return Ok(false);
     }
     let Some(_alone) = FileLock::try_acquire(&key.join(LEASE))? else { return Ok(false) };

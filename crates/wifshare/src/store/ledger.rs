@@ -187,7 +187,8 @@ mod tests {
     fn the_ledger_forgets_what_has_expired_and_nothing_else() {
         let (_holder, ledger) = ledger();
         let clock = Clock { wall: || crate::clock::from_epoch_seconds(1_000_000), ..Clock::system() };
-        let spend = |clock, jti: &str, end| ledger.spend(&token(jti, end), Use::Sent, clock, &|_| {}).expect("a ledger");
+        let spend =
+            |clock, jti: &str, end| ledger.spend(&token(jti, end), Use::Sent, clock, &|_| {}).expect("a ledger");
         spend(clock, "lasting", 5_000_000_000);
         for number in 0..520 {
             spend(clock, &number.to_string(), 1_000_300);

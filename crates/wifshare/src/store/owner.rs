@@ -58,7 +58,8 @@ fn short_text(path: &Path) -> Option<String> {
     Some(text)
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
+#[cfg(target_os = "linux")]
 mod tests {
     use super::*;
 

@@ -1,0 +1,185 @@
+//! A command, run as if nobody stood between it and who called: signals reach it, and its end is told as it was.
+
+use std::ffi::OsString;
+use std::io;
+use std::process::{Child as Process, Command, ExitStatus};
+
+use crate::environment::Environment;
+
+/// A running command.
+#[derive(Debug)]
+pub struct Child {
+    process: Process,
+}
+
+/// Why a command could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum SpawnError {
+    /// There is no such program.
+    #[error("could not run `{0}`: no such program")]
+    NotFound(String),
+    /// There is one and it cannot be run.
+    #[error("could not run `{program}`")]
+    NotRunnable {
+        /// The program as it was named.
+        program: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Child {
+    /// Starts a command with exactly this environment and our own standard streams.
+    pub fn spawn(argv: &[OsString], environment: &Environment) -> Result<Child, SpawnError> {
+        let (program, arguments) = argv.split_first().ok_or_else(|| SpawnError::NotFound(String::new()))?;
+        let mut command = Command::new(program);
+        command.args(arguments).env_clear().envs(environment.iter());
+        let process = command.spawn().map_err(|source| {
+            let program = program.to_string_lossy().into_owned();
+            match source.kind() {
+                io::ErrorKind::NotFound => SpawnError::NotFound(program),
+                _ => SpawnError::NotRunnable { program, source },
+            }
+        })?;
+        Ok(Child { process })
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Waits for its end. As process 1 of a container we inherit every orphan, and bury it meanwhile.
+    pub fn wait(&mut self) -> io::Result<ExitStatus> {
+        #[cfg(unix)]
+        if std::process::id() == 1 {
+            return orphans::bury_until_the_end_of(&self.process);
+        }
+        self.process.wait()
+    }
+}
+
+/// The exit code to end with: the child's own, or 128 + n where signal n ended it, as a shell has it.
+pub fn exit_code(status: ExitStatus) -> u8 {
+    #[cfg(unix)]
+    if let Some(signal) = std::os::unix::process::ExitStatusExt::signal(&status) {
+        return u8::try_from(128 + signal).unwrap_or(u8::MAX);
+    }
+    // On Windows a code has 32 bits; what does not fit is told as a failure.
+    status.code().map_or(u8::MAX, |code| u8::try_from(code).unwrap_or(u8::MAX))
+}
+
+#[cfg(unix)]
+mod orphans {
+    use std::os::unix::process::ExitStatusExt;
+
+    use rustix::process::{Pid, WaitOptions, wait};
+
+    use super::*;
+
+    pub(super) fn bury_until_the_end_of(child: &Process) -> io::Result<ExitStatus> {
+        let ours = Pid::from_child(child);
+        loop {
+            match wait(WaitOptions::empty()) {
+                Ok(Some((pid, status))) if pid == ours => return Ok(ExitStatus::from_raw(status.as_raw())),
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+#[cfg(unix)]
+mod signals {
+    use rustix::process::{Pid, Signal, getpgid, kill_process};
+
+    use super::*;
+
+    /// A handle to send signals to a child from another thread, also after the child has ended.
+    #[derive(Debug)]
+    pub struct Signaller {
+        pid: Pid,
+        #[cfg(target_os = "linux")]
+        handle: Option<std::os::fd::OwnedFd>,
+    }
+
+    impl Child {
+        /// A handle to send it signals.
+        pub fn signaller(&self) -> Signaller {
+            let pid = Pid::from_child(&self.process);
+            Signaller {
+                pid,
+                // By a handle of its own: its number may belong to somebody else once it has been waited for.
+                #[cfg(target_os = "linux")]
+                handle: rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok(),
+            }
+        }
+    }
+
+    impl Signaller {
+        /// Sends a signal, by its number. An ended child gets nothing, and that is fine.
+        pub fn send(&self, signal: i32) {
+            let Some(signal) = Signal::from_named_raw(signal) else { return };
+            #[cfg(target_os = "linux")]
+            if let Some(handle) = &self.handle {
+                drop(rustix::process::pidfd_send_signal(handle, signal));
+                return;
+            }
+            drop(kill_process(self.pid, signal));
+        }
+
+        /// Whether the child is in our own process group, so that a signal of the terminal reaches it by itself.
+        pub fn shares_our_process_group(&self) -> bool {
+            matches!((getpgid(Some(self.pid)), getpgid(None)), (Ok(theirs), Ok(ours)) if theirs == ours)
+        }
+    }
+}
+
+#[cfg(unix)]
+pub use signals::Signaller;
+
+#[cfg(test)]
+#[cfg(unix)]
+mod tests {
+    use super::*;
+
+    fn run(script: &str) -> u8 {
+        let argv = ["sh", "-c", script].map(OsString::from);
+        let environment = Environment::from_iter([("PATH", "/usr/bin:/bin"), ("A", "b")]);
+        exit_code(Child::spawn(&argv, &environment).expect("sh").wait().expect("an end"))
+    }
+
+    #[test]
+    fn the_exit_code_is_the_childs_own() {
+        for code in [0, 1, 77, 125, 255] {
+            assert_eq!(run(&format!("exit {code}")), code);
+        }
+        assert_eq!(run("kill -TERM $$"), 143);
+        assert_eq!(run("kill -KILL $$"), 137);
+    }
+
+    #[test]
+    fn the_environment_is_exactly_the_one_given() {
+        assert_eq!(run(r#"[ "$A" = b ] && [ -z "$HOME" ]"#), 0);
+    }
+
+    #[test]
+    fn what_cannot_be_run_is_told_apart() {
+        let spawn = |program: &str| Child::spawn(&[program.into()], &Environment::default());
+        assert!(matches!(spawn("/nonexistent/program"), Err(SpawnError::NotFound(_))));
+        assert!(matches!(spawn("/etc/passwd"), Err(SpawnError::NotRunnable { .. })));
+    }
+
+    #[test]
+    fn a_signal_reaches_the_child_and_none_reaches_its_successor() {
+        let argv = ["sleep", "60"].map(OsString::from);
+        let environment = Environment::from_iter([("PATH", "/usr/bin:/bin")]);
+        let mut child = Child::spawn(&argv, &environment).expect("sleep");
+        let signaller = child.signaller();
+        assert!(signaller.shares_our_process_group());
+        signaller.send(15);
+        assert_eq!(exit_code(child.wait().expect("an end")), 143);
+        signaller.send(15);
+    }
+}

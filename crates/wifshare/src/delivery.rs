@@ -1,0 +1,213 @@
+//! How the children of a run come by the credential: which files they find, which variables they see.
+
+use std::fmt;
+use std::path::Path;
+use std::str::FromStr;
+
+use crate::credential::Credential;
+use crate::environment::Environment;
+
+mod handed_out;
+mod profile_directory;
+
+pub use handed_out::HandedOutToken;
+pub use profile_directory::{ProfileDirectory, fingerprint};
+
+/// A way out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Delivery {
+    /// A static profile whose credential file is rewritten before it goes stale. No child can spend an identity token.
+    #[default]
+    Profile,
+    /// The layout of claude-code-action: the credential already in place, and an unspent identity token beside it for
+    /// clients that federate by themselves.
+    Federation,
+    /// The access token in a variable, as it is when the child starts.
+    Environment,
+}
+
+/// The variables from which a child could buy a credential of its own.
+const BUYS: [&str; 4] = [
+    "ACTIONS_ID_TOKEN_REQUEST_URL",
+    "ACTIONS_ID_TOKEN_REQUEST_TOKEN",
+    "ANTHROPIC_IDENTITY_TOKEN",
+    "ANTHROPIC_IDENTITY_TOKEN_FILE",
+];
+
+/// The variables that make a client federate, or fill the gaps of a profile.
+const FEDERATION: [&str; 6] = [
+    "ANTHROPIC_FEDERATION_RULE_ID",
+    "ANTHROPIC_ORGANIZATION_ID",
+    "ANTHROPIC_SERVICE_ACCOUNT_ID",
+    "ANTHROPIC_WORKSPACE_ID",
+    "ANTHROPIC_OIDC_AUDIENCE",
+    "ANTHROPIC_SCOPE",
+];
+
+/// The variables that clients prefer to a profile, even where they are blank: the Python SDK takes a blank key for a
+/// choice and then fails for lack of authentication (wif-protocol §3.5).
+const PREFERRED: [&str; 3] = ["ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN"];
+
+/// What a child's environment is made of besides its parent's.
+#[derive(Clone, Copy, Debug)]
+pub enum Handout<'a> {
+    /// `ANTHROPIC_CONFIG_DIR` and `ANTHROPIC_PROFILE`, on a static profile.
+    Profile(&'a ProfileDirectory),
+    /// The same on a federation profile, and the file with the unspent identity token where there is one. The
+    /// federation variables are set as given here.
+    Federation {
+        /// The profile with the credential in place.
+        profile: &'a ProfileDirectory,
+        /// The file that holds an unspent identity token; without one the operator's own variables stay.
+        identity_token_file: Option<&'a Path>,
+        /// The federation variables and their values.
+        variables: &'a [(&'static str, String)],
+    },
+    /// `ANTHROPIC_AUTH_TOKEN`.
+    Environment(&'a Credential),
+    /// Beside the operator's own profile: the file with the unspent identity token, and nothing else.
+    IdentityToken(&'a Path),
+}
+
+/// The environment for a child: its parent's, without what could buy another credential and with what the delivery
+/// hands out. A variable named in `keep` is never taken away.
+pub fn environment(handout: Handout<'_>, parent: &Environment, keep: &[String]) -> Environment {
+    let mut child = parent.clone();
+    let mut remove = |names: &[&str]| {
+        for name in names.iter().filter(|name| !keep.iter().any(|kept| kept == *name)) {
+            child.remove(name);
+        }
+    };
+    match handout {
+        Handout::Profile(_) | Handout::Environment(_) => {
+            remove(&BUYS);
+            remove(&FEDERATION);
+            remove(&PREFERRED);
+        }
+        Handout::Federation { identity_token_file: Some(_), .. } => {
+            remove(&BUYS);
+            remove(&PREFERRED);
+        }
+        // The operator's own identity token is the only one there is.
+        Handout::Federation { identity_token_file: None, .. } => {
+            remove(&BUYS[..2]);
+            remove(&PREFERRED);
+        }
+        Handout::IdentityToken(_) => remove(&BUYS),
+    }
+    match handout {
+        Handout::Profile(profile) => profile.select(&mut child),
+        Handout::Environment(credential) => {
+            child.set("ANTHROPIC_AUTH_TOKEN", credential.access_token.expose());
+        }
+        Handout::Federation { profile, identity_token_file, variables } => {
+            for (name, value) in variables {
+                child.set(*name, value);
+            }
+            if let Some(path) = identity_token_file {
+                child.set("ANTHROPIC_IDENTITY_TOKEN_FILE", path);
+            }
+            profile.select(&mut child);
+        }
+        Handout::IdentityToken(path) => child.set("ANTHROPIC_IDENTITY_TOKEN_FILE", path),
+    }
+    child
+}
+
+impl fmt::Display for Delivery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Delivery::Profile => "profile",
+            Delivery::Federation => "federation",
+            Delivery::Environment => "environment",
+        })
+    }
+}
+
+/// A name that is no delivery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a delivery; there are profile, federation and environment")]
+pub struct UnknownDelivery;
+
+impl FromStr for Delivery {
+    type Err = UnknownDelivery;
+
+    fn from_str(name: &str) -> Result<Self, UnknownDelivery> {
+        let all = [Delivery::Profile, Delivery::Federation, Delivery::Environment];
+        all.into_iter().find(|delivery| delivery.to_string() == name).ok_or(UnknownDelivery)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::from_epoch_seconds;
+    use crate::secret::Secret;
+
+    fn parent() -> Environment {
+        let everything = BUYS.iter().chain(&FEDERATION).chain(&PREFERRED).map(|name| (*name, "x"));
+        everything.chain([("PATH", "/bin"), ("ANTHROPIC_BASE_URL", "https://api.example")]).collect()
+    }
+
+    fn names(environment: &Environment) -> Vec<String> {
+        environment.iter().map(|(name, _)| name.to_string_lossy().into_owned()).collect()
+    }
+
+    #[test]
+    fn under_a_profile_nothing_that_buys_a_credential_is_inherited() {
+        let profile = ProfileDirectory::fixed("/run/p".into());
+        let child = environment(Handout::Profile(&profile), &parent(), &[]);
+        assert_eq!(names(&child), ["ANTHROPIC_BASE_URL", "ANTHROPIC_CONFIG_DIR", "ANTHROPIC_PROFILE", "PATH"]);
+    }
+
+    #[test]
+    fn under_environment_there_is_the_token_and_no_more() {
+        let now = from_epoch_seconds(0);
+        let access_token = Secret::new("t".to_owned());
+        let credential = Credential { access_token, expires_at: now, obtained_at: now, generation: 1 };
+        let child = environment(Handout::Environment(&credential), &parent(), &[]);
+        assert_eq!(names(&child), ["ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_BASE_URL", "PATH"]);
+        assert_eq!(child.text("ANTHROPIC_AUTH_TOKEN"), Some("t"));
+    }
+
+    #[test]
+    fn under_federation_the_federation_variables_stay_and_the_request_token_goes() {
+        let profile = ProfileDirectory::federation("/run/p".into());
+        let handout = Handout::Federation {
+            profile: &profile,
+            identity_token_file: Some(Path::new("/run/t")),
+            variables: &[("ANTHROPIC_FEDERATION_RULE_ID", "fdrl_flag".to_owned())],
+        };
+        let child = environment(handout, &parent(), &[]);
+        assert_eq!(child.text("ANTHROPIC_FEDERATION_RULE_ID"), Some("fdrl_flag"));
+        assert_eq!(child.text("ANTHROPIC_ORGANIZATION_ID"), Some("x"));
+        assert_eq!(child.text("ANTHROPIC_IDENTITY_TOKEN_FILE"), Some("/run/t"));
+        assert!(!child.has("ANTHROPIC_IDENTITY_TOKEN"));
+        assert!(!child.has("ACTIONS_ID_TOKEN_REQUEST_TOKEN"));
+        assert!(!child.has("ANTHROPIC_API_KEY"));
+    }
+
+    #[test]
+    fn beside_an_operators_profile_only_the_identity_token_file_changes() {
+        let child = environment(Handout::IdentityToken(Path::new("/run/t")), &parent(), &[]);
+        assert_eq!(child.text("ANTHROPIC_IDENTITY_TOKEN_FILE"), Some("/run/t"));
+        assert!(child.has("ANTHROPIC_API_KEY") && child.has("ANTHROPIC_FEDERATION_RULE_ID"));
+        assert!(!child.has("ACTIONS_ID_TOKEN_REQUEST_URL"));
+    }
+
+    #[test]
+    fn what_the_user_keeps_is_kept() {
+        let profile = ProfileDirectory::fixed("/run/p".into());
+        let keep = ["ANTHROPIC_WORKSPACE_ID".to_owned()];
+        let child = environment(Handout::Profile(&profile), &parent(), &keep);
+        assert!(child.has("ANTHROPIC_WORKSPACE_ID"));
+    }
+
+    #[test]
+    fn deliveries_are_known_by_their_names() {
+        for delivery in [Delivery::Profile, Delivery::Federation, Delivery::Environment] {
+            assert_eq!(delivery.to_string().parse(), Ok(delivery));
+        }
+        assert_eq!("Profile".parse::<Delivery>(), Err(UnknownDelivery));
+    }
+}

@@ -1,0 +1,125 @@
+//! A file with an identity token for clients that federate by themselves, and the news that one of them has read it.
+
+use std::path::{Path, PathBuf};
+
+use crate::identity_token::IdentityToken;
+use crate::private_file::{self, PrivateFileError};
+use crate::step::Watch;
+
+const FILE: &str = "identity-token";
+
+/// A file that always holds an unspent identity token: replaced by rename before it ends, and as soon as somebody may
+/// have used it.
+#[derive(Debug)]
+pub struct HandedOutToken {
+    directory: PathBuf,
+    path: PathBuf,
+    readers: readers::Readers,
+}
+
+impl HandedOutToken {
+    /// Makes the directory for it. There is no token in it yet.
+    pub fn create(directory: PathBuf) -> Result<Self, PrivateFileError> {
+        private_file::private_directory(&directory)?;
+        let path = directory.join(FILE);
+        let readers = readers::Readers::of(&directory).map_err(|source| PrivateFileError::Io {
+            action: "watch",
+            path: directory.clone(),
+            source,
+        })?;
+        Ok(HandedOutToken { directory, path, readers })
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Hands this token out in place of the one before. Whoever has the older file open goes on reading it whole.
+    pub fn replace(&self, token: IdentityToken, watch: Watch<'_>) -> Result<(), PrivateFileError> {
+        private_file::replace(&self.directory, FILE, token.expose().as_bytes(), watch)
+    }
+
+    /// Whether somebody opened the file since the last call; from then on its token may be spent.
+    ///
+    /// Only the kernel can tell, and only on Linux: a client without a profile leaves no other trace of an exchange.
+    pub fn was_read(&self) -> bool {
+        self.readers.opened(FILE)
+    }
+}
+
+#[cfg(target_os = "linux")]
+mod readers {
+    use std::io;
+    use std::mem::MaybeUninit;
+    use std::os::fd::OwnedFd;
+    use std::path::Path;
+
+    use rustix::fs::inotify;
+
+    #[derive(Debug)]
+    pub(super) struct Readers(OwnedFd);
+
+    impl Readers {
+        pub(super) fn of(directory: &Path) -> io::Result<Readers> {
+            let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
+            // The directory, because the file in it is replaced by rename.
+            inotify::add_watch(&watch, directory, inotify::WatchFlags::OPEN)?;
+            Ok(Readers(watch))
+        }
+
+        pub(super) fn opened(&self, name: &str) -> bool {
+            let mut buffer = [MaybeUninit::uninit(); 4096];
+            let mut events = inotify::Reader::new(&self.0, &mut buffer);
+            let mut opened = false;
+            // Until nothing more is to be read; an error other than that leaves the answer as it stands.
+            while let Ok(event) = events.next() {
+                opened |= event.file_name().is_some_and(|file| file.to_bytes() == name.as_bytes());
+                opened |= event.events().contains(inotify::ReadFlags::QUEUE_OVERFLOW);
+            }
+            opened
+        }
+    }
+}
+
+/// Not run by us: elsewhere a token is replaced when it ages and when a credential file changes.
+#[cfg(not(target_os = "linux"))]
+mod readers {
+    use std::io;
+    use std::path::Path;
+
+    #[derive(Debug)]
+    pub(super) struct Readers;
+
+    impl Readers {
+        pub(super) fn of(_directory: &Path) -> io::Result<Readers> {
+            Ok(Readers)
+        }
+
+        pub(super) fn opened(&self, _name: &str) -> bool {
+            false
+        }
+    }
+}
+
+#[cfg(test)]
+#[cfg(target_os = "linux")]
+mod tests {
+    use super::*;
+    use crate::secret::Secret;
+
+    #[test]
+    fn a_reader_is_noticed_once_and_our_own_writing_is_not() {
+        let holder = tempfile::tempdir().expect("a directory");
+        let file = HandedOutToken::create(holder.path().join("t")).expect("created");
+        let token = |text: &str| IdentityToken::parse(&Secret::new(text.to_owned())).expect("a token");
+        file.replace(token("e30.e30.YQ"), &|_| {}).expect("replaced");
+        assert!(!file.was_read());
+        let read = private_file::read(file.path()).expect("readable").expect("there");
+        assert_eq!(read.as_slice(), b"e30.e30.YQ");
+        assert!(file.was_read());
+        assert!(!file.was_read(), "told once");
+        file.replace(token("e30.e30.Yg"), &|_| {}).expect("replaced");
+        assert!(!file.was_read());
+    }
+}

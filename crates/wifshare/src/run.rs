@@ -1,0 +1,530 @@
+//! Journey three: a run. Take a lease, obtain, deliver, keep fresh while the children work, and leave nothing behind.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::{Duration, SystemTime};
+
+use crate::clock::{Clock, Interrupted};
+use crate::config::Config;
+use crate::credential::Credential;
+use crate::delivery::{self, Delivery, HandedOutToken, Handout, ProfileDirectory};
+use crate::environment::Environment;
+use crate::identity::Supply;
+use crate::identity_token::IdentityToken;
+use crate::obtain::{self, ObtainError, exchange_identity, whole_message};
+use crate::private_file::PrivateFileError;
+use crate::step::{Step, Watch};
+use crate::store::{self, Afterwards, Lease, Store, StoreError, Turn};
+use crate::transport::Transport;
+
+/// The variable by which a run names itself to its children: the path of its own directory.
+pub const RUN_VARIABLE: &str = "WIFSHARE_RUN";
+
+/// What a run provides for its children.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Provision {
+    /// The shared credential, by this delivery.
+    Credential(Delivery),
+    /// An unspent identity token in a file, beside the operator's own profile; nothing is exchanged.
+    IdentityToken,
+}
+
+/// A job's work with the shared credential, from the lease to the clean-up.
+///
+/// While it lives, one thread has to be inside [`keep_fresh`](Run::keep_fresh). [`end`](Run::end) stops that thread and
+/// removes everything; dropping a run without ending it leaves that to the next start.
+pub struct Run {
+    config: Config,
+    transport: Transport,
+    clock: Clock,
+    watch: Arc<dyn Fn(&Step<'_>) + Send + Sync>,
+    provision: Provision,
+    directory: PathBuf,
+    profile: Option<ProfileDirectory>,
+    handed_out: Option<HandedOutToken>,
+    /// Guards everything that a run writes: whoever has it may write, unless the run is over.
+    desk: Mutex<Desk>,
+    bell: Condvar,
+    /// Held while a renewal is under way.
+    renewing: Mutex<()>,
+    over: AtomicBool,
+}
+
+struct Desk {
+    lease: Option<Lease>,
+    held: Option<Credential>,
+    /// When the token in the file is to be replaced for its age.
+    token_due: Option<SystemTime>,
+    is_over: bool,
+    is_abandoned: bool,
+}
+
+/// What became of the credential when a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// Other runs share it; the last of them will see to it.
+    Shared,
+    /// It was removed.
+    Removed,
+    /// It stays until this moment, because its source could not be asked for another one.
+    Kept(SystemTime),
+    /// There was none.
+    Nothing,
+}
+
+impl Run {
+    /// Begins a run: sweeps what dead runs left, takes a lease, obtains the credential and lays out its delivery.
+    pub fn begin(
+        config: Config,
+        provision: Provision,
+        transport: Transport,
+        clock: Clock,
+        watch: Arc<dyn Fn(&Step<'_>) + Send + Sync>,
+    ) -> Result<Run, ObtainError> {
+        let lease = config.store().lease(clock, &*watch)?;
+        store::sweep(&config.location.root, clock, &*watch);
+        let directory = lease.directory().to_owned();
+        let desk = Desk { lease: Some(lease), held: None, token_due: None, is_over: false, is_abandoned: false };
+        let mut run = Run {
+            config,
+            transport,
+            clock,
+            watch,
+            provision,
+            directory,
+            profile: None,
+            handed_out: None,
+            desk: Mutex::new(desk),
+            bell: Condvar::new(),
+            renewing: Mutex::new(()),
+            over: AtomicBool::new(false),
+        };
+        match run.prepare() {
+            Ok(()) => Ok(run),
+            Err(error) => {
+                // The error that stopped us is the one to tell; what cannot be removed now is left to the next start.
+                drop(run.end());
+                Err(error)
+            }
+        }
+    }
+
+    /// The environment for a child of this run, made of its parent's. A variable named in `keep` is not taken away.
+    pub fn environment(&self, parent: &Environment, keep: &[String]) -> Environment {
+        let variables = self.federation_variables();
+        let mut child = delivery::environment(
+            match (&self.provision, &self.profile, &self.handed_out, &self.desk().held) {
+                (Provision::Credential(Delivery::Environment), _, _, Some(held)) => Handout::Environment(held),
+                (Provision::Credential(Delivery::Federation), Some(profile), handed_out, _) => Handout::Federation {
+                    profile,
+                    identity_token_file: handed_out.as_ref().map(HandedOutToken::path),
+                    variables: &variables,
+                },
+                (_, Some(profile), _, _) => Handout::Profile(profile),
+                (_, None, Some(handed_out), _) => Handout::IdentityToken(handed_out.path()),
+                (_, None, None, _) => return parent.clone(),
+            },
+            parent,
+            keep,
+        );
+        if self.provision != Provision::IdentityToken {
+            child.set(RUN_VARIABLE, &self.directory);
+            child.set("ANTHROPIC_BASE_URL", &self.config.base_url);
+        }
+        child
+    }
+
+    /// The credential as the run holds it now.
+    pub fn held(&self) -> Option<Credential> {
+        self.desk().held.clone()
+    }
+
+    /// Whether children find an unspent identity token of ours.
+    pub fn hands_out_identity_tokens(&self) -> bool {
+        self.handed_out.is_some()
+    }
+
+    /// Keeps what was delivered fresh until the run ends. No failure ends it: an error is told, and another try
+    /// follows after a while. `jitter`, between 0 and 1, sets this process apart from others like it.
+    pub fn keep_fresh(&self, jitter: f64) {
+        let mut schedule = Schedule::new(self, jitter);
+        let mut desk = self.desk();
+        while !desk.is_over {
+            let pause = schedule.pause(self);
+            desk = self.bell.wait_timeout(desk, pause).map_or_else(|poison| poison.into_inner().0, |(desk, _)| desk);
+            if desk.is_over {
+                return;
+            }
+            drop(desk);
+            self.look_at_what_children_did(&mut schedule);
+            if schedule.is_due(self) {
+                self.renew(&mut schedule);
+            }
+            desk = self.desk();
+        }
+    }
+
+    /// Ends the run: what it delivered is removed at once, a renewal in flight is waited for while others need its
+    /// outcome, and the last run removes the credential.
+    pub fn end(&self) -> Result<Ending, StoreError> {
+        const GRACE: Duration = Duration::from_secs(2);
+        // A renewal has its own bounds; this one is for the case that they fail.
+        const LONGEST: Duration = Duration::from_secs(120);
+        self.over.store(true, Ordering::SeqCst);
+        let lease = {
+            let mut desk = self.desk();
+            desk.is_over = true;
+            desk.lease.take()
+        };
+        self.bell.notify_all();
+        let Some(lease) = lease else { return Ok(Ending::Nothing) };
+        // First of all what children could read; the lease tries again and tells if it fails.
+        drop(lease.remove_directory());
+        let start = (self.clock.monotonic)();
+        let _idle = loop {
+            match self.renewing.try_lock() {
+                Ok(idle) => break Some(idle),
+                Err(TryLockError::Poisoned(poison)) => break Some(poison.into_inner()),
+                Err(TryLockError::WouldBlock) => {
+                    let waited = (self.clock.monotonic)().saturating_sub(start);
+                    if waited > LONGEST || (waited > GRACE && !lease.is_shared()) {
+                        break None;
+                    }
+                    // An impatient user is not obeyed here: the wait is short, or others depend on it.
+                    let _ = (self.clock.pause)(Duration::from_millis(10));
+                }
+            }
+        };
+        // From here on a renewal that is still in flight keeps nothing: there is nobody left who would need it.
+        self.desk().is_abandoned = true;
+        let held = self.desk().held.take();
+        Ok(match (lease.end(|| self.afterwards())?, held) {
+            (None, _) => Ending::Shared,
+            (Some(_), None) => Ending::Nothing,
+            (Some(Afterwards::Remove), Some(_)) => Ending::Removed,
+            (Some(Afterwards::Keep), Some(held)) => Ending::Kept(held.expires_at),
+        })
+    }
+
+    fn prepare(&mut self) -> Result<(), ObtainError> {
+        let watch = self.watch();
+        if let Provision::Credential(delivery) = self.provision {
+            let held = obtain::obtain(&self.config, &self.transport, self.clock, watch)?;
+            let profile = match delivery {
+                Delivery::Profile => Some(ProfileDirectory::fixed(self.directory.join("profile"))),
+                Delivery::Federation => {
+                    let grant = &self.config.grant;
+                    let name = delivery::fingerprint([
+                        Some(&grant.federation_rule_id),
+                        Some(&grant.organization_id),
+                        grant.service_account_id.as_deref(),
+                        grant.workspace_id.as_deref(),
+                        Some(&self.config.base_url),
+                        self.config.scope.as_deref(),
+                    ]);
+                    Some(ProfileDirectory::federation(self.directory.join(name)))
+                }
+                Delivery::Environment => None,
+            };
+            if let Some(profile) = &profile {
+                profile.create(&self.config.base_url, watch)?;
+                profile.publish(&held, watch)?;
+            }
+            self.profile = profile;
+            self.desk().held = Some(held);
+        }
+        let wants_identity_token = match self.provision {
+            Provision::IdentityToken | Provision::Credential(Delivery::Federation) => true,
+            Provision::Credential(Delivery::Profile | Delivery::Environment) => false,
+        };
+        // A source that cannot be asked again has no token to spare.
+        if wants_identity_token && self.config.source.supply() == Supply::Remintable {
+            let directory = self.directory.join("identity");
+            self.handed_out = Some(HandedOutToken::create(directory)?);
+            self.hand_out_token()?;
+        }
+        Ok(())
+    }
+
+    /// Asks for a new identity token and hands it out; no process of ours will send it.
+    fn hand_out_token(&self) -> Result<(), ObtainError> {
+        const TRIES: u32 = 4;
+        let Some(handed_out) = &self.handed_out else { return Ok(()) };
+        let watch = self.watch();
+        for tries in 1.. {
+            let token = obtain::ask(&self.config.source, &self.transport, self.clock, watch)?;
+            watch(&Step::Identified(&token));
+            let now = self.clock.now();
+            let mut desk = self.desk();
+            if desk.is_over {
+                return Err(Interrupted.into());
+            }
+            if let Some(spent) = self.config.store().hand_out(&token, self.clock, watch)? {
+                drop(desk);
+                watch(&Step::AlreadySpent);
+                if tries == TRIES {
+                    let (origin, supply) = (self.config.source.description(), self.config.source.supply());
+                    return Err(ObtainError::Spent { origin, supply, spent: Box::new(spent), now });
+                }
+                (self.clock.pause)(Duration::from_millis(200) * 2u32.pow(tries))?;
+                continue;
+            }
+            desk.token_due = Some(due(&token, now));
+            return Ok(handed_out.replace(token, watch)?);
+        }
+        unreachable!("the loop ends by returning")
+    }
+
+    fn look_at_what_children_did(&self, schedule: &mut Schedule) {
+        if schedule.may_adopt(self.clock) {
+            if let Err(error) = self.adopt() {
+                let pause = schedule.adopt_later(self.clock);
+                self.tell(&error, pause);
+            }
+        }
+        let Some(handed_out) = &self.handed_out else { return };
+        schedule.token_was_read |= handed_out.was_read();
+        let aged = self.desk().token_due.is_none_or(|due| self.clock.now() >= due);
+        if (schedule.token_was_read || aged) && schedule.may_ask_again(self.clock) {
+            match self.hand_out_token() {
+                Ok(()) => schedule.token_was_read = false,
+                Err(ObtainError::Interrupted(_)) => {}
+                Err(error) => self.tell(&error, schedule.pace),
+            }
+        }
+    }
+
+    /// A child of a federation profile may exchange by itself, after a 401 say, and writes what it obtained where it
+    /// found ours. That becomes the shared credential, unless another process has renewed meanwhile.
+    fn adopt(&self) -> Result<(), ObtainError> {
+        let Provision::Credential(Delivery::Federation) = self.provision else { return Ok(()) };
+        let Some(profile) = &self.profile else { return Ok(()) };
+        let Some(held) = self.held() else { return Ok(()) };
+        let Some(in_place) = profile.in_place().filter(|found| found.access_token != held.access_token) else {
+            return Ok(());
+        };
+        let now = self.clock.now();
+        let found = Credential {
+            access_token: in_place.access_token,
+            expires_at: in_place.expires_at,
+            obtained_at: now.min(in_place.expires_at),
+            generation: 0,
+        };
+        let renewed_by_another = |stored: &Credential| *stored != held && stored.is_usable(now);
+        let adopted = self.replace_unless(renewed_by_another, |_| Ok(found))?;
+        (self.watch)(&Step::Adopted(&adopted));
+        self.publish(adopted)
+    }
+
+    fn renew(&self, schedule: &mut Schedule) {
+        let renewing = self.renewing.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(held) = self.held().filter(|_| !self.over.load(Ordering::SeqCst)) else { return };
+        let successor = |stored: &Credential| *stored != held && stored.is_usable(self.clock.now());
+        let exchange =
+            |turn: &mut Turn<'_>| exchange_identity(turn, &self.config, &self.transport, self.clock, self.watch());
+        let renewed = self.replace_unless(successor, exchange);
+        drop(renewing);
+        match renewed.and_then(|renewed| {
+            (self.watch)(&Step::Renewed(&renewed));
+            self.publish(renewed)
+        }) {
+            Ok(()) => schedule.succeeded(self),
+            Err(ObtainError::Interrupted(_)) => {}
+            Err(error) => {
+                let pause = schedule.failed(self);
+                self.tell(&error, pause);
+            }
+        }
+    }
+
+    /// The store's replacement, with one more condition: a run that was abandoned keeps nothing. The desk stays ours
+    /// until the credential is written, so that the end of the run either sees it written or prevents it.
+    fn replace_unless(
+        &self,
+        acceptable: impl Fn(&Credential) -> bool,
+        replacement: impl FnOnce(&mut Turn<'_>) -> Result<Credential, ObtainError>,
+    ) -> Result<Credential, ObtainError> {
+        let mut permission = None;
+        let permitted = |turn: &mut Turn<'_>| {
+            let credential = replacement(turn)?;
+            let desk = self.desk();
+            if desk.is_abandoned {
+                return Err(Interrupted.into());
+            }
+            permission = Some(desk);
+            Ok(credential)
+        };
+        let replaced = self.config.store().get_or_replace_with(acceptable, permitted, self.clock, self.watch());
+        drop(permission);
+        replaced
+    }
+
+    fn publish(&self, credential: Credential) -> Result<(), ObtainError> {
+        let mut desk = self.desk();
+        if desk.is_over {
+            return Err(Interrupted.into());
+        }
+        if let Some(profile) = &self.profile {
+            profile.publish(&credential, self.watch())?;
+        }
+        desk.held = Some(credential);
+        Ok(())
+    }
+
+    /// What is to become of the credential after the last run: it stays where its source has nothing else to give.
+    fn afterwards(&self) -> Afterwards {
+        match self.config.source.supply() {
+            Supply::Remintable => Afterwards::Remove,
+            Supply::Fixed(_) => Afterwards::Keep,
+            Supply::Rotating => {
+                let token = obtain::ask(&self.config.source, &self.transport, self.clock, &|_| {});
+                match token.ok().and_then(|token| self.config.store().spent(&token).ok()) {
+                    Some(Some(_spent)) => Afterwards::Keep,
+                    _ => Afterwards::Remove,
+                }
+            }
+        }
+    }
+
+    fn federation_variables(&self) -> Vec<(&'static str, String)> {
+        let grant = &self.config.grant;
+        [
+            ("ANTHROPIC_FEDERATION_RULE_ID", Some(&grant.federation_rule_id)),
+            ("ANTHROPIC_ORGANIZATION_ID", Some(&grant.organization_id)),
+            ("ANTHROPIC_SERVICE_ACCOUNT_ID", grant.service_account_id.as_ref()),
+            ("ANTHROPIC_WORKSPACE_ID", grant.workspace_id.as_ref()),
+        ]
+        .into_iter()
+        .filter_map(|(name, value)| Some((name, value?.clone())))
+        .collect()
+    }
+
+    fn tell(&self, error: &ObtainError, pause: Duration) {
+        (self.watch)(&Step::NotRenewed { cause: whole_message(error), pause });
+    }
+
+    fn watch(&self) -> Watch<'_> {
+        &*self.watch
+    }
+
+    fn desk(&self) -> MutexGuard<'_, Desk> {
+        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// When what has to happen. The wall clock tells when a credential ends, the monotonic one when we planned to renew:
+/// whichever comes first counts, so that neither a suspended machine nor a stepped clock makes us late.
+struct Schedule {
+    jitter: f64,
+    due_wall: SystemTime,
+    due_monotonic: Duration,
+    failures: u32,
+    token_was_read: bool,
+    asked: Option<Duration>,
+    pace: Duration,
+    adopt_from: Duration,
+}
+
+impl Schedule {
+    const QUICKEST: Duration = Duration::from_millis(200);
+
+    fn new(run: &Run, jitter: f64) -> Schedule {
+        let mut schedule = Schedule {
+            jitter,
+            due_wall: run.clock.now(),
+            due_monotonic: Duration::ZERO,
+            failures: 0,
+            token_was_read: false,
+            asked: None,
+            pace: Schedule::QUICKEST,
+            adopt_from: Duration::ZERO,
+        };
+        schedule.succeeded(run);
+        schedule
+    }
+
+    fn succeeded(&mut self, run: &Run) {
+        self.failures = 0;
+        if let Some(held) = run.held() {
+            self.plan(held.refresh_at_with(self.jitter), run.clock);
+        }
+    }
+
+    /// The next try: soon at first, then less often, and for ever.
+    fn failed(&mut self, run: &Run) -> Duration {
+        const LONGEST: Duration = Duration::from_secs(60);
+        let lifetime = run.held().map_or(LONGEST, |held| held.lifetime());
+        let pause = (Duration::from_secs(1) * 2u32.pow(self.failures.min(6))).min(LONGEST).min(lifetime / 10);
+        let pause = pause.max(Duration::from_millis(200)).mul_f64(1.0 + self.jitter / 4.0);
+        self.failures += 1;
+        self.plan(run.clock.now() + pause, run.clock);
+        pause
+    }
+
+    fn plan(&mut self, due: SystemTime, clock: Clock) {
+        self.due_wall = due;
+        self.due_monotonic = (clock.monotonic)() + due.duration_since(clock.now()).unwrap_or_default();
+    }
+
+    fn is_due(&self, run: &Run) -> bool {
+        run.held().is_some() && (run.clock.now() >= self.due_wall || (run.clock.monotonic)() >= self.due_monotonic)
+    }
+
+    /// How long to wait before the next look: files that children write are looked at often, the clock now and then.
+    fn pause(&self, run: &Run) -> Duration {
+        const LOOK_AT_FILES: Duration = Duration::from_millis(100);
+        const LOOK_AT_CLOCK: Duration = Duration::from_secs(5);
+        let until_due = self.due_monotonic.saturating_sub((run.clock.monotonic)());
+        let files = run.handed_out.is_some() || run.provision == Provision::Credential(Delivery::Federation);
+        let longest = if files { LOOK_AT_FILES } else { LOOK_AT_CLOCK };
+        until_due.clamp(Duration::from_millis(10), longest)
+    }
+
+    fn may_adopt(&self, clock: Clock) -> bool {
+        (clock.monotonic)() >= self.adopt_from
+    }
+
+    fn adopt_later(&mut self, clock: Clock) -> Duration {
+        const PAUSE: Duration = Duration::from_secs(5);
+        self.adopt_from = (clock.monotonic)() + PAUSE;
+        PAUSE
+    }
+
+    /// Whether the source may be asked for another token to hand out: at once at first, and ever more slowly for a
+    /// child that reads the file without end.
+    fn may_ask_again(&mut self, clock: Clock) -> bool {
+        const CALM: Duration = Duration::from_secs(10);
+        const SLOWEST: Duration = Duration::from_secs(5);
+        let now = (clock.monotonic)();
+        if let Some(asked) = self.asked {
+            let since = now.saturating_sub(asked);
+            if since < self.pace {
+                return false;
+            }
+            self.pace = if since > CALM { Schedule::QUICKEST } else { self.pace.mul_f64(1.2).min(SLOWEST) };
+        }
+        self.asked = Some(now);
+        true
+    }
+}
+
+/// When a handed-out token is replaced: at 80 % of its life, four minutes for GitHub's five.
+fn due(token: &IdentityToken, now: SystemTime) -> SystemTime {
+    const UNKNOWN: Duration = Duration::from_secs(240);
+    let life = token.claims().expires_at.and_then(|end| end.duration_since(now).ok());
+    now + life.map_or(UNKNOWN, |life| life.mul_f64(0.8))
+}
+
+/// The store of the run that this process is inside of, where the environment names one that lives here.
+pub fn enclosing(environment: &Environment) -> Option<Store> {
+    let directory = Path::new(environment.os(RUN_VARIABLE)?);
+    // A run that has ended has no directory any more, and what it left in the environment leads nowhere.
+    (directory.is_absolute() && directory.is_dir()).then(|| Store::of_run(directory))?
+}
+
+impl From<PrivateFileError> for ObtainError {
+    fn from(error: PrivateFileError) -> Self {
+        ObtainError::Store(error.into())
+    }
+}
