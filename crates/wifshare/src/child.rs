@@ -123,10 +123,10 @@ mod signals {
             let Some(signal) = Signal::from_named_raw(signal) else { return };
             #[cfg(target_os = "linux")]
             if let Some(handle) = &self.handle {
-                drop(rustix::process::pidfd_send_signal(handle, signal));
+                let _ = rustix::process::pidfd_send_signal(handle, signal);
                 return;
             }
-            drop(kill_process(self.pid, signal));
+            let _ = kill_process(self.pid, signal);
         }
 
         /// Whether the child is in our own process group, so that a signal of the terminal reaches it by itself.

@@ -200,7 +200,7 @@ fn message(body: &[u8]) -> String {
     match &error {
         Some(Value::String(code)) => parts.push(code.clone()),
         Some(Value::Object(object)) => {
-            parts.extend(["type", "message"].iter().filter_map(|key| text(object.get(*key)?)))
+            parts.extend(["type", "message"].iter().filter_map(|key| text(object.get(*key)?)));
         }
         _ => {}
     }

@@ -169,10 +169,10 @@ pub(crate) fn exchange_identity(
         return Err(ObtainError::Remembered(Box::new(refusal), clock.now()));
     }
     let result = with_new_tokens(turn, config, transport, clock, watch);
-    if let Err(error) = &result {
-        if let Some(lasting) = error.is_worth_remembering_for() {
-            turn.remember(&Refusal::new(error.code(), whole_message(error), error.hint(), clock.now(), lasting));
-        }
+    if let Err(error) = &result
+        && let Some(lasting) = error.is_worth_remembering_for()
+    {
+        turn.remember(&Refusal::new(error.code(), whole_message(error), error.hint(), clock.now(), lasting));
     }
     result
 }

@@ -277,11 +277,11 @@ impl Run {
     }
 
     fn look_at_what_children_did(&self, schedule: &mut Schedule) {
-        if schedule.may_adopt(self.clock) {
-            if let Err(error) = self.adopt() {
-                let pause = schedule.adopt_later(self.clock);
-                self.tell(&error, pause);
-            }
+        if schedule.may_adopt(self.clock)
+            && let Err(error) = self.adopt()
+        {
+            let pause = schedule.adopt_later(self.clock);
+            self.tell(&error, pause);
         }
         let Some(handed_out) = &self.handed_out else { return };
         schedule.token_was_read |= handed_out.was_read();

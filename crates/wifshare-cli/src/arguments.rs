@@ -1,0 +1,261 @@
+//! What can be said on the command line.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use wifshare::{Delivery, Inputs};
+
+/// One identity token, one exchange, every process.
+///
+/// wifshare signs a CI job in to the Claude API by workload identity federation, exchanges the job's single-use identity
+/// token once, and shares the credential among all processes of the job for as long as it runs.
+#[derive(Debug, Parser)]
+#[command(name = "wifshare", version, max_term_width = 100, after_help = EXIT_CODES)]
+pub(crate) struct Arguments {
+    /// Tell what is being done, on standard error.
+    #[arg(short, long, global = true)]
+    pub(crate) verbose: bool,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const EXIT_CODES: &str = "Exit codes:
+  the command's own; 128 + n if signal n ended it; 125 wifshare failed;
+  126 the command was found and cannot be run; 127 it was not found; 2 usage";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a command with the shared credential, fresh until the command ends.
+    #[command(after_help = "Example:\n  wifshare exec -- claude -p 'review this change'")]
+    Exec(ExecArguments),
+    /// Add marketplaces, install plugins one after another, and run the main query, all with one exchange.
+    #[command(
+        after_help = "Example:\n  wifshare claude --marketplace ./plugins --plugin lint@ours -- -p 'review this change'"
+    )]
+    Claude(ClaudeArguments),
+    /// Print the shared access token; exchange only where there is none.
+    #[command(
+        after_help = "Example:\n  curl -H \"$(wifshare token --format header)\" https://api.anthropic.com/v1/models"
+    )]
+    Token(TokenArguments),
+    /// Serve a practice ground on loopback: an identity provider and a token endpoint that accepts a token once.
+    Sandbox(SandboxArguments),
+    /// Show on the practice ground what happens to eight processes without and with wifshare.
+    Demo(DemoArguments),
+}
+
+/// Who signs in, and where. Each option has a variable; the option goes first.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Identity")]
+pub(crate) struct IdentityArguments {
+    /// The API's base URL [ANTHROPIC_BASE_URL]
+    #[arg(long, value_name = "URL")]
+    base_url: Option<String>,
+    /// The federation rule, fdrl_… [ANTHROPIC_FEDERATION_RULE_ID]
+    #[arg(long, value_name = "ID")]
+    federation_rule_id: Option<String>,
+    /// The organisation, a UUID [ANTHROPIC_ORGANIZATION_ID]
+    #[arg(long, value_name = "ID")]
+    organization_id: Option<String>,
+    /// The service account, svac_… [ANTHROPIC_SERVICE_ACCOUNT_ID]
+    #[arg(long, value_name = "ID")]
+    service_account_id: Option<String>,
+    /// The workspace, wrkspc_… or `default` [ANTHROPIC_WORKSPACE_ID]
+    #[arg(long, value_name = "ID")]
+    workspace_id: Option<String>,
+    /// For whom the identity token is meant [ANTHROPIC_OIDC_AUDIENCE]
+    #[arg(long, value_name = "AUDIENCE")]
+    audience: Option<String>,
+    /// A file that holds the identity token [ANTHROPIC_IDENTITY_TOKEN_FILE]
+    #[arg(long, value_name = "PATH", conflicts_with = "identity_command")]
+    identity_token_file: Option<PathBuf>,
+    /// A command that prints an identity token: words parted by blanks, run without a shell [no variable]
+    #[arg(long, value_name = "COMMAND")]
+    identity_command: Option<String>,
+    /// Where state is kept [WIFSHARE_STATE_DIR]
+    #[arg(long, value_name = "DIRECTORY")]
+    state_dir: Option<PathBuf>,
+}
+
+impl IdentityArguments {
+    pub(crate) fn inputs(&self) -> Inputs {
+        let words = |command: &String| command.split_whitespace().map(OsString::from).collect();
+        Inputs {
+            base_url: self.base_url.clone(),
+            federation_rule_id: self.federation_rule_id.clone(),
+            organization_id: self.organization_id.clone(),
+            service_account_id: self.service_account_id.clone(),
+            workspace_id: self.workspace_id.clone(),
+            audience: self.audience.clone(),
+            identity_token_file: self.identity_token_file.clone(),
+            identity_command: self.identity_command.as_ref().map(words),
+            state_dir: self.state_dir.clone(),
+        }
+    }
+
+    /// Whether anything here says who signs in, so that a run around us is not the one that is meant.
+    pub(crate) fn name_an_identity(&self) -> bool {
+        let texts = [
+            &self.base_url,
+            &self.federation_rule_id,
+            &self.organization_id,
+            &self.service_account_id,
+            &self.workspace_id,
+            &self.audience,
+            &self.identity_command,
+        ];
+        texts.iter().any(|text| text.is_some()) || self.identity_token_file.is_some()
+    }
+}
+
+/// How the children come by the credential.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Sharing")]
+pub(crate) struct ShareArguments {
+    #[command(flatten)]
+    pub(crate) identity: IdentityArguments,
+    /// profile: a credential file, kept fresh [default]; federation: the same, and an unspent identity token for old
+    /// clients; environment: ANTHROPIC_AUTH_TOKEN as it is at the start
+    #[arg(long, value_name = "DELIVERY")]
+    pub(crate) delivery: Option<Delivery>,
+    /// Let the children inherit this variable, which would be taken away (repeatable)
+    #[arg(long, value_name = "NAME")]
+    pub(crate) keep_env: Vec<String>,
+    /// Where federation is not configured at all, as in a fork's pull request, run the command without it
+    #[arg(long)]
+    pub(crate) optional: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ExecArguments {
+    #[command(flatten)]
+    pub(crate) share: ShareArguments,
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<OsString>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ClaudeArguments {
+    #[command(flatten)]
+    pub(crate) share: ShareArguments,
+    /// A marketplace to add: a local path (./…, ../…, /…) or an https URL ending in .git (repeatable; also the lines of
+    /// INPUT_PLUGIN_MARKETPLACES)
+    #[arg(long = "marketplace", value_name = "MARKETPLACE")]
+    pub(crate) marketplaces: Vec<String>,
+    /// A plugin to install: name or name@marketplace (repeatable; also the lines of INPUT_PLUGINS)
+    #[arg(long = "plugin", value_name = "PLUGIN")]
+    pub(crate) plugins: Vec<String>,
+    /// The claude program
+    #[arg(long, value_name = "PROGRAM", default_value = "claude")]
+    pub(crate) claude: OsString,
+    /// The arguments of the main query; without any there is none
+    #[arg(last = true, value_name = "CLAUDE_ARG")]
+    pub(crate) query: Vec<OsString>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct TokenArguments {
+    #[command(flatten)]
+    pub(crate) identity: IdentityArguments,
+    /// How long the token has to be good for at least, such as 90s, 5m or 1h
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(crate) min_life: Option<Duration>,
+    /// How it is printed
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub(crate) format: Format,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Format {
+    /// The token alone
+    Text,
+    /// A JSON object with access_token, token_type, expires_in and expires_at
+    Json,
+    /// An HTTP header line
+    Header,
+    /// ANTHROPIC_AUTH_TOKEN=…
+    Env,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct SandboxArguments {
+    /// Where to listen; only loopback addresses are accepted, and port 0 takes any free one
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
+    pub(crate) listen: SocketAddr,
+    /// The knobs as a JSON object, such as '{"exchange_latency_ms": 1200}'; GET /sandbox/knobs shows them all
+    #[arg(long, value_name = "JSON", default_value = "{}")]
+    pub(crate) knobs: String,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct DemoArguments {
+    /// How many processes run at once
+    #[arg(long, value_name = "NUMBER", default_value_t = 8, value_parser = clap::value_parser!(u32).range(2..=64))]
+    pub(crate) processes: u32,
+    /// One of the demo's own processes: exchanges by itself, or takes the credential that it finds
+    #[arg(long, hide = true)]
+    pub(crate) child: Option<DemoChild>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DemoChild {
+    /// Federates by itself, as every client does.
+    Alone,
+    /// Uses the profile that it finds.
+    Shared,
+    /// Starts the shared ones, as a job does.
+    Job,
+}
+
+/// A whole number and a unit: s, m or h.
+fn duration(text: &str) -> Result<Duration, String> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let seconds = match unit {
+        "" | "s" => Some(1),
+        "m" => Some(60),
+        "h" => Some(3600),
+        _ => None,
+    };
+    let whole = number.parse::<u64>().ok().zip(seconds).and_then(|(number, seconds)| number.checked_mul(seconds));
+    // Longer than any token lives (wif-protocol §7.3), and short enough to be added to any moment.
+    const LONGEST: u64 = 7 * 86_400;
+    whole
+        .filter(|seconds| *seconds <= LONGEST)
+        .map(Duration::from_secs)
+        .ok_or_else(|| "a whole number of s, m or h was expected, at most a week, such as 90s or 5m".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        use clap::CommandFactory;
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_have_a_unit() {
+        for (text, seconds) in [
+            ("0", Some(0)),
+            ("90", Some(90)),
+            ("90s", Some(90)),
+            ("5m", Some(300)),
+            ("1h", Some(3600)),
+            ("168h", Some(604_800)),
+            ("169h", None),
+            ("", None),
+            ("m", None),
+            ("5d", None),
+            ("-5m", None),
+            ("99999999999999999999h", None),
+        ] {
+            assert_eq!(duration(text).ok(), seconds.map(Duration::from_secs), "{text}");
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! `wifshare claude`: marketplaces, plugins and the main query, one after another, all with one exchange.
+//!
+//! One after another because parallel installs lose plugins in some versions of claude (claude 2.1.240 reports success
+//! for each of eight and enables one).
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use unicode_normalization::is_nfc;
+use wifshare::Environment;
+
+use crate::arguments::ClaudeArguments;
+use crate::exec::{look_for, run};
+use crate::failure::Failure;
+use crate::share::share;
+use crate::talk::Talk;
+
+pub(crate) fn claude(arguments: ClaudeArguments, environment: &Environment, talk: Talk) -> Result<u8, Failure> {
+    let steps = plan(&arguments, environment)?;
+    look_for(std::slice::from_ref(&arguments.claude), environment)?;
+    let total = steps.len();
+    share(&arguments.share, environment, talk, |environment| {
+        for (number, step) in steps.iter().enumerate() {
+            let argv: Vec<OsString> = [&arguments.claude].into_iter().chain(&step.arguments).cloned().collect();
+            let title = format!("step {} of {total}: {}", number + 1, step.title);
+            if step.is_query {
+                talk.detail(&title);
+            } else {
+                talk.group(&title);
+            }
+            let ended = run(&argv, environment);
+            if !step.is_query {
+                talk.end_group();
+            }
+            let code = ended?;
+            if code != 0 {
+                talk.warning(&format!("{title} failed with exit code {code}; what would have followed was not done"));
+                return Ok(code);
+            }
+        }
+        Ok(0)
+    })
+}
+
+struct Step {
+    title: String,
+    arguments: Vec<OsString>,
+    is_query: bool,
+}
+
+/// What will be done, in order; every input is looked at before anything runs.
+fn plan(arguments: &ClaudeArguments, environment: &Environment) -> Result<Vec<Step>, Failure> {
+    let lines = |name: &str| -> Vec<String> {
+        let text = environment.text(name).unwrap_or_default();
+        text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect()
+    };
+    let marketplaces = arguments.marketplaces.iter().cloned().chain(lines("INPUT_PLUGIN_MARKETPLACES"));
+    let plugins = arguments.plugins.iter().cloned().chain(lines("INPUT_PLUGINS"));
+    let step = |words: &[&str], subject: String| Step {
+        title: format!("claude {} {subject}", words.join(" ")),
+        arguments: words.iter().map(OsString::from).chain([subject.clone().into()]).collect(),
+        is_query: false,
+    };
+    let mut steps = Vec::new();
+    for marketplace in marketplaces {
+        check_marketplace(&marketplace)?;
+        steps.push(step(&["plugin", "marketplace", "add"], marketplace));
+    }
+    for plugin in plugins {
+        check_plugin(&plugin)?;
+        steps.push(step(&["plugin", "install"], plugin));
+    }
+    if !arguments.query.is_empty() {
+        steps.push(Step { title: "the main query".to_owned(), arguments: arguments.query.clone(), is_query: true });
+    }
+    if steps.is_empty() {
+        return Err(Failure::usage(
+            "there is nothing to do: no marketplace, no plugin and no query".to_owned(),
+            "give the query's arguments after --, as in `wifshare claude -- -p 'review this change'`",
+        ));
+    }
+    Ok(steps)
+}
+
+/// A local path, told apart from anything else by how it begins, or an https URL ending in `.git`.
+fn check_marketplace(marketplace: &str) -> Result<(), Failure> {
+    let refuse = |what: &str| {
+        Err(Failure::usage(
+            format!("the marketplace `{}` {what}", marketplace.escape_debug()),
+            "a marketplace is a local path that begins with ./, ../ or /, or an https URL ending in .git",
+        ))
+    };
+    if marketplace.chars().any(char::is_control) {
+        return refuse("holds a control character");
+    }
+    if ["/", "./", "../"].iter().any(|start| marketplace.starts_with(start)) || [".", ".."].contains(&marketplace) {
+        return if Path::new(marketplace).exists() { Ok(()) } else { refuse("is a path to nothing") };
+    }
+    let Ok(url) = marketplace.parse::<http::Uri>() else { return refuse("is neither a path nor a URL") };
+    if url.scheme_str() != Some("https") || url.host().unwrap_or_default().is_empty() {
+        return refuse("is neither a local path nor an https URL");
+    }
+    if url.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+        return refuse("holds a user name or password");
+    }
+    if url.query().is_some() || marketplace.contains('#') || !url.path().ends_with(".git") {
+        return refuse("does not end in .git");
+    }
+    Ok(())
+}
+
+fn check_plugin(plugin: &str) -> Result<(), Failure> {
+    const LONGEST: usize = 512;
+    let refuse = |what: &str| {
+        Err(Failure::usage(
+            format!("the plugin name `{}` {what}", plugin.escape_debug()),
+            "a plugin is named `name` or `name@marketplace`: letters, digits and @ - _ / .",
+        ))
+    };
+    if plugin.is_empty() || plugin.chars().count() > LONGEST {
+        return refuse("is empty or longer than 512 characters");
+    }
+    if !is_nfc(plugin) {
+        return refuse("is not in Unicode's composed form (NFC)");
+    }
+    if !plugin.chars().all(|c| c.is_alphanumeric() || "@-_/.".contains(c)) {
+        return refuse("holds a character that no plugin name has");
+    }
+    if plugin.starts_with(['-', '/']) || plugin.split(['/', '@']).any(|part| part == ".." || part == ".") {
+        return refuse("looks like an option or a path");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plugin_name_is_letters_digits_and_five_signs() {
+        for name in ["lint", "lint@ours", "a/b@c", "a.b_c-d", "über@markt"] {
+            assert!(check_plugin(name).is_ok(), "{name}");
+        }
+        let long = "a".repeat(513);
+        for name in [
+            "",
+            "-x",
+            "--help",
+            "a b",
+            "a;b",
+            "a$b",
+            "../a",
+            "a/../b",
+            "a@..",
+            "/etc/passwd",
+            "u\u{308}ber",
+            "a\nb",
+            &long,
+        ] {
+            assert!(check_plugin(name).is_err(), "{name:?}");
+        }
+        assert!(check_plugin(&"a".repeat(512)).is_ok());
+    }
+
+    #[test]
+    fn a_marketplace_is_a_path_or_an_https_url_of_a_repository() {
+        for name in ["https://example.com/a/b.git", "https://example.com:8443/b.git", "/", ".", "./"] {
+            assert!(check_marketplace(name).is_ok(), "{name}");
+        }
+        for name in [
+            "",
+            "owner/repo",
+            "-x",
+            "http://example.com/b.git",
+            "git@example.com:a/b.git",
+            "ssh://example.com/b.git",
+            "https://example.com/b",
+            "https://user:pass@example.com/b.git",
+            "https://example.com/b?x=.git",
+            "https://example.com/b#.git",
+            "https:///b.git",
+            "./nonexistent",
+            "/\n",
+        ] {
+            assert!(check_marketplace(name).is_err(), "{name:?}");
+        }
+    }
+}

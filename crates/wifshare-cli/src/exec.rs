@@ -1,0 +1,70 @@
+//! `wifshare exec`: a command with the shared credential.
+
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
+
+use wifshare::{Child, Environment, SpawnError, Step, exit_code};
+
+use crate::arguments::ExecArguments;
+use crate::failure::Failure;
+use crate::share::share;
+use crate::signals;
+use crate::talk::Talk;
+
+pub(crate) fn exec(arguments: ExecArguments, environment: &Environment, talk: Talk) -> Result<u8, Failure> {
+    look_for(&arguments.command, environment)?;
+    share(&arguments.share, environment, talk, |environment| run(&arguments.command, environment))
+}
+
+/// Runs a command to its end, with our signals.
+pub(crate) fn run(argv: &[OsString], environment: &Environment) -> Result<u8, Failure> {
+    if let Some(code) = signals::code_of_interruption() {
+        return Ok(code);
+    }
+    let mut child = Child::spawn(argv, environment)?;
+    let passing_on = signals::pass_on_to(&child);
+    let ended = child.wait();
+    drop(passing_on);
+    let ended =
+        ended.map_err(|error| Failure::new("child-lost", format!("lost track of the command: {error}"), None))?;
+    Ok(exit_code(ended))
+}
+
+/// A mistyped command shall not cost an identity token: it is looked for before anything is spent.
+pub(crate) fn look_for(argv: &[OsString], environment: &Environment) -> Result<(), Failure> {
+    let program = argv.first().map_or(OsStr::new(""), OsString::as_os_str);
+    let is_path = Path::new(program).components().count() > 1 || Path::new(program).is_absolute();
+    let path = environment.os("PATH").unwrap_or_default();
+    let found = match is_path {
+        true => Path::new(program).exists(),
+        // Windows adds endings of its own; there the start itself has to tell.
+        false => cfg!(windows) || std::env::split_paths(path).any(|directory| directory.join(program).is_file()),
+    };
+    if found { Ok(()) } else { Err(SpawnError::NotFound(program.to_string_lossy().into_owned()).into()) }
+}
+
+/// For our own tests: dies like a process that is killed, at the step that `WIFSHARE_TEST_DIE_AT` names. Release builds
+/// do not have it.
+#[cfg(all(debug_assertions, unix))]
+#[expect(clippy::disallowed_methods, reason = "a switch of debug builds, for tests that kill this process")]
+pub(crate) fn die_if_told_to(step: &Step<'_>) {
+    let name = match step {
+        Step::Locked => "locked",
+        Step::Asking => "asking",
+        Step::Identified(_) => "identified",
+        Step::Connected => "connected",
+        Step::Recorded => "recorded",
+        Step::Sending => "sending",
+        Step::Answered => "answered",
+        Step::Exchanged(_) => "exchanged",
+        Step::Written("credential.json") => "written",
+        Step::Replaced("credential.json") => "replaced",
+        _ => return,
+    };
+    if std::env::var_os("WIFSHARE_TEST_DIE_AT").is_some_and(|step| step == name) {
+        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+    }
+}
+
+#[cfg(not(all(debug_assertions, unix)))]
+pub(crate) fn die_if_told_to(_step: &Step<'_>) {}

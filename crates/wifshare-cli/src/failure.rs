@@ -1,0 +1,92 @@
+//! Why wifshare itself could not do what was asked, in one shape for every cause.
+
+use wifshare::{ConfigError, ObtainError, SpawnError, StoreError};
+
+use crate::signals;
+
+/// wifshare failed.
+pub(crate) const FAILED: u8 = 125;
+/// The command was found and cannot be run.
+const NOT_RUNNABLE: u8 = 126;
+/// The command was not found.
+const NOT_FOUND: u8 = 127;
+/// The arguments are wrong.
+const USAGE: u8 = 2;
+
+#[derive(Debug)]
+pub(crate) struct Failure {
+    code: u8,
+    /// A stable name, for documentation and scripts.
+    pub(crate) name: String,
+    /// What was tried, on what, where.
+    pub(crate) message: String,
+    /// Why that failed, the nearest cause first.
+    pub(crate) causes: Vec<String>,
+    /// The cure.
+    pub(crate) hint: Option<String>,
+}
+
+impl Failure {
+    pub(crate) fn new(name: &str, message: String, hint: Option<&str>) -> Failure {
+        let hint = hint.map(str::to_owned);
+        Failure { code: FAILED, name: name.to_owned(), message, causes: Vec::new(), hint }
+    }
+
+    /// What was said on the command line, or in a variable that stands for it, cannot be meant.
+    pub(crate) fn usage(message: String, hint: &str) -> Failure {
+        Failure { code: USAGE, ..Failure::new("usage", message, Some(hint)) }
+    }
+
+    pub(crate) fn exit_code(&self) -> u8 {
+        self.code
+    }
+
+    fn of(name: &str, error: &dyn std::error::Error, hint: Option<String>) -> Failure {
+        let causes = std::iter::successors(error.source(), |error| error.source()).map(ToString::to_string).collect();
+        Failure { code: FAILED, name: name.to_owned(), message: error.to_string(), causes, hint }
+    }
+}
+
+impl From<ObtainError> for Failure {
+    fn from(error: ObtainError) -> Self {
+        let failure = Failure::of(error.code(), &error, error.hint());
+        match error {
+            // As a shell tells the end by a signal.
+            ObtainError::Interrupted(_) => {
+                Failure { code: signals::code_of_interruption().unwrap_or(FAILED), ..failure }
+            }
+            _ => failure,
+        }
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        let name = match error {
+            ConfigError::Unconfigured => "unconfigured",
+            ConfigError::Incomplete { .. } => "configured-in-part",
+            ConfigError::NoSource { .. } => "no-identity-source",
+            ConfigError::BaseUrl { .. } => "base-url",
+            ConfigError::Value { .. } => "implausible-value",
+        };
+        Failure::of(name, &error, Some(error.hint()))
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        ObtainError::from(error).into()
+    }
+}
+
+impl From<SpawnError> for Failure {
+    fn from(error: SpawnError) -> Self {
+        let (code, name, hint) = match error {
+            SpawnError::NotFound(_) => (NOT_FOUND, "command-not-found", "look at the spelling, and at PATH"),
+            SpawnError::NotRunnable { .. } => {
+                (NOT_RUNNABLE, "command-not-runnable", "look at its mode and at its first line")
+            }
+        };
+        Failure { code, ..Failure::of(name, &error, Some(hint.to_owned())) }
+    }
+}

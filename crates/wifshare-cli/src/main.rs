@@ -1,0 +1,42 @@
+//! The door: hears the arguments, looks around once, does one thing, and ends with a code that means something.
+
+mod arguments;
+mod claude;
+mod clock;
+mod demo;
+mod exec;
+mod failure;
+mod sandbox;
+mod share;
+mod signals;
+mod talk;
+mod token;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use wifshare::Environment;
+
+use crate::arguments::{Arguments, Command};
+use crate::talk::Talk;
+
+#[expect(clippy::disallowed_methods, reason = "the border: the environment is read here and nowhere else")]
+fn main() -> ExitCode {
+    let environment: Environment = std::env::vars_os().collect();
+    let Arguments { verbose, command } = Arguments::parse();
+    let talk = Talk::new(verbose, &environment);
+    let ended = match command {
+        Command::Exec(arguments) => exec::exec(arguments, &environment, talk),
+        Command::Claude(arguments) => claude::claude(arguments, &environment, talk),
+        Command::Token(arguments) => token::token(&arguments, &environment, talk),
+        Command::Sandbox(arguments) => sandbox::sandbox(arguments),
+        Command::Demo(arguments) => demo::demo(&arguments, &environment, talk),
+    };
+    match ended {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => {
+            talk.failure(&failure);
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}

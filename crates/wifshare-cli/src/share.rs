@@ -1,0 +1,147 @@
+//! The frame around every command that gives children the credential: decide what is to be shared, begin a run, let the
+//! command work, end the run.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use wifshare::{
+    Arrangement, Config, ConfigError, Delivery, Ending, Environment, Provision, Run, Step, Supply, Transport,
+    arrangement, enclosing, resolve,
+};
+
+use crate::arguments::ShareArguments;
+use crate::clock::clock;
+use crate::failure::Failure;
+use crate::signals;
+use crate::talk::{Talk, whole};
+
+/// Runs `work` with the environment that its children shall have.
+pub(crate) fn share(
+    arguments: &ShareArguments,
+    environment: &Environment,
+    talk: Talk,
+    work: impl FnOnce(&Environment) -> Result<u8, Failure>,
+) -> Result<u8, Failure> {
+    signals::listen();
+    match decide(arguments, environment, talk)? {
+        Decision::AsItIs => work(environment),
+        Decision::Join(joined) => work(&joined),
+        Decision::Begin(config, provision) => run(*config, provision, &arguments.keep_env, environment, talk, work),
+    }
+}
+
+enum Decision {
+    /// There is nothing for us to do.
+    AsItIs,
+    /// We are inside a run, which keeps the credential fresh for us.
+    Join(Environment),
+    /// A run of our own.
+    Begin(Box<Config>, Provision),
+}
+
+fn decide(arguments: &ShareArguments, environment: &Environment, talk: Talk) -> Result<Decision, Failure> {
+    if !arguments.identity.name_an_identity()
+        && let Some(store) = enclosing(environment)
+    {
+        talk.detail("inside a run of wifshare: joining it");
+        let mut joined = environment.clone();
+        if arguments.delivery == Some(Delivery::Environment)
+            && let Some(credential) = store.read()?
+        {
+            joined.set("ANTHROPIC_AUTH_TOKEN", credential.access_token.expose());
+        }
+        return Ok(Decision::Join(joined));
+    }
+    let own_profile = match arrangement(environment) {
+        Arrangement::Shadowed(name) => {
+            talk.warning(&format!(
+                "{name} is set, and every client prefers it to federation: nothing is exchanged, and the command runs as it is"
+            ));
+            return Ok(Decision::AsItIs);
+        }
+        Arrangement::OwnProfile(name) => Some(name),
+        Arrangement::None => None,
+    };
+    let config = match resolve(&arguments.identity.inputs(), environment) {
+        Ok(config) => config,
+        Err(error @ (ConfigError::Unconfigured | ConfigError::NoSource { .. })) if arguments.optional => {
+            talk.notice(&format!("running the command without a credential, as --optional allows: {error}"));
+            return Ok(Decision::AsItIs);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let Some(name) = own_profile else {
+        let delivery = arguments.delivery.unwrap_or_default();
+        return Ok(Decision::Begin(Box::new(config), Provision::Credential(delivery)));
+    };
+    let provided = match config.source.supply() {
+        Supply::Remintable => "only an identity token file is provided",
+        Supply::Rotating | Supply::Fixed(_) => "the command runs as it is",
+    };
+    talk.warning(&format!(
+        "{name} is set, and your own profile is left as it is: nothing is exchanged, and {provided}"
+    ));
+    match config.source.supply() {
+        Supply::Remintable => Ok(Decision::Begin(Box::new(config), Provision::IdentityToken)),
+        Supply::Rotating | Supply::Fixed(_) => Ok(Decision::AsItIs),
+    }
+}
+
+fn run(
+    config: Config,
+    provision: Provision,
+    keep: &[String],
+    environment: &Environment,
+    talk: Talk,
+    work: impl FnOnce(&Environment) -> Result<u8, Failure>,
+) -> Result<u8, Failure> {
+    let supply = config.source.supply();
+    let source = config.source.description();
+    let transport = Transport::new(environment);
+    let watch = Arc::new(move |step: &Step<'_>| {
+        talk.step(step);
+        crate::exec::die_if_told_to(step);
+    });
+    let run = Arc::new(Run::begin(config, provision, transport, clock(), watch)?);
+    tell_how_long(&run, provision, supply, &source, talk);
+    let keeper = Arc::clone(&run);
+    // Not joined: a request that hangs must not keep a finished command from ending. `Run::end` sees to the rest.
+    std::thread::spawn(move || keeper.keep_fresh(fastrand::f64()));
+    let worked = work(&run.environment(environment, keep));
+    match run.end() {
+        Ok(Ending::Kept(expires_at)) => {
+            let left = expires_at.duration_since(clock().now()).unwrap_or_default();
+            talk.notice(&format!(
+                "the credential stays in the state directory for another {}, because {source} cannot be asked for another one",
+                whole(left)
+            ));
+        }
+        Ok(Ending::Shared | Ending::Removed | Ending::Nothing) => {}
+        // The command did its work, and its end is what counts.
+        Err(error) => talk.warning(&format!("could not remove what the run left: {error}")),
+    }
+    worked
+}
+
+fn tell_how_long(run: &Run, provision: Provision, supply: Supply, source: &str, talk: Talk) {
+    let Some(held) = run.held() else { return };
+    let left: Duration = held.remaining(clock().now());
+    match supply {
+        Supply::Remintable | Supply::Rotating => talk.detail(&format!("signed in; the credential lives {}", whole(left))),
+        Supply::Fixed(_) => talk.notice(&format!(
+            "this command can stay signed in for {}, because {source} holds one identity token and each is accepted once",
+            whole(left)
+        )),
+    }
+    if provision == Provision::Credential(Delivery::Environment) {
+        talk.notice(&format!(
+            "ANTHROPIC_AUTH_TOKEN is good for {}; a child that runs longer has to ask anew",
+            whole(left)
+        ));
+    }
+    if provision == Provision::Credential(Delivery::Federation) && !run.hands_out_identity_tokens() {
+        talk.warning(&format!(
+            "{source} cannot be asked for a token to spare, so a client that federates by itself finds a spent one"
+        ));
+    }
+}

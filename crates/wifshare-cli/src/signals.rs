@@ -1,0 +1,128 @@
+//! Signals: passed on to the child while there is one, and a polite end before and after.
+//!
+//! A terminal sends its signals to the whole foreground group, so a child in our group has them already; sending them
+//! once more would be a second Ctrl-C, which means something else to many programs. The kernel tells where a signal
+//! came from, and only what another process sent to us is passed on.
+
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Condvar, Mutex, Once, PoisonError};
+use std::time::Duration;
+
+use wifshare::{Child, Interrupted};
+
+/// The signal that asked us to end; 0 while none has.
+static ASKED: AtomicI32 = AtomicI32::new(0);
+static LISTENING: Once = Once::new();
+static BELL: (Mutex<()>, Condvar) = (Mutex::new(()), Condvar::new());
+
+#[cfg(unix)]
+static CHILD: Mutex<Option<wifshare::Signaller>> = Mutex::new(None);
+
+/// Waits that long, or until a signal asks us to end.
+pub(crate) fn pause(time: Duration) -> Result<(), Interrupted> {
+    if ASKED.load(Ordering::SeqCst) != 0 {
+        return Err(Interrupted);
+    }
+    let ear = BELL.0.lock().unwrap_or_else(PoisonError::into_inner);
+    drop(BELL.1.wait_timeout_while(ear, time, |()| ASKED.load(Ordering::SeqCst) == 0));
+    if ASKED.load(Ordering::SeqCst) != 0 { Err(Interrupted) } else { Ok(()) }
+}
+
+/// 128 + n, where signal n asked us to end.
+pub(crate) fn code_of_interruption() -> Option<u8> {
+    match ASKED.load(Ordering::SeqCst) {
+        0 => None,
+        signal => u8::try_from(128 + signal).ok(),
+    }
+}
+
+/// From now on signals do not end this process at once. It costs a thread, so it is done when it is needed.
+pub(crate) fn listen() {
+    LISTENING.call_once(platform::listen);
+}
+
+/// Passes signals on to this child for as long as the returned guard lives.
+pub(crate) fn pass_on_to(child: &Child) -> PassingOn {
+    platform::pass_on_to(child);
+    PassingOn
+}
+
+/// While it lives, the child has the signals.
+pub(crate) struct PassingOn;
+
+impl Drop for PassingOn {
+    fn drop(&mut self) {
+        platform::keep();
+    }
+}
+
+#[cfg(unix)]
+mod platform {
+    use std::io::Read;
+
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
+    use signal_hook::iterator::SignalsInfo;
+    use signal_hook::iterator::exfiltrator::origin::{Origin, WithOrigin};
+    use signal_hook::low_level::emulate_default_handler;
+    use signal_hook::low_level::siginfo::Cause;
+
+    use super::*;
+
+    pub(super) fn listen() {
+        let ignored = ignored_signals();
+        let wanted = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2];
+        // What whoever started us had us ignore (nohup does), our child shall ignore as well.
+        let ours = wanted.into_iter().filter(|signal| ignored & (1 << (signal - 1)) == 0);
+        let Ok(mut signals) = SignalsInfo::<WithOrigin>::new(ours) else { return };
+        std::thread::spawn(move || signals.forever().for_each(|origin| heard(&origin)));
+    }
+
+    pub(super) fn pass_on_to(child: &Child) {
+        *lock() = Some(child.signaller());
+    }
+
+    pub(super) fn keep() {
+        *lock() = None;
+    }
+
+    fn heard(origin: &Origin) {
+        if let Some(child) = &*lock() {
+            let from_the_terminal = matches!(origin.cause, Cause::Kernel);
+            if !(from_the_terminal && child.shares_our_process_group()) {
+                child.send(origin.signal);
+            }
+            return;
+        }
+        if ASKED.swap(origin.signal, Ordering::SeqCst) != 0 {
+            // The second time the user means it. Where the default is to go on, going on is what is meant.
+            let _ = emulate_default_handler(origin.signal);
+        }
+        drop(BELL.0.lock().unwrap_or_else(PoisonError::into_inner));
+        BELL.1.notify_all();
+    }
+
+    fn lock() -> std::sync::MutexGuard<'static, Option<wifshare::Signaller>> {
+        CHILD.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From `/proc/self/status`; where there is none, no signal counts as ignored.
+    fn ignored_signals() -> u64 {
+        let mut status = String::new();
+        let file = std::fs::File::open("/proc/self/status");
+        if file.and_then(|file| file.take(16 * 1024).read_to_string(&mut status)).is_err() {
+            return 0;
+        }
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+        mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+    }
+}
+
+/// Not run by us: there a console event reaches the whole group by itself.
+#[cfg(not(unix))]
+mod platform {
+    use super::*;
+
+    pub(super) fn listen() {}
+    pub(super) fn pass_on_to(_child: &Child) {}
+    pub(super) fn keep() {}
+}

@@ -1,0 +1,119 @@
+//! `wifshare token`: the shared access token on standard output.
+
+use std::io::Write;
+use std::time::{Duration, SystemTime};
+
+use wifshare::{
+    Arrangement, Clock, Credential, Environment, Step, Store, Transport, arrangement, enclosing, obtain,
+    obtain_lasting, resolve,
+};
+use zeroize::Zeroizing;
+
+use crate::arguments::{Format, TokenArguments};
+use crate::clock::clock;
+use crate::failure::Failure;
+use crate::signals;
+use crate::talk::Talk;
+
+pub(crate) fn token(arguments: &TokenArguments, environment: &Environment, talk: Talk) -> Result<u8, Failure> {
+    let clock = clock();
+    let enclosing = enclosing(environment).filter(|_| !arguments.identity.name_an_identity());
+    let credential = match enclosing {
+        Some(store) => of_the_run(&store, arguments.min_life, clock)?,
+        None => shared(arguments, environment, talk, clock)?,
+    };
+    talk.mask(credential.access_token.expose());
+    print(&credential, arguments.format, clock.now())
+}
+
+fn shared(
+    arguments: &TokenArguments,
+    environment: &Environment,
+    talk: Talk,
+    clock: Clock,
+) -> Result<Credential, Failure> {
+    if let Arrangement::Shadowed(name) = arrangement(environment) {
+        talk.warning(&format!("{name} is set; clients that see it use it and not this token"));
+    }
+    let config = resolve(&arguments.identity.inputs(), environment)?;
+    let transport = Transport::new(environment);
+    let watch = |step: &Step<'_>| {
+        // Once something is at stake a signal must not end us between the exchange and the store.
+        if matches!(step, Step::Locked | Step::Waiting { .. }) {
+            signals::listen();
+        }
+        talk.step(step);
+        crate::exec::die_if_told_to(step);
+    };
+    Ok(match arguments.min_life {
+        None => obtain(&config, &transport, clock, &watch)?,
+        Some(asked) => obtain_lasting(asked, &config, &transport, clock, &watch)?,
+    })
+}
+
+/// Inside a run its supervisor renews, and we have nothing to renew with. When a successor is due it is waited for.
+fn of_the_run(store: &Store, min_life: Option<Duration>, clock: Clock) -> Result<Credential, Failure> {
+    const PATIENCE: Duration = Duration::from_secs(30);
+    let start = (clock.monotonic)();
+    loop {
+        let now = clock.now();
+        let stored = store.read()?;
+        let lasts =
+            |stored: &&Credential| stored.is_usable(now) && min_life.is_none_or(|asked| stored.remaining(now) >= asked);
+        if let Some(stored) = stored.as_ref().filter(lasts) {
+            return Ok(stored.clone());
+        }
+        let is_due = stored.as_ref().is_none_or(|stored| now >= stored.refresh_at());
+        if !is_due || (clock.monotonic)() - start > PATIENCE {
+            let left = stored.map_or(0, |stored| stored.remaining(now).as_secs());
+            return Err(Failure::new(
+                "run-not-renewed",
+                format!("the run around this command holds a credential that is good for {left} s, less than needed"),
+                Some("ask for less with --min-life; the run renews its credential by its own schedule"),
+            ));
+        }
+        (clock.pause)(Duration::from_millis(100)).map_err(wifshare::ObtainError::from)?;
+    }
+}
+
+fn print(credential: &Credential, format: Format, now: SystemTime) -> Result<u8, Failure> {
+    let token = credential.access_token.expose();
+    let text = Zeroizing::new(match format {
+        Format::Text => format!("{token}\n"),
+        Format::Header => format!("Authorization: Bearer {token}\n"),
+        Format::Env => format!("ANTHROPIC_AUTH_TOKEN={}\n", quoted(token)),
+        Format::Json => {
+            let expires_at = credential.expires_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            let object = serde_json::json!({
+                "access_token": token,
+                "token_type": "Bearer",
+                "expires_in": credential.remaining(now).as_secs(),
+                "expires_at": expires_at.as_secs(),
+            });
+            format!("{object}\n")
+        }
+    });
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(|error| {
+        Failure::new("stdout", format!("could not print the access token: {error}"), Some("look who reads the output"))
+    })?;
+    Ok(0)
+}
+
+/// In single quotes where a shell could read anything else than the text itself.
+fn quoted(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.~+/=".contains(c);
+    if text.chars().all(plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shell_reads_the_text_and_nothing_else() {
+        assert_eq!(quoted("sk-ant-oat01-aZ_9.~"), "sk-ant-oat01-aZ_9.~");
+        assert_eq!(quoted("a$(b)"), "'a$(b)'");
+        assert_eq!(quoted("a'b"), r"'a'\''b'");
+    }
+}
