@@ -1,1 +1,51 @@
-//! placeholder
+//! A practice ground for workload identity federation.
+//!
+//! A CI job's identity token is exchanged once for an access token (RFC 7523 §2.1), and the second exchange of the same
+//! token is refused. [`Sandbox::start`] runs both sides of that story on loopback: an OpenID provider shaped like GitHub
+//! Actions' and a token endpoint with a Messages API shaped like Anthropic's, which enforce single use as the real
+//! ones do. [`Knobs`] set lifetimes, delays and a script of [`Fault`]s; [`Counters`] tell afterwards what a client did.
+//!
+//! ```
+//! use wifshare_sandbox::{Knobs, Sandbox};
+//!
+//! let sandbox = Sandbox::start(Knobs::fail_first(1, 503))?;
+//! for (name, value) in sandbox.environment() {
+//!     // What a job of a CI would find in its environment: hand it to the client under test.
+//!     assert!(!name.is_empty() && !value.is_empty());
+//! }
+//! assert_eq!(sandbox.counters().exchanges_accepted, 0);
+//! # std::io::Result::Ok(())
+//! ```
+//!
+//! | path | what answers |
+//! |---|---|
+//! | `GET /idtoken` | the CI: an identity token for the bearer of the request token |
+//! | `GET /.well-known/openid-configuration`, `GET /.well-known/jwks` | the issuer's metadata and public keys |
+//! | `POST /v1/oauth/token` | the token endpoint |
+//! | `POST /v1/messages`, `POST /v1/messages/count_tokens`, `GET /v1/models` | the API, for live access tokens |
+//! | `GET /sandbox/counters`, `GET /sandbox/history` | what happened |
+//! | `GET /sandbox/knobs`, `PUT /sandbox/knobs` | the knobs; a knob that is not named in a `PUT` returns to its default |
+//! | `POST /sandbox/revoke` | every access token issued so far is refused from now on |
+//!
+//! Nothing under `/sandbox` asks for authentication, and its keys are made for one process: this is a practice server
+//! that listens on loopback alone, and its tokens are worthless everywhere else.
+
+mod answer;
+mod assertion;
+mod clock;
+mod fault;
+mod identity_endpoint;
+mod issuer;
+mod knobs;
+mod ledger;
+mod messages;
+mod random;
+mod sandbox;
+mod server;
+mod state;
+mod token_endpoint;
+
+pub use fault::Fault;
+pub use knobs::{FederationRule, Knobs, SigningAlgorithm};
+pub use ledger::{Counters, ExchangeRecord, Verdict};
+pub use sandbox::Sandbox;

@@ -1,0 +1,106 @@
+//! Answers: JSON, text, errors in the API's shape, bodies in parts, and no answer at all.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full, channel::Channel, combinators::UnsyncBoxBody};
+use serde_json::{Value, json};
+
+/// The body of every answer.
+pub(crate) type Body = UnsyncBoxBody<Bytes, HangUp>;
+
+/// An answer, or the reason why there is none.
+pub(crate) type Outcome = Result<Response<Body>, Stop>;
+
+/// Why a request goes no further.
+#[derive(Debug)]
+pub(crate) enum Stop {
+    /// It is answered with an error.
+    Error {
+        status: StatusCode,
+        message: String,
+        /// Seconds for a `retry-after` header.
+        retry_after_s: Option<u64>,
+    },
+    /// The connection is closed without an answer.
+    HangUp,
+}
+
+impl Stop {
+    /// An error without further headers.
+    pub(crate) fn error(status: StatusCode, message: impl Into<String>) -> Self {
+        Self::Error { status, message: message.into(), retry_after_s: None }
+    }
+}
+
+/// The connection is closed here, on purpose: returned to hyper as an error, it ends the connection where it stands.
+#[derive(Debug, thiserror::Error)]
+#[error("the sandbox hung up")]
+pub(crate) struct HangUp;
+
+/// The largest body sent or received, in bytes: the API takes Messages requests of some tens of megabytes.
+pub(crate) const BODY_LIMIT: usize = 64 << 20;
+
+/// An answer in JSON.
+pub(crate) fn json(status: StatusCode, value: &Value) -> Response<Body> {
+    whole(status, "application/json", value.to_string())
+}
+
+/// An answer in plain text.
+pub(crate) fn text(status: StatusCode, text: &'static str) -> Response<Body> {
+    whole(status, "text/plain", text)
+}
+
+/// An error in the API's shape, with the type that goes with the status.
+pub(crate) fn error(status: StatusCode, message: &str, request_id: &str) -> Response<Body> {
+    let kind = match status.as_u16() {
+        401 => "authentication_error",
+        403 => "permission_error",
+        404 => "not_found_error",
+        413 => "request_too_large",
+        429 => "rate_limit_error",
+        529 => "overloaded_error",
+        400..=499 => "invalid_request_error",
+        _ => "api_error",
+    };
+    json(status, &json!({"type": "error", "error": {"type": kind, "message": message}, "request_id": request_id}))
+}
+
+/// How a body in parts ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// As it should.
+    Proper,
+    /// With the connection, after the last part.
+    Cut,
+}
+
+/// An answer whose body is sent part by part, `interval` apart. The caller sets the headers.
+pub(crate) fn in_parts(parts: Vec<Bytes>, interval: Duration, end: End) -> Response<Body> {
+    // Long enough for the last part to leave before the connection is closed behind it.
+    const FLUSH: Duration = Duration::from_millis(20);
+    let (mut sender, body) = Channel::new(1);
+    tokio::spawn(async move {
+        for part in parts {
+            if sender.send_data(part).await.is_err() {
+                return;
+            }
+            if !interval.is_zero() {
+                tokio::time::sleep(interval).await;
+            }
+        }
+        if end == End::Cut {
+            tokio::time::sleep(FLUSH).await;
+            sender.abort(HangUp);
+        }
+    });
+    Response::new(body.boxed_unsync())
+}
+
+fn whole(status: StatusCode, content_type: &'static str, content: impl Into<Bytes>) -> Response<Body> {
+    let mut response = Response::new(Full::new(content.into()).map_err(|never| match never {}).boxed_unsync());
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}

@@ -1,0 +1,190 @@
+//! What can go wrong on purpose.
+
+use std::time::Duration;
+
+use http::{HeaderValue, StatusCode, header};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::answer::{self, End, Outcome, Stop};
+
+/// One misbehaviour of one request, an element of the scripts in [`Knobs`](crate::Knobs).
+///
+/// In JSON a fault is its name in snake case, with its fields if it has any: `"drop_after_commit"`,
+/// `{"status": {"status": 503, "retry_after_s": 1}}`, `{"expires_in": "600"}`.
+///
+/// An exchange is either spoiled before it is decided, whatever the request says, or it is decided as usual and then
+/// the *acceptance* is spoiled, the identity token being spent; a refusal is given as it is. Each variant says which.
+/// A fault that means nothing at an endpoint is answered there with 501 and its name, so that a wrong script is seen.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Fault {
+    /// Behave.
+    #[default]
+    None,
+    /// An error in the API's own shape. A number that is no HTTP status becomes 500.
+    Status {
+        /// The HTTP status.
+        status: u16,
+        /// Seconds for a `retry-after` header.
+        #[serde(default)]
+        retry_after_s: Option<u64>,
+        /// Whether the identity token is spent all the same.
+        #[serde(default)]
+        commit: bool,
+    },
+    /// The connection is closed without an answer, before the identity token is spent.
+    DropBeforeCommit,
+    /// The connection is closed without an answer, after the identity token is spent.
+    DropAfterCommit,
+    /// A redirect, before the identity token is spent.
+    Redirect {
+        /// The HTTP status: 301, 302, 303, 307 or 308.
+        status: u16,
+        /// The `location` header.
+        location: String,
+    },
+    /// 200 with a page of HTML, as from a captive portal, before the identity token is spent.
+    NotJson,
+    /// 200 with nothing in it, after the identity token is spent.
+    EmptyBody,
+    /// A good answer with padding, after the identity token is spent.
+    Oversized {
+        /// The size of the padding in bytes, at most 64 MiB.
+        bytes: usize,
+    },
+    /// An answer that ends in the middle, after the identity token is spent. A stream of events ends after the third.
+    TruncatedBody,
+    /// A 400 that repeats the assertion in `error_description` and `received`, before the identity token is spent.
+    ReflectAssertion,
+    /// 200 with every field of a wrong JSON type, after the identity token is spent.
+    WrongTypes,
+    /// 200 with this in place of `expires_in`, `null` leaving it out; after the identity token is spent.
+    ExpiresIn(Value),
+    /// 200 without `access_token`, after the identity token is spent.
+    NoAccessToken,
+    /// 200 with a `token_type` that is not `Bearer`, after the identity token is spent.
+    WrongTokenType,
+    /// A good answer that comes late; the identity token is spent at once.
+    Stall {
+        /// The delay in milliseconds, added to the endpoint's own latency.
+        ms: u64,
+    },
+    /// At the identity endpoint: the previous identity token once more (a fresh one where there is none).
+    DuplicateIdentityToken,
+    /// At the identity endpoint: a value that is no JWT.
+    MalformedIdentityToken,
+    /// At the identity endpoint: an identity token, correctly signed, larger than a token endpoint accepts.
+    OversizedIdentityToken,
+}
+
+impl Fault {
+    /// Whether an exchange is decided, and a good identity token spent, before this fault takes effect.
+    pub(crate) fn commits(&self) -> bool {
+        match self {
+            Self::Status { commit, .. } => *commit,
+            Self::None
+            | Self::DropAfterCommit
+            | Self::EmptyBody
+            | Self::Oversized { .. }
+            | Self::TruncatedBody
+            | Self::WrongTypes
+            | Self::ExpiresIn(_)
+            | Self::NoAccessToken
+            | Self::WrongTokenType
+            | Self::Stall { .. } => true,
+            Self::DropBeforeCommit
+            | Self::Redirect { .. }
+            | Self::NotJson
+            | Self::ReflectAssertion
+            | Self::DuplicateIdentityToken
+            | Self::MalformedIdentityToken
+            | Self::OversizedIdentityToken => false,
+        }
+    }
+
+    /// Gives `answer` as this fault leaves it: the faults of the wire, which every endpoint can have.
+    pub(crate) async fn spoil(&self, mut answer: Value) -> Outcome {
+        match self {
+            Self::None => Ok(answer::json(StatusCode::OK, &answer)),
+            Self::Stall { ms } => {
+                tokio::time::sleep(Duration::from_millis(*ms)).await;
+                Ok(answer::json(StatusCode::OK, &answer))
+            }
+            Self::Status { status, retry_after_s, .. } => Err(Stop::Error {
+                status: status_code(*status),
+                message: "the sandbox was told to fail".to_owned(),
+                retry_after_s: *retry_after_s,
+            }),
+            Self::DropBeforeCommit | Self::DropAfterCommit => Err(Stop::HangUp),
+            Self::Redirect { status, location } => {
+                let location = HeaderValue::from_str(location).map_err(|_| self.misplaced())?;
+                let mut response = answer::text(status_code(*status), "");
+                response.headers_mut().insert(header::LOCATION, location);
+                Ok(response)
+            }
+            Self::NotJson => {
+                let mut response = answer::text(StatusCode::OK, "<!doctype html><title>Sign in to the Wi-Fi</title>");
+                response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/html"));
+                Ok(response)
+            }
+            Self::EmptyBody => Ok(answer::text(StatusCode::OK, "")),
+            Self::Oversized { bytes } => {
+                answer["padding"] = json!("a".repeat((*bytes).min(answer::BODY_LIMIT)));
+                Ok(answer::json(StatusCode::OK, &answer))
+            }
+            Self::TruncatedBody => {
+                let whole = answer.to_string();
+                let half = whole.as_bytes()[..whole.len() / 2].to_vec();
+                let mut response = answer::in_parts(vec![half.into()], Duration::ZERO, End::Cut);
+                response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+                response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(whole.len()));
+                Ok(response)
+            }
+            Self::ReflectAssertion
+            | Self::WrongTypes
+            | Self::ExpiresIn(_)
+            | Self::NoAccessToken
+            | Self::WrongTokenType
+            | Self::DuplicateIdentityToken
+            | Self::MalformedIdentityToken
+            | Self::OversizedIdentityToken => Err(self.misplaced()),
+        }
+    }
+
+    fn misplaced(&self) -> Stop {
+        Stop::error(StatusCode::NOT_IMPLEMENTED, format!("no such fault at this endpoint: {self:?}"))
+    }
+}
+
+fn status_code(status: u16) -> StatusCode {
+    StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_is_written_as_its_name_and_fields() {
+        for (fault, written) in [
+            (Fault::None, json!("none")),
+            (Fault::DropAfterCommit, json!("drop_after_commit")),
+            (
+                Fault::Status { status: 503, retry_after_s: Some(2), commit: true },
+                json!({"status": {"status": 503, "retry_after_s": 2, "commit": true}}),
+            ),
+            (Fault::ExpiresIn(json!("600")), json!({"expires_in": "600"})),
+            (Fault::ExpiresIn(Value::Null), json!({"expires_in": null})),
+            (Fault::Stall { ms: 5 }, json!({"stall": {"ms": 5}})),
+        ] {
+            assert_eq!(serde_json::to_value(&fault).unwrap(), written);
+            assert_eq!(serde_json::from_value::<Fault>(written).unwrap(), fault);
+        }
+        assert!(serde_json::from_value::<Fault>(json!({"stall": {"ms": 5, "second": 1}})).is_err());
+        assert_eq!(
+            serde_json::from_value::<Fault>(json!({"status": {"status": 500}})).unwrap(),
+            Fault::Status { status: 500, retry_after_s: None, commit: false },
+        );
+    }
+}

@@ -1,0 +1,67 @@
+//! The CI's endpoint for identity tokens, as GitHub Actions has it.
+
+use std::time::Duration;
+
+use http::{HeaderMap, StatusCode};
+use serde_json::json;
+
+use crate::{
+    Fault,
+    answer::{self, Outcome},
+    random,
+    server::bearer,
+    state::State,
+};
+
+/// The endpoint's path and the query that it is handed out with; clients append `&audience=…`.
+pub(crate) const PATH: &str = "/idtoken";
+pub(crate) const QUERY: &str = "api-version=2.0";
+
+/// Issues an identity token for the audience in `query` to the bearer of the request token.
+pub(crate) async fn answer(state: &State, headers: &HeaderMap, query: &str) -> Outcome {
+    const DEFAULT_AUDIENCE: &str = "https://github.com/octo-org";
+    const LARGER_THAN_ACCEPTED: usize = 16 << 10;
+    tokio::time::sleep(Duration::from_millis(state.knobs().identity_token_latency_ms)).await;
+    if bearer(headers) != Some(&state.request_token) {
+        state.ledger().counters.identity_tokens_refused += 1;
+        return Ok(answer::json(
+            StatusCode::UNAUTHORIZED,
+            &json!({
+                "$id": "1",
+                "innerException": null,
+                "message": "The request token is not authorized to access this resource.",
+                "typeKey": "UnauthorizedRequestException",
+                "errorCode": 0,
+                "eventId": 3000,
+            }),
+        ));
+    }
+
+    let fault = state.take_fault(|knobs| &mut knobs.identity_token_faults);
+    if fault != Fault::None {
+        state.ledger().counters.identity_tokens_faulted += 1;
+    }
+    let audience = form_urlencoded::parse(query.as_bytes())
+        .find(|(name, value)| name == "audience" && !value.is_empty())
+        .map_or_else(|| DEFAULT_AUDIENCE.to_owned(), |(_, value)| value.into_owned());
+    let issue = || state.issue_identity_token(&audience, |_| {});
+    // Held apart from the match: a lock taken in its head would be held in its arms.
+    let previous = state.ledger().last_identity_token();
+    let (value, fault) = match fault {
+        Fault::WrongTypes => (json!(42), Fault::None),
+        Fault::DuplicateIdentityToken => (json!(previous.unwrap_or_else(issue)), Fault::None),
+        Fault::MalformedIdentityToken => {
+            let malformed = format!("not-a-jwt.{}", random::secret(32));
+            state.ledger().secret_issued(&malformed);
+            (json!(malformed), Fault::None)
+        }
+        Fault::OversizedIdentityToken => {
+            let pad = |claims: &mut serde_json::Map<_, _>| {
+                claims.insert("padding".to_owned(), json!("a".repeat(LARGER_THAN_ACCEPTED)));
+            };
+            (json!(state.issue_identity_token(&audience, pad)), Fault::None)
+        }
+        other => (json!(issue()), other),
+    };
+    fault.spoil(json!({"count": 1, "value": value})).await
+}

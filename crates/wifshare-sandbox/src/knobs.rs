@@ -1,0 +1,139 @@
+//! Everything about the sandbox that can be turned, before the start and while it runs.
+
+use serde::{Deserialize, Serialize};
+
+use crate::Fault;
+
+/// The settings of a sandbox. In JSON the names are those of the fields, and every one may be left out.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Knobs {
+    /// Milliseconds between deciding an exchange and answering it. The identity token is spent at the beginning.
+    pub exchange_latency_ms: u64,
+    /// Milliseconds that the identity endpoint takes.
+    pub identity_token_latency_ms: u64,
+    /// Milliseconds that a message takes to its first byte.
+    pub message_latency_ms: u64,
+    /// Milliseconds between the events of a streamed message.
+    pub message_event_interval_ms: u64,
+    /// Seconds that an identity token lives.
+    pub identity_token_lifetime_s: u64,
+    /// Seconds that an access token lives at most; twice the identity token's remaining life is the other limit.
+    pub access_token_lifetime_s: u64,
+    /// Seconds that an access token lives at least, 60 at the real endpoint. Zero counts as one.
+    pub access_token_lifetime_floor_s: u64,
+    /// What identity tokens are signed with.
+    pub algorithm: SigningAlgorithm,
+    /// Whether an identity token with a `jti` can be exchanged only once.
+    pub check_jti: bool,
+    /// Whether the API refuses calls without the beta `oauth-2025-04-20`.
+    pub require_oauth_beta: bool,
+    /// The rule that identity tokens have to match.
+    pub rule: FederationRule,
+    /// What goes wrong at the token endpoint: each request takes the first that is left.
+    pub exchange_faults: Vec<Fault>,
+    /// What goes wrong at the identity endpoint, for requests with the right request token.
+    pub identity_token_faults: Vec<Fault>,
+    /// What goes wrong at `/v1/messages`, for requests with a live access token.
+    pub message_faults: Vec<Fault>,
+}
+
+impl Default for Knobs {
+    /// A GitHub job and a rule as the Console sets it up, without delays or faults.
+    fn default() -> Self {
+        Self {
+            exchange_latency_ms: 0,
+            identity_token_latency_ms: 0,
+            message_latency_ms: 0,
+            message_event_interval_ms: 0,
+            identity_token_lifetime_s: 300,
+            access_token_lifetime_s: 600,
+            access_token_lifetime_floor_s: 60,
+            algorithm: SigningAlgorithm::Rs256,
+            check_jti: true,
+            require_oauth_beta: false,
+            rule: FederationRule::default(),
+            exchange_faults: Vec::new(),
+            identity_token_faults: Vec::new(),
+            message_faults: Vec::new(),
+        }
+    }
+}
+
+impl Knobs {
+    /// The default, except that the first `n` exchanges fail with this HTTP status and spend nothing.
+    pub fn fail_first(n: usize, status: u16) -> Self {
+        Self::with_exchange_faults(vec![Fault::Status { status, retry_after_s: None, commit: false }; n])
+    }
+
+    /// The default, except that the first exchanges go wrong as scripted.
+    pub fn with_exchange_faults(faults: impl Into<Vec<Fault>>) -> Self {
+        Self { exchange_faults: faults.into(), ..Self::default() }
+    }
+}
+
+/// What an identity token is signed with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SigningAlgorithm {
+    /// RSA with SHA-256, as GitHub does. The key takes some tenths of a second, once in a process.
+    #[serde(rename = "RS256")]
+    Rs256,
+    /// ECDSA on P-256 with SHA-256.
+    #[serde(rename = "ES256")]
+    Es256,
+}
+
+/// The federation rule: which identity tokens are accepted, and what a request has to name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FederationRule {
+    /// The rule's id, `fdrl_…`.
+    pub id: String,
+    /// The organisation's UUID.
+    pub organization_id: String,
+    /// The service account, `svac_…`. A request may leave it out; if it names one, it has to be this.
+    pub service_account_id: String,
+    /// What the identity token's `aud` has to contain.
+    pub audience: String,
+    /// What the identity token's `sub` has to be, or to begin with if this ends in `*`.
+    pub subject_prefix: String,
+    /// Whether a request has to name a workspace, as with a rule that covers several.
+    pub workspace_id_required: bool,
+}
+
+impl Default for FederationRule {
+    fn default() -> Self {
+        Self {
+            id: "fdrl_01SandboxRule".to_owned(),
+            organization_id: "00000000-0000-4000-8000-0000005a4db0".to_owned(),
+            service_account_id: "svac_01SandboxAccount".to_owned(),
+            audience: "https://api.anthropic.com".to_owned(),
+            subject_prefix: "repo:octo-org/octo-repo:*".to_owned(),
+            workspace_id_required: false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_knob_left_out_has_its_default_and_an_unknown_one_is_refused() {
+        let knobs: Knobs = serde_json::from_value(json!({"algorithm": "ES256", "rule": {"id": "fdrl_x"}})).unwrap();
+        assert_eq!(knobs.algorithm, SigningAlgorithm::Es256);
+        assert_eq!(knobs.rule.audience, "https://api.anthropic.com");
+        assert_eq!(knobs.identity_token_lifetime_s, 300);
+        assert!(serde_json::from_value::<Knobs>(json!({"exchange_latency": 1})).is_err());
+    }
+
+    #[test]
+    fn knobs_survive_their_json() {
+        let knobs =
+            Knobs { rule: FederationRule { id: "fdrl_y".into(), ..Default::default() }, ..Knobs::fail_first(2, 429) };
+        assert_eq!(serde_json::from_value::<Knobs>(serde_json::to_value(&knobs).unwrap()).unwrap(), knobs);
+        assert_eq!(knobs.exchange_faults.len(), 2);
+    }
+}

@@ -1,0 +1,225 @@
+//! What happened: identity tokens spent, access tokens issued, decisions and their count.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    hash::{DefaultHasher, Hash, Hasher},
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::Fault;
+
+/// How often what happened, since the start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Counters {
+    /// Identity tokens signed, at the identity endpoint or by a call on the sandbox.
+    pub identity_tokens_issued: u64,
+    /// Requests to the identity endpoint without the right request token.
+    pub identity_tokens_refused: u64,
+    /// Requests to the identity endpoint that took a fault.
+    pub identity_tokens_faulted: u64,
+    /// Requests to the token endpoint, of whatever outcome.
+    pub exchanges_received: u64,
+    /// Exchanges decided in favour of the client, including those whose answer a fault spoiled.
+    pub exchanges_accepted: u64,
+    /// Exchanges decided against the client, of whatever reason.
+    pub exchanges_refused: u64,
+    /// The refused ones by reason: `jti_reused`, `expired`, … and `invalid_request` for those answered with 400.
+    pub refused: BTreeMap<String, u64>,
+    /// Exchanges that a fault spoiled, before the decision or after it.
+    pub exchanges_faulted: u64,
+    /// How often a correctly signed identity token arrived whose `jti` had been spent, whoever had got the answer to
+    /// the first exchange, and whether or not `check_jti` is on.
+    pub identity_tokens_reused: u64,
+    /// How often an assertion arrived that had arrived before, spent or not: a client that sends each identity token
+    /// at most once leaves this at zero under any fault.
+    pub assertions_repeated: u64,
+    /// Messages answered.
+    pub messages_accepted: u64,
+    /// Calls of the API without a live access token, or otherwise refused.
+    pub messages_refused: u64,
+    /// Messages that a fault spoiled.
+    pub messages_faulted: u64,
+    /// Token counts and model lists answered.
+    pub other_calls_accepted: u64,
+}
+
+/// One request to the token endpoint and what became of it. Holds no token.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ExchangeRecord {
+    /// When, in Unix seconds.
+    pub at: u64,
+    /// The answer's `request-id`.
+    pub request_id: String,
+    /// What was decided.
+    pub verdict: Verdict,
+    /// Why it was refused; `None` otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The identity token's `jti`, if it has one and its signature is good.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jti: Option<String>,
+    /// Seconds that the access token was given; `None` unless accepted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_in: Option<u64>,
+    /// What the script did to this request.
+    #[serde(default)]
+    pub fault: Fault,
+}
+
+/// The decision about an exchange.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// An access token was issued, whether or not it arrived.
+    Accepted,
+    /// 400 or 401.
+    Refused,
+    /// A fault came before the decision.
+    Undecided,
+}
+
+/// The memory of the authorization server.
+#[derive(Default)]
+pub(crate) struct Ledger {
+    pub(crate) counters: Counters,
+    /// The `jti` of every identity token exchanged. One issuer, so the `jti` alone is the key.
+    spent: HashSet<String>,
+    /// Hashes of the assertions that arrived.
+    seen: HashSet<u64>,
+    expires_at: HashMap<String, Duration>,
+    history: VecDeque<ExchangeRecord>,
+    /// Every secret ever handed out; it only grows, for a leak is searched at the end.
+    secrets: Vec<String>,
+    last_identity_token: Option<String>,
+}
+
+impl Ledger {
+    /// Counts an assertion that arrived before, and one whose `jti`, if it could be verified, is spent.
+    pub(crate) fn see(&mut self, assertion: &str, jti: Option<&str>) {
+        let mut hasher = DefaultHasher::new();
+        assertion.hash(&mut hasher);
+        if !self.seen.insert(hasher.finish()) {
+            self.counters.assertions_repeated += 1;
+        }
+        if jti.is_some_and(|jti| self.spent.contains(jti)) {
+            self.counters.identity_tokens_reused += 1;
+        }
+    }
+
+    /// Spends this `jti`; false if it was spent already. Whoever holds the ledger is alone with it, so of two
+    /// requests with one identity token exactly one is told true.
+    pub(crate) fn spend(&mut self, jti: &str) -> bool {
+        self.spent.insert(jti.to_owned())
+    }
+
+    /// Remembers an identity token that was handed out.
+    pub(crate) fn identity_token_issued(&mut self, identity_token: &str) {
+        self.counters.identity_tokens_issued += 1;
+        self.secrets.push(identity_token.to_owned());
+        self.last_identity_token = Some(identity_token.to_owned());
+    }
+
+    /// The identity token handed out last.
+    pub(crate) fn last_identity_token(&self) -> Option<String> {
+        self.last_identity_token.clone()
+    }
+
+    /// Remembers an access token that was handed out, to be honoured until `expires_at`.
+    pub(crate) fn access_token_issued(&mut self, access_token: &str, expires_at: Duration) {
+        self.secrets.push(access_token.to_owned());
+        self.expires_at.insert(access_token.to_owned(), expires_at);
+    }
+
+    /// Remembers another secret.
+    pub(crate) fn secret_issued(&mut self, secret: &str) {
+        self.secrets.push(secret.to_owned());
+    }
+
+    /// Every secret handed out so far.
+    pub(crate) fn secrets(&self) -> Vec<String> {
+        self.secrets.clone()
+    }
+
+    /// Whether this access token is honoured at this moment.
+    pub(crate) fn is_live(&self, access_token: &str, now: Duration) -> bool {
+        self.expires_at.get(access_token).is_some_and(|expires_at| now < *expires_at)
+    }
+
+    /// Forgets the access tokens, so that none issued so far is honoured.
+    pub(crate) fn revoke(&mut self) {
+        self.expires_at.clear();
+    }
+
+    /// Counts and remembers an exchange.
+    pub(crate) fn record(&mut self, exchange: ExchangeRecord) {
+        const LONGEST_HISTORY: usize = 1000;
+        match exchange.verdict {
+            Verdict::Accepted => self.counters.exchanges_accepted += 1,
+            Verdict::Refused => self.counters.exchanges_refused += 1,
+            Verdict::Undecided => {}
+        }
+        if let Some(reason) = &exchange.reason {
+            *self.counters.refused.entry(reason.clone()).or_default() += 1;
+        }
+        if exchange.verdict != Verdict::Refused && exchange.fault != Fault::None {
+            self.counters.exchanges_faulted += 1;
+        }
+        self.counters.exchanges_received += 1;
+        self.history.push_back(exchange);
+        if self.history.len() > LONGEST_HISTORY {
+            self.history.pop_front();
+        }
+    }
+
+    /// The latest exchanges, oldest first.
+    pub(crate) fn history(&self) -> Vec<ExchangeRecord> {
+        self.history.iter().cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_jti_is_spent_once() {
+        let mut ledger = Ledger::default();
+        assert!(ledger.spend("a"));
+        assert!(!ledger.spend("a"));
+        assert!(ledger.spend("b"));
+    }
+
+    #[test]
+    fn an_access_token_lives_until_its_last_second_or_revocation() {
+        let mut ledger = Ledger::default();
+        let second = Duration::from_secs(1);
+        ledger.access_token_issued("t", second);
+        assert!(ledger.is_live("t", Duration::from_millis(999)));
+        assert!(!ledger.is_live("t", second));
+        assert!(!ledger.is_live("u", Duration::from_millis(999)));
+        ledger.revoke();
+        assert!(!ledger.is_live("t", Duration::from_millis(999)));
+    }
+
+    #[test]
+    fn the_history_is_bounded_and_the_counters_are_not() {
+        let mut ledger = Ledger::default();
+        for at in 0..1500 {
+            ledger.record(ExchangeRecord {
+                at,
+                request_id: String::new(),
+                verdict: Verdict::Refused,
+                reason: Some("jti_reused".into()),
+                jti: None,
+                expires_in: None,
+                fault: Fault::None,
+            });
+        }
+        assert_eq!(ledger.history().len(), 1000);
+        assert_eq!(ledger.history().last().unwrap().at, 1499);
+        assert_eq!(ledger.counters.refused["jti_reused"], 1500);
+    }
+}

@@ -1,0 +1,157 @@
+//! The running sandbox, as its owner holds it.
+
+use std::{
+    fmt,
+    io::{self, Error},
+    net::{Ipv4Addr, SocketAddr},
+    sync::{Arc, mpsc},
+    thread::JoinHandle,
+};
+
+use serde_json::{Map, Value};
+use tokio::sync::oneshot;
+
+use crate::{Counters, ExchangeRecord, Knobs, identity_endpoint, server, state::State};
+
+/// A running sandbox. It stops, and its connections are closed, when this is dropped.
+pub struct Sandbox {
+    state: Arc<State>,
+    // Dropped to stop the server.
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Sandbox {
+    /// Starts a sandbox on a port of 127.0.0.1 that the system chooses.
+    ///
+    /// # Errors
+    /// The system has no port or no thread to give.
+    pub fn start(knobs: Knobs) -> io::Result<Self> {
+        Self::start_at((Ipv4Addr::LOCALHOST, 0).into(), knobs)
+    }
+
+    /// Starts a sandbox at this address.
+    ///
+    /// # Errors
+    /// The address is not loopback ([`InvalidInput`](io::ErrorKind::InvalidInput)), is in use, or cannot be had.
+    pub fn start_at(address: SocketAddr, knobs: Knobs) -> io::Result<Self> {
+        let (stop, stopped) = oneshot::channel();
+        let (report, started) = mpsc::channel();
+        // The runtime lives and dies in its own thread, for its owner may be within a runtime, where neither is allowed.
+        let thread = std::thread::Builder::new().name("wifshare-sandbox".to_owned()).spawn(move || {
+            match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+                Ok(runtime) => runtime.block_on(run(address, knobs, &report, stopped)),
+                Err(error) => _ = report.send(Err(error)),
+            }
+        })?;
+        let state = started.recv().map_err(|_| Error::other("the sandbox's thread did not start"))??;
+        Ok(Self { state, stop: Some(stop), thread: Some(thread) })
+    }
+
+    /// `http://127.0.0.1:PORT`: the issuer of the identity tokens, and the API's base URL.
+    pub fn base_url(&self) -> String {
+        self.state.base_url.clone()
+    }
+
+    /// Where identity tokens are asked for, the value of `ACTIONS_ID_TOKEN_REQUEST_URL`. Has a query already, as
+    /// GitHub's has.
+    pub fn identity_token_request_url(&self) -> String {
+        format!("{}{}?{}", self.state.base_url, identity_endpoint::PATH, identity_endpoint::QUERY)
+    }
+
+    /// What they are asked for with, the value of `ACTIONS_ID_TOKEN_REQUEST_TOKEN`. Random for each sandbox.
+    pub fn identity_token_request_token(&self) -> String {
+        self.state.request_token.clone()
+    }
+
+    /// The variables that a job in this CI, configured for this rule, finds in its environment.
+    pub fn environment(&self) -> Vec<(String, String)> {
+        let rule = self.state.knobs().rule;
+        [
+            ("ACTIONS_ID_TOKEN_REQUEST_URL", self.identity_token_request_url()),
+            ("ACTIONS_ID_TOKEN_REQUEST_TOKEN", self.identity_token_request_token()),
+            ("ANTHROPIC_FEDERATION_RULE_ID", rule.id),
+            ("ANTHROPIC_ORGANIZATION_ID", rule.organization_id),
+            ("ANTHROPIC_SERVICE_ACCOUNT_ID", rule.service_account_id),
+            ("ANTHROPIC_BASE_URL", self.base_url()),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .into()
+    }
+
+    /// A fresh identity token for the rule's audience, ready to be exchanged.
+    pub fn issue_identity_token(&self) -> String {
+        self.issue_identity_token_with(|_| {})
+    }
+
+    /// A fresh identity token whose claims are edited before they are signed.
+    pub fn issue_identity_token_with(&self, edit: impl FnOnce(&mut Map<String, Value>)) -> String {
+        let audience = self.state.knobs().rule.audience;
+        self.state.issue_identity_token(&audience, edit)
+    }
+
+    /// How often what happened so far.
+    pub fn counters(&self) -> Counters {
+        self.state.ledger().counters.clone()
+    }
+
+    /// The latest exchanges, oldest first.
+    pub fn history(&self) -> Vec<ExchangeRecord> {
+        self.state.ledger().history()
+    }
+
+    /// The knobs as they stand. Faults that have been taken are gone from the scripts.
+    pub fn knobs(&self) -> Knobs {
+        self.state.knobs()
+    }
+
+    /// Turns every knob, from the next request on.
+    pub fn set_knobs(&self, knobs: Knobs) {
+        self.state.set_knobs(knobs);
+    }
+
+    /// Ends every access token issued so far: the API answers 401 to them from now on.
+    pub fn revoke_access_tokens(&self) {
+        self.state.ledger().revoke();
+    }
+
+    /// Every request token, identity token and access token ever handed out: canaries, to be searched for in logs,
+    /// output and errors.
+    pub fn secrets(&self) -> Vec<String> {
+        self.state.ledger().secrets()
+    }
+}
+
+async fn run(
+    address: SocketAddr,
+    knobs: Knobs,
+    report: &mpsc::Sender<io::Result<Arc<State>>>,
+    stopped: oneshot::Receiver<()>,
+) {
+    match server::listen(address).and_then(|listener| Ok((listener.local_addr()?, listener))) {
+        Ok((address, listener)) => {
+            let state = Arc::new(State::new(format!("http://{address}"), knobs));
+            tokio::spawn(server::serve(listener, Arc::clone(&state)));
+            _ = report.send(Ok(state));
+            // An error is the sender dropped: the one way it is told.
+            _ = stopped.await;
+        }
+        Err(error) => _ = report.send(Err(error)),
+    }
+}
+
+impl fmt::Debug for Sandbox {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Sandbox").field("base_url", &self.state.base_url).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            // A panic of the server has been reported by its thread, and has no place in a drop.
+            _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! The listener: connections, limits, and which path is answered by whom.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::json;
+use tokio::net::{TcpListener, TcpSocket};
+
+use crate::{
+    answer::{self, Body, HangUp, Outcome, Stop},
+    identity_endpoint, issuer, messages, random,
+    state::State,
+    token_endpoint,
+};
+
+/// Requests have this long to arrive, headers and body each.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Listens at a loopback address. Called within a runtime.
+///
+/// # Errors
+/// The address is in use, is not loopback, or is not this computer's.
+pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    // A thousand processes that start together should not wait for a second round of SYN.
+    const BACKLOG: u32 = 4096;
+    if !address.ip().is_loopback() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{address} is not a loopback address")));
+    }
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    #[cfg(unix)]
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// Serves connections until it is dropped.
+pub(crate) async fn serve(listener: TcpListener, state: Arc<State>) {
+    loop {
+        let Ok((connection, _)) = listener.accept().await else {
+            // Out of file descriptors, most likely: some will come back.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            continue;
+        };
+        _ = connection.set_nodelay(true);
+        let state = Arc::clone(&state);
+        tokio::spawn(async move {
+            let answer = service_fn(|request| answer(&state, request));
+            // An error is a client that went away or a connection that we closed on purpose.
+            _ = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(PATIENCE)
+                .serve_connection(TokioIo::new(connection), answer)
+                .await;
+        });
+    }
+}
+
+/// The credentials of an `authorization: Bearer …` header (RFC 6750 §2.1).
+pub(crate) fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, credentials) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| credentials.trim())
+}
+
+async fn answer(state: &State, request: Request<Incoming>) -> Result<Response<Body>, HangUp> {
+    let request_id = random::name("req_");
+    let mut response = match route(state, request, &request_id).await {
+        Ok(response) => response,
+        Err(Stop::HangUp) => return Err(HangUp),
+        Err(Stop::Error { status, message, retry_after_s }) => {
+            let mut response = answer::error(status, &message, &request_id);
+            if let Some(seconds) = retry_after_s {
+                response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+            }
+            response
+        }
+    };
+    let request_id = HeaderValue::from_str(&request_id).expect("letters and digits");
+    response.headers_mut().insert("request-id", request_id);
+    Ok(response)
+}
+
+async fn route(state: &State, request: Request<Incoming>, request_id: &str) -> Outcome {
+    const SMALL_BODY_LIMIT: usize = 1 << 20;
+    let (head, body) = request.into_parts();
+    let ok = |value| Ok(answer::json(StatusCode::OK, &value));
+    match (&head.method, head.uri.path()) {
+        (&Method::GET | &Method::HEAD, "/") => Ok(answer::text(StatusCode::OK, "the wifshare sandbox\n")),
+        (&Method::GET, identity_endpoint::PATH) => {
+            let query = head.uri.query().unwrap_or_default();
+            identity_endpoint::answer(state, &head.headers, query).await
+        }
+        (&Method::GET, "/.well-known/openid-configuration") => ok(issuer::metadata(&state.base_url)),
+        (&Method::GET, "/.well-known/jwks") => ok(issuer::jwks()),
+        (&Method::POST, "/v1/oauth/token") => {
+            let body = read(body, SMALL_BODY_LIMIT).await?;
+            token_endpoint::answer(state, &body, request_id).await
+        }
+        (&Method::POST, "/v1/messages") => {
+            messages::authorize(state, &head.headers)?;
+            let body = read(body, answer::BODY_LIMIT).await?;
+            messages::answer(state, &body).await
+        }
+        (&Method::POST, "/v1/messages/count_tokens") => {
+            messages::authorize(state, &head.headers)?;
+            read(body, answer::BODY_LIMIT).await?;
+            state.ledger().counters.other_calls_accepted += 1;
+            ok(messages::count_tokens())
+        }
+        (&Method::GET, "/v1/models") => {
+            messages::authorize(state, &head.headers)?;
+            state.ledger().counters.other_calls_accepted += 1;
+            ok(messages::models())
+        }
+        (&Method::GET, "/sandbox/counters") => ok(json!(state.ledger().counters)),
+        (&Method::GET, "/sandbox/history") => ok(json!(state.ledger().history())),
+        (&Method::GET, "/sandbox/knobs") => ok(json!(state.knobs())),
+        (&Method::PUT, "/sandbox/knobs") => {
+            let body = read(body, SMALL_BODY_LIMIT).await?;
+            let knobs = serde_json::from_slice(&body)
+                .map_err(|error| Stop::error(StatusCode::BAD_REQUEST, error.to_string()))?;
+            state.set_knobs(knobs);
+            ok(json!(state.knobs()))
+        }
+        (&Method::POST, "/sandbox/revoke") => {
+            state.ledger().revoke();
+            ok(json!({"revoked": true}))
+        }
+        (_, path) => Err(Stop::error(StatusCode::NOT_FOUND, format!("Not found: {} {path}", head.method))),
+    }
+}
+
+async fn read(body: Incoming, limit: usize) -> Result<Bytes, Stop> {
+    match tokio::time::timeout(PATIENCE, Limited::new(body, limit).collect()).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(cause)) if cause.is::<LengthLimitError>() => {
+            Err(Stop::error(StatusCode::PAYLOAD_TOO_LARGE, "Request exceeds the maximum size"))
+        }
+        Ok(Err(_)) => Err(Stop::HangUp),
+        Err(_) => Err(Stop::error(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time")),
+    }
+}

@@ -1,0 +1,66 @@
+//! What all requests share.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde_json::{Map, Value};
+
+use crate::{Fault, Knobs, clock, issuer, ledger::Ledger, random};
+
+/// The sandbox behind its listener.
+pub(crate) struct State {
+    /// `http://127.0.0.1:PORT`, which is the issuer too.
+    pub(crate) base_url: String,
+    /// What the identity endpoint wants as bearer token.
+    pub(crate) request_token: String,
+    knobs: Mutex<Knobs>,
+    ledger: Mutex<Ledger>,
+}
+
+impl State {
+    /// A sandbox where nothing has happened yet.
+    pub(crate) fn new(base_url: String, knobs: Knobs) -> Self {
+        let request_token = format!("sandbox-request-token-{}", random::secret(32));
+        let mut ledger = Ledger::default();
+        ledger.secret_issued(&request_token);
+        // The key is made before the first request, which would have to wait for it.
+        issuer::SigningKey::of(knobs.algorithm);
+        Self { base_url, request_token, knobs: Mutex::new(knobs), ledger: Mutex::new(ledger) }
+    }
+
+    /// The ledger, for whoever asks alone. Never held across an `await`.
+    pub(crate) fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The knobs as they stand, with what is left of the scripts.
+    pub(crate) fn knobs(&self) -> Knobs {
+        self.lock_knobs().clone()
+    }
+
+    /// Turns every knob.
+    pub(crate) fn set_knobs(&self, knobs: Knobs) {
+        issuer::SigningKey::of(knobs.algorithm);
+        *self.lock_knobs() = knobs;
+    }
+
+    /// Takes the next fault from a script.
+    pub(crate) fn take_fault(&self, script: fn(&mut Knobs) -> &mut Vec<Fault>) -> Fault {
+        let mut knobs = self.lock_knobs();
+        let script = script(&mut knobs);
+        if script.is_empty() { Fault::None } else { script.remove(0) }
+    }
+
+    /// Signs an identity token for this audience, its claims edited first, and remembers it.
+    pub(crate) fn issue_identity_token(&self, audience: &str, edit: impl FnOnce(&mut Map<String, Value>)) -> String {
+        let knobs = self.knobs();
+        let mut claims = issuer::claims(&self.base_url, audience, knobs.identity_token_lifetime_s, clock::now());
+        edit(&mut claims);
+        let identity_token = issuer::SigningKey::of(knobs.algorithm).sign(&claims);
+        self.ledger().identity_token_issued(&identity_token);
+        identity_token
+    }
+
+    fn lock_knobs(&self) -> MutexGuard<'_, Knobs> {
+        self.knobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

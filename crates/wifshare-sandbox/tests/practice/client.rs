@@ -1,0 +1,105 @@
+//! A plain HTTP client, and the requests that the tests have in common.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use ureq::{
+    Agent, Body,
+    http::{HeaderMap, Response},
+};
+use wifshare_sandbox::Sandbox;
+
+/// An answer, read to its end.
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) body: String,
+    pub(crate) headers: HeaderMap,
+}
+
+impl Answer {
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.body).expect("the body is JSON")
+    }
+
+    pub(crate) fn header(&self, name: &str) -> &str {
+        self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+    }
+}
+
+pub(crate) type Outcome = Result<Answer, ureq::Error>;
+
+/// A client that reports every status and follows nothing.
+pub(crate) fn agent(timeout: Duration) -> Agent {
+    Agent::config_builder()
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .timeout_global(Some(timeout))
+        .build()
+        .new_agent()
+}
+
+fn patient() -> Agent {
+    agent(Duration::from_secs(20))
+}
+
+fn read(response: Result<Response<Body>, ureq::Error>) -> Outcome {
+    let (head, mut body) = response?.into_parts();
+    let body = body.with_config().limit(128 << 20).read_to_string()?;
+    Ok(Answer { status: head.status.as_u16(), body, headers: head.headers })
+}
+
+pub(crate) fn get(url: &str, headers: &[(&str, &str)]) -> Outcome {
+    let request = headers.iter().fold(patient().get(url), |request, (name, value)| request.header(*name, *value));
+    read(request.call())
+}
+
+pub(crate) fn post(url: &str, headers: &[(&str, &str)], body: &str) -> Outcome {
+    post_with(&patient(), url, headers, body)
+}
+
+pub(crate) fn post_with(agent: &Agent, url: &str, headers: &[(&str, &str)], body: &str) -> Outcome {
+    let request = headers.iter().fold(agent.post(url), |request, (name, value)| request.header(*name, *value));
+    read(request.send(body))
+}
+
+pub(crate) fn put(url: &str, body: &Value) -> Outcome {
+    read(patient().put(url).send(body.to_string()))
+}
+
+/// The body of a good exchange.
+pub(crate) fn grant(sandbox: &Sandbox, assertion: &str) -> Value {
+    let rule = sandbox.knobs().rule;
+    json!({
+        "grant_type": "urn:ietf:params:oauth:grant-type:jwt-bearer",
+        "assertion": assertion,
+        "federation_rule_id": rule.id,
+        "organization_id": rule.organization_id,
+        "service_account_id": rule.service_account_id,
+    })
+}
+
+pub(crate) fn token_endpoint(sandbox: &Sandbox) -> String {
+    format!("{}/v1/oauth/token", sandbox.base_url())
+}
+
+pub(crate) fn exchange(sandbox: &Sandbox, assertion: &str) -> Outcome {
+    post(&token_endpoint(sandbox), &[], &grant(sandbox, assertion).to_string())
+}
+
+/// A live access token.
+pub(crate) fn access_token(sandbox: &Sandbox) -> String {
+    let answer = exchange(sandbox, &sandbox.issue_identity_token()).expect("an answer");
+    answer.json()["access_token"].as_str().expect("an access token").to_owned()
+}
+
+pub(crate) fn message(sandbox: &Sandbox, access_token: &str, stream: bool) -> Outcome {
+    let body = json!({"model": "claude-x", "max_tokens": 10, "stream": stream, "messages": [{"role": "user", "content": "hi"}]});
+    let url = format!("{}/v1/messages?beta=true", sandbox.base_url());
+    post(&url, &[("authorization", &format!("Bearer {access_token}"))], &body.to_string())
+}
+
+/// Asks the identity endpoint as a job does, for an audience that is written as it goes into a query.
+pub(crate) fn identity_token(sandbox: &Sandbox, audience: &str) -> Outcome {
+    let url = format!("{}&audience={audience}", sandbox.identity_token_request_url());
+    get(&url, &[("authorization", &format!("bearer {}", sandbox.identity_token_request_token()))])
+}

@@ -1,0 +1,249 @@
+//! Each fault does what it says, and spends what it says.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use wifshare_sandbox::{Fault, Knobs, Sandbox, SigningAlgorithm, Verdict};
+
+use crate::client::{
+    Outcome, access_token, agent, exchange, grant, identity_token, message, post_with, token_endpoint,
+};
+
+fn sandbox_with(fault: Fault) -> Sandbox {
+    let knobs = Knobs { algorithm: SigningAlgorithm::Es256, ..Knobs::with_exchange_faults([fault]) };
+    Sandbox::start(knobs).unwrap()
+}
+
+/// Exchanges a token under the fault, then once more without, which tells whether the first had spent it.
+fn spends(fault: Fault, looks_right: impl FnOnce(Outcome, &str)) -> bool {
+    let sandbox = sandbox_with(fault.clone());
+    let identity_token = sandbox.issue_identity_token();
+    // One connection for both would be closed by some faults: a client without memory sees each for itself.
+    looks_right(exchange(&sandbox, &identity_token), &identity_token);
+    assert_eq!(sandbox.counters().exchanges_faulted, 1, "{fault:?}");
+    assert_eq!(sandbox.history()[0].fault, fault);
+    assert_eq!(sandbox.knobs().exchange_faults, []);
+
+    let status = exchange(&sandbox, &identity_token).unwrap().status;
+    let counters = sandbox.counters();
+    assert_eq!(counters.assertions_repeated, 1);
+    assert_eq!(counters.identity_tokens_reused, u64::from(status == 401), "{fault:?}");
+    assert_eq!(counters.exchanges_accepted, 1, "{fault:?}: one token, one acceptance");
+    status == 401
+}
+
+fn status_of(outcome: Outcome) -> u16 {
+    outcome.unwrap().status
+}
+
+#[test]
+fn a_status_comes_in_the_shape_of_the_api_and_spends_on_request() {
+    let unavailable = |commit| Fault::Status { status: 503, retry_after_s: Some(7), commit };
+    let looks_right = |outcome: Outcome, _: &str| {
+        let answer = outcome.unwrap();
+        assert_eq!((answer.status, answer.header("retry-after")), (503, "7"));
+        assert_eq!(answer.json()["type"], "error");
+        assert_eq!(answer.json()["error"]["type"], "api_error");
+        assert_eq!(answer.json()["request_id"], answer.header("request-id"));
+    };
+    assert!(!spends(unavailable(false), looks_right));
+    assert!(spends(unavailable(true), looks_right));
+    for (status, kind) in [(429, "rate_limit_error"), (529, "overloaded_error"), (401, "authentication_error")] {
+        spends(Fault::Status { status, retry_after_s: None, commit: false }, |outcome, _| {
+            let answer = outcome.unwrap();
+            assert_eq!((answer.status, answer.header("retry-after")), (status, ""));
+            assert_eq!(answer.json()["error"]["type"], kind);
+        });
+    }
+}
+
+#[test]
+fn a_dropped_connection_has_no_answer() {
+    let looks_right = |outcome: Outcome, _: &str| assert!(outcome.is_err());
+    assert!(!spends(Fault::DropBeforeCommit, looks_right));
+    assert!(spends(Fault::DropAfterCommit, looks_right));
+}
+
+#[test]
+fn something_in_front_of_the_endpoint_answers_and_nothing_is_spent() {
+    let redirect = Fault::Redirect { status: 307, location: "http://127.0.0.1:9/elsewhere".into() };
+    assert!(!spends(redirect, |outcome, _| {
+        let answer = outcome.unwrap();
+        assert_eq!((answer.status, answer.header("location")), (307, "http://127.0.0.1:9/elsewhere"));
+    }));
+    assert!(!spends(Fault::NotJson, |outcome, _| {
+        let answer = outcome.unwrap();
+        assert_eq!((answer.status, answer.header("content-type")), (200, "text/html"));
+        assert!(serde_json::from_str::<Value>(&answer.body).is_err());
+    }));
+}
+
+#[test]
+fn an_answer_is_lost_or_grows_and_the_token_is_spent() {
+    assert!(spends(Fault::EmptyBody, |outcome, _| {
+        let answer = outcome.unwrap();
+        assert_eq!((answer.status, answer.body.as_str()), (200, ""));
+    }));
+    assert!(spends(Fault::Oversized { bytes: 2 << 20 }, |outcome, _| {
+        let answer = outcome.unwrap();
+        assert!(answer.body.len() > 2 << 20);
+        assert!(answer.json()["access_token"].is_string());
+    }));
+    assert!(spends(Fault::TruncatedBody, |outcome, _| assert!(outcome.is_err())));
+}
+
+#[test]
+fn a_truncated_body_announces_its_length_and_stops_halfway() {
+    use std::io::{Read, Write};
+    let sandbox = sandbox_with(Fault::TruncatedBody);
+    let body = grant(&sandbox, &sandbox.issue_identity_token()).to_string();
+    let address = sandbox.base_url().replace("http://", "");
+    let mut connection = std::net::TcpStream::connect(&address).unwrap();
+    let length = body.len();
+    write!(connection, "POST /v1/oauth/token HTTP/1.1\r\nhost: {address}\r\ncontent-length: {length}\r\n\r\n{body}")
+        .unwrap();
+    let mut answer = Vec::new();
+    // Whether the end is an orderly one or a reset is the system's affair.
+    _ = connection.read_to_end(&mut answer);
+    let answer = String::from_utf8(answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").expect("the whole head");
+    let announced = head.lines().find_map(|line| line.strip_prefix("content-length: ")).expect("a length");
+    let announced: usize = announced.parse().unwrap();
+    assert_eq!(body.len(), announced / 2, "{head}");
+    assert!(body.starts_with('{'));
+}
+
+#[test]
+fn the_assertion_comes_back_in_the_error() {
+    let reflects = |outcome: Outcome, identity_token: &str| {
+        let answer = outcome.unwrap();
+        assert_eq!(answer.status, 400);
+        assert!(answer.json()["error_description"].as_str().unwrap().contains(identity_token));
+        assert_eq!(answer.json()["received"]["assertion"], identity_token);
+    };
+    assert!(!spends(Fault::ReflectAssertion, reflects));
+}
+
+#[test]
+fn a_field_is_wrong_or_missing_and_the_token_is_spent() {
+    assert!(spends(Fault::WrongTypes, |outcome, _| {
+        let granted = outcome.unwrap().json();
+        assert!(granted["access_token"].is_number() && granted["expires_in"].is_object());
+    }));
+    assert!(spends(Fault::NoAccessToken, |outcome, _| {
+        let granted = outcome.unwrap().json();
+        assert!(granted.get("access_token").is_none() && granted["expires_in"].is_u64());
+    }));
+    assert!(spends(Fault::WrongTokenType, |outcome, _| {
+        let granted = outcome.unwrap().json();
+        assert!(granted["token_type"] == "mac" && granted["access_token"].is_string());
+    }));
+    for value in [json!(0), json!(-1), json!("600"), json!(599.5)] {
+        assert!(spends(Fault::ExpiresIn(value.clone()), |outcome, _| {
+            assert_eq!(outcome.unwrap().json()["expires_in"], value);
+        }));
+    }
+    assert!(spends(Fault::ExpiresIn(Value::Null), |outcome, _| {
+        assert!(outcome.unwrap().json().get("expires_in").is_none());
+    }));
+}
+
+#[test]
+fn a_stall_is_a_good_answer_that_comes_late() {
+    #[expect(clippy::disallowed_methods, reason = "how long it takes is what is tested")]
+    let begin = Instant::now();
+    assert!(spends(Fault::Stall { ms: 400 }, |outcome, _| {
+        assert!(begin.elapsed() >= Duration::from_millis(400));
+        assert!(outcome.unwrap().json()["access_token"].is_string());
+    }));
+    let sandbox = sandbox_with(Fault::Stall { ms: 5_000 });
+    let identity_token = sandbox.issue_identity_token();
+    let body = grant(&sandbox, &identity_token).to_string();
+    assert!(post_with(&agent(Duration::from_millis(300)), &token_endpoint(&sandbox), &[], &body).is_err());
+    assert_eq!(exchange(&sandbox, &identity_token).unwrap().status, 401);
+}
+
+#[test]
+fn faults_are_taken_in_order_and_then_it_behaves() {
+    let script =
+        [Fault::None, Fault::DropBeforeCommit, Fault::Status { status: 500, retry_after_s: None, commit: false }];
+    let sandbox = Sandbox::start(Knobs::with_exchange_faults(script)).unwrap();
+    let next = || exchange(&sandbox, &sandbox.issue_identity_token()).ok().map(|answer| answer.status);
+    assert_eq!([next(), next(), next(), next()], [Some(200), None, Some(500), Some(200)]);
+    let verdicts: Vec<_> = sandbox.history().into_iter().map(|exchange| exchange.verdict).collect();
+    assert_eq!(verdicts, [Verdict::Accepted, Verdict::Undecided, Verdict::Undecided, Verdict::Accepted]);
+
+    let sandbox = Sandbox::start(Knobs::fail_first(2, 529)).unwrap();
+    let identity_token = sandbox.issue_identity_token();
+    let next = || status_of(exchange(&sandbox, &identity_token));
+    assert_eq!([next(), next(), next()], [529, 529, 200]);
+}
+
+#[test]
+fn a_spent_token_is_counted_even_when_a_fault_answers() {
+    let sandbox =
+        Sandbox::start(Knobs::with_exchange_faults([Fault::DropAfterCommit, Fault::DropBeforeCommit])).unwrap();
+    let identity_token = sandbox.issue_identity_token();
+    for _ in 0..2 {
+        assert!(exchange(&sandbox, &identity_token).is_err());
+    }
+    assert_eq!(sandbox.counters().identity_tokens_reused, 1);
+    assert_eq!(sandbox.counters().exchanges_faulted, 2);
+}
+
+#[test]
+fn a_fault_at_the_wrong_endpoint_is_noticed() {
+    let sandbox = sandbox_with(Fault::DuplicateIdentityToken);
+    assert_eq!(exchange(&sandbox, &sandbox.issue_identity_token()).unwrap().status, 501);
+    sandbox.set_knobs(Knobs { identity_token_faults: vec![Fault::WrongTokenType], ..Knobs::default() });
+    assert_eq!(identity_token(&sandbox, "a").unwrap().status, 501);
+}
+
+#[test]
+fn the_identity_endpoint_fails_in_its_own_ways() {
+    let faults = vec![
+        Fault::None,
+        Fault::DuplicateIdentityToken,
+        Fault::MalformedIdentityToken,
+        Fault::OversizedIdentityToken,
+        Fault::WrongTypes,
+        Fault::DropBeforeCommit,
+        Fault::Status { status: 502, retry_after_s: None, commit: false },
+    ];
+    let sandbox = Sandbox::start(Knobs { identity_token_faults: faults, ..Knobs::default() }).unwrap();
+    let next = || identity_token(&sandbox, "https://api.anthropic.com");
+    let value = || next().unwrap().json()["value"].clone();
+    let first = value();
+    assert_eq!(value(), first, "the same once more");
+    let malformed = value();
+    assert!(jsonwebtoken::decode_header(malformed.as_str().unwrap()).is_err());
+    let oversized = value();
+    assert!(oversized.as_str().unwrap().len() > 16_384);
+    assert_eq!(exchange(&sandbox, oversized.as_str().unwrap()).unwrap().status, 400);
+    assert_eq!(value(), 42);
+    assert!(next().is_err());
+    assert_eq!(next().unwrap().status, 502);
+    assert_ne!(value(), first);
+    assert_eq!(sandbox.counters().identity_tokens_faulted, 6);
+    let secrets = sandbox.secrets();
+    for handed_out in [first, malformed, oversized] {
+        assert!(secrets.iter().any(|secret| *secret == handed_out), "{handed_out}");
+    }
+}
+
+#[test]
+fn a_message_fails_while_its_access_token_is_live() {
+    let sandbox = Sandbox::start(Knobs::default()).unwrap();
+    let access_token = access_token(&sandbox);
+    let unauthorized = Fault::Status { status: 401, retry_after_s: None, commit: false };
+    let message_faults = vec![unauthorized, Fault::DropAfterCommit, Fault::TruncatedBody];
+    sandbox.set_knobs(Knobs { message_faults, ..Knobs::default() });
+    assert_eq!(message(&sandbox, "another", false).unwrap().status, 401);
+    assert_eq!(sandbox.knobs().message_faults.len(), 3, "a stranger takes no fault");
+    assert_eq!(message(&sandbox, &access_token, false).unwrap().status, 401);
+    assert!(message(&sandbox, &access_token, true).is_err());
+    assert!(message(&sandbox, &access_token, true).is_err(), "the stream is cut");
+    assert_eq!(message(&sandbox, &access_token, true).unwrap().status, 200);
+    let counters = sandbox.counters();
+    assert_eq!((counters.messages_accepted, counters.messages_faulted, counters.messages_refused), (1, 3, 1));
+}

@@ -1,0 +1,105 @@
+//! What the token endpoint must not accept.
+
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
+use p256::pkcs8::EncodePrivateKey;
+use serde_json::{Map, Value, json};
+use wifshare_sandbox::{Knobs, Sandbox, SigningAlgorithm};
+
+use crate::client::{exchange, get};
+
+fn sandbox() -> Sandbox {
+    Sandbox::start(Knobs { algorithm: SigningAlgorithm::Es256, ..Knobs::default() }).unwrap()
+}
+
+/// The claims and the key id of a good identity token.
+fn genuine(sandbox: &Sandbox) -> (Map<String, Value>, String) {
+    let mut claims = Map::new();
+    let identity_token = sandbox.issue_identity_token_with(|genuine| claims = genuine.clone());
+    let header = jsonwebtoken::decode_header(&identity_token).unwrap();
+    (claims, header.kid.unwrap())
+}
+
+fn is_refused(sandbox: &Sandbox, assertion: &str, reason: &str) {
+    let before = sandbox.counters().refused.get(reason).copied().unwrap_or_default();
+    let answer = exchange(sandbox, assertion).unwrap();
+    assert_eq!(answer.status, 401, "{reason}");
+    assert_eq!(answer.json()["error"]["message"], "Authentication failed");
+    assert_eq!(
+        sandbox.counters().refused.get(reason),
+        Some(&(before + 1)),
+        "{reason}: {:?}",
+        sandbox.counters().refused
+    );
+}
+
+#[test]
+fn a_token_whose_claims_do_not_match_is_refused() {
+    let sandbox = sandbox();
+    let after = |claims: &Map<String, Value>, seconds: i64| json!(claims["iat"].as_i64().unwrap() + seconds);
+    let edited = |claim: &str, value: Value| {
+        sandbox.issue_identity_token_with(|claims| _ = claims.insert(claim.to_owned(), value))
+    };
+    let timed = |claim: &str, seconds: i64| {
+        sandbox.issue_identity_token_with(|claims| _ = claims.insert(claim.to_owned(), after(claims, seconds)))
+    };
+    is_refused(&sandbox, &timed("exp", -40), "expired");
+    is_refused(&sandbox, &timed("nbf", 60), "not_yet_valid");
+    is_refused(&sandbox, &timed("iat", 60), "not_yet_valid");
+    is_refused(&sandbox, &timed("exp", 3601), "lifetime");
+    is_refused(&sandbox, &edited("aud", json!("https://github.com/octo-org")), "audience");
+    is_refused(&sandbox, &edited("sub", json!("repo:evil/octo-repo:ref:refs/heads/main")), "match_subject_prefix");
+    is_refused(&sandbox, &edited("iss", json!("https://token.actions.githubusercontent.com")), "issuer");
+    is_refused(&sandbox, &edited("exp", json!("soon")), "malformed_assertion");
+    is_refused(&sandbox, "not.a.jwt", "malformed_assertion");
+    assert_eq!(exchange(&sandbox, &timed("exp", 3600)).unwrap().status, 200);
+    assert_eq!(exchange(&sandbox, &edited("aud", json!(["x", "https://api.anthropic.com"]))).unwrap().status, 200);
+}
+
+#[test]
+fn a_token_that_the_issuer_did_not_sign_is_refused() {
+    let sandbox = sandbox();
+    let (claims, kid) = genuine(&sandbox);
+    let stranger = p256::SecretKey::random(&mut rand::rngs::OsRng).to_pkcs8_der().unwrap();
+    let stranger = EncodingKey::from_ec_der(stranger.as_bytes());
+    let header = |algorithm, kid: &str| Header { kid: Some(kid.to_owned()), ..Header::new(algorithm) };
+
+    let wrong_key = encode(&header(Algorithm::ES256, &kid), &claims, &stranger).unwrap();
+    is_refused(&sandbox, &wrong_key, "signature");
+    let unknown_key = encode(&header(Algorithm::ES256, "mine"), &claims, &stranger).unwrap();
+    is_refused(&sandbox, &unknown_key, "unknown_key");
+
+    // The confusion of algorithms: the public key, which everybody has, taken as a shared secret.
+    let jwks = get(&format!("{}/.well-known/jwks", sandbox.base_url()), &[]).unwrap().body;
+    let hmac = encode(&header(Algorithm::HS256, &kid), &claims, &EncodingKey::from_secret(jwks.as_bytes())).unwrap();
+    is_refused(&sandbox, &hmac, "algorithm");
+
+    let part = |value: Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());
+    let unsigned = format!("{}.{}.", part(json!({"alg": "none", "kid": kid})), part(Value::Object(claims.clone())));
+    is_refused(&sandbox, &unsigned, "algorithm");
+
+    let genuine = sandbox.issue_identity_token();
+    let parts: Vec<&str> = genuine.split('.').collect();
+    let mut promoted = claims.clone();
+    promoted.insert("sub".into(), json!("repo:octo-org/octo-repo:environment:production"));
+    let tampered = format!("{}.{}.{}", parts[0], part(Value::Object(promoted)), parts[2]);
+    is_refused(&sandbox, &tampered, "signature");
+
+    let other = self::sandbox();
+    is_refused(&sandbox, &other.issue_identity_token(), "issuer");
+    assert_eq!(sandbox.counters().exchanges_accepted, 0);
+    assert_eq!(sandbox.counters().identity_tokens_reused, 0);
+    assert_eq!(exchange(&sandbox, &genuine).unwrap().status, 200, "no forgery has spent it");
+}
+
+#[test]
+fn an_rsa_token_is_refused_when_its_signature_is_changed() {
+    let sandbox = Sandbox::start(Knobs::default()).unwrap();
+    let identity_token = sandbox.issue_identity_token();
+    let (rest, signature) = identity_token.rsplit_once('.').unwrap();
+    let mut signature = BASE64_URL_SAFE_NO_PAD.decode(signature).unwrap();
+    assert_eq!(signature.len(), 256);
+    signature[0] ^= 1;
+    is_refused(&sandbox, &format!("{rest}.{}", BASE64_URL_SAFE_NO_PAD.encode(signature)), "signature");
+    assert_eq!(exchange(&sandbox, &identity_token).unwrap().status, 200);
+}

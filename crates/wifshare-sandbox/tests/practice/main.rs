@@ -1,0 +1,12 @@
+//! The sandbox over real connections, with a client that nobody here wrote.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on stops where it stands")]
+
+mod client;
+
+mod api;
+mod faults;
+mod forgeries;
+mod identity;
+mod lifecycle;
+mod single_use;
