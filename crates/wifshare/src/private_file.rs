@@ -11,6 +11,9 @@ use crate::step::{Step, Watch};
 /// The largest private file that is read, in bytes. Ours are far smaller.
 const LARGEST: u64 = 4 << 20;
 
+/// How the name of a file begins that is still being written.
+const UNFINISHED: &str = ".new-";
+
 /// Why a private file or directory could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum PrivateFileError {
@@ -126,7 +129,7 @@ pub fn read(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, PrivateFileError>
 pub fn replace(directory: &Path, name: &'static str, bytes: &[u8], watch: Watch<'_>) -> Result<(), PrivateFileError> {
     let path = directory.join(name);
     let mut file = tempfile::Builder::new()
-        .prefix(".new-")
+        .prefix(UNFINISHED)
         .tempfile_in(directory)
         .map_err(PrivateFileError::io("create a file in", directory))?;
     // A umask of 0777 would have us write a file that we cannot read back.
@@ -176,6 +179,17 @@ pub fn remove(path: &Path) -> Result<(), PrivateFileError> {
     }
 }
 
+/// Removes what a killed process was writing in this directory. Only for whoever knows that nobody else writes there.
+pub fn remove_unfinished(directory: &Path) {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(UNFINISHED)) {
+        if entry.file_type().is_ok_and(|kind| kind.is_file()) {
+            // It is private, and there is another time: the next one who writes here tries again.
+            drop(fs::remove_file(entry.path()));
+        }
+    }
+}
+
 /// Makes a rename or a creation in this directory last through a power cut.
 pub fn sync_directory(directory: &Path) -> Result<(), PrivateFileError> {
     if cfg!(unix) {
@@ -200,14 +214,10 @@ mod platform {
     pub(super) fn create_directory(path: &Path) -> io::Result<()> {
         fs::DirBuilder::new().mode(0o700).create(path)?;
         // A umask of 0777 would have us make a directory that we cannot enter. The directory is new and ours.
-        let directory = OpenOptions::new().read(true).custom_flags(flags()).open(path);
-        match directory {
-            Ok(_) => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                rustix::fs::chmod(path, rustix::fs::Mode::from_raw_mode(0o700)).map_err(io::Error::from)
-            }
-            Err(error) => Err(error),
+        if fs::symlink_metadata(path)?.mode() & 0o700 != 0o700 {
+            rustix::fs::chmod(path, rustix::fs::Mode::from_raw_mode(0o700))?;
         }
+        Ok(())
     }
 
     pub(super) fn verify_directory(path: &Path) -> Result<(), PrivateFileError> {

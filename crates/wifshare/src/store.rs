@@ -172,6 +172,7 @@ impl Store {
         if let Some(stored) = stored.clone().filter(&acceptable) {
             return Ok(stored);
         }
+        private_file::remove_unfinished(&self.directory);
         let mut turn = Turn { store: self, lock, clock, watch };
         turn.doing("looking");
         watch(&Step::Locked);
@@ -187,8 +188,11 @@ impl Store {
         Ok(credential)
     }
 
-    /// Removes the credential, and a remembered refusal with it. The ledger stays.
+    /// Removes the credential, and a remembered refusal with it. The ledger stays, and so does a newer format's file.
     pub fn remove(&self) -> Result<(), StoreError> {
+        if let Err(error @ StoreError::Newer { .. }) = self.read() {
+            return Err(error);
+        }
         private_file::remove(&self.directory.join(CREDENTIAL))?;
         refusal::forget(&self.directory)
     }

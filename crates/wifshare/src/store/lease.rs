@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::file_lock::FileLock;
 use super::owner::Owner;
-use super::{CREDENTIAL, Store, StoreError, read_credential};
+use super::{CREDENTIAL, LOCK, Store, StoreError, read_credential};
 use crate::clock::Clock;
 use crate::private_file::{self, PrivateFileError};
 use crate::step::{Step, Watch};
@@ -121,6 +121,7 @@ impl Lease {
 /// It is a courtesy to the user and no duty: what cannot be removed now is left to the next start.
 pub fn sweep(root: &Path, clock: Clock, watch: Watch<'_>) {
     for key in subdirectories(root) {
+        remove_unfinished_of_nobody(&key);
         let runs = subdirectories(&key.join(RUNS));
         let swept = runs.iter().filter(|run| sweep_run(run).unwrap_or(false)).count();
         let removed = remove_credential_of_nobody(&key, swept > 0, clock).unwrap_or(false);
@@ -154,6 +155,13 @@ fn remove_credential_of_nobody(key: &Path, last_run_was_killed: bool, clock: Clo
     let Some(_alone) = FileLock::try_acquire(&key.join(LEASE))? else { return Ok(false) };
     private_file::remove(&key.join(CREDENTIAL))?;
     Ok(true)
+}
+
+/// What a killed process was writing: whoever has the key's lock knows that nobody writes.
+fn remove_unfinished_of_nobody(key: &Path) {
+    if let Ok(Some(_alone)) = FileLock::try_acquire(&key.join(LOCK)) {
+        private_file::remove_unfinished(key);
+    }
 }
 
 fn subdirectories(path: &Path) -> Vec<PathBuf> {

@@ -1,0 +1,74 @@
+//! Killed at each step between the lock and the rename: the next call recovers, and no identity token is sent twice.
+
+use crate::job::{Job, finish, files, knobs};
+
+const STEPS: [&str; 10] = [
+    "locked",
+    "asking",
+    "identified",
+    "connected",
+    "recorded",
+    "sending",
+    "answered",
+    "exchanged",
+    "written",
+    "replaced",
+];
+
+fn killed_at(job: &Job, step: &str, arguments: &[&str]) -> i32 {
+    finish(job.wifshare(arguments).env("WIFSHARE_TEST_DIE_AT", step).spawn().unwrap()).code
+}
+
+#[test]
+fn a_kill_at_any_step_is_survived() {
+    for step in STEPS {
+        let mut job = Job::new(knobs());
+        assert_eq!(killed_at(&job, step, &["token"]), 137, "{step}: the switch has to work");
+        let received = job.counters().exchanges_received;
+        let answer = job.token(&[]);
+        assert_eq!(answer.code, 0, "{step}: {}", answer.stderr);
+        assert!(answer.stdout.starts_with("sk-ant-oat01-"), "{step}");
+        job.assert_nothing_sent_twice();
+        let sent_before_the_kill = u64::from(STEPS.iter().position(|name| *name == step) > Some(5));
+        assert_eq!(received, sent_before_the_kill, "{step}");
+        let bought_again = u64::from(step != "replaced");
+        assert_eq!(job.counters().exchanges_accepted, received + bought_again, "{step}");
+        for path in files(&job.state()).iter().filter(|path| path.ends_with("credential.json")) {
+            let text = std::fs::read(path).unwrap();
+            serde_json::from_slice::<serde_json::Value>(&text).unwrap_or_else(|_| panic!("{step}: torn"));
+        }
+        // A temporary file of the killed process may be left beside; it is private, and goes with the next start.
+        let ended = job.exec(&[], "true");
+        assert_eq!(ended.code, 0, "{step}: {}", ended.stderr);
+        let left = job.files_with_secrets();
+        assert!(left.iter().all(|path| path.ends_with("credential.json")), "{step}: {left:?}");
+    }
+}
+
+#[test]
+fn a_run_killed_at_any_step_is_survived() {
+    for step in STEPS {
+        let job = Job::new(knobs());
+        assert_eq!(killed_at(&job, step, &["exec", "--", "true"]), 137, "{step}: the switch has to work");
+        let ended = job.exec(&[], r#""$WIFSHARE" demo --child shared"#);
+        assert_eq!(ended.code, 0, "{step}: {}", ended.stderr);
+        job.assert_nothing_sent_twice();
+        assert!(job.files_with_secrets().is_empty(), "{step}: {:?}", job.files_with_secrets());
+    }
+}
+
+#[test]
+fn a_single_token_that_may_have_left_is_not_sent_again() {
+    for step in ["recorded", "sending", "answered"] {
+        let mut job = Job::new(knobs());
+        job.without_endpoint();
+        let token = job.sandbox.issue_identity_token();
+        job.set("ANTHROPIC_IDENTITY_TOKEN", &token);
+        assert_eq!(killed_at(&job, step, &["token"]), 137);
+        let answer = job.token(&[]);
+        assert_eq!(answer.code, 125, "{step}");
+        assert!(answer.stderr.contains("error[identity-spent]"), "{step}: {}", answer.stderr);
+        assert!(answer.stderr.contains("was given no other"), "{step}: {}", answer.stderr);
+        job.assert_nothing_sent_twice();
+    }
+}

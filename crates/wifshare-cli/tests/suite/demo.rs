@@ -1,0 +1,14 @@
+//! `wifshare demo`, as the README's first command runs it.
+
+use crate::job::{Job, knobs};
+
+#[test]
+fn the_demo_shows_both_outcomes_and_keeps_its_promise() {
+    let job = Job::new(knobs());
+    let ended = job.run(&["demo"]);
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    let row = |name: &str| ended.stdout.lines().find(|line| line.trim().starts_with(name)).unwrap().to_owned();
+    assert!(row("processes that succeeded").contains("1 of 8") && row("processes that succeeded").contains("8 of 8"));
+    assert!(row("exchanges").ends_with('1'), "{}", ended.stdout);
+    assert!(row("refusals").ends_with('0'), "{}", ended.stdout);
+}

@@ -1,0 +1,186 @@
+//! `wifshare exec`: what a command finds, for how long, and what is left.
+
+use wifshare_sandbox::Knobs;
+
+use crate::job::{Job, files, knobs, living};
+
+/// Asks the API once, as a client does that reads the profile.
+const ASK: &str = r#""$WIFSHARE" demo --child shared"#;
+
+#[test]
+fn a_command_finds_the_credential_and_nothing_is_left_behind() {
+    for delivery in ["profile", "federation"] {
+        let job = Job::new(knobs());
+        let ended = job.exec(&["--delivery", delivery], &format!("{ASK} && {ASK}"));
+        assert_eq!(ended.code, 0, "{delivery}: {}", ended.stderr);
+        assert_eq!(ended.stderr, "", "{delivery}: success is quiet");
+        assert_eq!(job.counters().messages_accepted, 2);
+        job.assert_exchanges(1);
+        assert!(job.files_with_secrets().is_empty());
+        let left: Vec<_> = files(&job.state()).iter().map(|path| path.file_name().unwrap().to_owned()).collect();
+        assert!(left.iter().all(|name| ["lock", "lease", "spent", "spent.lock"].iter().any(|ours| name == ours)), "{left:?}");
+    }
+}
+
+#[test]
+fn under_a_profile_a_child_inherits_nothing_that_could_buy_a_credential() {
+    let job = Job::new(knobs());
+    let ended = job.exec(&[], "env | cut -d= -f1 | grep -E 'ANTHROPIC|ACTIONS' | sort | xargs");
+    assert_eq!(ended.stdout.trim(), "ANTHROPIC_BASE_URL ANTHROPIC_CONFIG_DIR ANTHROPIC_PROFILE");
+    let kept = job.exec(&["--keep-env", "ANTHROPIC_ORGANIZATION_ID"], "echo ${ANTHROPIC_ORGANIZATION_ID:+kept}");
+    assert_eq!(kept.stdout.trim(), "kept");
+}
+
+#[test]
+fn files_and_directories_are_private_whatever_the_umask() {
+    for umask in ["000", "077", "777"] {
+        let job = Job::new(knobs());
+        let script = r#"umask 022; find "$ANTHROPIC_CONFIG_DIR" -printf '%y %m\n' | sort -u | xargs"#;
+        let run = format!(r#"umask {umask}; exec "$WIFSHARE" exec -- sh -c '{}'"#, script.replace('\'', r"'\''"));
+        let ended = crate::job::finish(job.command("sh", &["-c", &run]).spawn().unwrap());
+        assert_eq!((ended.code, ended.stdout.trim()), (0, "d 700 f 600"), "umask {umask}: {}", ended.stderr);
+    }
+}
+
+#[test]
+fn environment_delivers_the_token_and_says_how_long_it_is_good() {
+    let job = Job::new(knobs());
+    let script = r#"[ "${ANTHROPIC_AUTH_TOKEN#sk-ant-oat01-}" != "$ANTHROPIC_AUTH_TOKEN" ] && [ -z "$ANTHROPIC_CONFIG_DIR" ]"#;
+    let ended = job.exec(&["--delivery", "environment"], script);
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    assert!(ended.stderr.contains("ANTHROPIC_AUTH_TOKEN is good for"), "{}", ended.stderr);
+}
+
+#[test]
+fn exit_codes_are_the_childs_own_and_ours_are_told_apart() {
+    let job = Job::new(knobs());
+    for code in [0, 1, 3, 125, 254] {
+        assert_eq!(job.exec(&[], &format!("exit {code}")).code, code);
+    }
+    assert_eq!(job.exec(&[], "kill -TERM $$").code, 143);
+    assert_eq!(job.exec(&[], "kill -SEGV $$").code, 139);
+    let before = job.counters().exchanges_accepted;
+    let missing = job.run(&["exec", "--", "no-such-program"]);
+    assert_eq!(missing.code, 127, "{}", missing.stderr);
+    assert_eq!(job.counters().exchanges_accepted, before, "a mistyped command costs no identity token");
+    assert_eq!(job.run(&["exec", "--", "/etc/passwd"]).code, 126);
+    assert_eq!(job.run(&["exec"]).code, 2);
+    assert_eq!(job.run(&["exec", "--delivery", "pigeon", "--", "true"]).code, 2);
+}
+
+#[test]
+fn a_child_that_works_five_times_longer_than_the_token_lives_sees_no_failure() {
+    let job = Job::new(living(6));
+    let script = format!(
+        r#"end=$(($(date +%s) + 30)); count=0
+           while [ $(date +%s) -lt $end ]; do {ASK} || exit 9; count=$((count + 1)); sleep 0.1; done; echo $count"#
+    );
+    for delivery in ["profile", "federation"] {
+        let before = job.counters().exchanges_accepted;
+        let ended = job.exec(&["--delivery", delivery], &script);
+        assert_eq!(ended.code, 0, "{delivery}: {}", ended.stderr);
+        assert!(ended.stdout.trim().parse::<u32>().unwrap() > 30, "{delivery}: {}", ended.stdout);
+        // Lifetime 6 s and lead 3 s, begun between 0.3 and 0.6 s early and counted from a whole second: a renewal
+        // every 1.4 s to 2.7 s, and the first exchange before that.
+        let exchanges = job.counters().exchanges_accepted - before;
+        assert!((30 * 10 / 27..=30 * 10 / 14 + 2).contains(&exchanges), "{delivery}: {exchanges} exchanges");
+        job.assert_nothing_sent_twice();
+    }
+    assert_eq!(job.counters().messages_refused, 0);
+}
+
+#[test]
+fn a_renewal_that_fails_for_a_while_costs_nobody_anything() {
+    let fault = wifshare_sandbox::Fault::Status { status: 503, retry_after_s: None, commit: true };
+    // The first exchange is well, then the endpoint is down for a while in which the credential lives on.
+    let faults = std::iter::once(wifshare_sandbox::Fault::None).chain(std::iter::repeat_n(fault, 4)).collect();
+    let job = Job::new(Knobs { exchange_faults: faults, ..living(30) });
+    let script = format!("for i in $(seq 50); do {ASK} || exit 9; sleep 0.5; done");
+    let ended = job.exec(&[], &script);
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    assert!(ended.stderr.contains("could not be renewed"), "{}", ended.stderr);
+    let counters = job.counters();
+    assert_eq!((counters.messages_refused, counters.exchanges_faulted), (0, 4));
+    job.assert_exchanges(4 + 2);
+}
+
+#[test]
+fn a_credential_of_somebody_else_is_respected_and_nothing_is_exchanged() {
+    for name in ["ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN"] {
+        let mut job = Job::new(knobs());
+        job.set(name, "their-own");
+        let ended = job.exec(&[], &format!(r#"[ "${name}" = their-own ] && [ -n "$ACTIONS_ID_TOKEN_REQUEST_URL" ]"#));
+        assert_eq!(ended.code, 0, "{}", ended.stderr);
+        assert!(ended.stderr.contains(&format!("{name} is set")), "{}", ended.stderr);
+        assert_eq!(job.counters().exchanges_received, 0);
+    }
+}
+
+#[test]
+fn a_blank_key_is_no_key_and_does_not_reach_the_child() {
+    let mut job = Job::new(knobs());
+    job.set("ANTHROPIC_API_KEY", "");
+    let ended = job.exec(&[], r#"[ -z "${ANTHROPIC_API_KEY+set}" ]"#);
+    assert_eq!(ended.code, 0, "the Python SDK would take a blank key for a choice: {}", ended.stderr);
+    job.assert_exchanges(1);
+}
+
+#[test]
+fn an_operators_own_profile_is_left_alone_and_an_identity_token_is_provided() {
+    for (name, value) in [("ANTHROPIC_CONFIG_DIR", "/their/own"), ("ANTHROPIC_PROFILE", "theirs")] {
+        let mut job = Job::new(knobs());
+        job.set(name, value);
+        let script = format!(
+            r#"[ "${name}" = {value} ] || exit 3; first=$(cat "$ANTHROPIC_IDENTITY_TOKEN_FILE") || exit 4
+               sleep 2; second=$(cat "$ANTHROPIC_IDENTITY_TOKEN_FILE"); [ -n "$first" ] && [ "$first" != "$second" ]"#
+        );
+        let ended = job.exec(&[], &script);
+        assert_eq!(ended.code, 0, "{}", ended.stderr);
+        assert!(ended.stderr.contains(&format!("{name} is set")), "{}", ended.stderr);
+        assert_eq!(job.counters().exchanges_received, 0);
+    }
+}
+
+#[test]
+fn without_any_configuration_optional_runs_the_command_as_it_is() {
+    let mut job = Job::new(knobs());
+    for name in ["ANTHROPIC_FEDERATION_RULE_ID", "ANTHROPIC_ORGANIZATION_ID"] {
+        job.set(name, "");
+    }
+    let ended = job.exec(&["--optional"], "exit 7");
+    assert_eq!(ended.code, 7);
+    assert_eq!(ended.stderr.lines().count(), 1, "{}", ended.stderr);
+    assert_eq!(job.exec(&[], "exit 7").code, 125);
+    // Half a configuration is a mistake and not a fork's pull request.
+    job.set("ANTHROPIC_FEDERATION_RULE_ID", "fdrl_1");
+    assert_eq!(job.exec(&["--optional"], "exit 7").code, 125);
+}
+
+#[test]
+fn what_a_child_of_federation_obtained_by_itself_becomes_everybodys() {
+    let mut job = Job::new(knobs());
+    job.may_keep_credential();
+    // A stand-in for a client after a 401: buys with the file's token and writes what it bought where it found ours.
+    let script = r#"
+        set -e
+        answer=$("$WIFSHARE" token --identity-token-file "$ANTHROPIC_IDENTITY_TOKEN_FILE.copy" --state-dir "$PWD/child" \
+            --format json 2>/dev/null) || true
+        before=$(cat "$ANTHROPIC_IDENTITY_TOKEN_FILE")
+        file="$ANTHROPIC_CONFIG_DIR/credentials/default.json"
+        printf '%s' "$before" > own-token; chmod 600 own-token
+        env -u WIFSHARE_RUN "$WIFSHARE" token --identity-token-file own-token --state-dir "$PWD/child" --format json > bought
+        umask 077
+        sed 's/.*"access_token":"\([^"]*\)".*"expires_at":\([0-9]*\).*/{"version":"1.0","type":"oauth_token","access_token":"\1","expires_at":\2}/' bought > "$file.tmp"
+        mv "$file.tmp" "$file"
+        own=$(sed 's/.*"access_token":"\([^"]*\)".*/\1/' bought)
+        for i in $(seq 100); do
+            [ "$("$WIFSHARE" token)" = "$own" ] && [ "$(cat "$ANTHROPIC_IDENTITY_TOKEN_FILE")" != "$before" ] && adopted=yes && break
+            sleep 0.1
+        done
+        rm -rf own-token bought child
+        [ "$adopted" = yes ]
+    "#;
+    let ended = job.exec(&["--delivery", "federation"], script);
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    job.assert_exchanges(2);
+}

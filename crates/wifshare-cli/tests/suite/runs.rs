@@ -1,0 +1,148 @@
+//! Runs beside runs, runs inside runs, and what killed runs leave.
+
+use std::os::unix::process::CommandExt;
+use std::process::Child;
+use std::time::Duration;
+
+use wifshare_sandbox::Knobs;
+
+use crate::job::{Job, eventually, finish, knobs};
+
+const ASK: &str = r#""$WIFSHARE" demo --child shared"#;
+
+/// Starts a run in a process group of its own, so that it can be killed with its child.
+fn start(job: &Job, script: &str) -> Child {
+    job.wifshare(&["exec", "--", "sh", "-c", script]).process_group(0).spawn().unwrap()
+}
+
+fn kill_group(child: &Child) {
+    let group = rustix::process::Pid::from_child(child);
+    rustix::process::kill_process_group(group, rustix::process::Signal::KILL).unwrap();
+}
+
+fn asking_for(tenths: u64) -> String {
+    format!("for i in $(seq {tenths}); do {ASK} || exit 9; sleep 0.05; done")
+}
+
+#[test]
+fn twenty_overlapping_runs_share_one_credential_and_the_last_one_removes_it() {
+    let job = Job::new(Knobs { exchange_latency_ms: 200, ..knobs() });
+    let anchor = start(&job, &format!("touch begun; {}; while ! [ -e over ]; do {ASK} || exit 9; sleep 0.1; done", asking_for(1)));
+    eventually("the first run has begun", || job.path("begun").exists());
+    std::thread::scope(|scope| {
+        let runs: Vec<_> = (0..20u64)
+            .map(|number| {
+                let job = &job;
+                scope.spawn(move || {
+                    // Spread and mixed, the same each time.
+                    std::thread::sleep(Duration::from_millis(number * 7919 % 3000));
+                    let child = start(job, &asking_for(1 + number * 31 % 20));
+                    if number % 4 == 3 {
+                        std::thread::sleep(Duration::from_millis(300 + number * 40));
+                        kill_group(&child);
+                        finish(child);
+                        return;
+                    }
+                    let ended = finish(child);
+                    assert_eq!(ended.code, 0, "run {number}: {}", ended.stderr);
+                })
+            })
+            .collect();
+        runs.into_iter().for_each(|run| run.join().unwrap());
+    });
+    std::fs::File::create(job.path("over")).unwrap();
+    let ended = finish(anchor);
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    job.assert_exchanges(1);
+    assert_eq!(job.counters().messages_refused, 0);
+    // What the killed ones left, the next start removes.
+    assert_eq!(job.exec(&[], "true").code, 0);
+    assert!(job.files_with_secrets().is_empty(), "{:?}", job.files_with_secrets());
+}
+
+#[test]
+fn what_a_killed_run_left_goes_with_the_next_start_of_any_identity() {
+    let job = Job::new(knobs());
+    let child = start(&job, "touch begun; sleep 60");
+    eventually("the run has begun", || job.path("begun").exists());
+    kill_group(&child);
+    finish(child);
+    assert!(!job.files_with_secrets().is_empty(), "a killed run cannot clean up");
+    assert_eq!(job.exec(&["--workspace-id", "default"], "true").code, 0);
+    assert!(job.files_with_secrets().is_empty(), "{:?}", job.files_with_secrets());
+}
+
+#[test]
+fn a_living_runs_files_are_spared_by_every_start() {
+    let job = Job::new(knobs());
+    let child = start(&job, &format!("touch begun; {}", asking_for(20)));
+    eventually("the run has begun", || job.path("begun").exists());
+    for _ in 0..5 {
+        assert_eq!(job.exec(&["--workspace-id", "default"], "true").code, 0);
+        assert_eq!(job.exec(&[], "true").code, 0);
+    }
+    let ended = finish(child);
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+}
+
+#[test]
+fn a_run_inside_a_run_joins_it() {
+    for delivery in ["profile", "federation", "environment"] {
+        let job = Job::new(knobs());
+        let script = r#"
+            outer=$("$WIFSHARE" token) && inner=$("$WIFSHARE" exec -- "$WIFSHARE" exec -- "$WIFSHARE" token) &&
+            [ -n "$outer" ] && [ "$outer" = "$inner" ] &&
+            [ "$("$WIFSHARE" exec --delivery environment -- sh -c 'echo $ANTHROPIC_AUTH_TOKEN')" = "$outer" ]"#;
+        let ended = job.exec(&["--delivery", delivery], script);
+        assert_eq!(ended.code, 0, "{delivery}: {}", ended.stderr);
+        job.assert_exchanges(1);
+    }
+}
+
+#[test]
+fn an_inner_end_takes_nothing_from_the_outer_run() {
+    let job = Job::new(knobs());
+    let ended = job.exec(&[], &format!(r#""$WIFSHARE" exec -- true && {ASK}"#));
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    job.assert_exchanges(1);
+}
+
+#[test]
+fn the_credential_of_a_source_that_cannot_be_asked_again_stays_and_is_used_again() {
+    let mut job = Job::new(knobs());
+    job.may_keep_credential();
+    job.without_endpoint();
+    let token = job.sandbox.issue_identity_token();
+    job.set("ANTHROPIC_IDENTITY_TOKEN", &token);
+    let first = job.exec(&[], ASK);
+    assert_eq!(first.code, 0, "{}", first.stderr);
+    assert!(first.stderr.contains("cannot be asked for another one"), "{}", first.stderr);
+    let second = job.exec(&[], ASK);
+    assert_eq!(second.code, 0, "{}", second.stderr);
+    job.assert_exchanges(1);
+}
+
+#[test]
+fn a_token_file_that_was_replaced_lets_the_credential_go() {
+    let mut job = Job::new(knobs());
+    let path = job.use_token_file(&job.sandbox.issue_identity_token());
+    let next = job.sandbox.issue_identity_token();
+    let ended = job.exec(&[], &format!("{ASK} && printf %s '{next}' > {}", path.display()));
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    assert!(job.files_with_secrets().iter().all(|left| *left == path), "{:?}", job.files_with_secrets());
+}
+
+#[test]
+fn a_renewal_in_flight_never_brings_back_what_was_cleaned_up() {
+    // The renewal of a 6 s token begins after about 2.5 s and hangs; the command ends meanwhile.
+    let stall = wifshare_sandbox::Fault::Stall { ms: 6000 };
+    let faults = vec![wifshare_sandbox::Fault::None, stall];
+    let job = Job::new(Knobs { exchange_faults: faults, ..crate::job::living(6) });
+    let start = std::time::Instant::now();
+    let ended = job.exec(&[], "sleep 3.5");
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    assert_eq!(job.counters().exchanges_received, 2, "a renewal was in flight");
+    assert!(start.elapsed() < Duration::from_secs(8), "a finished command is not held up: {:?}", start.elapsed());
+    std::thread::sleep(Duration::from_secs(4));
+    assert!(job.files_with_secrets().is_empty(), "{:?}", job.files_with_secrets());
+}

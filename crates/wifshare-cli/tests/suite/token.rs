@@ -1,0 +1,140 @@
+//! `wifshare token`: one exchange for any number of callers, and formats that other programs read.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use wifshare_sandbox::{Fault, Knobs};
+
+use crate::job::{Ended, Job, finish, knobs, living};
+
+#[test]
+fn a_hundred_cold_processes_make_one_exchange_and_print_one_answer() {
+    let mut job = Job::new(Knobs { exchange_latency_ms: 1200, ..knobs() });
+    job.may_keep_credential();
+    let children: Vec<_> = (0..100).map(|_| job.wifshare(&["token"]).spawn().unwrap()).collect();
+    let answers: Vec<Ended> = children.into_iter().map(finish).collect();
+    for answer in &answers {
+        assert_eq!(answer.code, 0, "{}", answer.stderr);
+        assert_eq!(answer.stdout, answers[0].stdout);
+        job.search(&answer.stderr, "standard error");
+    }
+    assert!(answers[0].stdout.starts_with("sk-ant-oat01-"));
+    job.assert_exchanges(1);
+}
+
+#[test]
+fn a_hundred_renewals_at_one_moment_make_one_more_exchange() {
+    let mut job = Job::new(living(20));
+    let first = job.token(&[]);
+    assert_eq!(first.code, 0, "{}", first.stderr);
+    std::thread::sleep(Duration::from_millis(10_500));
+    let children: Vec<_> = (0..100).map(|_| job.wifshare(&["token"]).spawn().unwrap()).collect();
+    let answers: Vec<Ended> = children.into_iter().map(finish).collect();
+    assert!(answers.iter().all(|answer| answer.code == 0 && answer.stdout == answers[0].stdout));
+    assert_ne!(answers[0].stdout, first.stdout);
+    job.assert_exchanges(2);
+}
+
+#[test]
+fn a_warm_call_makes_no_exchange_and_every_format_tells_the_same_token() {
+    let mut job = Job::new(knobs());
+    let token = job.token(&[]).stdout.trim().to_owned();
+    assert_eq!(job.token(&["--format", "header"]).stdout, format!("Authorization: Bearer {token}\n"));
+    assert_eq!(job.token(&["--format", "env"]).stdout, format!("ANTHROPIC_AUTH_TOKEN={token}\n"));
+    let json: Value = serde_json::from_str(&job.token(&["--format", "json"]).stdout).unwrap();
+    assert_eq!(json["access_token"], token.as_str());
+    assert_eq!(json["token_type"], "Bearer");
+    assert!((570..=600).contains(&json["expires_in"].as_u64().unwrap()), "{}", json["expires_in"]);
+    job.assert_exchanges(1);
+}
+
+#[test]
+fn a_token_that_has_to_last_is_bought_when_the_stored_one_does_not() {
+    let mut job = Job::new(living(60));
+    assert_eq!(job.token(&["--min-life", "50s"]).code, 0);
+    assert_eq!(job.token(&["--min-life", "50s"]).code, 0);
+    job.assert_exchanges(1);
+    let hopeless = job.token(&["--min-life", "2m"]);
+    assert_eq!(hopeless.code, 125);
+    assert!(hopeless.stderr.contains("error[credential-short-lived]"), "{}", hopeless.stderr);
+    job.assert_exchanges(1);
+}
+
+#[test]
+fn a_lost_answer_costs_a_new_identity_token_and_never_the_same_again() {
+    for fault in [Fault::DropAfterCommit, Fault::DropBeforeCommit, Fault::TruncatedBody] {
+        let mut job = Job::new(Knobs { exchange_faults: vec![fault.clone()], ..knobs() });
+        let answer = job.token(&[]);
+        assert_eq!(answer.code, 0, "{fault:?}: {}", answer.stderr);
+        assert!(answer.stderr.contains("trying again"), "{fault:?}: {}", answer.stderr);
+        assert_eq!(job.counters().exchanges_received, 2, "{fault:?}");
+        job.assert_nothing_sent_twice();
+    }
+}
+
+#[test]
+fn a_busy_endpoint_is_asked_three_times_with_three_identity_tokens_and_the_failure_is_remembered() {
+    let fault = Fault::Status { status: 529, retry_after_s: None, commit: true };
+    let mut job = Job::new(Knobs { exchange_faults: vec![fault; 9], ..knobs() });
+    let answer = job.token(&[]);
+    assert_eq!(answer.code, 125);
+    assert!(answer.stderr.contains("error[endpoint-busy]"), "{}", answer.stderr);
+    assert_eq!(job.counters().exchanges_received, 3);
+    let next = job.token(&[]);
+    assert!(next.stderr.contains("error[endpoint-busy]") && next.stderr.contains("remembered"), "{}", next.stderr);
+    assert_eq!(job.counters().exchanges_received, 3, "those who come next fail at once with the same reason");
+    job.assert_nothing_sent_twice();
+}
+
+#[test]
+fn twenty_processes_with_a_refused_identity_make_one_request_and_hear_one_reason() {
+    let mut refusing = Knobs { exchange_latency_ms: 300, ..knobs() };
+    refusing.rule.subject_prefix = "repo:somebody/else:*".to_owned();
+    let job = Job::new(refusing);
+    let children: Vec<_> = (0..20).map(|_| job.wifshare(&["token"]).spawn().unwrap()).collect();
+    for answer in children.into_iter().map(finish) {
+        assert_eq!(answer.code, 125);
+        assert!(answer.stderr.contains("error[exchange-refused]"), "{}", answer.stderr);
+        assert!(answer.stderr.contains("Authentication failed"), "{}", answer.stderr);
+        assert!(answer.stderr.contains("request id req_"), "{}", answer.stderr);
+        job.search(&answer.stderr, "standard error");
+    }
+    assert_eq!(job.counters().exchanges_received, 1);
+}
+
+#[test]
+fn a_token_file_serves_once_and_its_spent_token_is_explained() {
+    let mut job = Job::new(knobs());
+    let token = job.sandbox.issue_identity_token();
+    let path = job.use_token_file(&token);
+    assert_eq!(job.token(&[]).code, 0);
+    // Another workspace is another key, with the same file and so the same token.
+    let other = job.token(&["--workspace-id", "default"]);
+    assert_eq!(other.code, 125);
+    assert!(other.stderr.contains("error[identity-spent]"), "{}", other.stderr);
+    assert!(other.stderr.contains("pid ") && other.stderr.contains("hint:"), "{}", other.stderr);
+    job.assert_exchanges(1);
+    std::fs::write(path, job.sandbox.issue_identity_token()).unwrap();
+    assert_eq!(job.token(&["--workspace-id", "default"]).code, 0);
+    job.assert_exchanges(2);
+}
+
+#[test]
+fn a_command_can_be_the_source_and_nothing_but_the_option_names_it() {
+    let mut job = Job::new(knobs());
+    let path = job.use_token_file(&job.sandbox.issue_identity_token());
+    job.unset("ANTHROPIC_IDENTITY_TOKEN_FILE");
+    let command = format!("cat {}", path.display());
+    assert_eq!(job.token(&["--identity-command", &command]).code, 0);
+    job.assert_exchanges(1);
+}
+
+#[test]
+fn a_platform_that_hands_out_the_same_token_twice_is_asked_again() {
+    let mut job = Job::new(knobs());
+    assert_eq!(job.token(&[]).code, 0);
+    let faults = vec![Fault::DuplicateIdentityToken];
+    job.sandbox.set_knobs(Knobs { identity_token_faults: faults, ..knobs() });
+    assert_eq!(job.token(&["--workspace-id", "default"]).code, 0);
+    job.assert_exchanges(2);
+}
