@@ -1,1 +1,154 @@
-//! placeholder
+//! The real clients, as people have them: three versions of claude, the Python SDK and the TypeScript SDK.
+
+use std::path::PathBuf;
+
+use wifshare_sandbox::Knobs;
+
+use crate::job::{Ended, Job, eventually, finish, knobs};
+
+const ALL: [&str; 5] = ["claude-2.1.173", "claude-2.1.240", "claude-2.1.330", "ask-python", "ask-typescript"];
+
+/// Runs one client with a fresh home, and says who failed and how. `one NAME HOME [OPTION]...`
+const ONE: &str = r#"
+    one() {
+        name=$1; home=$PWD/home-$2; shift 2; mkdir -p "$home/work"
+        ( cd "$home/work"; export HOME="$home"
+          case $name in
+              claude*) exec "$CLIENTS/$name" -p "say hi" --model claude-sonnet-4-6 --output-format text "$@" </dev/null ;;
+              *) exec "$CLIENTS/$name" "$@" ;;
+          esac ) > "$home/said" 2>&1 || { code=$?; echo "$name: $code"; cat "$home/said"; return 1; }
+    }
+"#;
+
+/// Where `tests/clients/install` puts them; `None`, told aloud, where nobody has run it. Under CI that is a failure.
+pub(crate) fn clients() -> Option<PathBuf> {
+    let clients = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../target/clients/bin");
+    if ALL.iter().all(|client| clients.join(client).exists()) {
+        return Some(clients.canonicalize().unwrap());
+    }
+    assert!(std::env::var_os("CI").is_none(), "the real clients are missing; `./test` installs them");
+    eprintln!("the real clients are not installed; `./test` installs them");
+    None
+}
+
+pub(crate) fn job_with_clients(knobs: Knobs) -> Option<Job> {
+    let clients = clients()?;
+    let mut job = Job::new(knobs);
+    job.set("CLIENTS", clients.to_str().unwrap());
+    // The SDKs' own runtimes stand where the machine has them.
+    job.set("PATH", &std::env::var("PATH").unwrap());
+    job.set("IS_SANDBOX", "1");
+    for name in
+        ["DISABLE_TELEMETRY", "DISABLE_AUTOUPDATER", "DISABLE_ERROR_REPORTING", "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC"]
+    {
+        job.set(name, "1");
+    }
+    Some(job)
+}
+
+fn slow_exchange() -> Knobs {
+    Knobs { exchange_latency_ms: 1200, ..knobs() }
+}
+
+fn assert_all_well(job: &Job, ended: &Ended, messages: u64) {
+    assert_eq!((ended.code, ended.stdout.as_str()), (0, ""), "{}", ended.stderr);
+    assert_eq!(job.counters().messages_accepted, messages);
+    assert_eq!(job.counters().messages_refused, 0);
+    job.assert_exchanges(1);
+}
+
+#[test]
+fn two_of_each_in_parallel_and_one_after_another_make_one_exchange() {
+    for delivery in ["profile", "federation"] {
+        let Some(job) = job_with_clients(slow_exchange()) else { return };
+        let all = ALL.join(" ");
+        let script = format!(
+            r#"{ONE}
+            for name in {all}; do for twin in 1 2; do one $name $name-$twin & pids="$pids $!"; done; done
+            failed=0; for pid in $pids; do wait $pid || failed=1; done
+            for name in {all}; do one $name $name-3 || failed=1; done
+            exit $failed"#
+        );
+        let ended = job.exec(&["--delivery", delivery], &script);
+        assert_all_well(&job, &ended, 15);
+    }
+}
+
+#[test]
+fn ten_runs_at_once_with_a_client_each_make_one_exchange() {
+    for delivery in ["profile", "federation"] {
+        let Some(job) = job_with_clients(slow_exchange()) else { return };
+        let runs: Vec<_> = ALL
+            .iter()
+            .flat_map(|name| [(name, 1), (name, 2)])
+            .map(|(name, twin)| {
+                let script = format!("{ONE}\none {name} {name}-{twin}");
+                job.wifshare(&["exec", "--delivery", delivery, "--", "sh", "-c", &script]).spawn().unwrap()
+            })
+            .collect();
+        for ended in runs.into_iter().map(finish) {
+            assert_eq!((ended.code, ended.stdout.as_str()), (0, ""), "{delivery}: {}", ended.stderr);
+        }
+        job.assert_exchanges(1);
+    }
+}
+
+#[test]
+fn streams_pass_as_well() {
+    let Some(job) = job_with_clients(knobs()) else { return };
+    let script = format!("{ONE}\none ask-python p --stream && one ask-typescript t --stream");
+    let ended = job.exec(&[], &script);
+    assert_all_well(&job, &ended, 2);
+}
+
+#[test]
+fn a_client_that_knows_only_the_variables_signs_in_time_after_time() {
+    let Some(job) = job_with_clients(knobs()) else { return };
+    let script = format!(
+        r#"{ONE}
+        unset ANTHROPIC_CONFIG_DIR ANTHROPIC_PROFILE
+        for time in 1 2 3; do one claude-2.1.173 $time || exit 1; done"#
+    );
+    let ended = job.exec(&["--delivery", "federation"], &script);
+    assert_eq!((ended.code, ended.stdout.as_str()), (0, ""), "{}", ended.stderr);
+    // Ours, and one by each of them; without wifshare the second of them would have found a spent token.
+    job.assert_exchanges(4);
+}
+
+#[test]
+fn a_client_whose_token_is_refused_heals_itself_and_everybody_else() {
+    let Some(job) = job_with_clients(knobs()) else { return };
+    let script = format!(
+        r#"{ONE}
+        one claude-2.1.240 before || exit 1
+        touch worked; while ! [ -e revoked ]; do sleep 0.05; done
+        one claude-2.1.240 after || exit 2
+        sleep 1; one ask-python other && one claude-2.1.173 third"#
+    );
+    let child = job.wifshare(&["exec", "--delivery", "federation", "--", "sh", "-c", &script]).spawn().unwrap();
+    eventually("the first client has worked", || job.path("worked").exists());
+    job.sandbox.revoke_access_tokens();
+    std::fs::File::create(job.path("revoked")).unwrap();
+    let ended = finish(child);
+    assert_eq!((ended.code, ended.stdout.as_str()), (0, ""), "{}", ended.stderr);
+    job.assert_exchanges(2);
+}
+
+#[test]
+fn one_client_object_outlives_its_token_and_notices_nothing() {
+    // The SDKs refuse a credential with 30 s left; 65 s is as short as they can live with.
+    let Some(job) = job_with_clients(Knobs { access_token_lifetime_s: 65, ..knobs() }) else { return };
+    let script = format!(
+        r#"{ONE}
+        one ask-python p --every 1 --for 75 & python=$!
+        one ask-typescript t --every 1 --for 75 & typescript=$!
+        wait $python && wait $typescript"#
+    );
+    let ended = job.exec(&[], &script);
+    assert_eq!((ended.code, ended.stdout.as_str()), (0, ""), "{}", ended.stderr);
+    let counters = job.counters();
+    assert_eq!(counters.messages_refused, 0);
+    // A renewal 26 s to 29 s after each, the first at the beginning.
+    assert!((3..=4).contains(&counters.exchanges_accepted), "{counters:#?}");
+    job.assert_nothing_sent_twice();
+}

@@ -63,6 +63,7 @@ impl Store {
     }
 
     /// Makes the run's directory under a name that no sweep looks at, locks its owner file, and only then shows it.
+    /// One that is never shown holds nothing secret, and goes with the last run.
     fn new_run(&self, watch: Watch<'_>) -> Result<(PathBuf, File), StoreError> {
         let runs = self.directory.join(RUNS);
         private_file::private_directory(&runs)?;
@@ -99,6 +100,8 @@ impl Lease {
         let Some(_alone) = FileLock::try_acquire(&self.store.directory.join(LEASE))? else {
             return removed.map(|()| None);
         };
+        // Every living run of this key shares the lease, so whatever is left of others is of the dead.
+        drop(private_file::remove(&self.store.directory.join(RUNS)));
         let afterwards = afterwards();
         if afterwards == Afterwards::Remove {
             self.store.remove()?;
@@ -123,7 +126,8 @@ pub fn sweep(root: &Path, clock: Clock, watch: Watch<'_>) {
     for key in subdirectories(root) {
         remove_unfinished_of_nobody(&key);
         let runs = subdirectories(&key.join(RUNS));
-        let swept = runs.iter().filter(|run| sweep_run(run).unwrap_or(false)).count();
+        let born = runs.iter().filter(|run| !is_unborn(run));
+        let swept = born.filter(|run| sweep_run(run).unwrap_or(false)).count();
         let removed = remove_credential_of_nobody(&key, swept > 0, clock).unwrap_or(false);
         if swept > 0 || removed {
             watch(&Step::Swept);
@@ -134,7 +138,6 @@ pub fn sweep(root: &Path, clock: Clock, watch: Watch<'_>) {
 fn sweep_run(run: &Path) -> Result<bool, StoreError> {
     let owner = run.join(OWNER);
     let Some(text) = private_file::read(&owner)? else {
-        // Born a moment ago or never finished: it holds nothing secret either way.
         return Ok(false);
     };
     let Some(_lock) = FileLock::try_acquire(&owner)? else { return Ok(false) };
