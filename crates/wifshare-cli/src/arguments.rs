@@ -38,12 +38,15 @@ pub(crate) enum Command {
     Claude(ClaudeArguments),
     /// Print the shared access token; exchange only where there is none.
     #[command(
-        after_help = "Example:\n  curl -H \"$(wifshare token --format header)\" https://api.anthropic.com/v1/models"
+        after_help = "Example (curl reads the header from its standard input, so that it stands in no argument list):
+  wifshare token --format header |
+    curl --header @- --header 'anthropic-version: 2023-06-01' https://api.anthropic.com/v1/models"
     )]
     Token(TokenArguments),
     /// Serve a practice ground on loopback: an identity provider and a token endpoint that accepts a token once.
     Sandbox(SandboxArguments),
-    /// Show on the practice ground what happens to eight processes without and with wifshare.
+    /// Show on the practice ground what happens to eight processes without and with wifshare; end with 1 if the shared
+    /// ones do not all succeed with one exchange.
     Demo(DemoArguments),
 }
 

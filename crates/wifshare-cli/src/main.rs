@@ -6,6 +6,7 @@ mod clock;
 mod demo;
 mod exec;
 mod failure;
+mod joined;
 mod sandbox;
 mod share;
 mod signals;

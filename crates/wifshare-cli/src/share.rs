@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use wifshare::{
     Arrangement, Config, ConfigError, Delivery, Ending, Environment, Provision, Run, Step, Supply, Transport,
-    arrangement, enclosing, resolve,
+    arrangement, resolve,
 };
 
 use crate::arguments::ShareArguments;
 use crate::clock::clock;
 use crate::failure::Failure;
+use crate::joined;
 use crate::signals;
 use crate::talk::{Talk, whole};
 
@@ -26,7 +27,10 @@ pub(crate) fn share(
     match decide(arguments, environment, talk)? {
         Decision::AsItIs => work(environment),
         Decision::Join(joined) => work(&joined),
-        Decision::Begin(config, provision) => run(*config, provision, &arguments.keep_env, environment, talk, work),
+        Decision::Begin(config, provision) => {
+            let environment = joined::without_a_run(environment);
+            run(*config, provision, &arguments.keep_env, &environment, talk, work)
+        }
     }
 }
 
@@ -40,18 +44,23 @@ enum Decision {
 }
 
 fn decide(arguments: &ShareArguments, environment: &Environment, talk: Talk) -> Result<Decision, Failure> {
-    if !arguments.identity.name_an_identity()
-        && let Some(store) = enclosing(environment)
-    {
+    if let Some(store) = joined::run_to_join(&arguments.identity, environment) {
         talk.detail("inside a run of wifshare: joining it");
         let mut joined = environment.clone();
-        if arguments.delivery == Some(Delivery::Environment)
-            && let Some(credential) = store.read()?
-        {
-            joined.set("ANTHROPIC_AUTH_TOKEN", credential.access_token.expose());
+        match arguments.delivery {
+            None => {}
+            Some(Delivery::Environment) => {
+                let credential = joined::credential(&store, None, clock())?;
+                talk.mask(credential.access_token.expose());
+                joined.set("ANTHROPIC_AUTH_TOKEN", credential.access_token.expose());
+            }
+            Some(delivery @ (Delivery::Profile | Delivery::Federation)) => talk.notice(&format!(
+                "--delivery {delivery} is left aside: the run around this command has chosen its delivery"
+            )),
         }
         return Ok(Decision::Join(joined));
     }
+    let environment = &joined::without_a_run(environment);
     let own_profile = match arrangement(environment) {
         Arrangement::Shadowed(name) => {
             talk.warning(&format!(
@@ -125,6 +134,8 @@ fn run(
 
 fn tell_how_long(run: &Run, provision: Provision, supply: Supply, source: &str, talk: Talk) {
     let Some(held) = run.held() else { return };
+    // Another run may have bought it, and this log has not seen its mask.
+    talk.mask(held.access_token.expose());
     let left: Duration = held.remaining(clock().now());
     match supply {
         Supply::Remintable | Supply::Rotating => talk.detail(&format!("signed in; the credential lives {}", whole(left))),

@@ -109,9 +109,12 @@ impl Talk {
             )),
             Step::NotRenewed { cause, .. } => self
                 .warning(&format!("the credential could not be renewed; the one in use stays until it ends: {cause}")),
-            Step::Damaged(what) => self.warning(what),
             Step::Swept => self.detail("removed what a killed run had left behind"),
-            Step::Renewed(credential) => self.detail(&format!("renewed: generation {}", credential.generation)),
+            Step::Renewed(credential) => {
+                // It may be another run that bought it, and this log has not seen its mask.
+                self.mask(credential.access_token.expose());
+                self.detail(&format!("renewed: generation {}", credential.generation));
+            }
             Step::Asking => self.detail("asking for an identity token"),
             Step::Sending => self.detail("exchanging it"),
             _ => {}
@@ -131,11 +134,11 @@ fn escape(text: &str) -> String {
     text.replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A")
 }
 
-/// Whole seconds, or minutes where they are more telling.
+/// Whole seconds, or minutes to the nearest where they are more telling.
 pub(crate) fn whole(time: Duration) -> String {
     match time.as_secs() {
         seconds @ 0..120 => format!("{seconds} s"),
-        seconds @ 120..7200 => format!("{} min", seconds / 60),
+        seconds @ 120..7200 => format!("{} min", (seconds + 30) / 60),
         seconds => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
     }
 }
@@ -151,7 +154,7 @@ mod tests {
 
     #[test]
     fn times_are_told_in_the_unit_that_tells_most() {
-        for (seconds, text) in [(0, "0 s"), (119, "119 s"), (120, "2 min"), (7199, "119 min"), (7260, "2 h 1 min")] {
+        for (seconds, text) in [(0, "0 s"), (119, "119 s"), (120, "2 min"), (599, "10 min"), (7199, "120 min"), (7260, "2 h 1 min")] {
             assert_eq!(whole(Duration::from_secs(seconds)), text);
         }
     }

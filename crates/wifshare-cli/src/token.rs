@@ -1,10 +1,10 @@
 //! `wifshare token`: the shared access token on standard output.
 
 use std::io::Write;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use wifshare::{
-    Arrangement, Clock, Credential, Environment, Step, Store, Transport, arrangement, enclosing, obtain,
+    Arrangement, Clock, Credential, Environment, Step, Transport, arrangement, obtain,
     obtain_lasting, resolve,
 };
 use zeroize::Zeroizing;
@@ -12,15 +12,15 @@ use zeroize::Zeroizing;
 use crate::arguments::{Format, TokenArguments};
 use crate::clock::clock;
 use crate::failure::Failure;
+use crate::joined;
 use crate::signals;
 use crate::talk::Talk;
 
 pub(crate) fn token(arguments: &TokenArguments, environment: &Environment, talk: Talk) -> Result<u8, Failure> {
     let clock = clock();
-    let enclosing = enclosing(environment).filter(|_| !arguments.identity.name_an_identity());
-    let credential = match enclosing {
-        Some(store) => of_the_run(&store, arguments.min_life, clock)?,
-        None => shared(arguments, environment, talk, clock)?,
+    let credential = match joined::run_to_join(&arguments.identity, environment) {
+        Some(store) => joined::credential(&store, arguments.min_life, clock)?,
+        None => shared(arguments, &joined::without_a_run(environment), talk, clock)?,
     };
     talk.mask(credential.access_token.expose());
     print(&credential, arguments.format, clock.now())
@@ -49,31 +49,6 @@ fn shared(
         None => obtain(&config, &transport, clock, &watch)?,
         Some(asked) => obtain_lasting(asked, &config, &transport, clock, &watch)?,
     })
-}
-
-/// Inside a run its supervisor renews, and we have nothing to renew with. When a successor is due it is waited for.
-fn of_the_run(store: &Store, min_life: Option<Duration>, clock: Clock) -> Result<Credential, Failure> {
-    const PATIENCE: Duration = Duration::from_secs(30);
-    let start = (clock.monotonic)();
-    loop {
-        let now = clock.now();
-        let stored = store.read()?;
-        let lasts =
-            |stored: &&Credential| stored.is_usable(now) && min_life.is_none_or(|asked| stored.remaining(now) >= asked);
-        if let Some(stored) = stored.as_ref().filter(lasts) {
-            return Ok(stored.clone());
-        }
-        let is_due = stored.as_ref().is_none_or(|stored| now >= stored.refresh_at());
-        if !is_due || (clock.monotonic)() - start > PATIENCE {
-            let left = stored.map_or(0, |stored| stored.remaining(now).as_secs());
-            return Err(Failure::new(
-                "run-not-renewed",
-                format!("the run around this command holds a credential that is good for {left} s, less than needed"),
-                Some("ask for less with --min-life; the run renews its credential by its own schedule"),
-            ));
-        }
-        (clock.pause)(Duration::from_millis(100)).map_err(wifshare::ObtainError::from)?;
-    }
 }
 
 fn print(credential: &Credential, format: Format, now: SystemTime) -> Result<u8, Failure> {

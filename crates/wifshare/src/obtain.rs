@@ -112,7 +112,7 @@ pub fn obtain(
     watch: Watch<'_>,
 ) -> Result<Credential, ObtainError> {
     let fresh = |stored: &Credential| stored.freshness(clock.now()) == Freshness::Fresh;
-    match replace_unless(fresh, config, transport, clock, watch) {
+    match replace_unless(fresh, || Ok(()), config, transport, clock, watch) {
         Err(ObtainError::Interrupted(interrupted)) => Err(interrupted.into()),
         Err(error) => match config.store().read() {
             Ok(Some(stored)) if stored.is_usable(clock.now()) => {
@@ -141,24 +141,29 @@ pub fn obtain_lasting(
     if let Some(stored) = config.store().read()?.filter(hopeless) {
         return Err(too_short(&stored));
     }
-    let credential = replace_unless(lasting, config, transport, clock, watch)?;
+    let credential = replace_unless(lasting, || Ok(()), config, transport, clock, watch)?;
     if credential.remaining(clock.now()) < asked { Err(too_short(&credential)) } else { Ok(credential) }
 }
 
-/// The one way to a new credential: at most one process at a time, and none that finds an acceptable one.
+/// The one way to a new credential: at most one process at a time, and none that finds an acceptable one. `may_keep` is
+/// asked between the purchase and the store.
 pub(crate) fn replace_unless(
     acceptable: impl Fn(&Credential) -> bool,
+    may_keep: impl FnOnce() -> Result<(), ObtainError>,
     config: &Config,
     transport: &Transport,
     clock: Clock,
     watch: Watch<'_>,
 ) -> Result<Credential, ObtainError> {
-    let replacement = |turn: &mut Turn<'_>| exchange_identity(turn, config, transport, clock, watch);
+    let replacement = |turn: &mut Turn<'_>| {
+        let credential = exchange_identity(turn, config, transport, clock, watch)?;
+        may_keep().map(|()| credential)
+    };
     config.store().get_or_replace_with(acceptable, replacement, clock, watch)
 }
 
 /// What the one whose turn it is does: an exchange, unless one failed a moment ago.
-pub(crate) fn exchange_identity(
+fn exchange_identity(
     turn: &mut Turn<'_>,
     config: &Config,
     transport: &Transport,

@@ -17,6 +17,18 @@ pub fn renew(
     clock: Clock,
     watch: Watch<'_>,
 ) -> Result<Credential, ObtainError> {
+    renew_if(|| Ok(()), held, config, transport, clock, watch)
+}
+
+/// The same, with a last word before what was bought is kept.
+pub(crate) fn renew_if(
+    may_keep: impl FnOnce() -> Result<(), ObtainError>,
+    held: &Credential,
+    config: &Config,
+    transport: &Transport,
+    clock: Clock,
+    watch: Watch<'_>,
+) -> Result<Credential, ObtainError> {
     let successor = |stored: &Credential| stored != held && stored.is_usable(clock.now());
-    replace_unless(successor, config, transport, clock, watch)
+    replace_unless(successor, may_keep, config, transport, clock, watch)
 }

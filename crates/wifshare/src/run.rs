@@ -12,8 +12,9 @@ use crate::delivery::{self, Delivery, HandedOutToken, Handout, ProfileDirectory}
 use crate::environment::Environment;
 use crate::identity::Supply;
 use crate::identity_token::IdentityToken;
-use crate::obtain::{self, ObtainError, exchange_identity, whole_message};
+use crate::obtain::{self, ObtainError, whole_message};
 use crate::private_file::PrivateFileError;
+use crate::renew::renew_if;
 use crate::step::{Step, Watch};
 use crate::store::{self, Afterwards, Lease, Store, StoreError, Turn};
 use crate::transport::Transport;
@@ -312,7 +313,12 @@ impl Run {
             generation: 0,
         };
         let renewed_by_another = |stored: &Credential| *stored != held && stored.is_usable(now);
-        let adopted = self.replace_unless(renewed_by_another, |_| Ok(found))?;
+        let mut permission = None;
+        let replacement = |_: &mut Turn<'_>| self.permit().map(|desk| permission = Some(desk)).map(|()| found);
+        let store = self.config.store();
+        let adopted = store.get_or_replace_with(renewed_by_another, replacement, self.clock, self.watch());
+        drop(permission);
+        let adopted = adopted?;
         (self.watch)(&Step::Adopted(&adopted));
         self.publish(adopted)
     }
@@ -320,10 +326,10 @@ impl Run {
     fn renew(&self, schedule: &mut Schedule) {
         let renewing = self.renewing.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(held) = self.held().filter(|_| !self.over.load(Ordering::SeqCst)) else { return };
-        let successor = |stored: &Credential| *stored != held && stored.is_usable(self.clock.now());
-        let exchange =
-            |turn: &mut Turn<'_>| exchange_identity(turn, &self.config, &self.transport, self.clock, self.watch());
-        let renewed = self.replace_unless(successor, exchange);
+        let mut permission = None;
+        let may_keep = || self.permit().map(|desk| permission = Some(desk));
+        let renewed = renew_if(may_keep, &held, &self.config, &self.transport, self.clock, self.watch());
+        drop(permission);
         drop(renewing);
         match renewed.and_then(|renewed| {
             (self.watch)(&Step::Renewed(&renewed));
@@ -338,26 +344,11 @@ impl Run {
         }
     }
 
-    /// The store's replacement, with one more condition: a run that was abandoned keeps nothing. The desk stays ours
-    /// until the credential is written, so that the end of the run either sees it written or prevents it.
-    fn replace_unless(
-        &self,
-        acceptable: impl Fn(&Credential) -> bool,
-        replacement: impl FnOnce(&mut Turn<'_>) -> Result<Credential, ObtainError>,
-    ) -> Result<Credential, ObtainError> {
-        let mut permission = None;
-        let permitted = |turn: &mut Turn<'_>| {
-            let credential = replacement(turn)?;
-            let desk = self.desk();
-            if desk.is_abandoned {
-                return Err(Interrupted.into());
-            }
-            permission = Some(desk);
-            Ok(credential)
-        };
-        let replaced = self.config.store().get_or_replace_with(acceptable, permitted, self.clock, self.watch());
-        drop(permission);
-        replaced
+    /// Permission to keep a credential: the desk, ours until it is written, so that the end of the run either sees it
+    /// written or prevents it. A run that was abandoned keeps nothing.
+    fn permit(&self) -> Result<MutexGuard<'_, Desk>, ObtainError> {
+        let desk = self.desk();
+        if desk.is_abandoned { Err(Interrupted.into()) } else { Ok(desk) }
     }
 
     fn publish(&self, credential: Credential) -> Result<(), ObtainError> {

@@ -47,8 +47,6 @@ pub enum Step<'a> {
     Replaced(&'static str),
     /// A credential was bought and could not be kept for the others; whoever bought it can still use it.
     NotKept(String),
-    /// The stored state was damaged and counts as absent.
-    Damaged(String),
     /// The remains of a dead run were removed.
     Swept,
     /// What a child had obtained by itself was adopted as the shared credential.

@@ -188,13 +188,12 @@ impl Store {
         Ok(credential)
     }
 
-    /// Removes the credential, and a remembered refusal with it. The ledger stays, and so does a newer format's file.
+    /// Removes the credential. The ledger and a remembered refusal stay, and so does a newer format's file.
     pub fn remove(&self) -> Result<(), StoreError> {
         if let Err(error @ StoreError::Newer { .. }) = self.read() {
             return Err(error);
         }
-        private_file::remove(&self.directory.join(CREDENTIAL))?;
-        refusal::forget(&self.directory)
+        Ok(private_file::remove(&self.directory.join(CREDENTIAL))?)
     }
 
     /// What the ledger says about this token.

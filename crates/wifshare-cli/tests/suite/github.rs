@@ -34,6 +34,17 @@ fn standard_output_of_token_holds_the_token_alone() {
 }
 
 #[test]
+fn a_credential_that_another_step_obtained_is_masked_in_this_one_too() {
+    let mut job = Job::new(knobs());
+    job.set("GITHUB_ACTIONS", "true");
+    job.may_keep_credential();
+    let token = finish(job.wifshare(&["token"]).spawn().unwrap()).stdout;
+    let ended = finish(job.wifshare(&["exec", "--", "true"]).spawn().unwrap());
+    assert!(ended.stderr.contains(&format!("::add-mask::{token}")), "{}", ended.stderr);
+    job.assert_exchanges(1);
+}
+
+#[test]
 fn what_a_person_must_act_on_is_an_annotation() {
     let mut job = Job::new(knobs());
     job.set("GITHUB_ACTIONS", "true");

@@ -2,6 +2,7 @@
 #![cfg(unix)]
 #![expect(clippy::unwrap_used, reason = "a test fails loudly, and its line is the reason")]
 #![expect(clippy::disallowed_methods, reason = "tests stand outside the border: they make the world that is handed in")]
+#![expect(clippy::print_stderr, reason = "a test that cannot run says so")]
 
 mod clients;
 mod crash;
@@ -12,5 +13,6 @@ mod job;
 mod mistakes;
 mod plugins;
 mod runs;
+mod secrecy;
 mod signals;
 mod token;

@@ -100,6 +100,40 @@ fn a_run_inside_a_run_joins_it() {
 }
 
 #[test]
+fn inside_a_run_another_identity_can_be_named() {
+    for delivery in ["profile", "environment"] {
+        let job = Job::new(knobs());
+        let rule = job.sandbox.knobs().rule;
+        let url = job.sandbox.identity_token_request_url();
+        let bearer = job.sandbox.identity_token_request_token();
+        let script = format!(
+            r#"export ACTIONS_ID_TOKEN_REQUEST_URL='{url}' ACTIONS_ID_TOKEN_REQUEST_TOKEN='{bearer}'
+            outer=$("$WIFSHARE" token) && inner=$("$WIFSHARE" exec --federation-rule-id {} --organization-id {} \
+                --workspace-id default -- "$WIFSHARE" token) && [ -n "$inner" ] && [ "$outer" != "$inner" ]"#,
+            rule.id, rule.organization_id
+        );
+        let ended = crate::job::finish(
+            job.wifshare(&["exec", "--delivery", delivery, "--", "sh", "-c", &script]).spawn().unwrap(),
+        );
+        assert_eq!(ended.code, 0, "{delivery}: {}", ended.stderr);
+        job.assert_exchanges(2);
+    }
+}
+
+#[test]
+fn what_an_ended_run_left_in_the_environment_is_not_taken_for_an_operators_own() {
+    let mut job = Job::new(knobs());
+    let ended = job.exec(&[], "env | grep -E 'WIFSHARE_RUN|ANTHROPIC_CONFIG_DIR|ANTHROPIC_PROFILE'");
+    for line in ended.stdout.lines() {
+        let (name, value) = line.split_once('=').unwrap();
+        job.set(name, value);
+    }
+    let ended = job.exec(&[], ASK);
+    assert_eq!((ended.code, ended.stderr.as_str()), (0, ""));
+    job.assert_exchanges(2);
+}
+
+#[test]
 fn an_inner_end_takes_nothing_from_the_outer_run() {
     let job = Job::new(knobs());
     let ended = job.exec(&[], &format!(r#""$WIFSHARE" exec -- true && {ASK}"#));

@@ -103,6 +103,18 @@ fn twenty_processes_with_a_refused_identity_make_one_request_and_hear_one_reason
 }
 
 #[test]
+fn a_refusal_is_remembered_by_exec_as_well() {
+    let mut refusing = knobs();
+    refusing.rule.subject_prefix = "repo:somebody/else:*".to_owned();
+    let job = Job::new(refusing);
+    for _ in 0..3 {
+        let ended = job.exec(&[], "true");
+        assert!(ended.stderr.contains("error[exchange-refused]"), "{}", ended.stderr);
+    }
+    assert_eq!(job.counters().exchanges_received, 1);
+}
+
+#[test]
 fn a_token_file_serves_once_and_its_spent_token_is_explained() {
     let mut job = Job::new(knobs());
     let token = job.sandbox.issue_identity_token();

@@ -1,0 +1,87 @@
+//! Inside a run: the credential that the run around us keeps fresh, and what its delivery put into our environment.
+
+use std::path::Path;
+use std::time::Duration;
+
+use wifshare::{Clock, Credential, Environment, ObtainError, RUN_VARIABLE, Store, enclosing};
+
+use crate::arguments::IdentityArguments;
+use crate::failure::Failure;
+
+/// The store of the run to join, unless the command line says that another identity is meant.
+pub(crate) fn run_to_join(identity: &IdentityArguments, environment: &Environment) -> Option<Store> {
+    enclosing(environment).filter(|_| !identity.name_an_identity())
+}
+
+/// The run's credential. Its supervisor renews, and we have nothing to renew with: when a successor is due it is waited
+/// for.
+pub(crate) fn credential(store: &Store, min_life: Option<Duration>, clock: Clock) -> Result<Credential, Failure> {
+    const PATIENCE: Duration = Duration::from_secs(30);
+    let start = (clock.monotonic)();
+    loop {
+        let now = clock.now();
+        let stored = store.read()?;
+        let lasts = |stored: &&Credential| {
+            stored.is_usable(now) && min_life.is_none_or(|asked| stored.remaining(now) >= asked)
+        };
+        if let Some(stored) = stored.as_ref().filter(lasts) {
+            return Ok(stored.clone());
+        }
+        let is_due = stored.as_ref().is_none_or(|stored| now >= stored.refresh_at());
+        if !is_due || (clock.monotonic)() - start > PATIENCE {
+            let left = stored.map_or(0, |stored| stored.remaining(now).as_secs());
+            return Err(Failure::new(
+                "run-not-renewed",
+                format!("the run around this command holds a credential that is good for {left} s, less than needed"),
+                Some("ask for less with --min-life; the run renews its credential by its own schedule"),
+            ));
+        }
+        (clock.pause)(Duration::from_millis(100)).map_err(ObtainError::from)?;
+    }
+}
+
+/// The environment without what a run put into it: for a command that does not join, what a run delivered is neither an
+/// operator's own profile nor somebody else's credential. The run may have ended long ago.
+pub(crate) fn without_a_run(environment: &Environment) -> Environment {
+    let mut environment = environment.clone();
+    let Some(run) = environment.os(RUN_VARIABLE).map(|run| Path::new(run).to_owned()) else { return environment };
+    let of_the_run = |environment: &Environment, name: &str| {
+        environment.os(name).is_some_and(|path| Path::new(path).starts_with(&run))
+    };
+    if of_the_run(&environment, "ANTHROPIC_CONFIG_DIR") {
+        environment.remove("ANTHROPIC_CONFIG_DIR");
+        environment.remove("ANTHROPIC_PROFILE");
+    }
+    if of_the_run(&environment, "ANTHROPIC_IDENTITY_TOKEN_FILE") {
+        environment.remove("ANTHROPIC_IDENTITY_TOKEN_FILE");
+    }
+    let held = Store::of_run(&run).and_then(|store| store.read().ok().flatten());
+    if held.is_some_and(|held| environment.text("ANTHROPIC_AUTH_TOKEN") == Some(held.access_token.expose())) {
+        environment.remove("ANTHROPIC_AUTH_TOKEN");
+    }
+    environment.remove(RUN_VARIABLE);
+    environment
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_ended_run_left_in_the_environment_is_nobodys_own() {
+        let environment = Environment::from_iter([
+            (RUN_VARIABLE, "/state/key/runs/1-a"),
+            ("ANTHROPIC_CONFIG_DIR", "/state/key/runs/1-a/profile"),
+            ("ANTHROPIC_PROFILE", "wifshare"),
+            ("ANTHROPIC_IDENTITY_TOKEN_FILE", "/state/key/runs/1-a/identity/identity-token"),
+            ("PATH", "/bin"),
+        ]);
+        assert_eq!(without_a_run(&environment), Environment::from_iter([("PATH", "/bin")]));
+        let own = Environment::from_iter([
+            (RUN_VARIABLE, "/state/key/runs/1-a"),
+            ("ANTHROPIC_CONFIG_DIR", "/their/own"),
+            ("ANTHROPIC_PROFILE", "theirs"),
+        ]);
+        assert!(without_a_run(&own).has("ANTHROPIC_CONFIG_DIR") && without_a_run(&own).has("ANTHROPIC_PROFILE"));
+    }
+}

@@ -1,0 +1,185 @@
+//! The wire for real: TLS with roots of our own choosing, a proxy, servers that hang, close and answer too much.
+#![expect(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test makes its own world, and fails loudly")]
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use wifshare::{Environment, Request, SendError, Transport};
+
+/// A certificate for one name, signed by itself.
+struct Identity(rcgen::CertifiedKey<rcgen::KeyPair>);
+
+impl Identity {
+    fn of(name: &str) -> Identity {
+        Identity(rcgen::generate_simple_self_signed([name.to_owned()]).unwrap())
+    }
+
+    fn write_to(&self, path: &Path) {
+        std::fs::write(path, self.0.cert.pem()).unwrap();
+    }
+
+    fn server(&self) -> Arc<rustls::ServerConfig> {
+        let chain = vec![CertificateDer::from(self.0.cert.der().to_vec())];
+        let key = PrivatePkcs8KeyDer::from(self.0.signing_key.serialize_der());
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        Arc::new(builder.unwrap().with_no_client_auth().with_single_cert(chain, key.into()).unwrap())
+    }
+}
+
+/// Serves each connection with this function, in a thread of its own, and returns the port.
+fn serve(each: impl Fn(TcpStream) + Send + Sync + 'static) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let each = Arc::new(each);
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let each = Arc::clone(&each);
+            std::thread::spawn(move || each(stream.unwrap()));
+        }
+    });
+    port
+}
+
+fn read_head(stream: &mut impl Read) -> String {
+    let mut head = Vec::new();
+    let mut byte = [0];
+    while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).is_ok_and(|count| count == 1) {
+        head.push(byte[0]);
+    }
+    String::from_utf8(head).unwrap()
+}
+
+/// Reads one head and answers it.
+fn answer(mut stream: impl Read + Write, text: &str) {
+    read_head(&mut stream);
+    drop(stream.write_all(text.as_bytes()));
+    drop(stream.flush());
+}
+
+fn tls_server(identity: &Identity) -> u16 {
+    let config = identity.server();
+    serve(move |stream| {
+        let connection = rustls::ServerConnection::new(Arc::clone(&config)).unwrap();
+        answer(rustls::StreamOwned::new(connection, stream), "HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nwell");
+    })
+}
+
+fn get(url: &str) -> Request {
+    http::Request::get(url).body(Default::default()).unwrap()
+}
+
+fn quick(environment: &[(&str, &str)]) -> Transport {
+    let environment: Environment = environment.iter().copied().collect();
+    Transport::new(&environment).with_patience(Duration::from_secs(5), Duration::from_secs(2))
+}
+
+#[test]
+fn tls_is_verified_and_ssl_cert_file_names_the_roots() {
+    let holder = tempfile::tempdir().unwrap();
+    let file = holder.path().join("roots.pem");
+    let identity = Identity::of("localhost");
+    identity.write_to(&file);
+    let port = tls_server(&identity);
+    let url = format!("https://localhost:{port}/");
+    let with_root = quick(&[("SSL_CERT_FILE", file.to_str().unwrap())]);
+
+    assert_eq!(with_root.send(get(&url)).unwrap().body().as_slice(), b"well");
+
+    let untrusted = quick(&[]).send(get(&url)).unwrap_err();
+    assert!(matches!(&untrusted, SendError::NotSent(_)), "nothing leaves before trust: {untrusted}");
+
+    let wrong_name = with_root.send(get(&format!("https://127.0.0.1:{port}/")));
+    assert!(matches!(wrong_name, Err(SendError::NotSent(_))));
+
+    let no_file = quick(&[("SSL_CERT_FILE", "/nonexistent/roots.pem")]).send(get(&url)).unwrap_err();
+    assert!(no_file.to_string().contains("SSL_CERT_FILE /nonexistent/roots.pem"), "{no_file}");
+}
+
+#[test]
+fn https_goes_by_way_of_the_proxy_unless_no_proxy_says_otherwise() {
+    let holder = tempfile::tempdir().unwrap();
+    let file = holder.path().join("roots.pem");
+    let identity = Identity::of("api.example");
+    identity.write_to(&file);
+    let origin = tls_server(&identity);
+    let (said, heard) = std::sync::mpsc::channel();
+    let proxy = serve(move |mut client| {
+        said.send(read_head(&mut client)).unwrap();
+        client.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").unwrap();
+        let mut server = TcpStream::connect(("127.0.0.1", origin)).unwrap();
+        let (mut from, mut to) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+        std::thread::spawn(move || std::io::copy(&mut from, &mut to));
+        drop(std::io::copy(&mut server, &mut client));
+    });
+    let proxy = format!("http://user:pass@127.0.0.1:{proxy}");
+    let roots = ("SSL_CERT_FILE", file.to_str().unwrap());
+    for name in ["HTTPS_PROXY", "https_proxy", "ALL_PROXY"] {
+        let response = quick(&[roots, (name, &proxy)]).send(get("https://api.example/")).unwrap();
+        assert_eq!(response.body().as_slice(), b"well");
+        let head = heard.recv_timeout(Duration::from_secs(5)).unwrap();
+        assert!(head.starts_with("CONNECT api.example:443 HTTP/1.1\r\n"), "{head}");
+        assert!(head.to_ascii_lowercase().contains("proxy-authorization: basic dxnlcjpwyxnz"), "{head}");
+    }
+    // Without the proxy the name leads nowhere, and loopback is never asked by way of a proxy.
+    let direct = quick(&[roots, ("HTTPS_PROXY", &proxy), ("NO_PROXY", "api.example")]);
+    assert!(matches!(direct.send(get("https://api.example/")), Err(SendError::NotSent(_))));
+    let plain = serve(|stream| answer(stream, "HTTP/1.1 204 No Content\r\n\r\n"));
+    assert!(quick(&[("ALL_PROXY", &proxy)]).send(get(&format!("http://127.0.0.1:{plain}/"))).is_ok());
+    assert!(heard.try_recv().is_err());
+}
+
+#[test]
+fn what_cannot_have_left_is_told_from_what_may_have() {
+    let refused = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let error = quick(&[]).send(get(&format!("http://127.0.0.1:{refused}/"))).unwrap_err();
+    assert!(matches!(error, SendError::NotSent(_)), "{error}");
+
+    let closing = serve(|mut stream| drop(read_head(&mut stream)));
+    let error = quick(&[]).send(get(&format!("http://127.0.0.1:{closing}/"))).unwrap_err();
+    assert!(matches!(error, SendError::MaybeSent(_)), "{error}");
+
+    let half = serve(|stream| answer(stream, "HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf"));
+    let error = quick(&[]).send(get(&format!("http://127.0.0.1:{half}/"))).unwrap_err();
+    assert!(matches!(error, SendError::MaybeSent(_)), "{error}");
+}
+
+#[test]
+fn every_wait_has_an_end() {
+    let silent = serve(|stream| {
+        std::thread::sleep(Duration::from_secs(20));
+        drop(stream);
+    });
+    let start = Instant::now();
+    let error = quick(&[]).send(get(&format!("http://127.0.0.1:{silent}/"))).unwrap_err();
+    assert!(matches!(&error, SendError::MaybeSent(_)) && error.to_string().contains("within 2 s"), "{error}");
+    // A TLS handshake that never comes.
+    let patience = Duration::from_millis(500);
+    let transport = Transport::new(&Environment::default()).with_patience(patience, patience);
+    let error = transport.send(get(&format!("https://127.0.0.1:{silent}/"))).unwrap_err();
+    assert!(matches!(&error, SendError::NotSent(_)) && error.to_string().contains("TLS handshake"), "{error}");
+    assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
+}
+
+#[test]
+fn an_answer_of_a_megabyte_is_read_and_a_larger_one_is_not() {
+    for (size, is_read) in [(1 << 20, true), ((1 << 20) + 1, false)] {
+        let text = format!("HTTP/1.1 200 OK\r\ncontent-length: {size}\r\n\r\n{}", "x".repeat(size));
+        let port = serve(move |stream| answer(stream, &text));
+        let response = quick(&[]).send(get(&format!("http://127.0.0.1:{port}/")));
+        assert_eq!(response.is_ok(), is_read, "{size} bytes");
+    }
+}
+
+#[test]
+fn a_redirect_is_an_answer_and_is_not_followed() {
+    let port = serve(|stream| {
+        answer(stream, "HTTP/1.1 307 Temporary Redirect\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\n\r\n");
+    });
+    let response = quick(&[]).send(get(&format!("http://127.0.0.1:{port}/"))).unwrap();
+    assert_eq!(response.status(), 307);
+}
