@@ -84,6 +84,7 @@ pub(crate) struct IdentityArguments {
 }
 
 impl IdentityArguments {
+    #[expect(clippy::disallowed_methods, reason = "the border: where the user stands is read here and nowhere else")]
     pub(crate) fn inputs(&self) -> Inputs {
         let words = |command: &String| command.split_whitespace().map(OsString::from).collect();
         Inputs {
@@ -96,6 +97,8 @@ impl IdentityArguments {
             identity_token_file: self.identity_token_file.clone(),
             identity_command: self.identity_command.as_ref().map(words),
             state_dir: self.state_dir.clone(),
+            // Without one, an absolute path still leads somewhere, and a relative one fails where it is used.
+            working_directory: std::env::current_dir().unwrap_or_default(),
         }
     }
 
@@ -110,7 +113,8 @@ impl IdentityArguments {
             &self.audience,
             &self.identity_command,
         ];
-        texts.iter().any(|text| text.is_some()) || self.identity_token_file.is_some()
+        let is_said = |text: &&Option<String>| text.as_ref().is_some_and(|text| !text.trim().is_empty());
+        texts.iter().any(is_said) || self.identity_token_file.is_some()
     }
 }
 
@@ -125,7 +129,7 @@ pub(crate) struct ShareArguments {
     #[arg(long, value_name = "DELIVERY")]
     pub(crate) delivery: Option<Delivery>,
     /// Let the children inherit this variable, which would be taken away (repeatable)
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = variable_name)]
     pub(crate) keep_env: Vec<String>,
     /// Where federation is not configured at all, as in a fork's pull request, run the command without it
     #[arg(long)]
@@ -212,6 +216,14 @@ pub(crate) enum DemoChild {
     Shared,
     /// Starts the shared ones, as a job does.
     Job,
+}
+
+/// One variable, by its name alone.
+fn variable_name(text: &str) -> Result<String, String> {
+    let is_name = !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+    is_name
+        .then(|| text.to_owned())
+        .ok_or_else(|| "one variable's name was expected; repeat the option for more".to_owned())
 }
 
 /// A whole number and a unit: s, m or h.

@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use unicode_normalization::is_nfc;
-use wifshare::Environment;
+use wifshare::{Environment, Streams};
 
 use crate::arguments::ClaudeArguments;
 use crate::exec::{look_for, run};
@@ -28,7 +28,8 @@ pub(crate) fn claude(arguments: ClaudeArguments, environment: &Environment, talk
             } else {
                 talk.group(&title);
             }
-            let ended = run(&argv, environment);
+            let streams = if step.is_query { Streams::Ours } else { Streams::Aside };
+            let ended = run(&argv, environment, streams);
             if !step.is_query {
                 talk.end_group();
             }

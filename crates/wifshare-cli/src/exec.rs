@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
-use wifshare::{Child, Environment, SpawnError, Step, exit_code};
+use wifshare::{Child, Environment, SpawnError, Step, Streams, exit_code};
 
 use crate::arguments::ExecArguments;
 use crate::failure::Failure;
@@ -13,15 +13,22 @@ use crate::talk::Talk;
 
 pub(crate) fn exec(arguments: ExecArguments, environment: &Environment, talk: Talk) -> Result<u8, Failure> {
     look_for(&arguments.command, environment)?;
-    share(&arguments.share, environment, talk, |environment| run(&arguments.command, environment))
+    share(&arguments.share, environment, talk, |environment| run(&arguments.command, environment, Streams::Ours))
 }
 
 /// Runs a command to its end, with our signals.
-pub(crate) fn run(argv: &[OsString], environment: &Environment) -> Result<u8, Failure> {
+pub(crate) fn run(argv: &[OsString], environment: &Environment, streams: Streams) -> Result<u8, Failure> {
     if let Some(code) = signals::code_of_interruption() {
         return Ok(code);
     }
-    let mut child = Child::spawn(argv, environment)?;
+    let mut child = Child::spawn(argv, environment, streams).map_err(|error| match error {
+        // The program was found before; what the system misses is the interpreter that its first line names.
+        SpawnError::NotFound(program) => {
+            let source = std::io::Error::other("the interpreter that its first line names does not exist");
+            SpawnError::NotRunnable { program, source }
+        }
+        error @ SpawnError::NotRunnable { .. } => error,
+    })?;
     let passing_on = signals::pass_on_to(&child);
     let ended = child.wait();
     drop(passing_on);

@@ -66,6 +66,7 @@ impl From<ConfigError> for Failure {
             ConfigError::Unconfigured => "unconfigured",
             ConfigError::Incomplete { .. } => "configured-in-part",
             ConfigError::NoSource { .. } => "no-identity-source",
+            ConfigError::BrokenSource { .. } => "broken-identity-source",
             ConfigError::BaseUrl { .. } => "base-url",
             ConfigError::Value { .. } => "implausible-value",
         };

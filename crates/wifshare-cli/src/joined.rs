@@ -3,7 +3,9 @@
 use std::path::Path;
 use std::time::Duration;
 
-use wifshare::{Clock, Credential, Environment, ObtainError, RUN_VARIABLE, Store, enclosing};
+use wifshare::{
+    Clock, Credential, DELIVERED_VARIABLE, Environment, ObtainError, RUN_VARIABLE, Secret, Store, delivered, enclosing,
+};
 
 use crate::arguments::IdentityArguments;
 use crate::failure::Failure;
@@ -21,9 +23,8 @@ pub(crate) fn credential(store: &Store, min_life: Option<Duration>, clock: Clock
     loop {
         let now = clock.now();
         let stored = store.read()?;
-        let lasts = |stored: &&Credential| {
-            stored.is_usable(now) && min_life.is_none_or(|asked| stored.remaining(now) >= asked)
-        };
+        let lasts =
+            |stored: &&Credential| stored.is_usable(now) && min_life.is_none_or(|asked| stored.remaining(now) >= asked);
         if let Some(stored) = stored.as_ref().filter(lasts) {
             return Ok(stored.clone());
         }
@@ -55,10 +56,11 @@ pub(crate) fn without_a_run(environment: &Environment) -> Environment {
     if of_the_run(&environment, "ANTHROPIC_IDENTITY_TOKEN_FILE") {
         environment.remove("ANTHROPIC_IDENTITY_TOKEN_FILE");
     }
-    let held = Store::of_run(&run).and_then(|store| store.read().ok().flatten());
-    if held.is_some_and(|held| environment.text("ANTHROPIC_AUTH_TOKEN") == Some(held.access_token.expose())) {
+    let own = environment.text("ANTHROPIC_AUTH_TOKEN").map(|token| delivered(&Secret::new(token.to_owned())));
+    if own.is_some_and(|mark| environment.text(DELIVERED_VARIABLE) == Some(&mark)) {
         environment.remove("ANTHROPIC_AUTH_TOKEN");
     }
+    environment.remove(DELIVERED_VARIABLE);
     environment.remove(RUN_VARIABLE);
     environment
 }
@@ -74,6 +76,8 @@ mod tests {
             ("ANTHROPIC_CONFIG_DIR", "/state/key/runs/1-a/profile"),
             ("ANTHROPIC_PROFILE", "wifshare"),
             ("ANTHROPIC_IDENTITY_TOKEN_FILE", "/state/key/runs/1-a/identity/identity-token"),
+            ("ANTHROPIC_AUTH_TOKEN", "t"),
+            (DELIVERED_VARIABLE, &delivered(&Secret::new("t".to_owned()))),
             ("PATH", "/bin"),
         ]);
         assert_eq!(without_a_run(&environment), Environment::from_iter([("PATH", "/bin")]));
@@ -81,7 +85,10 @@ mod tests {
             (RUN_VARIABLE, "/state/key/runs/1-a"),
             ("ANTHROPIC_CONFIG_DIR", "/their/own"),
             ("ANTHROPIC_PROFILE", "theirs"),
+            ("ANTHROPIC_AUTH_TOKEN", "theirs"),
+            (DELIVERED_VARIABLE, &delivered(&Secret::new("t".to_owned()))),
         ]);
+        assert!(without_a_run(&own).has("ANTHROPIC_AUTH_TOKEN"));
         assert!(without_a_run(&own).has("ANTHROPIC_CONFIG_DIR") && without_a_run(&own).has("ANTHROPIC_PROFILE"));
     }
 }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use wifshare::{
-    Arrangement, Config, ConfigError, Delivery, Ending, Environment, Provision, Run, Step, Supply, Transport,
-    arrangement, resolve,
+    Arrangement, Config, ConfigError, DELIVERED_VARIABLE, Delivery, Ending, Environment, Provision, Purpose, Run, Step,
+    Supply, Transport, arrangement, delivered, resolve_for,
 };
 
 use crate::arguments::ShareArguments;
@@ -53,6 +53,7 @@ fn decide(arguments: &ShareArguments, environment: &Environment, talk: Talk) -> 
                 let credential = joined::credential(&store, None, clock())?;
                 talk.mask(credential.access_token.expose());
                 joined.set("ANTHROPIC_AUTH_TOKEN", credential.access_token.expose());
+                joined.set(DELIVERED_VARIABLE, delivered(&credential.access_token));
             }
             Some(delivery @ (Delivery::Profile | Delivery::Federation)) => talk.notice(&format!(
                 "--delivery {delivery} is left aside: the run around this command has chosen its delivery"
@@ -71,13 +72,20 @@ fn decide(arguments: &ShareArguments, environment: &Environment, talk: Talk) -> 
         Arrangement::OwnProfile(name) => Some(name),
         Arrangement::None => None,
     };
-    let config = match resolve(&arguments.identity.inputs(), environment) {
+    let purpose = if own_profile.is_some() { Purpose::IdentityToken } else { Purpose::Exchange };
+    let config = match resolve_for(purpose, &arguments.identity.inputs(), environment) {
         Ok(config) => config,
         Err(error @ (ConfigError::Unconfigured | ConfigError::NoSource { .. })) if arguments.optional => {
             talk.notice(&format!("running the command without a credential, as --optional allows: {error}"));
             return Ok(Decision::AsItIs);
         }
-        Err(error) => return Err(error.into()),
+        Err(error) => match own_profile {
+            Some(name) => {
+                talk.warning(&format!("{name} is set, and the command runs with your own profile as it is: {error}"));
+                return Ok(Decision::AsItIs);
+            }
+            None => return Err(error.into()),
+        },
     };
     let Some(name) = own_profile else {
         let delivery = arguments.delivery.unwrap_or_default();

@@ -78,7 +78,14 @@ mod platform {
     }
 
     pub(super) fn pass_on_to(child: &Child) {
-        *lock() = Some(child.signaller());
+        let mut place = lock();
+        let child = child.signaller();
+        // What came between the last look and now was meant for the child; once too often is better than never.
+        match ASKED.swap(0, Ordering::SeqCst) {
+            0 => {}
+            signal => child.send(signal),
+        }
+        *place = Some(child);
     }
 
     pub(super) fn keep() {
@@ -86,16 +93,24 @@ mod platform {
     }
 
     fn heard(origin: &Origin) {
-        if let Some(child) = &*lock() {
-            let from_the_terminal = matches!(origin.cause, Cause::Kernel);
+        let place = lock();
+        if let Some(child) = &*place {
+            // Elsewhere the kernel does not tell; there these two come from the terminal as a rule.
+            let from_the_terminal = match cfg!(target_os = "linux") {
+                true => matches!(origin.cause, Cause::Kernel),
+                false => matches!(origin.signal, SIGINT | SIGQUIT),
+            };
             if !(from_the_terminal && child.shares_our_process_group()) {
                 child.send(origin.signal);
             }
             return;
         }
-        if ASKED.swap(origin.signal, Ordering::SeqCst) != 0 {
-            // The second time the user means it. Where the default is to go on, going on is what is meant.
-            let _ = emulate_default_handler(origin.signal);
+        let before = ASKED.swap(origin.signal, Ordering::SeqCst);
+        drop(place);
+        // A person who presses Ctrl-C again means it. A CI that sends INT and then TERM only repeats itself, and a
+        // purchase or a clean-up under way is worth the moment.
+        if (before, origin.signal) == (SIGINT, SIGINT) {
+            let _ = emulate_default_handler(SIGINT);
         }
         drop(BELL.0.lock().unwrap_or_else(PoisonError::into_inner));
         BELL.1.notify_all();

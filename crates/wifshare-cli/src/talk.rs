@@ -109,6 +109,12 @@ impl Talk {
             )),
             Step::NotRenewed { cause, .. } => self
                 .warning(&format!("the credential could not be renewed; the one in use stays until it ends: {cause}")),
+            Step::NotHandedOut { cause, .. } => self.warning(&format!(
+                "no unspent identity token could be put in place for clients that federate by themselves: {cause}"
+            )),
+            Step::Ended { cause } => self.warning(&format!(
+                "the credential has ended and could not be renewed; requests will be refused: {cause}"
+            )),
             Step::Swept => self.detail("removed what a killed run had left behind"),
             Step::Renewed(credential) => {
                 // It may be another run that bought it, and this log has not seen its mask.
@@ -154,7 +160,9 @@ mod tests {
 
     #[test]
     fn times_are_told_in_the_unit_that_tells_most() {
-        for (seconds, text) in [(0, "0 s"), (119, "119 s"), (120, "2 min"), (599, "10 min"), (7199, "120 min"), (7260, "2 h 1 min")] {
+        for (seconds, text) in
+            [(0, "0 s"), (119, "119 s"), (120, "2 min"), (599, "10 min"), (7199, "120 min"), (7260, "2 h 1 min")]
+        {
             assert_eq!(whole(Duration::from_secs(seconds)), text);
         }
     }

@@ -4,8 +4,7 @@ use std::io::Write;
 use std::time::SystemTime;
 
 use wifshare::{
-    Arrangement, Clock, Credential, Environment, Step, Transport, arrangement, obtain,
-    obtain_lasting, resolve,
+    Arrangement, Clock, Credential, Environment, Step, Transport, arrangement, obtain, obtain_lasting, resolve,
 };
 use zeroize::Zeroizing;
 

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::process::{Child as Process, Command, ExitStatus};
+use std::process::{Child as Process, Command, ExitStatus, Stdio};
 
 use crate::environment::Environment;
 
@@ -10,6 +10,16 @@ use crate::environment::Environment;
 #[derive(Debug)]
 pub struct Child {
     process: Process,
+}
+
+/// What a command reads and where its output goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Streams {
+    /// Our own standard streams.
+    Ours,
+    /// For a step on the way: it reads nothing, and what it prints goes to our standard error, so that the input and
+    /// the output of what follows stay whole.
+    Aside,
 }
 
 /// Why a command could not be started.
@@ -30,11 +40,14 @@ pub enum SpawnError {
 }
 
 impl Child {
-    /// Starts a command with exactly this environment and our own standard streams.
-    pub fn spawn(argv: &[OsString], environment: &Environment) -> Result<Child, SpawnError> {
+    /// Starts a command with exactly this environment.
+    pub fn spawn(argv: &[OsString], environment: &Environment, streams: Streams) -> Result<Child, SpawnError> {
         let (program, arguments) = argv.split_first().ok_or_else(|| SpawnError::NotFound(String::new()))?;
         let mut command = Command::new(program);
         command.args(arguments).env_clear().envs(environment.iter());
+        if streams == Streams::Aside {
+            command.stdin(Stdio::null()).stdout(io::stderr());
+        }
         let process = command.spawn().map_err(|source| {
             let program = program.to_string_lossy().into_owned();
             match source.kind() {
@@ -147,7 +160,7 @@ mod tests {
     fn run(script: &str) -> u8 {
         let argv = ["sh", "-c", script].map(OsString::from);
         let environment = Environment::from_iter([("PATH", "/usr/bin:/bin"), ("A", "b")]);
-        exit_code(Child::spawn(&argv, &environment).expect("sh").wait().expect("an end"))
+        exit_code(Child::spawn(&argv, &environment, Streams::Ours).expect("sh").wait().expect("an end"))
     }
 
     #[test]
@@ -166,7 +179,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_run_is_told_apart() {
-        let spawn = |program: &str| Child::spawn(&[program.into()], &Environment::default());
+        let spawn = |program: &str| Child::spawn(&[program.into()], &Environment::default(), Streams::Ours);
         assert!(matches!(spawn("/nonexistent/program"), Err(SpawnError::NotFound(_))));
         assert!(matches!(spawn("/etc/passwd"), Err(SpawnError::NotRunnable { .. })));
     }
@@ -175,7 +188,7 @@ mod tests {
     fn a_signal_reaches_the_child_and_none_reaches_its_successor() {
         let argv = ["sleep", "60"].map(OsString::from);
         let environment = Environment::from_iter([("PATH", "/usr/bin:/bin")]);
-        let mut child = Child::spawn(&argv, &environment).expect("sleep");
+        let mut child = Child::spawn(&argv, &environment, Streams::Ours).expect("sleep");
         let signaller = child.signaller();
         assert!(signaller.shares_our_process_group());
         signaller.send(15);

@@ -34,6 +34,17 @@ pub struct Inputs {
     pub identity_command: Option<Vec<OsString>>,
     /// Where state is kept (`WIFSHARE_STATE_DIR`).
     pub state_dir: Option<PathBuf>,
+    /// What a relative path begins at. A child may work elsewhere, and a key means one file.
+    pub working_directory: PathBuf,
+}
+
+/// What a configuration is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// An exchange: everything is needed.
+    Exchange,
+    /// An identity token for clients that exchange with a profile of the operator's own, which names the rule itself.
+    IdentityToken,
 }
 
 /// Everything that an exchange needs, parsed.
@@ -41,7 +52,8 @@ pub struct Inputs {
 pub struct Config {
     /// The API's base URL, without a slash at its end.
     pub base_url: String,
-    /// What is asked for, and of whom.
+    /// What is asked for, and of whom. For [`Purpose::IdentityToken`] its rule and organisation may be empty; it is
+    /// never sent then.
     pub grant: Grant,
     /// For whom the identity token is meant.
     pub audience: String,
@@ -78,10 +90,18 @@ pub enum ConfigError {
         /// The variable that is missing.
         missing: &'static str,
     },
-    /// There is no way to an identity token.
+    /// There is no way to an identity token, or the CI withholds it from this job.
     #[error("no identity token can be had: {reason}")]
     NoSource {
         /// What was looked for.
+        reason: String,
+        /// The cure.
+        hint: String,
+    },
+    /// There would be a way, and a part of it is missing or wrong.
+    #[error("no identity token can be had: {reason}")]
+    BrokenSource {
+        /// What was found.
         reason: String,
         /// The cure.
         hint: String,
@@ -106,7 +126,8 @@ pub enum ConfigError {
 
 const RULE: &str = "ANTHROPIC_FEDERATION_RULE_ID";
 const ORGANIZATION: &str = "ANTHROPIC_ORGANIZATION_ID";
-const DEFAULT_BASE_URL: &str = "https://api.anthropic.com";
+/// The API itself.
+pub const DEFAULT_BASE_URL: &str = "https://api.anthropic.com";
 const DEFAULT_AUDIENCE: &str = "https://api.anthropic.com";
 
 /// Looks for what the operator already arranged.
@@ -121,8 +142,13 @@ pub fn arrangement(environment: &Environment) -> Arrangement {
     }
 }
 
-/// Makes a configuration of what the user said and of what the environment holds.
+/// Makes a configuration for an exchange of what the user said and of what the environment holds.
 pub fn resolve(inputs: &Inputs, environment: &Environment) -> Result<Config, ConfigError> {
+    resolve_for(Purpose::Exchange, inputs, environment)
+}
+
+/// The same for this purpose.
+pub fn resolve_for(purpose: Purpose, inputs: &Inputs, environment: &Environment) -> Result<Config, ConfigError> {
     let input = |flag: &Option<String>, name: &'static str| -> Result<Option<String>, ConfigError> {
         let value = flag.as_deref().map(str::trim).filter(|value| !value.is_empty()).or_else(|| environment.text(name));
         value.map(|value| plausible(name, value)).transpose()
@@ -131,11 +157,15 @@ pub fn resolve(inputs: &Inputs, environment: &Environment) -> Result<Config, Con
     let organization_id = input(&inputs.organization_id, ORGANIZATION)?;
     let (federation_rule_id, organization_id) = match (federation_rule_id, organization_id) {
         (Some(rule), Some(organization)) => (rule, organization),
+        (rule, organization) if purpose == Purpose::IdentityToken => {
+            (rule.unwrap_or_default(), organization.unwrap_or_default())
+        }
         (None, None) => return Err(ConfigError::Unconfigured),
         (None, Some(_)) => return Err(ConfigError::Incomplete { missing: RULE }),
         (Some(_), None) => return Err(ConfigError::Incomplete { missing: ORGANIZATION }),
     };
-    let base_url = inputs.base_url.as_deref().or_else(|| environment.text("ANTHROPIC_BASE_URL"));
+    let base_url = inputs.base_url.as_deref().map(str::trim).filter(|url| !url.is_empty());
+    let base_url = base_url.or_else(|| environment.text("ANTHROPIC_BASE_URL"));
     let (base_url, token_endpoint) = endpoint(base_url.unwrap_or(DEFAULT_BASE_URL))?;
     let audience = input(&inputs.audience, "ANTHROPIC_OIDC_AUDIENCE")?.unwrap_or_else(|| DEFAULT_AUDIENCE.to_owned());
     let source = source(inputs, environment, &audience)?;
@@ -147,7 +177,7 @@ pub fn resolve(inputs: &Inputs, environment: &Environment) -> Result<Config, Con
         workspace_id: input(&inputs.workspace_id, "ANTHROPIC_WORKSPACE_ID")?,
     };
     let location = Location {
-        root: state_directory(inputs.state_dir.as_deref(), environment),
+        root: inputs.working_directory.join(state_directory(inputs.state_dir.as_deref(), environment)),
         key: key(&base_url, &grant, &audience, &source),
         source: source.description(),
         remintable: source.supply() == Supply::Remintable,
@@ -189,12 +219,12 @@ impl ConfigError {
     pub fn hint(&self) -> String {
         match self {
             ConfigError::Unconfigured => "set both (the rule is fdrl_…, the organisation a UUID; both stand in the \
-                 Claude Console), or pass --optional to run the command without the credential"
+                 Claude Console), or pass --optional to `exec` or `claude` to run without the credential"
                 .to_owned(),
             ConfigError::Incomplete { missing } => {
                 format!("set {missing}; an expression such as `vars.{missing}` that names nothing sets a blank one")
             }
-            ConfigError::NoSource { hint, .. } => hint.clone(),
+            ConfigError::NoSource { hint, .. } | ConfigError::BrokenSource { hint, .. } => hint.clone(),
             ConfigError::BaseUrl { .. } => {
                 "ANTHROPIC_BASE_URL has to be https://HOST, or http:// on loopback for practice".to_owned()
             }
@@ -230,11 +260,13 @@ fn source(inputs: &Inputs, environment: &Environment, audience: &str) -> Result<
         return Ok(IdentitySource::Command { argv: argv.clone(), environment: environment.clone() });
     }
     if let Some(path) = &inputs.identity_token_file {
-        return Ok(IdentitySource::File(path.clone()));
+        return Ok(IdentitySource::File(inputs.working_directory.join(path)));
     }
     match identity::detect(environment, audience) {
+        Detected::Source(IdentitySource::File(path)) => Ok(IdentitySource::File(inputs.working_directory.join(path))),
         Detected::Source(source) => Ok(source),
-        Detected::Unavailable { reason, hint } => Err(ConfigError::NoSource { reason, hint }),
+        Detected::Withheld { reason, hint } => Err(ConfigError::NoSource { reason, hint }),
+        Detected::Broken { reason, hint } => Err(ConfigError::BrokenSource { reason, hint }),
         Detected::Absent => Err(ConfigError::NoSource {
             reason: "neither ANTHROPIC_IDENTITY_TOKEN_FILE nor ANTHROPIC_IDENTITY_TOKEN is set, \
                      and no CI that issues identity tokens was recognised"
@@ -382,6 +414,21 @@ mod tests {
         assert_eq!(config.grant.federation_rule_id, "fdrl_flag");
         assert!(matches!(config.source, IdentitySource::Command { .. }));
         assert_eq!(config.location.root, Path::new("/state"));
+    }
+
+    #[test]
+    fn a_relative_path_begins_where_the_user_stands() {
+        let inputs = Inputs { working_directory: "/work".into(), state_dir: Some("st".into()), ..Inputs::default() };
+        let config = resolve(&inputs, &with(&[("ANTHROPIC_IDENTITY_TOKEN_FILE", "token")])).expect("complete");
+        assert_eq!(config.location.root, Path::new("/work/st"));
+        assert!(matches!(&config.source, IdentitySource::File(path) if path == Path::new("/work/token")));
+    }
+
+    #[test]
+    fn beside_a_profile_of_the_operators_own_a_source_is_enough() {
+        let environment = with(&[(RULE, ""), (ORGANIZATION, "")]);
+        assert!(resolve_for(Purpose::IdentityToken, &Inputs::default(), &environment).is_ok());
+        assert!(resolve(&Inputs::default(), &environment).is_err());
     }
 
     #[test]

@@ -95,6 +95,10 @@ pub fn environment(handout: Handout<'_>, parent: &Environment, keep: &[String]) 
         }
         Handout::IdentityToken(_) => remove(&BUYS),
     }
+    // Blank counts as unset for us, and as a value for some clients.
+    for name in BUYS.iter().chain(&FEDERATION).filter(|name| parent.is_blank(name)) {
+        child.remove(name);
+    }
     match handout {
         Handout::Profile(profile) => profile.select(&mut child),
         Handout::Environment(credential) => {

@@ -152,6 +152,10 @@ impl TokenError {
                  the token's subject or audience; the rule covers several workspaces and ANTHROPIC_WORKSPACE_ID is \
                  not set; something else in this job exchanged the same identity token before (jti_reused)"
             }
+            TokenError::Refused { status, .. } if [403, 404, 405].contains(&status.as_u16()) => {
+                "look whether ANTHROPIC_BASE_URL names the Anthropic API, without a path of its own, and whether \
+                 something on the way keeps this host out"
+            }
             TokenError::Refused { .. } => {
                 "the request itself is wrong: look at ANTHROPIC_FEDERATION_RULE_ID (fdrl_…), \
                  ANTHROPIC_ORGANIZATION_ID (a UUID) and ANTHROPIC_WORKSPACE_ID (wrkspc_… or `default`)"

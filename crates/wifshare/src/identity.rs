@@ -1,9 +1,9 @@
 //! Where identity tokens come from, how one is asked for, and whether it can be asked again.
 
 use std::ffi::OsString;
-use std::fs::File;
+use std::fs::OpenOptions;
 use std::io::{self, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -72,8 +72,15 @@ pub enum Detected {
     Absent,
     /// The job runs there and can have identity tokens.
     Source(IdentitySource),
-    /// The job runs there and something is missing.
-    Unavailable {
+    /// The job runs there, and the platform withholds identity tokens from it.
+    Withheld {
+        /// What was found and what is missing.
+        reason: String,
+        /// The cure.
+        hint: String,
+    },
+    /// The job runs there, and what the platform gave it did not arrive whole.
+    Broken {
         /// What was found and what is missing.
         reason: String,
         /// The cure.
@@ -229,7 +236,8 @@ impl IdentityError {
                 "something between this host and the platform answers in its place; a proxy?"
             }
             IdentityError::File { .. } => {
-                "ANTHROPIC_IDENTITY_TOKEN_FILE (or --identity-token-file) has to name a file that this user can read"
+                "ANTHROPIC_IDENTITY_TOKEN_FILE (or --identity-token-file) has to name a regular file that this user can read; \
+                 for the output of a command there is --identity-command"
             }
             IdentityError::Command { .. } => {
                 "run the command by hand; it has to print one identity token and exit with 0"
@@ -330,8 +338,17 @@ fn pause_after(tries: u32) -> Duration {
     whole.mul_f64(1.0 - fastrand::f64() / 2.0)
 }
 
-fn read(path: &PathBuf) -> io::Result<Secret> {
-    text(File::open(path)?)
+fn read(path: &Path) -> io::Result<Secret> {
+    let mut options = OpenOptions::new();
+    options.read(true);
+    // A FIFO without a writer must not hang us; links are followed, as Kubernetes mounts its tokens by them.
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, rustix::fs::OFlags::NONBLOCK.bits() as i32);
+    let file = options.open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+    }
+    text(file)
 }
 
 /// Reads a little more than the largest token, so that an oversized one is recognised as such and read no further.

@@ -44,9 +44,11 @@ mod run;
 
 #[cfg(unix)]
 pub use child::Signaller;
-pub use child::{Child, SpawnError, exit_code};
+pub use child::{Child, SpawnError, Streams, exit_code};
 pub use clock::{Clock, Interrupted};
-pub use config::{Arrangement, Config, ConfigError, Inputs, arrangement, resolve, state_directory};
+pub use config::{
+    Arrangement, Config, ConfigError, Inputs, Purpose, arrangement, resolve, resolve_for, state_directory,
+};
 pub use credential::{Credential, Freshness};
 pub use delivery::{Delivery, UnknownDelivery};
 pub use environment::Environment;
@@ -57,8 +59,8 @@ pub use message::{Request, Response};
 pub use obtain::{ObtainError, obtain, obtain_lasting, whole_message};
 pub use private_file::PrivateFileError;
 pub use renew::renew;
-pub use run::{Ending, Provision, RUN_VARIABLE, Run, enclosing};
+pub use run::{DELIVERED_VARIABLE, Ending, Provision, RUN_VARIABLE, Run, delivered, enclosing};
 pub use secret::Secret;
 pub use step::{Step, Watch};
-pub use store::{Afterwards, Lease, Location, Owner, Refusal, Spent, Store, StoreError, Turn, Use, sweep};
+pub use store::{Afterwards, Lease, Location, Owner, Refusal, Spent, Store, StoreError, Turn, Use, is_alive, sweep};
 pub use transport::{Connection, MaybeSent, NotSent, SendError, Transport};

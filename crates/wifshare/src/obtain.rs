@@ -13,7 +13,7 @@ use crate::identity::{IdentityError, IdentitySource, Supply};
 use crate::identity_token::IdentityToken;
 use crate::private_file::PrivateFileError;
 use crate::step::{Step, Watch};
-use crate::store::{Refusal, Spent, StoreError, Turn, Use};
+use crate::store::{PATIENCE, Refusal, Spent, StoreError, Turn, Use};
 use crate::transport::{MaybeSent, NotSent, Transport};
 
 /// Why there is no credential.
@@ -111,11 +111,18 @@ pub fn obtain(
     clock: Clock,
     watch: Watch<'_>,
 ) -> Result<Credential, ObtainError> {
+    // Who has something usable in hand waits for something better a moment only.
+    const MOMENT: Duration = Duration::from_secs(2);
     let fresh = |stored: &Credential| stored.freshness(clock.now()) == Freshness::Fresh;
-    match replace_unless(fresh, || Ok(()), config, transport, clock, watch) {
+    let has_one = config.store().read()?.is_some_and(|stored| stored.is_usable(clock.now()));
+    let patience = if has_one { MOMENT } else { PATIENCE };
+    match replace_unless(fresh, || Ok(()), config, transport, patience, clock, watch) {
         Err(ObtainError::Interrupted(interrupted)) => Err(interrupted.into()),
         Err(error) => match config.store().read() {
             Ok(Some(stored)) if stored.is_usable(clock.now()) => {
+                if let ObtainError::Store(StoreError::Held { .. }) = error {
+                    return Ok(stored);
+                }
                 watch(&Step::NotRenewed { cause: whole_message(&error), pause: Duration::ZERO });
                 Ok(stored)
             }
@@ -141,7 +148,7 @@ pub fn obtain_lasting(
     if let Some(stored) = config.store().read()?.filter(hopeless) {
         return Err(too_short(&stored));
     }
-    let credential = replace_unless(lasting, || Ok(()), config, transport, clock, watch)?;
+    let credential = replace_unless(lasting, || Ok(()), config, transport, PATIENCE, clock, watch)?;
     if credential.remaining(clock.now()) < asked { Err(too_short(&credential)) } else { Ok(credential) }
 }
 
@@ -152,6 +159,7 @@ pub(crate) fn replace_unless(
     may_keep: impl FnOnce() -> Result<(), ObtainError>,
     config: &Config,
     transport: &Transport,
+    patience: Duration,
     clock: Clock,
     watch: Watch<'_>,
 ) -> Result<Credential, ObtainError> {
@@ -159,7 +167,7 @@ pub(crate) fn replace_unless(
         let credential = exchange_identity(turn, config, transport, clock, watch)?;
         may_keep().map(|()| credential)
     };
-    config.store().get_or_replace_with(acceptable, replacement, clock, watch)
+    config.store().get_or_replace_with(acceptable, replacement, patience, clock, watch)
 }
 
 /// What the one whose turn it is does: an exchange, unless one failed a moment ago.
@@ -182,6 +190,9 @@ fn exchange_identity(
     result
 }
 
+/// After this long no further try is begun, so that those who wait know how long it can take ([`PATIENCE`]).
+const ENOUGH: Duration = Duration::from_secs(60);
+
 /// Tries up to three times where the source can be asked again: each try that may have reached the endpoint takes a
 /// new identity token.
 fn with_new_tokens(
@@ -192,6 +203,7 @@ fn with_new_tokens(
     watch: Watch<'_>,
 ) -> Result<Credential, ObtainError> {
     const TRIES: u32 = 3;
+    let start = (clock.monotonic)();
     let mut tries = 0;
     loop {
         tries += 1;
@@ -201,7 +213,7 @@ fn with_new_tokens(
             Err(error) if error.may_pass() && config.source.supply() == Supply::Remintable => error,
             result => return result,
         };
-        if tries == TRIES {
+        if tries == TRIES || (clock.monotonic)().saturating_sub(start) > ENOUGH {
             return Err(error);
         }
         let pause = error.pause_after(tries);
@@ -222,6 +234,7 @@ fn unspent_token(
 ) -> Result<IdentityToken, ObtainError> {
     const TRIES: u32 = 4;
     let origin = || config.source.description();
+    let start = (clock.monotonic)();
     let mut tries = 0;
     loop {
         tries += 1;
@@ -238,20 +251,23 @@ fn unspent_token(
         };
         watch(&Step::AlreadySpent);
         let supply = config.source.supply();
-        if supply != Supply::Remintable || tries == TRIES {
+        let is_enough = tries == TRIES || (clock.monotonic)().saturating_sub(start) > ENOUGH;
+        if supply != Supply::Remintable || is_enough {
             return Err(ObtainError::Spent { origin: origin(), supply, spent: Box::new(spent), now });
         }
         (clock.pause)(Duration::from_millis(200) * 2u32.pow(tries))?;
     }
 }
 
-/// Asks a source for one identity token, by way of this transport.
+/// Asks a source for one identity token, by way of this transport. A CI's endpoint is near; each of three tries gets a
+/// third of a minute.
 pub(crate) fn ask(
     source: &IdentitySource,
     transport: &Transport,
     clock: Clock,
     watch: Watch<'_>,
 ) -> Result<IdentityToken, ObtainError> {
+    let transport = transport.clone().with_patience(Duration::from_secs(5), Duration::from_secs(15));
     source.token(|request| transport.send(request), clock, watch).map_err(|error| match error {
         IdentityError::Interrupted(interrupted) => ObtainError::Interrupted(interrupted),
         error => ObtainError::Identity { origin: source.description(), source: error },

@@ -5,6 +5,7 @@ use crate::config::Config;
 use crate::credential::Credential;
 use crate::obtain::{ObtainError, replace_unless};
 use crate::step::Watch;
+use crate::store::PATIENCE;
 use crate::transport::Transport;
 
 /// Replaces the credential that we hold, unless another process has done so: then its successor is ours too.
@@ -30,5 +31,5 @@ pub(crate) fn renew_if(
     watch: Watch<'_>,
 ) -> Result<Credential, ObtainError> {
     let successor = |stored: &Credential| stored != held && stored.is_usable(clock.now());
-    replace_unless(successor, may_keep, config, transport, clock, watch)
+    replace_unless(successor, may_keep, config, transport, PATIENCE, clock, watch)
 }

@@ -1,26 +1,51 @@
 //! Journey three: a run. Take a lease, obtain, deliver, keep fresh while the children work, and leave nothing behind.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, SystemTime};
 
-use crate::clock::{Clock, Interrupted};
-use crate::config::Config;
+use sha2::{Digest, Sha256};
+
+use crate::clock::{Clock, Interrupted, epoch_seconds, from_epoch_seconds};
+use crate::config::{Config, DEFAULT_BASE_URL};
 use crate::credential::Credential;
 use crate::delivery::{self, Delivery, HandedOutToken, Handout, ProfileDirectory};
 use crate::environment::Environment;
 use crate::identity::Supply;
 use crate::identity_token::IdentityToken;
 use crate::obtain::{self, ObtainError, whole_message};
-use crate::private_file::PrivateFileError;
+use crate::private_file::{self, PrivateFileError};
 use crate::renew::renew_if;
+use crate::secret::Secret;
 use crate::step::{Step, Watch};
-use crate::store::{self, Afterwards, Lease, Store, StoreError, Turn};
+use crate::store::{self, Afterwards, Lease, PATIENCE, Store, StoreError, Turn};
 use crate::transport::Transport;
 
 /// The variable by which a run names itself to its children: the path of its own directory.
 pub const RUN_VARIABLE: &str = "WIFSHARE_RUN";
+
+/// The variable that tells which `ANTHROPIC_AUTH_TOKEN` is a run's delivery and not somebody's own: its [`delivered`]
+/// mark.
+pub const DELIVERED_VARIABLE: &str = "WIFSHARE_DELIVERED";
+
+/// The variables by which a child can mean another identity than the run's.
+const IDENTITY: [&str; 5] = [
+    "ANTHROPIC_FEDERATION_RULE_ID",
+    "ANTHROPIC_ORGANIZATION_ID",
+    "ANTHROPIC_SERVICE_ACCOUNT_ID",
+    "ANTHROPIC_WORKSPACE_ID",
+    "ANTHROPIC_BASE_URL",
+];
+
+/// Where a run writes down whose credential it shares.
+const INPUTS: &str = "identity.json";
+
+/// What marks an access token as delivered: the SHA-256 of it, in hexadecimal. It tells nothing of the token.
+pub fn delivered(access_token: &Secret) -> String {
+    Sha256::digest(access_token.expose()).iter().map(|byte| format!("{byte:02x}")).collect()
+}
 
 /// What a run provides for its children.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,8 +154,15 @@ impl Run {
             parent,
             keep,
         );
-        if self.provision != Provision::IdentityToken {
-            child.set(RUN_VARIABLE, &self.directory);
+        child.set(RUN_VARIABLE, &self.directory);
+        if self.provision == Provision::Credential(Delivery::Environment)
+            && let Some(held) = self.held()
+        {
+            child.set(DELIVERED_VARIABLE, delivered(&held.access_token));
+        }
+        // The API itself needs no naming, and a name would go before the base URL of another profile of the children's.
+        let is_named = parent.has("ANTHROPIC_BASE_URL") || parent.is_blank("ANTHROPIC_BASE_URL");
+        if self.provision != Provision::IdentityToken && (is_named || self.config.base_url != DEFAULT_BASE_URL) {
             child.set("ANTHROPIC_BASE_URL", &self.config.base_url);
         }
         child
@@ -160,7 +192,10 @@ impl Run {
             drop(desk);
             self.look_at_what_children_did(&mut schedule);
             if schedule.is_due(self) {
-                self.renew(&mut schedule);
+                match self.config.source.supply() {
+                    Supply::Remintable | Supply::Rotating => self.renew(&mut schedule),
+                    Supply::Fixed(_) => self.follow(&mut schedule),
+                }
             }
             desk = self.desk();
         }
@@ -171,7 +206,7 @@ impl Run {
     pub fn end(&self) -> Result<Ending, StoreError> {
         const GRACE: Duration = Duration::from_secs(2);
         // A renewal has its own bounds; this one is for the case that they fail.
-        const LONGEST: Duration = Duration::from_secs(120);
+        const LONGEST: Duration = PATIENCE;
         self.over.store(true, Ordering::SeqCst);
         let lease = {
             let mut desk = self.desk();
@@ -192,8 +227,8 @@ impl Run {
                     if waited > LONGEST || (waited > GRACE && !lease.is_shared()) {
                         break None;
                     }
-                    // An impatient user is not obeyed here: the wait is short, or others depend on it.
-                    let _ = (self.clock.pause)(Duration::from_millis(10));
+                    // Not the clock's pause: a signal that comes now must not turn this wait into a spin.
+                    drop(self.bell.wait_timeout(self.desk(), Duration::from_millis(10)));
                 }
             }
         };
@@ -210,6 +245,9 @@ impl Run {
 
     fn prepare(&mut self) -> Result<(), ObtainError> {
         let watch = self.watch();
+        let inputs: BTreeMap<_, _> = self.identity_variables().into_iter().collect();
+        let inputs = serde_json::to_vec(&inputs).expect("texts become JSON");
+        private_file::replace(&self.directory, INPUTS, &inputs, watch)?;
         if let Provision::Credential(delivery) = self.provision {
             let held = obtain::obtain(&self.config, &self.transport, self.clock, watch)?;
             let profile = match delivery {
@@ -278,11 +316,19 @@ impl Run {
     }
 
     fn look_at_what_children_did(&self, schedule: &mut Schedule) {
-        if schedule.may_adopt(self.clock)
-            && let Err(error) = self.adopt()
-        {
-            let pause = schedule.adopt_later(self.clock);
-            self.tell(&error, pause);
+        if schedule.may_adopt(self.clock) {
+            match self.adopt() {
+                // Whoever wrote a credential may have spent the token that we handed out for it.
+                Ok(true) => {
+                    schedule.token_was_read = true;
+                    schedule.succeeded(self);
+                }
+                Ok(false) | Err(ObtainError::Interrupted(_)) => {}
+                Err(error) => {
+                    let pause = schedule.adopt_later(self.clock);
+                    self.tell(schedule, &error, |cause| Step::NotRenewed { cause, pause });
+                }
+            }
         }
         let Some(handed_out) = &self.handed_out else { return };
         schedule.token_was_read |= handed_out.was_read();
@@ -291,36 +337,63 @@ impl Run {
             match self.hand_out_token() {
                 Ok(()) => schedule.token_was_read = false,
                 Err(ObtainError::Interrupted(_)) => {}
-                Err(error) => self.tell(&error, schedule.pace),
+                Err(error) => {
+                    let pause = schedule.pace;
+                    self.tell(schedule, &error, |cause| Step::NotHandedOut { cause, pause });
+                }
             }
         }
     }
 
     /// A child of a federation profile may exchange by itself, after a 401 say, and writes what it obtained where it
-    /// found ours. That becomes the shared credential, unless another process has renewed meanwhile.
-    fn adopt(&self) -> Result<(), ObtainError> {
-        let Provision::Credential(Delivery::Federation) = self.provision else { return Ok(()) };
-        let Some(profile) = &self.profile else { return Ok(()) };
-        let Some(held) = self.held() else { return Ok(()) };
+    /// found ours. If that is usable it becomes the shared credential, unless another process has renewed meanwhile;
+    /// if it is not, ours takes its place again. Tells whether there was anything.
+    fn adopt(&self) -> Result<bool, ObtainError> {
+        let Provision::Credential(Delivery::Federation) = self.provision else { return Ok(false) };
+        let Some(profile) = &self.profile else { return Ok(false) };
+        let Some(held) = self.held() else { return Ok(false) };
         let Some(in_place) = profile.in_place().filter(|found| found.access_token != held.access_token) else {
-            return Ok(());
+            return Ok(false);
         };
         let now = self.clock.now();
         let found = Credential {
             access_token: in_place.access_token,
             expires_at: in_place.expires_at,
-            obtained_at: now.min(in_place.expires_at),
+            obtained_at: from_epoch_seconds(epoch_seconds(now)).min(in_place.expires_at),
             generation: 0,
         };
+        if !found.is_usable(now) {
+            return self.publish(held).map(|()| true);
+        }
         let renewed_by_another = |stored: &Credential| *stored != held && stored.is_usable(now);
         let mut permission = None;
         let replacement = |_: &mut Turn<'_>| self.permit().map(|desk| permission = Some(desk)).map(|()| found);
         let store = self.config.store();
-        let adopted = store.get_or_replace_with(renewed_by_another, replacement, self.clock, self.watch());
+        let adopted = store.get_or_replace_with(renewed_by_another, replacement, PATIENCE, self.clock, self.watch());
         drop(permission);
         let adopted = adopted?;
         (self.watch)(&Step::Adopted(&adopted));
-        self.publish(adopted)
+        self.publish(adopted).map(|()| true)
+    }
+
+    /// A source with nothing more to give is not asked; a successor can only come from elsewhere.
+    fn follow(&self, schedule: &mut Schedule) {
+        let (Some(held), stored) = (self.held(), self.config.store().read()) else { return };
+        let now = self.clock.now();
+        match stored {
+            Ok(Some(stored)) if stored != held && stored.is_usable(now) => {
+                (self.watch)(&Step::Renewed(&stored));
+                if self.publish(stored).is_ok() {
+                    schedule.succeeded(self);
+                }
+            }
+            _ => {
+                let _ = schedule.failed(self);
+                if !held.is_usable(now) {
+                    self.tell_the_end(schedule, "its source had one identity token");
+                }
+            }
+        }
     }
 
     fn renew(&self, schedule: &mut Schedule) {
@@ -336,10 +409,15 @@ impl Run {
             self.publish(renewed)
         }) {
             Ok(()) => schedule.succeeded(self),
-            Err(ObtainError::Interrupted(_)) => {}
+            Err(ObtainError::Interrupted(_)) => {
+                let _ = schedule.failed(self);
+            }
             Err(error) => {
                 let pause = schedule.failed(self);
-                self.tell(&error, pause);
+                match held.is_usable(self.clock.now()) {
+                    true => self.tell(schedule, &error, |cause| Step::NotRenewed { cause, pause }),
+                    false => self.tell_the_end(schedule, &whole_message(&error)),
+                }
             }
         }
     }
@@ -378,6 +456,12 @@ impl Run {
         }
     }
 
+    /// What a child would have to say to mean this identity.
+    fn identity_variables(&self) -> Vec<(&'static str, String)> {
+        let base_url = ("ANTHROPIC_BASE_URL", self.config.base_url.clone());
+        self.federation_variables().into_iter().chain([base_url]).collect()
+    }
+
     fn federation_variables(&self) -> Vec<(&'static str, String)> {
         let grant = &self.config.grant;
         [
@@ -391,8 +475,20 @@ impl Run {
         .collect()
     }
 
-    fn tell(&self, error: &ObtainError, pause: Duration) {
-        (self.watch)(&Step::NotRenewed { cause: whole_message(error), pause });
+    /// Tells of a failure, once for each kind: a job of hours shall not drown its other messages in this one.
+    fn tell(&self, schedule: &mut Schedule, error: &ObtainError, step: impl FnOnce(String) -> Step<'static>) {
+        if schedule.told.as_deref() != Some(error.code()) {
+            schedule.told = Some(error.code().to_owned());
+            (self.watch)(&step(whole_message(error)));
+        }
+    }
+
+    /// Tells, once, that what the children have is over.
+    fn tell_the_end(&self, schedule: &mut Schedule, cause: &str) {
+        if !schedule.end_was_told {
+            schedule.end_was_told = true;
+            (self.watch)(&Step::Ended { cause: cause.to_owned() });
+        }
     }
 
     fn watch(&self) -> Watch<'_> {
@@ -415,6 +511,9 @@ struct Schedule {
     asked: Option<Duration>,
     pace: Duration,
     adopt_from: Duration,
+    /// The code of the failure that was told last.
+    told: Option<String>,
+    end_was_told: bool,
 }
 
 impl Schedule {
@@ -424,12 +523,15 @@ impl Schedule {
         let mut schedule = Schedule {
             jitter,
             due_wall: run.clock.now(),
-            due_monotonic: Duration::ZERO,
+            // Where nothing is held, nothing is ever due.
+            due_monotonic: Duration::MAX,
             failures: 0,
             token_was_read: false,
             asked: None,
             pace: Schedule::QUICKEST,
             adopt_from: Duration::ZERO,
+            told: None,
+            end_was_told: false,
         };
         schedule.succeeded(run);
         schedule
@@ -437,6 +539,8 @@ impl Schedule {
 
     fn succeeded(&mut self, run: &Run) {
         self.failures = 0;
+        self.told = None;
+        self.end_was_told = false;
         if let Some(held) = run.held() {
             self.plan(held.refresh_at_with(self.jitter), run.clock);
         }
@@ -507,11 +611,18 @@ fn due(token: &IdentityToken, now: SystemTime) -> SystemTime {
     now + life.map_or(UNKNOWN, |life| life.mul_f64(0.8))
 }
 
-/// The store of the run that this process is inside of, where the environment names one that lives here.
+/// The store of the run that this process is inside of: one that the environment names, that lives, that shares a
+/// credential, and whose identity is not contradicted by the environment.
 pub fn enclosing(environment: &Environment) -> Option<Store> {
     let directory = Path::new(environment.os(RUN_VARIABLE)?);
-    // A run that has ended has no directory any more, and what it left in the environment leads nowhere.
-    (directory.is_absolute() && directory.is_dir()).then(|| Store::of_run(directory))?
+    if !directory.is_absolute() || !store::is_alive(directory) {
+        return None;
+    }
+    let inputs = private_file::read(&directory.join(INPUTS)).ok()??;
+    let inputs: BTreeMap<String, String> = serde_json::from_slice(&inputs).ok()?;
+    let agrees =
+        |name: &str| environment.text(name).is_none_or(|said| inputs.get(name).is_some_and(|ours| ours == said));
+    IDENTITY.iter().all(|name| agrees(name)).then(|| Store::of_run(directory))?
 }
 
 impl From<PrivateFileError> for ObtainError {

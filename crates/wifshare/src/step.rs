@@ -58,6 +58,18 @@ pub enum Step<'a> {
         /// How long until the next try.
         pause: Duration,
     },
+    /// No unspent identity token could be put in place for the children; the one there may be spent.
+    NotHandedOut {
+        /// What failed, safe to show.
+        cause: String,
+        /// How long until the next try, at least.
+        pause: Duration,
+    },
+    /// The credential that the children have has ended, and there is no successor.
+    Ended {
+        /// Why, safe to show.
+        cause: String,
+    },
     /// The credential of the delivery was replaced by this one.
     Renewed(&'a Credential),
 }

@@ -22,7 +22,7 @@ mod owner;
 mod refusal;
 
 use file_lock::FileLock;
-pub use lease::{Afterwards, Lease, sweep};
+pub use lease::{Afterwards, Lease, is_alive, sweep};
 use ledger::Ledger;
 pub use ledger::{Spent, Use};
 pub use owner::Owner;
@@ -34,8 +34,9 @@ const LOCK: &str = "lock";
 /// The version of what we write. A newer one is refused and never overwritten.
 const FORMAT: u32 = 1;
 
-/// How long a waiter waits: longer than the holder can take with all its retries.
-const PATIENCE: Duration = Duration::from_secs(180);
+/// How long a waiter waits who has nothing: longer than the holder takes with all its retries, which begin none after a
+/// minute and whose last one takes less than two.
+pub const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Where a credential is kept, and what is noted beside it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -154,12 +155,13 @@ impl Store {
     /// Returns the stored credential if it is acceptable, and else the one that `replacement` brings, which is stored.
     ///
     /// The replacement runs with the lock held and after a second look: among any number of callers one replaces and
-    /// the others take what it brought. A credential that was bought and could not be stored is returned all the same
+    /// the others take what it brought, waiting for it at most `patience`. A credential that was bought and could not be stored is returned all the same
     /// and told as [`Step::NotKept`]; losing it would cost the identity token.
     pub fn get_or_replace_with<E: From<StoreError>>(
         &self,
         acceptable: impl Fn(&Credential) -> bool,
         replacement: impl FnOnce(&mut Turn<'_>) -> Result<Credential, E>,
+        patience: Duration,
         clock: Clock,
         watch: Watch<'_>,
     ) -> Result<Credential, E> {
@@ -167,7 +169,7 @@ impl Store {
             return Ok(stored);
         }
         self.create()?;
-        let lock = FileLock::acquire(&self.directory.join(LOCK), PATIENCE, clock, watch)?;
+        let lock = FileLock::acquire(&self.directory.join(LOCK), patience, clock, watch)?;
         let stored = self.read()?;
         if let Some(stored) = stored.clone().filter(&acceptable) {
             return Ok(stored);
@@ -325,7 +327,12 @@ mod tests {
     use super::*;
 
     fn location(root: &Path) -> Location {
-        Location { root: root.join("state"), key: "k".to_owned(), source: "a test".to_owned(), remintable: true }
+        Location {
+            root: root.join("state"),
+            key: "0123456789abcdef0123456789abcdef".to_owned(),
+            source: "a test".to_owned(),
+            remintable: true,
+        }
     }
 
     fn credential(text: &str) -> Credential {
@@ -336,7 +343,9 @@ mod tests {
 
     fn get(store: &Store, text: &str) -> Credential {
         let usable = |stored: &Credential| stored.is_usable(Clock::system().now());
-        store.get_or_replace_with(usable, |_| Ok::<_, StoreError>(credential(text)), Clock::system(), &|_| {}).unwrap()
+        store
+            .get_or_replace_with(usable, |_| Ok::<_, StoreError>(credential(text)), PATIENCE, Clock::system(), &|_| {})
+            .unwrap()
     }
 
     #[test]
@@ -354,7 +363,7 @@ mod tests {
                             Ok::<_, StoreError>(credential(&number.to_string()))
                         };
                         let usable = |stored: &Credential| stored.is_usable(Clock::system().now());
-                        store.get_or_replace_with(usable, replacement, Clock::system(), &|_| {}).unwrap()
+                        store.get_or_replace_with(usable, replacement, PATIENCE, Clock::system(), &|_| {}).unwrap()
                     })
                 })
                 .collect();
@@ -372,7 +381,7 @@ mod tests {
         store.create().unwrap();
         private_file::replace(&store.directory, CREDENTIAL, br#"{"version":2,"x":1}"#, &|_| {}).unwrap();
         let replacement = |_: &mut Turn<'_>| -> Result<Credential, StoreError> { panic!("nothing may be bought") };
-        let result = store.get_or_replace_with(|_| true, replacement, Clock::system(), &|_| {});
+        let result = store.get_or_replace_with(|_| true, replacement, PATIENCE, Clock::system(), &|_| {});
         assert!(matches!(result, Err(StoreError::Newer { version: 2, .. })));
         let left = private_file::read(&store.directory.join(CREDENTIAL)).unwrap().unwrap();
         assert_eq!(left.as_slice(), br#"{"version":2,"x":1}"#);
@@ -397,8 +406,13 @@ mod tests {
         let first = get(&store, "one");
         assert_eq!(store.read().unwrap(), Some(first.clone()));
         let never = |_: &Credential| false;
-        let renewed =
-            store.get_or_replace_with(never, |_| Ok::<_, StoreError>(credential("two")), Clock::system(), &|_| {});
+        let renewed = store.get_or_replace_with(
+            never,
+            |_| Ok::<_, StoreError>(credential("two")),
+            PATIENCE,
+            Clock::system(),
+            &|_| {},
+        );
         assert_eq!(renewed.unwrap().generation, 2);
     }
 

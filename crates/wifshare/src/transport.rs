@@ -128,7 +128,7 @@ impl Transport {
             .build()
             .map_err(|error| failed(chain(&error)))?;
         let stage = Cell::new("looking up its address and connecting");
-        let sender = runtime.block_on(async {
+        let opened = runtime.block_on(async {
             let connecting = self.open(url, &stage);
             match tokio::time::timeout(self.connect_patience, connecting).await {
                 Ok(opened) => opened.map_err(|error| failed(chain(&*error))),
@@ -136,7 +136,15 @@ impl Transport {
                     Err(failed(format!("{} took longer than {} s", stage.get(), self.connect_patience.as_secs_f32())))
                 }
             }
-        })?;
+        });
+        let sender = match opened {
+            Ok(sender) => sender,
+            Err(error) => {
+                // A name look-up that hangs in its thread must not hold us: the time for connecting is over.
+                runtime.shutdown_background();
+                return Err(error);
+            }
+        };
         let patience = self.total_patience;
         Ok(Connection { runtime, sender, host, user_agent: self.user_agent.clone(), patience })
     }
@@ -216,7 +224,7 @@ impl Connection {
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         // The bytes stay in their owner, which wipes them.
         let request = request.map(|body| Full::new(Bytes::from_owner(Wiped(body))));
-        self.runtime.block_on(async {
+        let answer = self.runtime.block_on(async {
             let exchange = async {
                 let answer = self.sender.send_request(request).await.map_err(|error| failed(chain(&error)))?;
                 let (head, body) = answer.into_parts();
@@ -226,7 +234,9 @@ impl Connection {
             };
             let late = |_| failed(format!("no whole answer within {} s", self.patience.as_secs_f32()));
             tokio::time::timeout(self.patience, exchange).await.map_err(late)?
-        })
+        });
+        self.runtime.shutdown_background();
+        answer
     }
 }
 
@@ -277,5 +287,5 @@ fn chain(error: &dyn std::error::Error) -> String {
         }
         cause = error.source();
     }
-    crate::message::safe_text(&text)
+    text
 }

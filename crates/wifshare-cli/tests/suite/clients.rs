@@ -38,9 +38,12 @@ pub(crate) fn job_with_clients(knobs: Knobs) -> Option<Job> {
     // The SDKs' own runtimes stand where the machine has them.
     job.set("PATH", &std::env::var("PATH").unwrap());
     job.set("IS_SANDBOX", "1");
-    for name in
-        ["DISABLE_TELEMETRY", "DISABLE_AUTOUPDATER", "DISABLE_ERROR_REPORTING", "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC"]
-    {
+    for name in [
+        "DISABLE_TELEMETRY",
+        "DISABLE_AUTOUPDATER",
+        "DISABLE_ERROR_REPORTING",
+        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC",
+    ] {
         job.set(name, "1");
     }
     Some(job)

@@ -1,6 +1,6 @@
 //! Killed at each step between the lock and the rename: the next call recovers, and no identity token is sent twice.
 
-use crate::job::{Job, finish, files, knobs};
+use crate::job::{Job, files, finish, knobs};
 
 const STEPS: [&str; 10] = [
     "locked",

@@ -18,7 +18,10 @@ fn a_command_finds_the_credential_and_nothing_is_left_behind() {
         job.assert_exchanges(1);
         assert!(job.files_with_secrets().is_empty());
         let left: Vec<_> = files(&job.state()).iter().map(|path| path.file_name().unwrap().to_owned()).collect();
-        assert!(left.iter().all(|name| ["lock", "lease", "spent", "spent.lock"].iter().any(|ours| name == ours)), "{left:?}");
+        assert!(
+            left.iter().all(|name| ["lock", "lease", "spent", "spent.lock"].iter().any(|ours| name == ours)),
+            "{left:?}"
+        );
     }
 }
 
@@ -45,7 +48,8 @@ fn files_and_directories_are_private_whatever_the_umask() {
 #[test]
 fn environment_delivers_the_token_and_says_how_long_it_is_good() {
     let job = Job::new(knobs());
-    let script = r#"[ "${ANTHROPIC_AUTH_TOKEN#sk-ant-oat01-}" != "$ANTHROPIC_AUTH_TOKEN" ] && [ -z "$ANTHROPIC_CONFIG_DIR" ]"#;
+    let script =
+        r#"[ "${ANTHROPIC_AUTH_TOKEN#sk-ant-oat01-}" != "$ANTHROPIC_AUTH_TOKEN" ] && [ -z "$ANTHROPIC_CONFIG_DIR" ]"#;
     let ended = job.exec(&["--delivery", "environment"], script);
     assert_eq!(ended.code, 0, "{}", ended.stderr);
     assert!(ended.stderr.contains("ANTHROPIC_AUTH_TOKEN is good for"), "{}", ended.stderr);
@@ -139,6 +143,58 @@ fn an_operators_own_profile_is_left_alone_and_an_identity_token_is_provided() {
         assert!(ended.stderr.contains(&format!("{name} is set")), "{}", ended.stderr);
         assert_eq!(job.counters().exchanges_received, 0);
     }
+}
+
+#[test]
+fn an_operators_own_profile_needs_no_variables_of_ours() {
+    let mut job = Job::new(knobs());
+    job.set("ANTHROPIC_PROFILE", "theirs");
+    job.unset("ANTHROPIC_FEDERATION_RULE_ID");
+    job.unset("ANTHROPIC_ORGANIZATION_ID");
+    let ended = job.exec(&[], r#"[ -s "$ANTHROPIC_IDENTITY_TOKEN_FILE" ] || exit 3"#);
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    job.without_endpoint();
+    let ended = job.exec(&[], r#"[ -z "$ANTHROPIC_IDENTITY_TOKEN_FILE" ] || exit 3"#);
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+}
+
+#[test]
+fn what_a_child_wrote_that_is_no_credential_displaces_none() {
+    let job = Job::new(knobs());
+    let script = r#"
+        set -e
+        file="$ANTHROPIC_CONFIG_DIR/credentials/default.json"; before=$("$WIFSHARE" token)
+        umask 077
+        echo '{"version":"1.0","type":"oauth_token","access_token":"sk-ant-oat01-old","expires_at":1000}' > "$file.tmp"
+        mv "$file.tmp" "$file"
+        for i in $(seq 50); do grep -q "$before" "$file" && break; sleep 0.1; done
+        grep -q "$before" "$file" && [ "$("$WIFSHARE" token)" = "$before" ]"#;
+    let ended = job.exec(&["--delivery", "federation"], script);
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    job.assert_exchanges(1);
+}
+
+#[test]
+fn a_relative_state_directory_is_found_from_everywhere() {
+    let mut job = Job::new(knobs());
+    job.set("WIFSHARE_STATE_DIR", "relative");
+    let ended = job.exec(&[], &format!(r#"cd / && {ASK} && "$WIFSHARE" exec -- true"#));
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    job.assert_exchanges(1);
+}
+
+#[test]
+fn a_source_with_one_token_warns_once_and_not_without_end() {
+    let mut job = Job::new(living(8));
+    job.may_keep_credential();
+    job.without_endpoint();
+    let token = job.sandbox.issue_identity_token();
+    job.set("ANTHROPIC_IDENTITY_TOKEN", &token);
+    let ended = job.exec(&[], "sleep 10");
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    assert_eq!(ended.stderr.matches("warning").count(), 1, "{}", ended.stderr);
+    assert!(ended.stderr.contains("has ended and could not be renewed"), "{}", ended.stderr);
+    job.assert_exchanges(1);
 }
 
 #[test]

@@ -171,8 +171,7 @@ impl Drop for Job {
         }
         let own = |path: &PathBuf| *path == self.path("token");
         let kept = |path: &PathBuf| self.may_keep_credential && path.ends_with("credential.json");
-        let left: Vec<_> =
-            self.files_with_secrets().into_iter().filter(|path| !own(path) && !kept(path)).collect();
+        let left: Vec<_> = self.files_with_secrets().into_iter().filter(|path| !own(path) && !kept(path)).collect();
         assert!(left.is_empty(), "secrets were left behind in {left:#?}");
     }
 }

@@ -15,4 +15,5 @@ mod plugins;
 mod runs;
 mod secrecy;
 mod signals;
+mod steps;
 mod token;

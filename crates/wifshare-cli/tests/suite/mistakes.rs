@@ -37,18 +37,16 @@ fn a_configuration_that_is_not_one() {
     let (url, bearer) = ("ACTIONS_ID_TOKEN_REQUEST_URL", "ACTIONS_ID_TOKEN_REQUEST_TOKEN");
     told(&[(url, ""), (bearer, "")], "no-identity-source", &["ANTHROPIC_IDENTITY_TOKEN_FILE"]);
     told(&[(url, ""), (bearer, ""), ("GITHUB_ACTIONS", "true")], "no-identity-source", &["id-token: write"]);
-    told(&[(bearer, "")], "no-identity-source", &[bearer]);
+    told(&[(bearer, "")], "broken-identity-source", &[bearer]);
     told(&[(bearer, "wrong")], "identity-refused", &["GitHub Actions refused", "401"]);
     told(&[("ANTHROPIC_IDENTITY_TOKEN_FILE", "/nonexistent/token")], "identity-file", &["/nonexistent/token"]);
 }
 
 #[test]
 fn an_identity_token_that_is_none() {
-    for (text, words) in [
-        ("", "it is empty"),
-        ("not-a-token", "three base64url segments"),
-        (&"x".repeat(20_000), "more than the 16384"),
-    ] {
+    for (text, words) in
+        [("", "it is empty"), ("not-a-token", "three base64url segments"), (&"x".repeat(20_000), "more than the 16384")]
+    {
         let mut job = Job::new(knobs());
         job.use_token_file(text);
         assert_told(&job.token(&[]), 125, "identity-malformed", &[words, "token"]);
@@ -59,6 +57,25 @@ fn an_identity_token_that_is_none() {
         assert_told(&job.token(&[]), 125, "identity-malformed", &["GitHub Actions"]);
         assert_eq!(job.counters().exchanges_received, 0);
     }
+}
+
+#[test]
+fn a_pipe_in_place_of_a_token_file_is_refused_at_once() {
+    let mut job = Job::new(knobs());
+    let fifo = job.path("fifo");
+    assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    job.set("ANTHROPIC_IDENTITY_TOKEN_FILE", fifo.to_str().unwrap());
+    assert_told(&job.token(&[]), 125, "identity-file", &["not a regular file", "--identity-command"]);
+}
+
+#[test]
+fn a_program_whose_interpreter_is_missing_is_told_as_that() {
+    let job = Job::new(knobs());
+    let script = job.path("script");
+    std::fs::write(&script, "#!/no/such/interpreter\r\n").unwrap();
+    rustix::fs::chmod(&script, rustix::fs::Mode::from_raw_mode(0o755)).unwrap();
+    let ended = job.run(&["exec", "--", script.to_str().unwrap()]);
+    assert_told(&ended, 126, "command-not-runnable", &["interpreter"]);
 }
 
 #[test]
@@ -190,6 +207,7 @@ fn arguments_that_cannot_be_meant_are_usage() {
         &["claude", "--plugin", "../evil", "--", "-p", "x"],
         &["claude", "--marketplace", "owner/repo", "--", "-p", "x"],
         &["sandbox", "--knobs", "{\"no_such_knob\": 1}"],
+        &["exec", "--keep-env", "A,B", "--", "true"],
         &["nonsense"],
     ] {
         let ended = job.run(arguments);

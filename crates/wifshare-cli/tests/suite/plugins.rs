@@ -45,7 +45,11 @@ fn a_step_that_fails_ends_the_run_with_its_code_and_is_named() {
     let begin = ["claude", "--claude", &claude, "--marketplace", &marketplace, "--plugin", "no-such@wifshare-fixture"];
     let ended = job.run(&[&begin[..], &QUERY].concat());
     assert_eq!(ended.code, 1, "{}\n{}", ended.stdout, ended.stderr);
-    assert!(ended.stderr.contains("step 2 of 3: claude plugin install no-such@wifshare-fixture failed"), "{}", ended.stderr);
+    assert!(
+        ended.stderr.contains("step 2 of 3: claude plugin install no-such@wifshare-fixture failed"),
+        "{}",
+        ended.stderr
+    );
     assert_eq!(job.counters().messages_accepted, 0, "what would have followed was not done");
     assert!(job.files_with_secrets().is_empty());
 }
@@ -68,9 +72,11 @@ fn in_github_actions_each_step_is_a_group() {
     let Some(mut job) = job_with_clients(knobs()) else { return };
     job.set("GITHUB_ACTIONS", "true");
     let (claude, marketplace) = (claude_2_1_173(), marketplace());
-    let ended =
-        crate::job::finish(job.wifshare(&["claude", "--claude", &claude, "--marketplace", &marketplace]).spawn().unwrap());
+    let ended = crate::job::finish(
+        job.wifshare(&["claude", "--claude", &claude, "--marketplace", &marketplace]).spawn().unwrap(),
+    );
     assert_eq!(ended.code, 0, "{}", ended.stderr);
-    let groups = ended.stderr.lines().filter(|line| line.starts_with("::group::step 1 of 1: claude plugin marketplace add"));
+    let groups =
+        ended.stderr.lines().filter(|line| line.starts_with("::group::step 1 of 1: claude plugin marketplace add"));
     assert_eq!((groups.count(), ended.stderr.matches("::endgroup::").count()), (1, 1), "{}", ended.stderr);
 }

@@ -27,7 +27,10 @@ fn asking_for(tenths: u64) -> String {
 #[test]
 fn twenty_overlapping_runs_share_one_credential_and_the_last_one_removes_it() {
     let job = Job::new(Knobs { exchange_latency_ms: 200, ..knobs() });
-    let anchor = start(&job, &format!("touch begun; {}; while ! [ -e over ]; do {ASK} || exit 9; sleep 0.1; done", asking_for(1)));
+    let anchor = start(
+        &job,
+        &format!("touch begun; {}; while ! [ -e over ]; do {ASK} || exit 9; sleep 0.1; done", asking_for(1)),
+    );
     eventually("the first run has begun", || job.path("begun").exists());
     std::thread::scope(|scope| {
         let runs: Vec<_> = (0..20u64)
@@ -112,11 +115,20 @@ fn inside_a_run_another_identity_can_be_named() {
                 --workspace-id default -- "$WIFSHARE" token) && [ -n "$inner" ] && [ "$outer" != "$inner" ]"#,
             rule.id, rule.organization_id
         );
-        let ended = crate::job::finish(
-            job.wifshare(&["exec", "--delivery", delivery, "--", "sh", "-c", &script]).spawn().unwrap(),
-        );
+        let ended = finish(job.wifshare(&["exec", "--delivery", delivery, "--", "sh", "-c", &script]).spawn().unwrap());
         assert_eq!(ended.code, 0, "{delivery}: {}", ended.stderr);
         job.assert_exchanges(2);
+    }
+}
+
+#[test]
+fn a_child_that_changes_its_variables_is_not_served_as_somebody_else() {
+    for delivery in ["profile", "federation", "environment"] {
+        let job = Job::new(knobs());
+        let script = r#"ANTHROPIC_FEDERATION_RULE_ID=fdrl_other ANTHROPIC_ORGANIZATION_ID=other "$WIFSHARE" token"#;
+        let ended = job.exec(&["--delivery", delivery], script);
+        assert_eq!((ended.code, ended.stdout.as_str()), (125, ""), "{delivery}: {}", ended.stderr);
+        job.assert_exchanges(1);
     }
 }
 

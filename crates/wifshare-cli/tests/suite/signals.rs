@@ -5,7 +5,7 @@ use std::process::{Child, Command};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::job::{Job, Ended, eventually, finish, knobs};
+use crate::job::{Ended, Job, eventually, finish, knobs};
 
 /// Counts what it gets, and ends by itself after a while.
 const COUNTING: &str = r#"
@@ -65,6 +65,22 @@ fn a_token_interrupted_in_its_exchange_is_bought_once_all_the_same() {
     finish(child);
     assert_eq!(job.token(&[]).code, 0);
     job.assert_exchanges(1);
+}
+
+#[test]
+fn a_signal_right_after_the_start_is_not_lost() {
+    let mut job = Job::new(knobs());
+    job.token(&[]);
+    for _ in 0..40 {
+        let child = job.wifshare(&["exec", "--", "sleep", "20"]).spawn().unwrap();
+        let has_a_child = |child: &Child| {
+            let children = format!("/proc/{0}/task/{0}/children", child.id());
+            std::fs::read_to_string(children).is_ok_and(|children| !children.trim().is_empty())
+        };
+        eventually("there is a child", || has_a_child(&child));
+        send(&child, Signal::TERM);
+        assert_eq!(finish(child).code, 143);
+    }
 }
 
 #[test]

@@ -36,6 +36,22 @@ fn a_hundred_renewals_at_one_moment_make_one_more_exchange() {
 }
 
 #[test]
+fn who_has_something_usable_does_not_wait_for_something_better() {
+    let mut job = Job::new(living(40));
+    let first = job.token(&[]);
+    std::thread::sleep(Duration::from_millis(20_500));
+    job.sandbox.set_knobs(Knobs { exchange_latency_ms: 8000, ..living(40) });
+    let renewing = job.wifshare(&["token"]).spawn().unwrap();
+    crate::job::eventually("a renewal is under way", || job.counters().exchanges_received == 2);
+    let start = std::time::Instant::now();
+    let served = job.token(&[]);
+    assert_eq!((served.code, &served.stdout), (0, &first.stdout), "{}", served.stderr);
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    assert_eq!(finish(renewing).code, 0);
+    job.assert_exchanges(2);
+}
+
+#[test]
 fn a_warm_call_makes_no_exchange_and_every_format_tells_the_same_token() {
     let mut job = Job::new(knobs());
     let token = job.token(&[]).stdout.trim().to_owned();

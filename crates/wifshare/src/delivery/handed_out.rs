@@ -22,11 +22,7 @@ impl HandedOutToken {
     pub fn create(directory: PathBuf) -> Result<Self, PrivateFileError> {
         private_file::private_directory(&directory)?;
         let path = directory.join(FILE);
-        let readers = readers::Readers::of(&directory).map_err(|source| PrivateFileError::Io {
-            action: "watch",
-            path: directory.clone(),
-            source,
-        })?;
+        let readers = readers::Readers::of(&directory);
         Ok(HandedOutToken { directory, path, readers })
     }
 
@@ -57,20 +53,26 @@ mod readers {
 
     use rustix::fs::inotify;
 
+    /// Without a watch (a user may have so and so many) the token is replaced when it ages, as on other systems.
     #[derive(Debug)]
-    pub(super) struct Readers(OwnedFd);
+    pub(super) struct Readers(Option<OwnedFd>);
 
     impl Readers {
-        pub(super) fn of(directory: &Path) -> io::Result<Readers> {
+        pub(super) fn of(directory: &Path) -> Readers {
+            Readers(Self::watch(directory).ok())
+        }
+
+        fn watch(directory: &Path) -> io::Result<OwnedFd> {
             let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
             // The directory, because the file in it is replaced by rename.
             inotify::add_watch(&watch, directory, inotify::WatchFlags::OPEN)?;
-            Ok(Readers(watch))
+            Ok(watch)
         }
 
         pub(super) fn opened(&self, name: &str) -> bool {
+            let Some(watch) = &self.0 else { return false };
             let mut buffer = [MaybeUninit::uninit(); 4096];
-            let mut events = inotify::Reader::new(&self.0, &mut buffer);
+            let mut events = inotify::Reader::new(watch, &mut buffer);
             let mut opened = false;
             // Until nothing more is to be read; an error other than that leaves the answer as it stands.
             while let Ok(event) = events.next() {
@@ -85,15 +87,14 @@ mod readers {
 /// Not run by us: elsewhere a token is replaced when it ages and when a credential file changes.
 #[cfg(not(target_os = "linux"))]
 mod readers {
-    use std::io;
     use std::path::Path;
 
     #[derive(Debug)]
     pub(super) struct Readers;
 
     impl Readers {
-        pub(super) fn of(_directory: &Path) -> io::Result<Readers> {
-            Ok(Readers)
+        pub(super) fn of(_directory: &Path) -> Readers {
+            Readers
         }
 
         pub(super) fn opened(&self, _name: &str) -> bool {

@@ -16,8 +16,7 @@ const PERMISSION: &str = "add `id-token: write` to the job's `permissions`; \
 pub(super) fn detect(environment: &Environment, audience: &str) -> Detected {
     let url = environment.text("ACTIONS_ID_TOKEN_REQUEST_URL");
     let bearer = environment.text("ACTIONS_ID_TOKEN_REQUEST_TOKEN");
-    let unavailable =
-        |reason: &str, hint: &str| Detected::Unavailable { reason: reason.to_owned(), hint: hint.to_owned() };
+    let broken = |reason: &str, hint: &str| Detected::Broken { reason: reason.to_owned(), hint: hint.to_owned() };
     match (url, bearer) {
         (Some(url), Some(bearer)) => match with_audience(url, audience) {
             Some(url) => Detected::Source(IdentitySource::Endpoint(Endpoint {
@@ -27,18 +26,19 @@ pub(super) fn detect(environment: &Environment, audience: &str) -> Detected {
                 refusal_hint: "the request token ends about six hours after the job began; \
                                in a shorter job, look at the status page of GitHub Actions",
             })),
-            None => unavailable(
+            None => broken(
                 "ACTIONS_ID_TOKEN_REQUEST_URL is not a URL that can be asked",
                 "leave the variable as GitHub sets it",
             ),
         },
-        (Some(_), None) | (None, Some(_)) => unavailable(
+        (Some(_), None) | (None, Some(_)) => broken(
             "only one of ACTIONS_ID_TOKEN_REQUEST_URL and ACTIONS_ID_TOKEN_REQUEST_TOKEN is set",
             "both have to reach this process; look for a step or a container that passes on only one",
         ),
-        (None, None) if environment.text("GITHUB_ACTIONS") == Some("true") => {
-            unavailable("this GitHub Actions job may not request identity tokens", PERMISSION)
-        }
+        (None, None) if environment.text("GITHUB_ACTIONS") == Some("true") => Detected::Withheld {
+            reason: "this GitHub Actions job may not request identity tokens".to_owned(),
+            hint: PERMISSION.to_owned(),
+        },
         (None, None) => Detected::Absent,
     }
 }
@@ -73,7 +73,7 @@ mod tests {
 
     #[test]
     fn a_missing_permission_is_recognised_and_explained() {
-        let Detected::Unavailable { hint, .. } = detect(&[("GITHUB_ACTIONS", "true")]) else { panic!("recognised") };
+        let Detected::Withheld { hint, .. } = detect(&[("GITHUB_ACTIONS", "true")]) else { panic!("recognised") };
         assert!(hint.contains("id-token: write"), "{hint}");
     }
 
@@ -91,7 +91,7 @@ mod tests {
             vec![("ACTIONS_ID_TOKEN_REQUEST_URL", "http://ci.invalid/x"), TOKEN],
             vec![("ACTIONS_ID_TOKEN_REQUEST_URL", "not a url"), TOKEN],
         ] {
-            assert!(matches!(detect(&variables), Detected::Unavailable { .. }), "{variables:?}");
+            assert!(matches!(detect(&variables), Detected::Broken { .. }), "{variables:?}");
         }
     }
 }

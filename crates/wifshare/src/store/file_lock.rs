@@ -66,6 +66,11 @@ impl FileLock {
         }
     }
 
+    /// Whether somebody holds the lock on this file; where there is no file, nobody does.
+    pub(super) fn is_held(path: &Path) -> bool {
+        File::open(path).is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
+    }
+
     /// Takes the lock if nobody holds it.
     pub(super) fn try_acquire(path: &Path) -> Result<Option<FileLock>, StoreError> {
         let file = private_file::open_in_place(path)?;

@@ -102,6 +102,7 @@ impl Lease {
         };
         // Every living run of this key shares the lease, so whatever is left of others is of the dead.
         drop(private_file::remove(&self.store.directory.join(RUNS)));
+        remove_unfinished_of_nobody(&self.store.directory);
         let afterwards = afterwards();
         if afterwards == Afterwards::Remove {
             self.store.remove()?;
@@ -113,8 +114,13 @@ impl Lease {
     pub fn is_shared(&self) -> bool {
         let runs = self.store.directory.join(RUNS);
         let others = fs::read_dir(runs).into_iter().flatten().flatten().map(|entry| entry.path());
-        others.into_iter().any(|path| path != self.directory && !is_unborn(&path) && is_held(&path.join(OWNER)))
+        others.into_iter().any(|ref path| *path != self.directory && !is_unborn(path) && is_alive(path))
     }
+}
+
+/// Whether the run with this directory still lives.
+pub fn is_alive(run: &Path) -> bool {
+    FileLock::is_held(&run.join(OWNER))
 }
 
 /// Removes what killed runs left behind, under all keys of this state directory. A run is dead when its lock is free
@@ -123,7 +129,7 @@ impl Lease {
 ///
 /// It is a courtesy to the user and no duty: what cannot be removed now is left to the next start.
 pub fn sweep(root: &Path, clock: Clock, watch: Watch<'_>) {
-    for key in subdirectories(root) {
+    for key in subdirectories(root).into_iter().filter(|path| is_key(path)) {
         remove_unfinished_of_nobody(&key);
         let runs = subdirectories(&key.join(RUNS));
         let born = runs.iter().filter(|run| !is_unborn(run));
@@ -140,8 +146,8 @@ fn sweep_run(run: &Path) -> Result<bool, StoreError> {
     let Some(text) = private_file::read(&owner)? else {
         return Ok(false);
     };
-    let Some(_lock) = FileLock::try_acquire(&owner)? else { return Ok(false) };
-    if serde_json::from_slice(&text).is_ok_and(|owner: Owner| !owner.is_dead()) {
+    let is_dead = serde_json::from_slice(&text).is_ok_and(|owner: Owner| owner.is_dead());
+    if FileLock::is_held(&owner) || !is_dead {
         return Ok(false);
     }
     private_file::remove(run)?;
@@ -149,13 +155,25 @@ fn sweep_run(run: &Path) -> Result<bool, StoreError> {
 }
 
 fn remove_credential_of_nobody(key: &Path, last_run_was_killed: bool, clock: Clock) -> Result<bool, StoreError> {
-    let Ok(Some(stored)) = read_credential(key) else { return Ok(false) };
-    let ended = !stored.credential.is_usable(clock.now());
-    let left_by_a_killed_run = last_run_was_killed && stored.remintable;
-    if !(ended || left_by_a_killed_run) {
+    let is_to_go = || match read_credential(key) {
+        Ok(Some(stored)) => {
+            let left_by_a_killed_run = last_run_was_killed && stored.remintable;
+            !stored.credential.is_usable(clock.now()) || left_by_a_killed_run
+        }
+        _ => false,
+    };
+    if !is_to_go() {
         return Ok(false);
     }
-    let Some(_alone) = FileLock::try_acquire(&key.join(LEASE))? else { return Ok(false) };
+    // Alone, and while nobody replaces it; then look again, for somebody may have just done so.
+    let (Some(_alone), Some(_turn)) =
+        (FileLock::try_acquire(&key.join(LEASE))?, FileLock::try_acquire(&key.join(LOCK))?)
+    else {
+        return Ok(false);
+    };
+    if !is_to_go() {
+        return Ok(false);
+    }
     private_file::remove(&key.join(CREDENTIAL))?;
     Ok(true)
 }
@@ -176,8 +194,10 @@ fn is_unborn(run: &Path) -> bool {
     run.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'))
 }
 
-fn is_held(owner: &Path) -> bool {
-    matches!(FileLock::try_acquire(owner), Ok(None))
+/// Whether a directory is named as a key is; anything else in the state directory is not ours.
+fn is_key(path: &Path) -> bool {
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    name.len() == 32 && name.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 fn failed(action: &'static str, path: &Path, source: std::io::Error) -> StoreError {

@@ -9,9 +9,9 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::StoreError;
 use super::file_lock::FileLock;
 use super::owner::Owner;
+use super::{FORMAT, StoreError, Version};
 use crate::clock::{Clock, epoch_seconds};
 use crate::identity_token::IdentityToken;
 use crate::private_file::{self, PrivateFileError};
@@ -33,6 +33,7 @@ pub enum Use {
 /// A spent identity token: never its text, only its fingerprint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spent {
+    version: u32,
     fingerprint: String,
     /// What for.
     pub used: Use,
@@ -73,6 +74,7 @@ impl Ledger {
         let now = clock.now();
         self.forget(&entries, now, watch)?;
         let entry = Spent {
+            version: FORMAT,
             fingerprint,
             used,
             owner: Owner::current(),
@@ -91,9 +93,18 @@ impl Ledger {
 
     fn read(&self) -> Result<Vec<Spent>, StoreError> {
         let Some(bytes) = private_file::read(&self.root.join(FILE))? else { return Ok(Vec::new()) };
-        // A line that was torn by a crash was never synced, so its token never left: it can be skipped.
-        let lines = bytes.split(|byte| *byte == b'\n');
-        Ok(lines.filter_map(|line| serde_json::from_slice(line).ok()).collect())
+        let mut entries = Vec::new();
+        for line in bytes.split(|byte| *byte == b'\n') {
+            match serde_json::from_slice::<Version>(line) {
+                Ok(Version { version }) if version != u64::from(FORMAT) => {
+                    return Err(StoreError::Newer { path: self.root.join(FILE), version });
+                }
+                Ok(_) => entries.extend(serde_json::from_slice::<Spent>(line)),
+                // A line that was torn by a crash was never synced, so its token never left: it can be skipped.
+                Err(_) => {}
+            }
+        }
+        Ok(entries)
     }
 
     fn append(&self, entry: &Spent) -> Result<(), StoreError> {
@@ -181,6 +192,16 @@ mod tests {
         assert_eq!(spend(&ledger, &token("2", 5_000_000_000)), None);
         assert!(spend(&ledger, &token("1", 5_000_000_000)).is_some());
         assert!(spend(&ledger, &token("2", 5_000_000_000)).is_some());
+    }
+
+    #[test]
+    fn an_entry_of_a_newer_version_is_not_taken_for_nothing() {
+        let (_holder, ledger) = ledger();
+        let path = ledger.root.join(FILE);
+        let mut file = private_file::open_in_place(&path).expect("the ledger");
+        file.write_all(b"{\"version\":2,\"what\":\"else\"}\n").expect("written");
+        let result = ledger.spend(&token("1", 5_000_000_000), Use::Sent, Clock::system(), &|_| {});
+        assert!(matches!(result, Err(StoreError::Newer { version: 2, .. })));
     }
 
     #[test]

@@ -1,0 +1,24 @@
+//! `wifshare claude` with a stand-in for claude that shows what it was given: how the steps stand to each other.
+
+use std::io::Write;
+use std::process::Stdio;
+
+use crate::job::{Job, finish, knobs};
+
+/// Prints its arguments, and what it reads.
+const SHOWS: &str = "#!/bin/sh\necho \"$@\"\ncat\n";
+
+#[test]
+fn the_query_alone_has_the_input_and_the_output() {
+    let job = Job::new(knobs());
+    let claude = job.path("claude");
+    std::fs::write(&claude, SHOWS).unwrap();
+    rustix::fs::chmod(&claude, rustix::fs::Mode::from_raw_mode(0o755)).unwrap();
+    let arguments =
+        ["claude", "--claude", claude.to_str().unwrap(), "--marketplace", ".", "--plugin", "a@b", "--", "-p"];
+    let mut child = job.wifshare(&arguments).stdin(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"the prompt\n").unwrap();
+    let ended = finish(child);
+    assert_eq!((ended.code, ended.stdout.as_str()), (0, "-p\nthe prompt\n"), "{}", ended.stderr);
+    assert_eq!(ended.stderr, "plugin marketplace add .\nplugin install a@b\n");
+}
