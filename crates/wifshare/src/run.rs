@@ -1,12 +1,10 @@
 //! Journey three: a run. Take a lease, obtain, deliver, keep fresh while the children work, and leave nothing behind.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, SystemTime};
-
-use sha2::{Digest, Sha256};
 
 use crate::clock::{Clock, Interrupted, epoch_seconds, from_epoch_seconds};
 use crate::config::{Config, DEFAULT_BASE_URL};
@@ -18,34 +16,16 @@ use crate::identity_token::IdentityToken;
 use crate::obtain::{self, ObtainError, whole_message};
 use crate::private_file::{self, PrivateFileError};
 use crate::renew::renew_if;
-use crate::secret::Secret;
 use crate::step::{Step, Watch};
-use crate::store::{self, Afterwards, Lease, PATIENCE, Store, StoreError, Turn};
+use crate::store::{self, Afterwards, Lease, PATIENCE, StoreError, Turn};
 use crate::transport::Transport;
 
-/// The variable by which a run names itself to its children: the path of its own directory.
-pub const RUN_VARIABLE: &str = "WIFSHARE_RUN";
+mod nesting;
+mod schedule;
 
-/// The variable that tells which `ANTHROPIC_AUTH_TOKEN` is a run's delivery and not somebody's own: its [`delivered`]
-/// mark.
-pub const DELIVERED_VARIABLE: &str = "WIFSHARE_DELIVERED";
-
-/// The variables by which a child can mean another identity than the run's.
-const IDENTITY: [&str; 5] = [
-    "ANTHROPIC_FEDERATION_RULE_ID",
-    "ANTHROPIC_ORGANIZATION_ID",
-    "ANTHROPIC_SERVICE_ACCOUNT_ID",
-    "ANTHROPIC_WORKSPACE_ID",
-    "ANTHROPIC_BASE_URL",
-];
-
-/// Where a run writes down whose credential it shares.
-const INPUTS: &str = "identity.json";
-
-/// What marks an access token as delivered: the SHA-256 of it, in hexadecimal. It tells nothing of the token.
-pub fn delivered(access_token: &Secret) -> String {
-    Sha256::digest(access_token.expose()).iter().map(|byte| format!("{byte:02x}")).collect()
-}
+use nesting::INPUTS;
+pub use nesting::{DELIVERED_VARIABLE, RUN_VARIABLE, delivered, enclosing};
+use schedule::Schedule;
 
 /// What a run provides for its children.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -500,129 +480,11 @@ impl Run {
     }
 }
 
-/// When what has to happen. The wall clock tells when a credential ends, the monotonic one when we planned to renew:
-/// whichever comes first counts, so that neither a suspended machine nor a stepped clock makes us late.
-struct Schedule {
-    jitter: f64,
-    due_wall: SystemTime,
-    due_monotonic: Duration,
-    failures: u32,
-    token_was_read: bool,
-    asked: Option<Duration>,
-    pace: Duration,
-    adopt_from: Duration,
-    /// The code of the failure that was told last.
-    told: Option<String>,
-    end_was_told: bool,
-}
-
-impl Schedule {
-    const QUICKEST: Duration = Duration::from_millis(200);
-
-    fn new(run: &Run, jitter: f64) -> Schedule {
-        let mut schedule = Schedule {
-            jitter,
-            due_wall: run.clock.now(),
-            // Where nothing is held, nothing is ever due.
-            due_monotonic: Duration::MAX,
-            failures: 0,
-            token_was_read: false,
-            asked: None,
-            pace: Schedule::QUICKEST,
-            adopt_from: Duration::ZERO,
-            told: None,
-            end_was_told: false,
-        };
-        schedule.succeeded(run);
-        schedule
-    }
-
-    fn succeeded(&mut self, run: &Run) {
-        self.failures = 0;
-        self.told = None;
-        self.end_was_told = false;
-        if let Some(held) = run.held() {
-            self.plan(held.refresh_at_with(self.jitter), run.clock);
-        }
-    }
-
-    /// The next try: soon at first, then less often, and for ever.
-    fn failed(&mut self, run: &Run) -> Duration {
-        const LONGEST: Duration = Duration::from_secs(60);
-        let lifetime = run.held().map_or(LONGEST, |held| held.lifetime());
-        let pause = (Duration::from_secs(1) * 2u32.pow(self.failures.min(6))).min(LONGEST).min(lifetime / 10);
-        let pause = pause.max(Duration::from_millis(200)).mul_f64(1.0 + self.jitter / 4.0);
-        self.failures += 1;
-        self.plan(run.clock.now() + pause, run.clock);
-        pause
-    }
-
-    fn plan(&mut self, due: SystemTime, clock: Clock) {
-        self.due_wall = due;
-        self.due_monotonic = (clock.monotonic)() + due.duration_since(clock.now()).unwrap_or_default();
-    }
-
-    fn is_due(&self, run: &Run) -> bool {
-        run.held().is_some() && (run.clock.now() >= self.due_wall || (run.clock.monotonic)() >= self.due_monotonic)
-    }
-
-    /// How long to wait before the next look: files that children write are looked at often, the clock now and then.
-    fn pause(&self, run: &Run) -> Duration {
-        const LOOK_AT_FILES: Duration = Duration::from_millis(100);
-        const LOOK_AT_CLOCK: Duration = Duration::from_secs(5);
-        let until_due = self.due_monotonic.saturating_sub((run.clock.monotonic)());
-        let files = run.handed_out.is_some() || run.provision == Provision::Credential(Delivery::Federation);
-        let longest = if files { LOOK_AT_FILES } else { LOOK_AT_CLOCK };
-        until_due.clamp(Duration::from_millis(10), longest)
-    }
-
-    fn may_adopt(&self, clock: Clock) -> bool {
-        (clock.monotonic)() >= self.adopt_from
-    }
-
-    fn adopt_later(&mut self, clock: Clock) -> Duration {
-        const PAUSE: Duration = Duration::from_secs(5);
-        self.adopt_from = (clock.monotonic)() + PAUSE;
-        PAUSE
-    }
-
-    /// Whether the source may be asked for another token to hand out: at once at first, and ever more slowly for a
-    /// child that reads the file without end.
-    fn may_ask_again(&mut self, clock: Clock) -> bool {
-        const CALM: Duration = Duration::from_secs(10);
-        const SLOWEST: Duration = Duration::from_secs(5);
-        let now = (clock.monotonic)();
-        if let Some(asked) = self.asked {
-            let since = now.saturating_sub(asked);
-            if since < self.pace {
-                return false;
-            }
-            self.pace = if since > CALM { Schedule::QUICKEST } else { self.pace.mul_f64(1.2).min(SLOWEST) };
-        }
-        self.asked = Some(now);
-        true
-    }
-}
-
 /// When a handed-out token is replaced: at 80 % of its life, four minutes for GitHub's five.
 fn due(token: &IdentityToken, now: SystemTime) -> SystemTime {
     const UNKNOWN: Duration = Duration::from_secs(240);
     let life = token.claims().expires_at.and_then(|end| end.duration_since(now).ok());
     now + life.map_or(UNKNOWN, |life| life.mul_f64(0.8))
-}
-
-/// The store of the run that this process is inside of: one that the environment names, that lives, that shares a
-/// credential, and whose identity is not contradicted by the environment.
-pub fn enclosing(environment: &Environment) -> Option<Store> {
-    let directory = Path::new(environment.os(RUN_VARIABLE)?);
-    if !directory.is_absolute() || !store::is_alive(directory) {
-        return None;
-    }
-    let inputs = private_file::read(&directory.join(INPUTS)).ok()??;
-    let inputs: BTreeMap<String, String> = serde_json::from_slice(&inputs).ok()?;
-    let agrees =
-        |name: &str| environment.text(name).is_none_or(|said| inputs.get(name).is_some_and(|ours| ours == said));
-    IDENTITY.iter().all(|name| agrees(name)).then(|| Store::of_run(directory))?
 }
 
 impl From<PrivateFileError> for ObtainError {

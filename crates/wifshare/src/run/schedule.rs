@@ -1,0 +1,111 @@
+//! When a run has to do what.
+
+use std::time::{Duration, SystemTime};
+
+use super::{Provision, Run};
+use crate::clock::Clock;
+use crate::delivery::Delivery;
+
+/// When what has to happen. The wall clock tells when a credential ends, the monotonic one when we planned to renew:
+/// whichever comes first counts, so that neither a suspended machine nor a stepped clock makes us late.
+pub(super) struct Schedule {
+    jitter: f64,
+    due_wall: SystemTime,
+    due_monotonic: Duration,
+    failures: u32,
+    pub(super) token_was_read: bool,
+    asked: Option<Duration>,
+    pub(super) pace: Duration,
+    adopt_from: Duration,
+    /// The code of the failure that was told last.
+    pub(super) told: Option<String>,
+    pub(super) end_was_told: bool,
+}
+
+impl Schedule {
+    const QUICKEST: Duration = Duration::from_millis(200);
+
+    pub(super) fn new(run: &Run, jitter: f64) -> Schedule {
+        let mut schedule = Schedule {
+            jitter,
+            due_wall: run.clock.now(),
+            // Where nothing is held, nothing is ever due.
+            due_monotonic: Duration::MAX,
+            failures: 0,
+            token_was_read: false,
+            asked: None,
+            pace: Schedule::QUICKEST,
+            adopt_from: Duration::ZERO,
+            told: None,
+            end_was_told: false,
+        };
+        schedule.succeeded(run);
+        schedule
+    }
+
+    pub(super) fn succeeded(&mut self, run: &Run) {
+        self.failures = 0;
+        self.told = None;
+        self.end_was_told = false;
+        if let Some(held) = run.held() {
+            self.plan(held.refresh_at_with(self.jitter), run.clock);
+        }
+    }
+
+    /// The next try: soon at first, then less often, and for ever.
+    pub(super) fn failed(&mut self, run: &Run) -> Duration {
+        const LONGEST: Duration = Duration::from_secs(60);
+        let lifetime = run.held().map_or(LONGEST, |held| held.lifetime());
+        let pause = (Duration::from_secs(1) * 2u32.pow(self.failures.min(6))).min(LONGEST).min(lifetime / 10);
+        let pause = pause.max(Duration::from_millis(200)).mul_f64(1.0 + self.jitter / 4.0);
+        self.failures += 1;
+        self.plan(run.clock.now() + pause, run.clock);
+        pause
+    }
+
+    pub(super) fn plan(&mut self, due: SystemTime, clock: Clock) {
+        self.due_wall = due;
+        self.due_monotonic = (clock.monotonic)() + due.duration_since(clock.now()).unwrap_or_default();
+    }
+
+    pub(super) fn is_due(&self, run: &Run) -> bool {
+        run.held().is_some() && (run.clock.now() >= self.due_wall || (run.clock.monotonic)() >= self.due_monotonic)
+    }
+
+    /// How long to wait before the next look: files that children write are looked at often, the clock now and then.
+    pub(super) fn pause(&self, run: &Run) -> Duration {
+        const LOOK_AT_FILES: Duration = Duration::from_millis(100);
+        const LOOK_AT_CLOCK: Duration = Duration::from_secs(5);
+        let until_due = self.due_monotonic.saturating_sub((run.clock.monotonic)());
+        let files = run.handed_out.is_some() || run.provision == Provision::Credential(Delivery::Federation);
+        let longest = if files { LOOK_AT_FILES } else { LOOK_AT_CLOCK };
+        until_due.clamp(Duration::from_millis(10), longest)
+    }
+
+    pub(super) fn may_adopt(&self, clock: Clock) -> bool {
+        (clock.monotonic)() >= self.adopt_from
+    }
+
+    pub(super) fn adopt_later(&mut self, clock: Clock) -> Duration {
+        const PAUSE: Duration = Duration::from_secs(5);
+        self.adopt_from = (clock.monotonic)() + PAUSE;
+        PAUSE
+    }
+
+    /// Whether the source may be asked for another token to hand out: at once at first, and ever more slowly for a
+    /// child that reads the file without end.
+    pub(super) fn may_ask_again(&mut self, clock: Clock) -> bool {
+        const CALM: Duration = Duration::from_secs(10);
+        const SLOWEST: Duration = Duration::from_secs(5);
+        let now = (clock.monotonic)();
+        if let Some(asked) = self.asked {
+            let since = now.saturating_sub(asked);
+            if since < self.pace {
+                return false;
+            }
+            self.pace = if since > CALM { Schedule::QUICKEST } else { self.pace.mul_f64(1.2).min(SLOWEST) };
+        }
+        self.asked = Some(now);
+        true
+    }
+}
