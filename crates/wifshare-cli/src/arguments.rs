@@ -54,31 +54,31 @@ pub(crate) enum Command {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Identity")]
 pub(crate) struct IdentityArguments {
-    /// The API's base URL [ANTHROPIC_BASE_URL]
+    /// The API's base URL (ANTHROPIC_BASE_URL)
     #[arg(long, value_name = "URL")]
     base_url: Option<String>,
-    /// The federation rule, fdrl_… [ANTHROPIC_FEDERATION_RULE_ID]
+    /// The federation rule, fdrl_… (ANTHROPIC_FEDERATION_RULE_ID)
     #[arg(long, value_name = "ID")]
     federation_rule_id: Option<String>,
-    /// The organisation, a UUID [ANTHROPIC_ORGANIZATION_ID]
+    /// The organisation, a UUID (ANTHROPIC_ORGANIZATION_ID)
     #[arg(long, value_name = "ID")]
     organization_id: Option<String>,
-    /// The service account, svac_… [ANTHROPIC_SERVICE_ACCOUNT_ID]
+    /// The service account, svac_… (ANTHROPIC_SERVICE_ACCOUNT_ID)
     #[arg(long, value_name = "ID")]
     service_account_id: Option<String>,
-    /// The workspace, wrkspc_… or `default` [ANTHROPIC_WORKSPACE_ID]
+    /// The workspace, wrkspc_… or `default` (ANTHROPIC_WORKSPACE_ID)
     #[arg(long, value_name = "ID")]
     workspace_id: Option<String>,
-    /// For whom the identity token is meant [ANTHROPIC_OIDC_AUDIENCE]
+    /// For whom the identity token is meant (ANTHROPIC_OIDC_AUDIENCE)
     #[arg(long, value_name = "AUDIENCE")]
     audience: Option<String>,
-    /// A file that holds the identity token [ANTHROPIC_IDENTITY_TOKEN_FILE]
+    /// A file that holds the identity token (ANTHROPIC_IDENTITY_TOKEN_FILE)
     #[arg(long, value_name = "PATH", conflicts_with = "identity_command")]
     identity_token_file: Option<PathBuf>,
-    /// A command that prints an identity token: words parted by blanks, run without a shell [no variable]
+    /// A command that prints an identity token: words parted by blanks, run without a shell (no variable)
     #[arg(long, value_name = "COMMAND")]
     identity_command: Option<String>,
-    /// Where state is kept [WIFSHARE_STATE_DIR]
+    /// Where state is kept (WIFSHARE_STATE_DIR)
     #[arg(long, value_name = "DIRECTORY")]
     state_dir: Option<PathBuf>,
 }
@@ -124,7 +124,7 @@ impl IdentityArguments {
 pub(crate) struct ShareArguments {
     #[command(flatten)]
     pub(crate) identity: IdentityArguments,
-    /// profile: a credential file, kept fresh [default]; federation: the same, and an unspent identity token for old
+    /// profile: a credential file, kept fresh (default); federation: the same, and an unspent identity token for old
     /// clients; environment: ANTHROPIC_AUTH_TOKEN as it is at the start
     #[arg(long, value_name = "DELIVERY")]
     pub(crate) delivery: Option<Delivery>,
