@@ -49,7 +49,7 @@ pub enum Malformed {
     /// Nothing but blanks.
     #[error("it is empty")]
     Empty,
-    /// Over [`LARGEST`] bytes.
+    /// Over the 16 384 bytes that the token endpoint takes.
     #[error("it has {0} bytes, more than the {LARGEST} that the token endpoint takes")]
     Oversized(usize),
     /// Not the three segments of a JWS (RFC 7515 §7.1).

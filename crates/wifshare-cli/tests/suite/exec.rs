@@ -159,6 +159,17 @@ fn an_operators_own_profile_needs_no_variables_of_ours() {
 }
 
 #[test]
+fn an_identity_token_that_nobody_reads_is_replaced_at_four_fifths_of_its_life() {
+    let job = Job::new(Knobs { identity_token_lifetime_s: 5, ..knobs() });
+    let inode = r#"stat -c %i "$ANTHROPIC_IDENTITY_TOKEN_FILE""#;
+    let script =
+        format!("first=$({inode}); sleep 2; [ $({inode}) = $first ] || exit 3; sleep 2.7; [ $({inode}) != $first ]");
+    let ended = job.exec(&["--delivery", "federation"], &script);
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    job.assert_exchanges(1);
+}
+
+#[test]
 fn what_a_child_wrote_that_is_no_credential_displaces_none() {
     let job = Job::new(knobs());
     let script = r#"
