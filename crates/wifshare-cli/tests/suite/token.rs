@@ -148,6 +148,21 @@ fn a_token_file_serves_once_and_its_spent_token_is_explained() {
 }
 
 #[test]
+fn ten_identities_that_read_one_file_send_its_token_once() {
+    // Each has a lock of its own, so that nothing but the ledger stands between them.
+    let mut job = Job::new(Knobs { exchange_latency_ms: 500, ..knobs() });
+    job.use_token_file(&job.sandbox.issue_identity_token());
+    job.may_keep_credential();
+    let start = |number| job.wifshare(&["token", "--workspace-id", &format!("wrkspc_{number}")]).spawn().unwrap();
+    let children: Vec<_> = (0..10).map(start).collect();
+    let answers: Vec<Ended> = children.into_iter().map(finish).collect();
+    assert_eq!(answers.iter().filter(|answer| answer.code == 0).count(), 1, "{answers:#?}");
+    let spent = |answer: &&Ended| answer.stderr.contains("error[identity-spent]");
+    assert_eq!(answers.iter().filter(spent).count(), 9, "{answers:#?}");
+    job.assert_exchanges(1);
+}
+
+#[test]
 fn a_command_can_be_the_source_and_nothing_but_the_option_names_it() {
     let mut job = Job::new(knobs());
     let path = job.use_token_file(&job.sandbox.issue_identity_token());
