@@ -261,7 +261,14 @@ impl Run {
         if wants_identity_token && self.config.source.supply() == Supply::Remintable {
             let directory = self.directory.join("identity");
             self.handed_out = Some(HandedOutToken::create(directory)?);
-            self.hand_out_token()?;
+            match (self.hand_out_token(), self.provision) {
+                (Ok(()), _) => {}
+                // The credential is in place, and a token to spare is for emergencies: it is tried again all the while.
+                (Err(error), Provision::Credential(_)) if !matches!(error, ObtainError::Interrupted(_)) => {
+                    watch(&Step::NotHandedOut { cause: whole_message(&error), pause: Duration::ZERO });
+                }
+                (Err(error), _) => return Err(error),
+            }
         }
         Ok(())
     }

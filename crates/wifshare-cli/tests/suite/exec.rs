@@ -159,6 +159,20 @@ fn an_operators_own_profile_needs_no_variables_of_ours() {
 }
 
 #[test]
+fn a_platform_that_fails_for_a_while_delays_only_the_token_to_spare() {
+    let down = wifshare_sandbox::Fault::Status { status: 503, retry_after_s: None, commit: false };
+    let faults = std::iter::once(wifshare_sandbox::Fault::None).chain(std::iter::repeat_n(down, 3)).collect();
+    let job = Job::new(Knobs { identity_token_faults: faults, ..knobs() });
+    let script = format!(
+        r#"{ASK} || exit 3; for i in $(seq 100); do [ -s "$ANTHROPIC_IDENTITY_TOKEN_FILE" ] && exit 0; sleep 0.1; done"#
+    );
+    let ended = job.exec(&["--delivery", "federation"], &script);
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    assert!(ended.stderr.contains("no unspent identity token could be put in place"), "{}", ended.stderr);
+    job.assert_exchanges(1);
+}
+
+#[test]
 fn an_identity_token_that_nobody_reads_is_replaced_at_four_fifths_of_its_life() {
     let job = Job::new(Knobs { identity_token_lifetime_s: 5, ..knobs() });
     let inode = r#"stat -c %i "$ANTHROPIC_IDENTITY_TOKEN_FILE""#;
