@@ -265,7 +265,7 @@ impl Run {
                 (Ok(()), _) => {}
                 // The credential is in place, and a token to spare is for emergencies: it is tried again all the while.
                 (Err(error), Provision::Credential(_)) if !matches!(error, ObtainError::Interrupted(_)) => {
-                    watch(&Step::NotHandedOut { cause: whole_message(&error), pause: Duration::ZERO });
+                    (self.watch)(&Step::NotHandedOut { cause: whole_message(&error), pause: Duration::ZERO });
                 }
                 (Err(error), _) => return Err(error),
             }
