@@ -84,6 +84,8 @@ fn a_living_runs_files_are_spared_by_every_start() {
         assert_eq!(job.exec(&["--workspace-id", "default"], "true").code, 0);
         assert_eq!(job.exec(&[], "true").code, 0);
     }
+    let runs = crate::job::files(&job.state()).into_iter().filter(|path| path.ends_with("owner"));
+    assert_eq!(runs.count(), 1, "a run that ends takes its own files along, whoever else lives");
     let ended = finish(child);
     assert_eq!(ended.code, 0, "{}", ended.stderr);
 }
