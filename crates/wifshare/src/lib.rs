@@ -39,6 +39,7 @@ mod transport;
 // -- journeys --
 mod config;
 mod obtain;
+mod purchase;
 mod renew;
 mod run;
 

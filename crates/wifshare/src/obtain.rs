@@ -12,9 +12,10 @@ use crate::exchange::{self, TokenError};
 use crate::identity::{IdentityError, IdentitySource, Supply};
 use crate::identity_token::IdentityToken;
 use crate::private_file::PrivateFileError;
+use crate::purchase::{Act, Heard, Purchase};
 use crate::step::{Step, Watch};
 use crate::store::{PATIENCE, Refusal, Spent, StoreError, Turn, Use};
-use crate::transport::{MaybeSent, NotSent, Transport};
+use crate::transport::{Connection, MaybeSent, NotSent, Transport};
 
 /// Why there is no credential.
 #[derive(Debug, thiserror::Error)]
@@ -163,68 +164,128 @@ pub(crate) fn replace_unless(
     clock: Clock,
     watch: Watch<'_>,
 ) -> Result<Credential, ObtainError> {
-    let replacement = |turn: &mut Turn<'_>| {
-        let credential = exchange_identity(turn, config, transport, clock, watch)?;
-        may_keep().map(|()| credential)
-    };
-    config.store().get_or_replace_with(acceptable, replacement, patience, clock, watch)
+    let purchase = Purchase::by_exchange(config.source.supply() == Supply::Remintable);
+    carry_out(purchase, None, acceptable, may_keep, config, transport, patience, clock, watch)
 }
 
-/// What the one whose turn it is does: an exchange, unless one failed a moment ago.
-fn exchange_identity(
-    turn: &mut Turn<'_>,
+/// Makes what somebody else bought the shared credential, unless an acceptable one is there.
+pub(crate) fn adopt_unless(
+    acceptable: impl Fn(&Credential) -> bool,
+    found: Credential,
+    may_keep: impl FnOnce() -> Result<(), ObtainError>,
     config: &Config,
     transport: &Transport,
     clock: Clock,
     watch: Watch<'_>,
 ) -> Result<Credential, ObtainError> {
-    if let Some(refusal) = turn.remembered_refusal()? {
-        return Err(ObtainError::Remembered(Box::new(refusal), clock.now()));
-    }
-    let result = with_new_tokens(turn, config, transport, clock, watch);
-    if let Err(error) = &result
-        && let Some(lasting) = error.is_worth_remembering_for()
-    {
-        turn.remember(&Refusal::new(error.code(), whole_message(error), error.hint(), clock.now(), lasting));
-    }
-    result
+    let purchase = Purchase::by_adoption();
+    carry_out(purchase, Some(found), acceptable, may_keep, config, transport, PATIENCE, clock, watch)
 }
 
-/// After this long no further try is begun, so that those who wait know how long it can take ([`PATIENCE`]).
-const ENOUGH: Duration = Duration::from_secs(60);
-
-/// Tries up to three times where the source can be asked again: each try that may have reached the endpoint takes a
-/// new identity token.
-fn with_new_tokens(
-    turn: &mut Turn<'_>,
+/// Does in the world what the purchase decides, act by act. An error of the store ends it where it stands: before the
+/// token is in the ledger nothing was spent, and what was bought is returned even if it cannot be stored.
+#[expect(clippy::too_many_arguments, reason = "all that a journey is handed, passed on once")]
+fn carry_out(
+    mut purchase: Purchase,
+    mut bought: Option<Credential>,
+    acceptable: impl Fn(&Credential) -> bool,
+    may_keep: impl FnOnce() -> Result<(), ObtainError>,
     config: &Config,
     transport: &Transport,
+    patience: Duration,
     clock: Clock,
     watch: Watch<'_>,
 ) -> Result<Credential, ObtainError> {
-    const TRIES: u32 = 3;
+    /// After this long no further try is begun, so that those who wait know how long it can take ([`PATIENCE`]).
+    const ENOUGH: Duration = Duration::from_secs(60);
     let start = (clock.monotonic)();
-    let mut tries = 0;
+    let store = config.store();
+    let mut found = None;
+    let mut turn: Option<Turn<'_>> = None;
+    let mut identity_token = None;
+    let mut connection = None;
+    let mut may_keep = Some(may_keep);
+    let mut failure = None;
     loop {
-        tries += 1;
-        turn.doing("asking for an identity token");
-        let identity_token = unspent_token(turn, config, transport, clock, watch)?;
-        let error = match send_once(turn, identity_token, config, transport, clock, watch) {
-            Err(error) if error.may_pass() && config.source.supply() == Supply::Remintable => error,
-            result => return result,
+        let done: Result<Heard, ObtainError> = match (purchase.act(), &mut turn) {
+            (Act::Look | Act::LookAgain, _) => {
+                found = store.read()?.filter(&acceptable);
+                Ok(if found.is_some() { Heard::Acceptable } else { Heard::Unacceptable })
+            }
+            (Act::Lock, turn) => {
+                *turn = Some(store.lock(patience, clock, watch)?);
+                Ok(Heard::Done)
+            }
+            (Act::Recall, Some(turn)) => {
+                watch(&Step::Locked);
+                match turn.remembered_refusal()? {
+                    Some(refusal) => Err(ObtainError::Remembered(Box::new(refusal), clock.now())),
+                    None => Ok(Heard::Done),
+                }
+            }
+            (Act::Ask, Some(turn)) => {
+                turn.doing("asking for an identity token");
+                unspent_token(turn, config, transport, clock, watch).map(|token| {
+                    identity_token = Some(token);
+                    Heard::Done
+                })
+            }
+            (Act::Connect, Some(turn)) => {
+                turn.doing("connecting to the token endpoint");
+                transport.connect(&config.grant.token_endpoint).map_err(ObtainError::NotSent).map(|opened| {
+                    watch(&Step::Connected);
+                    connection = Some(opened);
+                    Heard::Done
+                })
+            }
+            (Act::Spend, Some(turn)) => match turn.spend(identity_token.as_ref().expect("asked before"))? {
+                Some(spent) => Err(already_spent(spent, config, clock.now())),
+                None => Ok(Heard::Done),
+            },
+            (Act::Send, Some(turn)) => {
+                turn.doing("exchanging");
+                let connection = connection.take().expect("connected before");
+                let identity_token = identity_token.take().expect("asked before");
+                send(connection, identity_token, config, clock, watch).map(|credential| {
+                    bought = Some(credential);
+                    Heard::Done
+                })
+            }
+            (Act::Keep, Some(turn)) => {
+                may_keep.take().expect("kept once")()?;
+                bought = bought.map(|credential| turn.keep(credential));
+                Ok(Heard::Done)
+            }
+            (Act::Pause, Some(turn)) => {
+                let cause = failure.as_ref().expect("a pause follows a failure");
+                let pause = ObtainError::pause_after(cause, purchase.failures());
+                watch(&Step::Retrying { cause: whole_message(cause), pause });
+                turn.doing("waiting to try again");
+                (clock.pause)(pause)?;
+                Ok(Heard::Done)
+            }
+            (Act::Remember, Some(turn)) => {
+                remember(failure.as_ref().expect("there is a failure to remember"), turn, clock);
+                Ok(Heard::Done)
+            }
+            (Act::Serve, _) => return Ok(found.or(bought).expect("found or bought before")),
+            (Act::Fail, _) => return Err(failure.expect("a failure ends it")),
+            (_, None) => unreachable!("the lock is taken before anything that needs it"),
         };
-        if tries == TRIES || (clock.monotonic)().saturating_sub(start) > ENOUGH {
-            return Err(error);
-        }
-        let pause = error.pause_after(tries);
-        watch(&Step::Retrying { cause: whole_message(&error), pause });
-        turn.doing("waiting to try again");
-        (clock.pause)(pause)?;
+        let is_late = (clock.monotonic)().saturating_sub(start) > ENOUGH;
+        let heard = match &done {
+            Ok(heard) => *heard,
+            Err(_) if is_late => Heard::Final,
+            Err(ObtainError::Spent { .. }) => Heard::AlreadySpent,
+            Err(error) if error.may_pass() => Heard::Passing,
+            Err(_) => Heard::Final,
+        };
+        failure = done.err().or(failure);
+        purchase = purchase.after(heard);
     }
 }
 
-/// Asks the source just in time. A platform may hand out the same token twice; one that can be asked again is asked
-/// again, a little later each time.
+/// Asks the source just in time, and the ledger about what it gave: a platform may hand out the same token twice.
 fn unspent_token(
     turn: &mut Turn<'_>,
     config: &Config,
@@ -232,30 +293,49 @@ fn unspent_token(
     clock: Clock,
     watch: Watch<'_>,
 ) -> Result<IdentityToken, ObtainError> {
-    const TRIES: u32 = 4;
-    let origin = || config.source.description();
-    let start = (clock.monotonic)();
-    let mut tries = 0;
-    loop {
-        tries += 1;
-        watch(&Step::Asking);
-        let identity_token = ask(&config.source, transport, clock, watch)?;
-        watch(&Step::Identified(&identity_token));
-        let now = clock.now();
-        let Some(spent) = turn.find(&identity_token)? else {
-            return match identity_token.claims().expires_at.and_then(|end| now.duration_since(end).ok()) {
-                // The server allows 30 s of difference between the clocks, and so do we.
-                Some(ago) if ago > Duration::from_secs(30) => Err(ObtainError::TooOld { origin: origin(), ago }),
-                _ => Ok(identity_token),
-            };
-        };
+    watch(&Step::Asking);
+    let identity_token = ask(&config.source, transport, clock, watch)?;
+    watch(&Step::Identified(&identity_token));
+    let now = clock.now();
+    if let Some(spent) = turn.find(&identity_token)? {
         watch(&Step::AlreadySpent);
-        let supply = config.source.supply();
-        let is_enough = tries == TRIES || (clock.monotonic)().saturating_sub(start) > ENOUGH;
-        if supply != Supply::Remintable || is_enough {
-            return Err(ObtainError::Spent { origin: origin(), supply, spent: Box::new(spent), now });
+        return Err(already_spent(spent, config, now));
+    }
+    match identity_token.claims().expires_at.and_then(|end| now.duration_since(end).ok()) {
+        // The server allows 30 s of difference between the clocks, and so do we.
+        Some(ago) if ago > Duration::from_secs(30) => {
+            Err(ObtainError::TooOld { origin: config.source.description(), ago })
         }
-        (clock.pause)(Duration::from_millis(200) * 2u32.pow(tries))?;
+        _ => Ok(identity_token),
+    }
+}
+
+fn send(
+    connection: Connection,
+    identity_token: IdentityToken,
+    config: &Config,
+    clock: Clock,
+    watch: Watch<'_>,
+) -> Result<Credential, ObtainError> {
+    let sent_at = clock.now();
+    watch(&Step::Sending);
+    let response = connection
+        .send(exchange::request(&config.grant, identity_token))
+        .map_err(|source| ObtainError::MaybeSent { supply: config.source.supply(), source })?;
+    watch(&Step::Answered);
+    let endpoint = config.grant.token_endpoint.to_string();
+    exchange::parse(&response, sent_at).map_err(|source| ObtainError::Token { endpoint, source })
+}
+
+fn already_spent(spent: Spent, config: &Config, now: SystemTime) -> ObtainError {
+    let (origin, supply) = (config.source.description(), config.source.supply());
+    ObtainError::Spent { origin, supply, spent: Box::new(spent), now }
+}
+
+fn remember(failure: &ObtainError, turn: &Turn<'_>, clock: Clock) {
+    if let Some(lasting) = failure.is_worth_remembering_for() {
+        let (message, hint) = (whole_message(failure), failure.hint());
+        turn.remember(&Refusal::new(failure.code(), message, hint, clock.now(), lasting));
     }
 }
 
@@ -272,35 +352,6 @@ pub(crate) fn ask(
         IdentityError::Interrupted(interrupted) => ObtainError::Interrupted(interrupted),
         error => ObtainError::Identity { origin: source.description(), source: error },
     })
-}
-
-/// Connect, write down, send. The order is the promise: what fails before the ledger has cost nothing, and what the
-/// ledger holds is never sent again.
-fn send_once(
-    turn: &mut Turn<'_>,
-    identity_token: IdentityToken,
-    config: &Config,
-    transport: &Transport,
-    clock: Clock,
-    watch: Watch<'_>,
-) -> Result<Credential, ObtainError> {
-    turn.doing("connecting to the token endpoint");
-    let endpoint = &config.grant.token_endpoint;
-    let supply = config.source.supply();
-    let connection = transport.connect(endpoint).map_err(ObtainError::NotSent)?;
-    watch(&Step::Connected);
-    if let Some(spent) = turn.spend(&identity_token)? {
-        let origin = config.source.description();
-        return Err(ObtainError::Spent { origin, supply, spent: Box::new(spent), now: clock.now() });
-    }
-    turn.doing("exchanging");
-    let sent_at = clock.now();
-    watch(&Step::Sending);
-    let response = connection
-        .send(exchange::request(&config.grant, identity_token))
-        .map_err(|source| ObtainError::MaybeSent { supply, source })?;
-    watch(&Step::Answered);
-    exchange::parse(&response, sent_at).map_err(|source| ObtainError::Token { endpoint: endpoint.to_string(), source })
 }
 
 impl ObtainError {
@@ -385,7 +436,7 @@ impl ObtainError {
     /// A growing pause with jitter, or what the endpoint asked for within reason.
     fn pause_after(&self, tries: u32) -> Duration {
         const LONGEST: Duration = Duration::from_secs(10);
-        let own = (Duration::from_millis(500) * 2u32.pow(tries - 1)).mul_f64(1.0 + fastrand::f64() / 2.0);
+        let own = (Duration::from_millis(500) * 2u32.pow(tries.saturating_sub(1))).mul_f64(1.0 + fastrand::f64() / 2.0);
         match self {
             ObtainError::Token { source: TokenError::Busy { retry_after: Some(asked), .. }, .. } => {
                 own.max(*asked).min(LONGEST)

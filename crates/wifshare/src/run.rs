@@ -17,7 +17,7 @@ use crate::obtain::{self, ObtainError, whole_message};
 use crate::private_file::{self, PrivateFileError};
 use crate::renew::renew_if;
 use crate::step::{Step, Watch};
-use crate::store::{self, Afterwards, Lease, PATIENCE, StoreError, Turn};
+use crate::store::{self, Afterwards, Lease, PATIENCE, StoreError};
 use crate::transport::Transport;
 
 mod nesting;
@@ -354,9 +354,10 @@ impl Run {
         }
         let renewed_by_another = |stored: &Credential| *stored != held && stored.is_usable(now);
         let mut permission = None;
-        let replacement = |_: &mut Turn<'_>| self.permit().map(|desk| permission = Some(desk)).map(|()| found);
-        let store = self.config.store();
-        let adopted = store.get_or_replace_with(renewed_by_another, replacement, PATIENCE, self.clock, self.watch());
+        let may_keep = || self.permit().map(|desk| permission = Some(desk));
+        let watch = self.watch();
+        let adopted =
+            obtain::adopt_unless(renewed_by_another, found, may_keep, &self.config, &self.transport, self.clock, watch);
         drop(permission);
         let adopted = adopted?;
         (self.watch)(&Step::Adopted(&adopted));

@@ -1,7 +1,7 @@
 //! The promise: one credential per identity key on this machine, replaced by one process at a time.
 //!
-//! Readers need no lock, because a replacement is a rename. Whoever wants to replace looks, locks, looks again, and
-//! holds the lock over *ask, ledger, send, persist*, so that a waiter finds the winner's credential and buys none.
+//! Readers need no lock, because a replacement is a rename. What only the one whose turn it is may do stands on the
+//! lock's guard, [`Turn`].
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -152,42 +152,13 @@ impl Store {
         Ok(read_credential(&self.directory)?.map(|stored| stored.credential))
     }
 
-    /// Returns the stored credential if it is acceptable, and else the one that `replacement` brings, which is stored.
-    ///
-    /// The replacement runs with the lock held and after a second look: among any number of callers one replaces and
-    /// the others take what it brought, waiting for it at most `patience`. A credential that was bought and could not be stored is returned all the same
-    /// and told as [`Step::NotKept`]; losing it would cost the identity token.
-    pub fn get_or_replace_with<E: From<StoreError>>(
-        &self,
-        acceptable: impl Fn(&Credential) -> bool,
-        replacement: impl FnOnce(&mut Turn<'_>) -> Result<Credential, E>,
-        patience: Duration,
-        clock: Clock,
-        watch: Watch<'_>,
-    ) -> Result<Credential, E> {
-        if let Some(stored) = self.read()?.filter(&acceptable) {
-            return Ok(stored);
-        }
+    /// Waits for the lock, at most `patience`; whoever has it may replace the credential.
+    pub fn lock<'a>(&'a self, patience: Duration, clock: Clock, watch: Watch<'a>) -> Result<Turn<'a>, StoreError> {
         self.create()?;
         let lock = FileLock::acquire(&self.directory.join(LOCK), patience, clock, watch)?;
-        let stored = self.read()?;
-        if let Some(stored) = stored.clone().filter(&acceptable) {
-            return Ok(stored);
-        }
-        private_file::remove_unfinished(&self.directory);
         let mut turn = Turn { store: self, lock, clock, watch };
         turn.doing("looking");
-        watch(&Step::Locked);
-        let mut credential = replacement(&mut turn)?;
-        credential.generation = stored.map_or(0, |stored| stored.generation) + 1;
-        watch(&Step::Exchanged(&credential));
-        turn.doing("storing");
-        match self.write(&credential, watch) {
-            // What is remembered of an older failure is outdated; where it cannot be removed, its end is near.
-            Ok(()) => drop(refusal::forget(&self.directory)),
-            Err(error) => watch(&Step::NotKept(error.to_string())),
-        }
-        Ok(credential)
+        Ok(turn)
     }
 
     /// Removes the credential. The ledger and a remembered refusal stay, and so does a newer format's file.
@@ -237,6 +208,22 @@ impl Store {
 }
 
 impl Turn<'_> {
+    /// Stores this credential as the next generation, and returns it as it is then. Where it cannot be written it is
+    /// returned all the same and told as [`Step::NotKept`]: losing it would cost the identity token.
+    pub fn keep(&mut self, mut credential: Credential) -> Credential {
+        private_file::remove_unfinished(&self.store.directory);
+        let stored = self.store.read();
+        credential.generation = stored.as_ref().map_or(0, |stored| stored.as_ref().map_or(0, |it| it.generation)) + 1;
+        (self.watch)(&Step::Exchanged(&credential));
+        self.doing("storing");
+        match stored.and_then(|_| self.store.write(&credential, self.watch)) {
+            // What is remembered of an older failure is outdated; where it cannot be removed, its end is near.
+            Ok(()) => drop(refusal::forget(&self.store.directory)),
+            Err(error) => (self.watch)(&Step::NotKept(error.to_string())),
+        }
+        credential
+    }
+
     /// A failure of a moment ago that still counts.
     pub fn remembered_refusal(&self) -> Result<Option<Refusal>, StoreError> {
         refusal::read(&self.store.directory, self.clock.now())
@@ -341,37 +328,31 @@ mod tests {
         Credential { access_token: Secret::new(text.to_owned()), expires_at, obtained_at: now, generation: 0 }
     }
 
-    fn get(store: &Store, text: &str) -> Credential {
-        let usable = |stored: &Credential| stored.is_usable(Clock::system().now());
-        store
-            .get_or_replace_with(usable, |_| Ok::<_, StoreError>(credential(text)), PATIENCE, Clock::system(), &|_| {})
-            .unwrap()
+    fn turn(store: &Store) -> Turn<'_> {
+        store.lock(PATIENCE, Clock::system(), &|_| {}).unwrap()
+    }
+
+    fn keep(store: &Store, text: &str) -> Credential {
+        turn(store).keep(credential(text))
     }
 
     #[test]
-    fn a_hundred_threads_replace_once_and_agree() {
+    fn a_hundred_threads_have_their_turn_one_after_another() {
         let holder = tempfile::tempdir().unwrap();
         let store = Store::at(&location(holder.path()));
-        let replaced = AtomicUsize::new(0);
-        let answers: Vec<Credential> = std::thread::scope(|scope| {
-            let callers: Vec<_> = (0..100)
-                .map(|number| {
-                    let (store, replaced) = (store.clone(), &replaced);
-                    scope.spawn(move || {
-                        let replacement = |_: &mut Turn<'_>| {
-                            replaced.fetch_add(1, Ordering::SeqCst);
-                            Ok::<_, StoreError>(credential(&number.to_string()))
-                        };
-                        let usable = |stored: &Credential| stored.is_usable(Clock::system().now());
-                        store.get_or_replace_with(usable, replacement, PATIENCE, Clock::system(), &|_| {}).unwrap()
-                    })
-                })
-                .collect();
-            callers.into_iter().map(|caller| caller.join().unwrap()).collect()
+        let inside = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for number in 0..100 {
+                let (store, inside) = (store.clone(), &inside);
+                scope.spawn(move || {
+                    let mut turn = turn(&store);
+                    assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0, "nobody else is inside");
+                    turn.keep(credential(&number.to_string()));
+                    inside.fetch_sub(1, Ordering::SeqCst);
+                });
+            }
         });
-        assert_eq!(replaced.load(Ordering::SeqCst), 1);
-        assert!(answers.iter().all(|answer| *answer == answers[0]));
-        assert_eq!(answers[0].generation, 1);
+        assert_eq!(store.read().unwrap().unwrap().generation, 100);
     }
 
     #[test]
@@ -380,9 +361,9 @@ mod tests {
         let store = Store::at(&location(holder.path()));
         store.create().unwrap();
         private_file::replace(&store.directory, CREDENTIAL, br#"{"version":2,"x":1}"#, &|_| {}).unwrap();
-        let replacement = |_: &mut Turn<'_>| -> Result<Credential, StoreError> { panic!("nothing may be bought") };
-        let result = store.get_or_replace_with(|_| true, replacement, PATIENCE, Clock::system(), &|_| {});
-        assert!(matches!(result, Err(StoreError::Newer { version: 2, .. })));
+        assert!(matches!(store.read(), Err(StoreError::Newer { version: 2, .. })));
+        assert_eq!(turn(&store).keep(credential("x")).access_token.expose(), "x", "what was bought is not lost");
+        assert!(store.remove().is_err());
         let left = private_file::read(&store.directory.join(CREDENTIAL)).unwrap().unwrap();
         assert_eq!(left.as_slice(), br#"{"version":2,"x":1}"#);
     }
@@ -396,24 +377,16 @@ mod tests {
             private_file::replace(&store.directory, CREDENTIAL, damaged.as_bytes(), &|_| {}).unwrap();
             assert_eq!(store.read().unwrap(), None, "{damaged:?}");
         }
-        assert_eq!(get(&store, "new").access_token.expose(), "new");
+        assert_eq!(keep(&store, "new").access_token.expose(), "new");
     }
 
     #[test]
     fn generations_count_up_and_the_rest_survives_the_file() {
         let holder = tempfile::tempdir().unwrap();
         let store = Store::at(&location(holder.path()));
-        let first = get(&store, "one");
+        let first = keep(&store, "one");
         assert_eq!(store.read().unwrap(), Some(first.clone()));
-        let never = |_: &Credential| false;
-        let renewed = store.get_or_replace_with(
-            never,
-            |_| Ok::<_, StoreError>(credential("two")),
-            PATIENCE,
-            Clock::system(),
-            &|_| {},
-        );
-        assert_eq!(renewed.unwrap().generation, 2);
+        assert_eq!(keep(&store, "two").generation, 2);
     }
 
     #[test]
@@ -422,7 +395,7 @@ mod tests {
         let store = Store::at(&location(holder.path()));
         let lease = || store.lease(Clock::system(), &|_| {}).unwrap();
         let (one, two) = (lease(), lease());
-        get(&store, "shared");
+        keep(&store, "shared");
         assert!(one.is_shared());
         assert_eq!(one.end(|| Afterwards::Remove).unwrap(), None);
         assert!(store.read().unwrap().is_some(), "one run's end takes nothing from another");
@@ -441,7 +414,7 @@ mod tests {
         let location = location(holder.path());
         let store = Store::at(&location);
         let lease = store.lease(Clock::system(), &|_| {}).unwrap();
-        get(&store, "shared");
+        keep(&store, "shared");
         sweep(&location.root, Clock::system(), &|_| {});
         assert!(lease.directory().exists());
         assert!(store.read().unwrap().is_some());
@@ -452,7 +425,7 @@ mod tests {
         let holder = tempfile::tempdir().unwrap();
         let location = location(holder.path());
         let store = Store::at(&location);
-        get(&store, "left behind");
+        keep(&store, "left behind");
         sweep(&location.root, Clock::system(), &|_| {});
         assert!(store.read().unwrap().is_some(), "what `token` left behind lives until it expires");
         let later = Clock { wall: || from_epoch_seconds(5_000_000_000), ..Clock::system() };

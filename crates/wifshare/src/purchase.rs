@@ -1,0 +1,138 @@
+//! The decisions between wanting a credential and having one, as a machine without I/O.
+//!
+//! [`Purchase`] says what is to be done next and hears what came of it. `obtain` does it in the world. The explorer in
+//! the tests does it in a small model of the world, in every order that three processes can take, with a crash possible
+//! between any two acts: what runs is what was explored.
+
+/// What is to be done next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Act {
+    /// Look whether the stored credential is acceptable.
+    Look,
+    /// Wait for the lock, and keep it until the end.
+    Lock,
+    /// Look again: between wanting the lock and having it, somebody else may have done the work.
+    LookAgain,
+    /// Look whether an exchange was refused a moment ago.
+    Recall,
+    /// Ask the source for an identity token, and the ledger whether it is spent.
+    Ask,
+    /// Connect to the token endpoint; nothing of the token leaves.
+    Connect,
+    /// Write the token down as spent, and sync.
+    Spend,
+    /// Send the token, once, and understand the answer.
+    Send,
+    /// Store what was bought.
+    Keep,
+    /// Wait before another try.
+    Pause,
+    /// Remember the failure for others.
+    Remember,
+    /// The end: serve what was found or bought.
+    Serve,
+    /// The end: tell the last failure.
+    Fail,
+}
+
+/// What came of an act.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Heard {
+    /// It was done, and nothing stands in the way of the next.
+    Done,
+    /// A look found an acceptable credential.
+    Acceptable,
+    /// A look found none.
+    Unacceptable,
+    /// The token stands in the ledger: whoever wrote it there may have sent it.
+    AlreadySpent,
+    /// It failed, and a new identity token may fare better.
+    Passing,
+    /// It failed, and would again.
+    Final,
+}
+
+/// One process's way to a credential.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Purchase {
+    act: Act,
+    kind: Kind,
+    /// Exchanges begun.
+    tries: u8,
+    /// Tokens of the source that were spent before, in a row.
+    duplicates: u8,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Kind {
+    /// From a source that has a new token whenever it is asked.
+    Remintable,
+    /// From a source that may have one token and no more.
+    Single,
+    /// Of something that is at hand already: a child of ours has bought it.
+    Adoption,
+}
+
+/// How many exchanges are tried, each with a token of its own.
+const TRIES: u8 = 3;
+
+/// How many tokens that were spent before are taken from the source in a row.
+const DUPLICATES: u8 = 4;
+
+impl Purchase {
+    /// By exchange. Only where the source `can_be_asked_again` is there more than one try: a failure may have spent the
+    /// token.
+    pub(crate) fn by_exchange(can_be_asked_again: bool) -> Self {
+        let kind = if can_be_asked_again { Kind::Remintable } else { Kind::Single };
+        Purchase { act: Act::Look, kind, tries: 0, duplicates: 0 }
+    }
+
+    /// By taking over what is at hand.
+    pub(crate) fn by_adoption() -> Self {
+        Purchase { act: Act::Look, kind: Kind::Adoption, tries: 0, duplicates: 0 }
+    }
+
+    /// What is to be done now.
+    pub(crate) fn act(self) -> Act {
+        self.act
+    }
+
+    /// What is to be done after this was heard of the act before.
+    pub(crate) fn after(self, heard: Heard) -> Self {
+        use {Act as A, Heard as H};
+        let act = match (self.act, heard) {
+            (A::Look | A::LookAgain, H::Acceptable) => A::Serve,
+            (A::Look, H::Unacceptable) => A::Lock,
+            (A::LookAgain, H::Unacceptable) if self.kind == Kind::Adoption => A::Keep,
+            (A::LookAgain, H::Unacceptable) => A::Recall,
+            (A::Lock, H::Done) => A::LookAgain,
+            (A::Recall | A::Pause, H::Done) => A::Ask,
+            (A::Ask, H::Done) => return Purchase { act: A::Connect, duplicates: 0, ..self },
+            (A::Connect, H::Done) => A::Spend,
+            (A::Spend, H::Done) => A::Send,
+            (A::Send, H::Done) => A::Keep,
+            (A::Keep, H::Done) => A::Serve,
+            (A::Ask, H::AlreadySpent) if self.kind == Kind::Remintable && self.duplicates + 1 < DUPLICATES => {
+                return Purchase { act: A::Pause, duplicates: self.duplicates + 1, ..self };
+            }
+            // Whatever happened to this token, the next try takes another one.
+            (A::Connect | A::Spend | A::Send, H::Passing | H::AlreadySpent)
+                if self.kind == Kind::Remintable && self.tries + 1 < TRIES =>
+            {
+                return Purchase { act: A::Pause, tries: self.tries + 1, ..self };
+            }
+            (A::Ask | A::Connect | A::Spend | A::Send, _) => A::Remember,
+            // The one who remembers has heard of nothing new, and before the lock there was nothing to hear.
+            _ => A::Fail,
+        };
+        Purchase { act, ..self }
+    }
+
+    /// How many tries have failed, for the length of a pause.
+    pub(crate) fn failures(self) -> u32 {
+        u32::from(self.tries) + u32::from(self.duplicates)
+    }
+}
+
+#[cfg(test)]
+mod explored;
