@@ -69,6 +69,8 @@ pub enum ObtainError {
     Token {
         /// Where it was sent.
         endpoint: String,
+        /// What the source can do again.
+        supply: Supply,
         /// What it said.
         #[source]
         source: TokenError,
@@ -323,8 +325,8 @@ fn send(
         .send(exchange::request(&config.grant, identity_token))
         .map_err(|source| ObtainError::MaybeSent { supply: config.source.supply(), source })?;
     watch(&Step::Answered);
-    let endpoint = config.grant.token_endpoint.to_string();
-    exchange::parse(&response, sent_at).map_err(|source| ObtainError::Token { endpoint, source })
+    let (endpoint, supply) = (config.grant.token_endpoint.to_string(), config.source.supply());
+    exchange::parse(&response, sent_at).map_err(|source| ObtainError::Token { endpoint, supply, source })
 }
 
 fn already_spent(spent: Spent, config: &Config, now: SystemTime) -> ObtainError {
@@ -410,6 +412,10 @@ impl ObtainError {
                     .to_owned(),
             ),
             ObtainError::MaybeSent { supply, .. } => Some(how_to_go_on(*supply)),
+            // Whoever has one identity token has none for another try.
+            ObtainError::Token { source: TokenError::Busy { .. }, supply, .. } if *supply != Supply::Remintable => {
+                Some(how_to_go_on(*supply))
+            }
             ObtainError::Token { source, .. } => Some(source.hint()),
             ObtainError::Remembered(refusal, _) => refusal.hint.clone(),
             ObtainError::ShortLived { .. } => {
