@@ -201,7 +201,17 @@ pub fn sync_directory(directory: &Path) -> Result<(), PrivateFileError> {
 fn opening(path: &Path, error: io::Error) -> PrivateFileError {
     match fs::symlink_metadata(path) {
         Ok(metadata) if metadata.file_type().is_symlink() => PrivateFileError::Link(path.to_owned()),
+        _ if error.kind() == io::ErrorKind::NotADirectory => not_a_directory(path, error),
         _ => PrivateFileError::io("open", path)(error),
+    }
+}
+
+/// Names what stands on the way to `path` and is no directory.
+fn not_a_directory(path: &Path, error: io::Error) -> PrivateFileError {
+    let in_the_way = |path: &&Path| fs::metadata(path).is_ok_and(|metadata| !metadata.is_dir());
+    match path.ancestors().skip(1).find(in_the_way) {
+        Some(path) => PrivateFileError::WrongKind { path: path.to_owned(), expected: "directory" },
+        None => PrivateFileError::io("open", path)(error),
     }
 }
 
