@@ -95,7 +95,8 @@ impl IdentityArguments {
             workspace_id: self.workspace_id.clone(),
             audience: self.audience.clone(),
             identity_token_file: self.identity_token_file.clone(),
-            identity_command: self.identity_command.as_ref().map(words),
+            // Blank counts as unset, as it does for every other input.
+            identity_command: self.identity_command.as_ref().map(words).filter(|words: &Vec<_>| !words.is_empty()),
             state_dir: self.state_dir.clone(),
             // Without one, an absolute path still leads somewhere, and a relative one fails where it is used.
             working_directory: std::env::current_dir().unwrap_or_default(),
