@@ -87,7 +87,7 @@ fn plan(arguments: &ClaudeArguments, environment: &Environment) -> Result<Vec<St
 fn check_marketplace(marketplace: &str) -> Result<(), Failure> {
     let refuse = |what: &str| {
         Err(Failure::usage(
-            format!("the marketplace `{}` {what}", marketplace.escape_debug()),
+            format!("the marketplace `{}` {what}", without_password(marketplace).escape_debug()),
             "a marketplace is a local path that begins with ./, ../ or /, or an https URL ending in .git",
         ))
     };
@@ -108,6 +108,17 @@ fn check_marketplace(marketplace: &str) -> Result<(), Failure> {
         return refuse("does not end in .git");
     }
     Ok(())
+}
+
+/// As it may stand in a log: what precedes the host of a URL is somebody's secret.
+fn without_password(marketplace: &str) -> String {
+    let Some((scheme, rest)) = marketplace.split_once("://") else { return marketplace.to_owned() };
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    // A password with a slash of its own would seem to end the host; then the last sign of one counts.
+    match authority.rfind('@').or_else(|| rest.rfind('@')) {
+        Some(at) => format!("{scheme}://…{}", &rest[at..]),
+        None => marketplace.to_owned(),
+    }
 }
 
 fn check_plugin(plugin: &str) -> Result<(), Failure> {
@@ -161,6 +172,20 @@ mod tests {
             assert!(check_plugin(name).is_err(), "{name:?}");
         }
         assert!(check_plugin(&"a".repeat(512)).is_ok());
+    }
+
+    #[test]
+    fn a_password_is_not_shown() {
+        for (marketplace, shown) in [
+            ("https://ci:hunter2@git.example/a.git", "https://…@git.example/a.git"),
+            ("http://ci:hunter2@git.example", "http://…@git.example"),
+            ("ssh://git@git.example/a.git", "ssh://…@git.example/a.git"),
+            ("https://ci:hunter2/x@git.example/a.git", "https://…@git.example/a.git"),
+            ("https://git.example/a.git", "https://git.example/a.git"),
+            ("./a@b", "./a@b"),
+        ] {
+            assert_eq!(without_password(marketplace), shown);
+        }
     }
 
     #[test]
