@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 use crate::clock::{epoch_seconds, from_epoch_seconds};
 use crate::credential::Credential;
 use crate::identity_token::IdentityToken;
-use crate::message::{Request, Response, safe_text};
+use crate::message::{Request, Response, safe_text, status_text};
 use crate::secret::Secret;
 
 /// Routes the request to the federation backend. The second value must not ride on any other grant.
@@ -38,7 +38,7 @@ pub struct Grant {
 #[derive(Debug, thiserror::Error)]
 pub enum TokenError {
     /// The endpoint understood and said no: asking again with the same inputs will not help.
-    #[error("the token endpoint refused the identity token (HTTP {status}{message}{request_id})")]
+    #[error("the token endpoint refused the identity token (HTTP {}{message}{request_id})", status_text(*status))]
     Refused {
         /// 400 for a request that is wrong in itself, 401 for a token that the rule does not accept.
         status: StatusCode,
@@ -48,7 +48,7 @@ pub enum TokenError {
         request_id: String,
     },
     /// The endpoint is busy or broken: 429, 408 or 5xx.
-    #[error("the token endpoint is busy or broken (HTTP {status}{message}{request_id})")]
+    #[error("the token endpoint is busy or broken (HTTP {}{message}{request_id})", status_text(*status))]
     Busy {
         /// What it answered.
         status: StatusCode,
@@ -60,10 +60,13 @@ pub enum TokenError {
         retry_after: Option<Duration>,
     },
     /// The answer leads elsewhere. It is not followed: whoever sends it there would send the identity token along.
-    #[error("the token endpoint answered with a redirect (HTTP {0}), which is never followed")]
+    #[error("the token endpoint answered with a redirect (HTTP {}), which is never followed", status_text(*.0))]
     Redirected(StatusCode),
     /// A success that cannot be understood.
-    #[error("the token endpoint answered HTTP {status} with something that is no token response: {what}{request_id}")]
+    #[error(
+        "the token endpoint answered HTTP {} with something that is no token response: {what}{request_id}",
+        status_text(*status)
+    )]
     Unexpected {
         /// What it answered.
         status: StatusCode,

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use crate::clock::{Clock, Interrupted};
 use crate::environment::Environment;
 use crate::identity_token::{self, IdentityToken, Malformed};
-use crate::message::{Body, Request, Response, safe_text};
+use crate::message::{Body, Request, Response, safe_text, status_text};
 use crate::secret::Secret;
 use crate::step::{Step, Watch};
 
@@ -103,7 +103,7 @@ pub enum IdentityError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The endpoint refused.
-    #[error("{platform} refused to issue an identity token (HTTP {status}{message})")]
+    #[error("{platform} refused to issue an identity token (HTTP {}{message})", status_text(*status))]
     Refused {
         /// The platform's name.
         platform: &'static str,

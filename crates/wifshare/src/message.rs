@@ -22,6 +22,14 @@ pub fn is_secure(url: &http::Uri) -> bool {
     }
 }
 
+/// A status as people know it: its number, and its name where it has one. 529, for one, has none.
+pub(crate) fn status_text(status: http::StatusCode) -> String {
+    match status.canonical_reason() {
+        Some(reason) => format!("{} {reason}", status.as_u16()),
+        None => status.as_u16().to_string(),
+    }
+}
+
 /// A text of the other side made safe to show: one line, bounded, and without anything that could be a token.
 ///
 /// A server may reflect the assertion in its error (it has happened), so every long unbroken run of token characters
@@ -74,6 +82,13 @@ mod tests {
             ("/path", false),
         ] {
             assert_eq!(is_secure(&url.parse().expect(url)), secure, "{url}");
+        }
+    }
+
+    #[test]
+    fn a_status_without_a_name_is_its_number() {
+        for (status, text) in [(401, "401 Unauthorized"), (529, "529")] {
+            assert_eq!(status_text(http::StatusCode::from_u16(status).expect("a status")), text);
         }
     }
 
