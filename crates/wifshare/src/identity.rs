@@ -328,7 +328,12 @@ impl Endpoint {
         let message = serde_json::from_slice(response.body())
             .map(|Answer { message }| format!(": {}", safe_text(&message)))
             .unwrap_or_default();
-        IdentityError::Refused { platform: self.platform, status: response.status(), message, hint: self.refusal_hint }
+        let status = response.status();
+        let hint = match status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
+            true => "the platform is busy or broken: try again in a while, and look at its status page",
+            false => self.refusal_hint,
+        };
+        IdentityError::Refused { platform: self.platform, status, message, hint }
     }
 }
 
