@@ -180,7 +180,8 @@ impl Transport {
         }
         stage.set("the TLS handshake");
         let name = ServerName::try_from(url.host().unwrap_or_default().trim_matches(['[', ']']).to_owned())?;
-        let tls = TlsConnector::from(Arc::new(self.tls()?)).connect(name, stream.into_inner()).await?;
+        let tls = TlsConnector::from(Arc::new(self.tls()?)).connect(name, stream.into_inner()).await;
+        let tls = tls.map_err(|error| format!("the TLS handshake: {}", chain(&error)))?;
         handshake(tls).await
     }
 
