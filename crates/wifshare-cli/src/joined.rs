@@ -4,7 +4,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use wifshare::{
-    Clock, Credential, DELIVERED_VARIABLE, Environment, ObtainError, RUN_VARIABLE, Secret, Store, delivered, enclosing,
+    Clock, ConfigError, Credential, DELIVERED_VARIABLE, Environment, ObtainError, RUN_VARIABLE, Secret, Store,
+    delivered, enclosing,
 };
 
 use crate::arguments::IdentityArguments;
@@ -39,6 +40,24 @@ pub(crate) fn credential(store: &Store, min_life: Option<Duration>, clock: Clock
         }
         (clock.pause)(Duration::from_millis(100)).map_err(ObtainError::from)?;
     }
+}
+
+/// Why there is no configuration, to whoever calls in this environment. Inside a run it is the run that took the
+/// variables away, and the job's configuration is in order.
+pub(crate) fn unconfigured(error: ConfigError, environment: &Environment) -> Failure {
+    let is_missing = match error {
+        ConfigError::Unconfigured | ConfigError::Incomplete { .. } | ConfigError::NoSource { .. } => true,
+        ConfigError::BrokenSource { .. } | ConfigError::BaseUrl { .. } | ConfigError::Value { .. } => false,
+    };
+    let mut failure = Failure::from(error);
+    if is_missing && environment.has(RUN_VARIABLE) {
+        failure.hint = Some(
+            "the run of wifshare around this command took the job's variables from it; start what needs another \
+             identity outside of that run, or let each variable through with --keep-env"
+                .to_owned(),
+        );
+    }
+    failure
 }
 
 /// The environment without what a run put into it: for a command that does not join, what a run delivered is neither an

@@ -61,8 +61,8 @@ fn decide(arguments: &ShareArguments, environment: &Environment, talk: Talk) -> 
         }
         return Ok(Decision::Join(joined));
     }
-    let environment = &joined::without_a_run(environment);
-    let own_profile = match arrangement(environment) {
+    let own = &joined::without_a_run(environment);
+    let own_profile = match arrangement(own) {
         Arrangement::Shadowed(name) => {
             talk.warning(&format!(
                 "{name} is set, and every client prefers it to federation: nothing is exchanged, and the command runs as it is"
@@ -73,7 +73,7 @@ fn decide(arguments: &ShareArguments, environment: &Environment, talk: Talk) -> 
         Arrangement::None => None,
     };
     let purpose = if own_profile.is_some() { Purpose::IdentityToken } else { Purpose::Exchange };
-    let config = match resolve_for(purpose, &arguments.identity.inputs(), environment) {
+    let config = match resolve_for(purpose, &arguments.identity.inputs(), own) {
         Ok(config) => config,
         Err(error @ (ConfigError::Unconfigured | ConfigError::NoSource { .. })) if arguments.optional => {
             talk.notice(&format!("running the command without a credential, as --optional allows: {error}"));
@@ -84,7 +84,7 @@ fn decide(arguments: &ShareArguments, environment: &Environment, talk: Talk) -> 
                 talk.warning(&format!("{name} is set, and the command runs with your own profile as it is: {error}"));
                 return Ok(Decision::AsItIs);
             }
-            None => return Err(error.into()),
+            None => return Err(joined::unconfigured(error, environment)),
         },
     };
     let Some(name) = own_profile else {

@@ -19,7 +19,7 @@ pub(crate) fn token(arguments: &TokenArguments, environment: &Environment, talk:
     let clock = clock();
     let credential = match joined::run_to_join(&arguments.identity, environment) {
         Some(store) => joined::credential(&store, arguments.min_life, clock)?,
-        None => shared(arguments, &joined::without_a_run(environment), talk, clock)?,
+        None => shared(arguments, environment, talk, clock)?,
     };
     talk.mask(credential.access_token.expose());
     print(&credential, arguments.format, clock.now())
@@ -31,11 +31,13 @@ fn shared(
     talk: Talk,
     clock: Clock,
 ) -> Result<Credential, Failure> {
-    if let Arrangement::Shadowed(name) = arrangement(environment) {
+    let own = &joined::without_a_run(environment);
+    if let Arrangement::Shadowed(name) = arrangement(own) {
         talk.warning(&format!("{name} is set; clients that see it use it and not this token"));
     }
-    let config = resolve(&arguments.identity.inputs(), environment)?;
-    let transport = Transport::new(environment);
+    let config = resolve(&arguments.identity.inputs(), own);
+    let config = config.map_err(|error| joined::unconfigured(error, environment))?;
+    let transport = Transport::new(own);
     let watch = |step: &Step<'_>| {
         // Once something is at stake a signal must not end us between the exchange and the store.
         if matches!(step, Step::Locked | Step::Waiting { .. }) {
