@@ -13,6 +13,7 @@ mod job;
 mod mistakes;
 mod plugins;
 mod runs;
+mod scenarios;
 mod secrecy;
 mod signals;
 mod steps;
