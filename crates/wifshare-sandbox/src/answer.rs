@@ -23,8 +23,8 @@ pub(crate) enum Stop {
         /// Seconds for a `retry-after` header.
         retry_after_s: Option<u64>,
     },
-    /// The connection is closed without an answer.
-    HangUp,
+    /// The connection ends without an answer.
+    HangUp(HangUp),
 }
 
 impl Stop {
@@ -34,10 +34,15 @@ impl Stop {
     }
 }
 
-/// The connection is closed here, on purpose: returned to hyper as an error, it ends the connection where it stands.
-#[derive(Debug, thiserror::Error)]
+/// How a connection ends here, on purpose: returned to hyper as an error, it ends the connection where it stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the sandbox hung up")]
-pub(crate) struct HangUp;
+pub(crate) enum HangUp {
+    /// In order (FIN).
+    Close,
+    /// As a process ends it that has crashed, or a middlebox that has forgotten it (RST).
+    Reset,
+}
 
 /// The largest body sent or received, in bytes: the API takes Messages requests of some tens of megabytes.
 pub(crate) const BODY_LIMIT: usize = 64 << 20;
@@ -92,7 +97,7 @@ pub(crate) fn in_parts(parts: Vec<Bytes>, interval: Duration, end: End) -> Respo
         }
         if end == End::Cut {
             tokio::time::sleep(FLUSH).await;
-            sender.abort(HangUp);
+            sender.abort(HangUp::Close);
         }
     });
     Response::new(body.boxed_unsync())

@@ -1,9 +1,34 @@
 //! The one place where the sandbox asks what time it is.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// The wall clock as time since the Unix epoch.
 #[expect(clippy::disallowed_methods, reason = "a server stamps its tokens itself; everything below takes `now`")]
 pub(crate) fn now() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// A moment that only this process measures by.
+#[expect(clippy::disallowed_methods, reason = "how long things take is measured here and nowhere else")]
+pub(crate) fn monotonic() -> Instant {
+    Instant::now()
+}
+
+/// What a clock shows at this moment that is so many seconds ahead, or behind if negative.
+pub(crate) fn ahead(now: Duration, seconds: i64) -> Duration {
+    let difference = Duration::from_secs(seconds.unsigned_abs());
+    if seconds < 0 { now.saturating_sub(difference) } else { now.saturating_add(difference) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_may_be_ahead_or_behind_and_never_before_its_epoch() {
+        let now = Duration::from_millis(100_500);
+        for (seconds, shown) in [(0, 100_500), (1, 101_500), (-1, 99_500), (-100, 500), (-101, 0), (i64::MIN, 0)] {
+            assert_eq!(ahead(now, seconds), Duration::from_millis(shown), "{seconds}");
+        }
+    }
 }

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use http::{HeaderValue, StatusCode, header};
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode, header};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::answer::{self, End, Outcome, Stop};
+use crate::answer::{self, Body, End, HangUp, Outcome, Stop};
 
 /// One misbehaviour of one request, an element of the scripts in [`Knobs`](crate::Knobs).
 ///
@@ -37,6 +38,10 @@ pub enum Fault {
     DropBeforeCommit,
     /// The connection is closed without an answer, after the identity token is spent.
     DropAfterCommit,
+    /// The connection is reset (RST) without an answer, before the identity token is spent.
+    ResetBeforeCommit,
+    /// The connection is reset (RST) without an answer, after the identity token is spent.
+    ResetAfterCommit,
     /// A redirect, before the identity token is spent.
     Redirect {
         /// The HTTP status: 301, 302, 303, 307 or 308.
@@ -55,6 +60,8 @@ pub enum Fault {
     },
     /// An answer that ends in the middle, after the identity token is spent. A stream of events ends after the third.
     TruncatedBody,
+    /// An answer that is complete for HTTP and half of its JSON, after the identity token is spent.
+    TruncatedJson,
     /// A 400 that repeats the assertion in `error_description` and `received`, before the identity token is spent.
     ReflectAssertion,
     /// 200 with every field of a wrong JSON type, after the identity token is spent.
@@ -68,6 +75,12 @@ pub enum Fault {
     /// A good answer that comes late; the identity token is spent at once.
     Stall {
         /// The delay in milliseconds, added to the endpoint's own latency.
+        ms: u64,
+    },
+    /// A good answer whose body drips byte by byte; the identity token is spent at once.
+    Drip {
+        /// The time from the first byte of the body to the last, in milliseconds. A stream of events comes event by
+        /// event in as long.
         ms: u64,
     },
     /// At the identity endpoint: the previous identity token once more (a fresh one where there is none).
@@ -85,15 +98,19 @@ impl Fault {
             Self::Status { commit, .. } => *commit,
             Self::None
             | Self::DropAfterCommit
+            | Self::ResetAfterCommit
             | Self::EmptyBody
             | Self::Oversized { .. }
             | Self::TruncatedBody
+            | Self::TruncatedJson
             | Self::WrongTypes
             | Self::ExpiresIn(_)
             | Self::NoAccessToken
             | Self::WrongTokenType
-            | Self::Stall { .. } => true,
+            | Self::Stall { .. }
+            | Self::Drip { .. } => true,
             Self::DropBeforeCommit
+            | Self::ResetBeforeCommit
             | Self::Redirect { .. }
             | Self::NotJson
             | Self::ReflectAssertion
@@ -116,7 +133,8 @@ impl Fault {
                 message: "the sandbox was told to fail".to_owned(),
                 retry_after_s: *retry_after_s,
             }),
-            Self::DropBeforeCommit | Self::DropAfterCommit => Err(Stop::HangUp),
+            Self::DropBeforeCommit | Self::DropAfterCommit => Err(Stop::HangUp(HangUp::Close)),
+            Self::ResetBeforeCommit | Self::ResetAfterCommit => Err(Stop::HangUp(HangUp::Reset)),
             Self::Redirect { status, location } => {
                 let location = HeaderValue::from_str(location).map_err(|_| self.misplaced())?;
                 let mut response = answer::text(status_code(*status), "");
@@ -136,10 +154,20 @@ impl Fault {
             Self::TruncatedBody => {
                 let whole = answer.to_string();
                 let half = whole.as_bytes()[..whole.len() / 2].to_vec();
-                let mut response = answer::in_parts(vec![half.into()], Duration::ZERO, End::Cut);
-                response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-                response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(whole.len()));
-                Ok(response)
+                Ok(json_in_parts(vec![half.into()], whole.len(), Duration::ZERO, End::Cut))
+            }
+            Self::TruncatedJson => {
+                let mut half = answer.to_string().into_bytes();
+                half.truncate(half.len() / 2);
+                let length = half.len();
+                Ok(json_in_parts(vec![half.into()], length, Duration::ZERO, End::Proper))
+            }
+            Self::Drip { ms } => {
+                let whole = answer.to_string().into_bytes();
+                let pauses = u32::try_from(whole.len().saturating_sub(1)).unwrap_or(u32::MAX).max(1);
+                let interval = Duration::from_millis(*ms) / pauses;
+                let bytes = whole.iter().map(|byte| vec![*byte].into()).collect();
+                Ok(json_in_parts(bytes, whole.len(), interval, End::Proper))
             }
             Self::ReflectAssertion
             | Self::WrongTypes
@@ -155,6 +183,14 @@ impl Fault {
     fn misplaced(&self) -> Stop {
         Stop::error(StatusCode::NOT_IMPLEMENTED, format!("no such fault at this endpoint: {self:?}"))
     }
+}
+
+/// An answer in JSON that announces so many bytes, whatever its parts come to.
+fn json_in_parts(parts: Vec<Bytes>, announced: usize, interval: Duration, end: End) -> Response<Body> {
+    let mut response = answer::in_parts(parts, interval, end);
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(announced));
+    response
 }
 
 fn status_code(status: u16) -> StatusCode {
@@ -177,6 +213,8 @@ mod tests {
             (Fault::ExpiresIn(json!("600")), json!({"expires_in": "600"})),
             (Fault::ExpiresIn(Value::Null), json!({"expires_in": null})),
             (Fault::Stall { ms: 5 }, json!({"stall": {"ms": 5}})),
+            (Fault::Drip { ms: 5 }, json!({"drip": {"ms": 5}})),
+            (Fault::ResetAfterCommit, json!("reset_after_commit")),
         ] {
             assert_eq!(serde_json::to_value(&fault).unwrap(), written);
             assert_eq!(serde_json::from_value::<Fault>(written).unwrap(), fault);

@@ -22,10 +22,20 @@ pub struct Knobs {
     pub access_token_lifetime_s: u64,
     /// Seconds that an access token lives at least, 60 at the real endpoint. Zero counts as one.
     pub access_token_lifetime_floor_s: u64,
+    /// Seconds by which the issuer's clock is ahead, or behind if negative: `iat`, `nbf` and `exp` go by it.
+    pub issuer_clock_ahead_s: i64,
+    /// Seconds by which the clock of the token endpoint and the API is ahead, or behind if negative: identity tokens
+    /// are checked and access tokens end by it, and it is the one that the `date` header of an answer shows.
+    pub server_clock_ahead_s: i64,
+    /// Milliseconds that a new connection is left unread after it was accepted: each connection, whatever it is going
+    /// to ask for, takes the first that is left.
+    pub accept_delays_ms: Vec<u64>,
     /// What identity tokens are signed with.
     pub algorithm: SigningAlgorithm,
     /// Whether an identity token with a `jti` can be exchanged only once.
     pub check_jti: bool,
+    /// Whether identity tokens have a `jti`; one without is accepted as often as it comes.
+    pub issue_jti: bool,
     /// Whether the API refuses calls without the beta `oauth-2025-04-20`.
     pub require_oauth_beta: bool,
     /// The rule that identity tokens have to match.
@@ -49,8 +59,12 @@ impl Default for Knobs {
             identity_token_lifetime_s: 300,
             access_token_lifetime_s: 600,
             access_token_lifetime_floor_s: 60,
+            issuer_clock_ahead_s: 0,
+            server_clock_ahead_s: 0,
+            accept_delays_ms: Vec::new(),
             algorithm: SigningAlgorithm::Rs256,
             check_jti: true,
+            issue_jti: true,
             require_oauth_beta: false,
             rule: FederationRule::default(),
             exchange_faults: Vec::new(),

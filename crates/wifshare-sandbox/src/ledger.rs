@@ -49,8 +49,11 @@ pub struct Counters {
 /// One request to the token endpoint and what became of it. Holds no token.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ExchangeRecord {
-    /// When, in Unix seconds.
+    /// When, in Unix seconds by the token endpoint's clock.
     pub at: u64,
+    /// When, in milliseconds since the sandbox was started.
+    #[serde(default)]
+    pub arrived_ms: u64,
     /// The answer's `request-id`.
     pub request_id: String,
     /// What was decided.
@@ -210,6 +213,7 @@ mod tests {
         for at in 0..1500 {
             ledger.record(ExchangeRecord {
                 at,
+                arrived_ms: 0,
                 request_id: String::new(),
                 verdict: Verdict::Refused,
                 reason: Some("jti_reused".into()),

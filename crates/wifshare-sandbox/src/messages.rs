@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::{
     Fault, Knobs,
     answer::{self, Body, End, Outcome, Stop},
-    clock, random,
+    random,
     server::bearer,
     state::State,
 };
@@ -27,10 +27,11 @@ pub(crate) fn authorize(state: &State, headers: &HeaderMap) -> Result<(), Stop> 
         .filter_map(|value| value.to_str().ok())
         .any(|value| value.split(',').any(|beta| beta.trim() == OAUTH_BETA));
     let needs_beta = state.knobs().require_oauth_beta;
+    let now = state.server_now();
     let mut ledger = state.ledger();
     let complaint = if headers.contains_key("x-api-key") {
         "invalid x-api-key"
-    } else if !bearer(headers).is_some_and(|access_token| ledger.is_live(access_token, clock::now())) {
+    } else if !bearer(headers).is_some_and(|access_token| ledger.is_live(access_token, now)) {
         "Invalid bearer token"
     } else if needs_beta && !has_beta {
         "OAuth authentication is currently not supported."
@@ -60,7 +61,7 @@ pub(crate) async fn answer(state: &State, body: &[u8]) -> Outcome {
     {
         let counters = &mut state.ledger().counters;
         match fault {
-            Fault::None | Fault::Stall { .. } => counters.messages_accepted += 1,
+            Fault::None | Fault::Stall { .. } | Fault::Drip { .. } => counters.messages_accepted += 1,
             _ => counters.messages_faulted += 1,
         }
     }
@@ -75,6 +76,11 @@ pub(crate) async fn answer(state: &State, body: &[u8]) -> Outcome {
         Fault::Stall { ms } => {
             tokio::time::sleep(Duration::from_millis(ms)).await;
             Ok(stream(events(message), interval, End::Proper))
+        }
+        Fault::Drip { ms } => {
+            let events = events(message);
+            let interval = Duration::from_millis(ms) / u32::try_from(events.len()).unwrap_or(u32::MAX).max(1);
+            Ok(stream(events, interval, End::Proper))
         }
         Fault::TruncatedBody => Ok(stream(events(message)[..3].to_vec(), interval, End::Cut)),
         other => other.spoil(message).await,

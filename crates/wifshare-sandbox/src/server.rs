@@ -1,6 +1,12 @@
 //! The listener: connections, limits, and which path is answered by whom.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    error::Error,
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, UNIX_EPOCH},
+};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
@@ -48,15 +54,24 @@ pub(crate) async fn serve(listener: TcpListener, state: Arc<State>) {
         _ = connection.set_nodelay(true);
         let state = Arc::clone(&state);
         tokio::spawn(async move {
-            let answer = service_fn(|request| answer(&state, request));
-            // An error is a client that went away or a connection that we closed on purpose.
-            _ = http1::Builder::new()
+            tokio::time::sleep(state.take_accept_delay()).await;
+            let answer = service_fn(|request| Box::pin(answer(&state, request)));
+            let mut serving = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(PATIENCE)
-                .serve_connection(TokioIo::new(connection), answer)
-                .await;
+                .serve_connection(TokioIo::new(connection), answer);
+            // An error is a client that went away or a connection that we closed on purpose.
+            let ended = (&mut serving).await;
+            if ended.is_err_and(|error| is_reset(&error)) {
+                // What is closed without lingering is reset.
+                _ = serving.into_parts().io.into_inner().set_zero_linger();
+            }
         });
     }
+}
+
+fn is_reset(error: &hyper::Error) -> bool {
+    error.source().and_then(|cause| cause.downcast_ref()) == Some(&HangUp::Reset)
 }
 
 /// The credentials of an `authorization: Bearer …` header (RFC 6750 §2.1).
@@ -67,9 +82,10 @@ pub(crate) fn bearer(headers: &HeaderMap) -> Option<&str> {
 
 async fn answer(state: &State, request: Request<Incoming>) -> Result<Response<Body>, HangUp> {
     let request_id = random::name("req_");
+    let is_the_issuers = is_the_issuers(request.uri().path());
     let mut response = match route(state, request, &request_id).await {
         Ok(response) => response,
-        Err(Stop::HangUp) => return Err(HangUp),
+        Err(Stop::HangUp(how)) => return Err(how),
         Err(Stop::Error { status, message, retry_after_s }) => {
             let mut response = answer::error(status, &message, &request_id);
             if let Some(seconds) = retry_after_s {
@@ -80,7 +96,23 @@ async fn answer(state: &State, request: Request<Incoming>) -> Result<Response<Bo
     };
     let request_id = HeaderValue::from_str(&request_id).expect("letters and digits");
     response.headers_mut().insert("request-id", request_id);
+    // When it was answered, by the clock of whoever answered.
+    let now = if is_the_issuers { state.issuer_now() } else { state.server_now() };
+    if let Some(date) = date(now) {
+        response.headers_mut().insert(header::DATE, date);
+    }
     Ok(response)
+}
+
+fn is_the_issuers(path: &str) -> bool {
+    path == identity_endpoint::PATH || path.starts_with("/.well-known/")
+}
+
+/// The moment as HTTP writes it (RFC 9110 §5.6.7), which knows no year after 9999.
+fn date(now: Duration) -> Option<HeaderValue> {
+    const YEAR_10000: Duration = Duration::from_secs(253_402_300_800);
+    let date = (now < YEAR_10000).then(|| httpdate::fmt_http_date(UNIX_EPOCH + now))?;
+    HeaderValue::from_str(&date).ok()
 }
 
 async fn route(state: &State, request: Request<Incoming>, request_id: &str) -> Outcome {
@@ -139,7 +171,7 @@ async fn read(body: Incoming, limit: usize) -> Result<Bytes, Stop> {
         Ok(Err(cause)) if cause.is::<LengthLimitError>() => {
             Err(Stop::error(StatusCode::PAYLOAD_TOO_LARGE, "Request exceeds the maximum size"))
         }
-        Ok(Err(_)) => Err(Stop::HangUp),
+        Ok(Err(_)) => Err(Stop::HangUp(HangUp::Close)),
         Err(_) => Err(Stop::error(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time")),
     }
 }

@@ -1,6 +1,9 @@
 //! What all requests share.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
 
 use serde_json::{Map, Value};
 
@@ -12,6 +15,7 @@ pub(crate) struct State {
     pub(crate) base_url: String,
     /// What the identity endpoint wants as bearer token.
     pub(crate) request_token: String,
+    started: Instant,
     knobs: Mutex<Knobs>,
     ledger: Mutex<Ledger>,
 }
@@ -24,7 +28,8 @@ impl State {
         ledger.secret_issued(&request_token);
         // The key is made before the first request, which would have to wait for it.
         issuer::SigningKey::of(knobs.algorithm);
-        Self { base_url, request_token, knobs: Mutex::new(knobs), ledger: Mutex::new(ledger) }
+        let started = clock::monotonic();
+        Self { base_url, request_token, started, knobs: Mutex::new(knobs), ledger: Mutex::new(ledger) }
     }
 
     /// The ledger, for whoever asks alone. Never held across an `await`.
@@ -50,10 +55,35 @@ impl State {
         if script.is_empty() { Fault::None } else { script.remove(0) }
     }
 
+    /// Takes the next delay of an accepted connection.
+    pub(crate) fn take_accept_delay(&self) -> Duration {
+        let mut knobs = self.lock_knobs();
+        let script = &mut knobs.accept_delays_ms;
+        Duration::from_millis(if script.is_empty() { 0 } else { script.remove(0) })
+    }
+
+    /// The time by the clock of the identity provider.
+    pub(crate) fn issuer_now(&self) -> Duration {
+        clock::ahead(clock::now(), self.lock_knobs().issuer_clock_ahead_s)
+    }
+
+    /// The time by the clock of the token endpoint and the API.
+    pub(crate) fn server_now(&self) -> Duration {
+        clock::ahead(clock::now(), self.lock_knobs().server_clock_ahead_s)
+    }
+
+    /// How long the sandbox has been there.
+    pub(crate) fn age(&self) -> Duration {
+        clock::monotonic().duration_since(self.started)
+    }
+
     /// Signs an identity token for this audience, its claims edited first, and remembers it.
     pub(crate) fn issue_identity_token(&self, audience: &str, edit: impl FnOnce(&mut Map<String, Value>)) -> String {
         let knobs = self.knobs();
-        let mut claims = issuer::claims(&self.base_url, audience, knobs.identity_token_lifetime_s, clock::now());
+        let mut claims = issuer::claims(&self.base_url, audience, knobs.identity_token_lifetime_s, self.issuer_now());
+        if !knobs.issue_jti {
+            claims.remove("jti");
+        }
         edit(&mut claims);
         let identity_token = issuer::SigningKey::of(knobs.algorithm).sign(&claims);
         self.ledger().identity_token_issued(&identity_token);

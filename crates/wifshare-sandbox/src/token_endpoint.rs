@@ -9,7 +9,6 @@ use crate::{
     ExchangeRecord, Fault, FederationRule, Knobs, Verdict,
     answer::{self, Outcome, Stop},
     assertion::{self, Claims, Reason},
-    clock,
     ledger::Ledger,
     random,
     state::State,
@@ -18,7 +17,8 @@ use crate::{
 /// Answers one exchange. What is decided is decided, and spent, before the first `await`: a client that goes away
 /// during the latency has spent its identity token all the same.
 pub(crate) async fn answer(state: &State, body: &[u8], request_id: &str) -> Outcome {
-    let now = clock::now();
+    let now = state.server_now();
+    let arrived_ms = u64::try_from(state.age().as_millis()).unwrap_or(u64::MAX);
     let knobs = state.knobs();
     let presented = TokenRequest::parse(body).map(|request| {
         let claims = assertion::verify(&request.assertion);
@@ -43,6 +43,7 @@ pub(crate) async fn answer(state: &State, body: &[u8], request_id: &str) -> Outc
         let request_id = request_id.to_owned();
         ledger.record(ExchangeRecord {
             at: now.as_secs(),
+            arrived_ms,
             request_id,
             verdict,
             reason,

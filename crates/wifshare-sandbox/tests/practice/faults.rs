@@ -64,6 +64,54 @@ fn a_dropped_connection_has_no_answer() {
     assert!(spends(Fault::DropAfterCommit, looks_right));
 }
 
+/// Sends one exchange over a bare connection and reads until it ends: what arrived, and whether the end was in order.
+fn bare_exchange(sandbox: &Sandbox, identity_token: &str) -> (String, std::io::Result<usize>) {
+    use std::io::{Read, Write};
+    let body = grant(sandbox, identity_token).to_string();
+    let address = sandbox.base_url().replace("http://", "");
+    let mut connection = std::net::TcpStream::connect(&address).unwrap();
+    connection.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let length = body.len();
+    write!(
+        connection,
+        "POST /v1/oauth/token HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+    )
+    .unwrap();
+    let mut answer = Vec::new();
+    let end = connection.read_to_end(&mut answer);
+    (String::from_utf8(answer).unwrap(), end)
+}
+
+#[test]
+fn a_drop_is_an_orderly_end_and_a_reset_is_not() {
+    for (fault, is_reset, spends) in [
+        (Fault::DropBeforeCommit, false, false),
+        (Fault::DropAfterCommit, false, true),
+        (Fault::ResetBeforeCommit, true, false),
+        (Fault::ResetAfterCommit, true, true),
+    ] {
+        let sandbox = sandbox_with(fault.clone());
+        let identity_token = sandbox.issue_identity_token();
+        let (answer, end) = bare_exchange(&sandbox, &identity_token);
+        assert_eq!(answer, "", "{fault:?}");
+        let kind = end.err().map(|error| error.kind());
+        assert_eq!(kind, is_reset.then_some(std::io::ErrorKind::ConnectionReset), "{fault:?}");
+        assert_eq!(sandbox.counters().exchanges_faulted, 1, "{fault:?}");
+        assert_eq!(exchange(&sandbox, &identity_token).unwrap().status, if spends { 401 } else { 200 }, "{fault:?}");
+    }
+}
+
+#[test]
+fn every_kind_of_redirect_is_given_and_spends_nothing() {
+    for status in [301, 302, 303, 307, 308] {
+        let redirect = Fault::Redirect { status, location: "/elsewhere".into() };
+        assert!(!spends(redirect, |outcome, _| {
+            let answer = outcome.unwrap();
+            assert_eq!((answer.status, answer.header("location")), (status, "/elsewhere"));
+        }));
+    }
+}
+
 #[test]
 fn something_in_front_of_the_endpoint_answers_and_nothing_is_spent() {
     let redirect = Fault::Redirect { status: 307, location: "http://127.0.0.1:9/elsewhere".into() };
@@ -89,7 +137,15 @@ fn an_answer_is_lost_or_grows_and_the_token_is_spent() {
         assert!(answer.body.len() > 2 << 20);
         assert!(answer.json()["access_token"].is_string());
     }));
+    assert!(spends(Fault::Oversized { bytes: 20 << 20 }, |outcome, _| {
+        assert!(outcome.unwrap().body.len() > 20 << 20);
+    }));
     assert!(spends(Fault::TruncatedBody, |outcome, _| assert!(outcome.is_err())));
+    assert!(spends(Fault::TruncatedJson, |outcome, _| {
+        let answer = outcome.unwrap();
+        assert_eq!((answer.status, answer.header("content-length")), (200, answer.body.len().to_string().as_str()));
+        assert!(answer.body.starts_with('{') && serde_json::from_str::<Value>(&answer.body).is_err());
+    }));
 }
 
 #[test]
@@ -161,6 +217,79 @@ fn a_stall_is_a_good_answer_that_comes_late() {
     let body = grant(&sandbox, &identity_token).to_string();
     assert!(post_with(&agent(Duration::from_millis(300)), &token_endpoint(&sandbox), &[], &body).is_err());
     assert_eq!(exchange(&sandbox, &identity_token).unwrap().status, 401);
+}
+
+#[test]
+fn a_body_drips_byte_by_byte_and_is_good_in_the_end() {
+    use std::io::{BufRead, BufReader, Read, Write};
+    assert!(spends(Fault::Drip { ms: 100 }, |outcome, _| {
+        assert!(outcome.unwrap().json()["access_token"].is_string());
+    }));
+
+    let sandbox = sandbox_with(Fault::Drip { ms: 600 });
+    let body = grant(&sandbox, &sandbox.issue_identity_token()).to_string();
+    let address = sandbox.base_url().replace("http://", "");
+    let mut connection = std::net::TcpStream::connect(&address).unwrap();
+    let length = body.len();
+    write!(connection, "POST /v1/oauth/token HTTP/1.1\r\nhost: {address}\r\ncontent-length: {length}\r\n\r\n{body}")
+        .unwrap();
+    let mut reader = BufReader::new(connection);
+    let mut announced = 0;
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line).unwrap();
+        if let Some(length) = line.strip_prefix("content-length: ") {
+            announced = length.trim().parse().unwrap();
+        }
+        if line == "\r\n" {
+            break;
+        }
+    }
+    #[expect(clippy::disallowed_methods, reason = "how long it takes is what is tested")]
+    let begin = Instant::now();
+    let (mut reads, mut body) = (0, Vec::new());
+    while body.len() < announced {
+        let mut part = [0; 4096];
+        let length = reader.read(&mut part).unwrap();
+        assert!(length > 0, "the body ends early");
+        body.extend(&part[..length]);
+        reads += 1;
+    }
+    assert!(begin.elapsed() >= Duration::from_millis(500), "{:?}", begin.elapsed());
+    assert!(reads > announced / 4, "{announced} bytes in {reads} parts");
+    assert!(serde_json::from_slice::<Value>(&body).unwrap()["access_token"].is_string());
+}
+
+#[test]
+fn a_connection_is_accepted_and_left_unread_for_a_while() {
+    use std::io::{Read, Write};
+    let knobs = Knobs { accept_delays_ms: vec![500], algorithm: SigningAlgorithm::Es256, ..Knobs::default() };
+    let sandbox = Sandbox::start(knobs).unwrap();
+    let address: std::net::SocketAddr = sandbox.base_url().replace("http://", "").parse().unwrap();
+    #[expect(clippy::disallowed_methods, reason = "how long it takes is what is tested")]
+    let begin = Instant::now();
+    // The connection is there at once; it is its first request that has to wait.
+    let mut connection = std::net::TcpStream::connect_timeout(&address, Duration::from_millis(400)).unwrap();
+    write!(connection, "HEAD / HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert!(begin.elapsed() >= Duration::from_millis(500), "{:?}", begin.elapsed());
+    assert_eq!(sandbox.knobs().accept_delays_ms.len(), 0);
+    #[expect(clippy::disallowed_methods, reason = "how long it takes is what is tested")]
+    let begin = Instant::now();
+    assert_eq!(status_of(exchange(&sandbox, &sandbox.issue_identity_token())), 200);
+    assert!(begin.elapsed() < Duration::from_millis(500), "the script is at its end");
+}
+
+#[test]
+fn the_history_tells_how_far_apart_two_requests_came() {
+    let sandbox = sandbox_with(Fault::Stall { ms: 300 });
+    for _ in 0..2 {
+        assert_eq!(status_of(exchange(&sandbox, &sandbox.issue_identity_token())), 200);
+    }
+    let history = sandbox.history();
+    assert!(history[1].arrived_ms >= history[0].arrived_ms + 300, "{history:?}");
 }
 
 #[test]

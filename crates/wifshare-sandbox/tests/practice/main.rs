@@ -5,6 +5,7 @@
 mod client;
 
 mod api;
+mod clocks;
 mod faults;
 mod forgeries;
 mod identity;

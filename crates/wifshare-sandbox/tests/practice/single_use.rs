@@ -147,3 +147,14 @@ fn a_malformed_request_spends_nothing() {
     assert_eq!(sandbox.counters().refused["invalid_request"], 1);
     assert_eq!(exchange(&sandbox, &identity_token).unwrap().status, 200);
 }
+
+#[test]
+fn an_issuer_without_jti_issues_tokens_that_are_accepted_as_often_as_they_come() {
+    let sandbox = Sandbox::start(Knobs { issue_jti: false, ..Knobs::default() }).unwrap();
+    let identity_token = sandbox.issue_identity_token();
+    for _ in 0..2 {
+        assert_eq!(exchange(&sandbox, &identity_token).unwrap().status, 200);
+    }
+    assert_eq!((sandbox.counters().identity_tokens_reused, sandbox.counters().assertions_repeated), (0, 1));
+    assert_eq!(sandbox.history()[0].jti, None);
+}
