@@ -3,7 +3,8 @@
 //! A CI job's identity token is exchanged once for an access token (RFC 7523 §2.1), and the second exchange of the same
 //! token is refused. [`Sandbox::start`] runs both sides of that story on loopback: an OpenID provider shaped like GitHub
 //! Actions' and a token endpoint with a Messages API shaped like Anthropic's, which enforce single use as the real
-//! ones do. [`Knobs`] set lifetimes, delays and a script of [`Fault`]s; [`Counters`] tell afterwards what a client did.
+//! ones do. [`Knobs`] set lifetimes, delays, clocks that are wrong and a script of [`Fault`]s; [`Counters`] tell afterwards
+//! what a client did. [`conformance`] tries any command against the rules of single use.
 //!
 //! ```
 //! use wifshare_sandbox::{Knobs, Sandbox};
@@ -33,6 +34,7 @@
 mod answer;
 mod assertion;
 mod clock;
+pub mod conformance;
 mod fault;
 mod identity_endpoint;
 mod issuer;

@@ -1,0 +1,390 @@
+//! The conformance kit: does a client keep the rules of single use?
+//!
+//! A [`Subject`] is any command that signs in and ends. [`try_case`] runs it once or more often in a sandbox, a home
+//! directory and a temporary directory that are made for the one [`Case`], and judges it by what the sandbox counted and
+//! by what the command printed. What the command did with its access token is its own affair, but for a few cases that
+//! ask for an exit code of 0.
+//!
+//! The rules are those of a client that may be one of many: an identity token is sent once, whatever comes back; a wait
+//! that is asked for is kept; a refusal is believed; nothing secret goes where others can read it.
+
+mod argument_lists;
+mod judge;
+mod process;
+
+use std::{
+    ffi::{OsStr, OsString},
+    fmt,
+    io::{self, Write},
+    path::Path,
+    str::FromStr,
+    time::Duration,
+};
+
+use self::{
+    argument_lists::ArgumentLists,
+    judge::Observation,
+    process::{Ended, Running},
+};
+use crate::{Fault, Knobs, Sandbox, clock};
+
+/// Waits that long; an error if somebody wants the kit to end.
+pub type Pause<'a> = &'a dyn Fn(Duration) -> io::Result<()>;
+
+/// The client that is tried.
+#[derive(Clone, Debug)]
+pub struct Subject {
+    /// The command and its arguments. A relative path would be looked for in a home directory that is empty.
+    pub command: Vec<OsString>,
+    /// The variables that it inherits, of which those about credentials, homes and proxies are left out.
+    pub environment: Vec<(OsString, OsString)>,
+    /// Where it finds identity tokens.
+    pub source: Source,
+    /// How long it may take for one run. It is killed afterwards, with its process group.
+    pub bound: Duration,
+}
+
+/// Where a client finds identity tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Source {
+    /// `ANTHROPIC_IDENTITY_TOKEN_FILE` names a file with one unspent token.
+    #[default]
+    File,
+    /// `ACTIONS_ID_TOKEN_REQUEST_URL` and `…_TOKEN` lead to an endpoint that gives a fresh one to each request.
+    Endpoint,
+    /// Both are set.
+    Both,
+}
+
+impl Source {
+    fn has_file(self) -> bool {
+        matches!(self, Self::File | Self::Both)
+    }
+
+    fn has_endpoint(self) -> bool {
+        matches!(self, Self::Endpoint | Self::Both)
+    }
+}
+
+/// One thing that is tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Case {
+    /// One run.
+    OneRun,
+    /// Two runs, one after another.
+    TokenReplaced,
+    /// Eight runs at once.
+    AtOnce,
+    /// The connection is closed after the identity token is spent.
+    LostAnswer,
+    /// The connection is reset after the identity token is spent.
+    ResetAnswer,
+    /// The token endpoint is unavailable once.
+    Unavailable,
+    /// The token endpoint asks for a pause once.
+    TooManyRequests,
+    /// The token endpoint refuses.
+    Refused,
+    /// The token endpoint redirects to another address.
+    Redirect,
+    /// The access token lives shorter than clients like it.
+    ShortLife,
+    /// The identity token has no `jti`.
+    WithoutJti,
+    /// The assertion is repeated in the error.
+    Reflected,
+    /// Secrets in argument lists.
+    ArgumentLists,
+    /// The platform gives one identity token twice.
+    SameTokenTwice,
+}
+
+impl Case {
+    /// All of them, in the order of the table.
+    pub const ALL: [Self; 14] = [
+        Self::OneRun,
+        Self::TokenReplaced,
+        Self::AtOnce,
+        Self::LostAnswer,
+        Self::ResetAnswer,
+        Self::Unavailable,
+        Self::TooManyRequests,
+        Self::Refused,
+        Self::Redirect,
+        Self::ShortLife,
+        Self::WithoutJti,
+        Self::Reflected,
+        Self::ArgumentLists,
+        Self::SameTokenTwice,
+    ];
+
+    /// The case's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::OneRun => "one-run",
+            Self::TokenReplaced => "token-replaced",
+            Self::AtOnce => "at-once",
+            Self::LostAnswer => "lost-answer",
+            Self::ResetAnswer => "reset-answer",
+            Self::Unavailable => "unavailable",
+            Self::TooManyRequests => "too-many-requests",
+            Self::Refused => "refused",
+            Self::Redirect => "redirect",
+            Self::ShortLife => "short-life",
+            Self::WithoutJti => "without-jti",
+            Self::Reflected => "reflected",
+            Self::ArgumentLists => "argument-lists",
+            Self::SameTokenTwice => "same-token-twice",
+        }
+    }
+
+    /// What is tried, and what is asked of the client.
+    pub fn tried(self) -> &'static str {
+        match self {
+            Self::OneRun => "one run signs in with one exchange",
+            Self::TokenReplaced => "two runs, the token replaced in between: both succeed",
+            Self::AtOnce => "eight runs at once: all succeed, nothing is sent twice",
+            Self::LostAnswer => "closed after the token was spent: not sent again",
+            Self::ResetAnswer => "reset after the token was spent: not sent again",
+            Self::Unavailable => "503 once: not sent again",
+            Self::TooManyRequests => "429, retry-after 2 s: waited for, not sent again",
+            Self::Refused => "401: not sent again, knocks three times at most",
+            Self::Redirect => "307 to another address: nothing arrives there",
+            Self::ShortLife => "access token lives 20 s: signs in, nothing is sent twice",
+            Self::WithoutJti => "identity token without jti: signs in, nothing is sent twice",
+            Self::Reflected => "assertion repeated in the error: not printed",
+            Self::ArgumentLists => "no secret in any argument list",
+            Self::SameTokenTwice => "the platform gives one token twice: not sent twice",
+        }
+    }
+
+    fn knobs(self, elsewhere: &str) -> Knobs {
+        // More often than any client knocks within its bound.
+        const ALWAYS: usize = 256;
+        let status = |status, retry_after_s| Fault::Status { status, retry_after_s, commit: false };
+        match self {
+            Self::OneRun | Self::TokenReplaced => Knobs::default(),
+            // Slow enough for the processes to meet.
+            Self::AtOnce => Knobs { exchange_latency_ms: 300, ..Knobs::default() },
+            Self::LostAnswer => Knobs::with_exchange_faults([Fault::DropAfterCommit]),
+            Self::ResetAnswer => Knobs::with_exchange_faults([Fault::ResetAfterCommit]),
+            Self::Unavailable => Knobs::with_exchange_faults([status(503, None)]),
+            Self::TooManyRequests => Knobs::with_exchange_faults([status(429, Some(judge::RETRY_AFTER.as_secs()))]),
+            Self::Refused => Knobs::with_exchange_faults(vec![status(401, None); ALWAYS]),
+            Self::Redirect => {
+                let location = format!("{elsewhere}/v1/oauth/token");
+                Knobs::with_exchange_faults([Fault::Redirect { status: 307, location }])
+            }
+            // Below the 30 s at which the SDKs hold an access token for ended (wif-protocol §4.1), and long enough for
+            // a slow client to ask its question.
+            Self::ShortLife => {
+                Knobs { access_token_lifetime_s: 20, access_token_lifetime_floor_s: 20, ..Knobs::default() }
+            }
+            Self::WithoutJti => Knobs { issue_jti: false, ..Knobs::default() },
+            Self::Reflected => Knobs::with_exchange_faults(vec![Fault::ReflectAssertion; ALWAYS]),
+            // Slow, so that there is something to look at.
+            Self::ArgumentLists => Knobs { exchange_latency_ms: 300, message_latency_ms: 500, ..Knobs::default() },
+            Self::SameTokenTwice => {
+                Knobs { identity_token_faults: vec![Fault::None, Fault::DuplicateIdentityToken], ..Knobs::default() }
+            }
+        }
+    }
+}
+
+impl fmt::Display for Case {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.name())
+    }
+}
+
+impl FromStr for Case {
+    type Err = UnknownCase;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        Self::ALL.into_iter().find(|case| case.name() == name).ok_or(UnknownCase)
+    }
+}
+
+/// No case has this name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no such case; they are {}", Case::ALL.map(Case::name).join(", "))]
+pub struct UnknownCase;
+
+/// What became of a case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Judgement {
+    /// The client kept the rule.
+    Kept,
+    /// It did not.
+    Broken,
+    /// The case says nothing about this client, or cannot be tried on this system.
+    NotApplicable,
+}
+
+/// A line of the table.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// What was tried.
+    pub case: Case,
+    /// What became of it.
+    pub judgement: Judgement,
+    /// What is wrong, if anything is, and what was counted.
+    pub evidence: String,
+    /// The end of what the first run printed on standard error, without secrets: for whoever looks for a cause.
+    pub said: String,
+}
+
+/// Tries one case, in a sandbox and directories of its own.
+///
+/// # Errors
+/// The sandbox, a directory or the command could not be had, or `pause` was interrupted; no process is left then.
+pub fn try_case(case: Case, subject: &Subject, pause: Pause<'_>) -> io::Result<Row> {
+    if case == Case::SameTokenTwice && !subject.source.has_endpoint() {
+        let evidence = "there is no endpoint that could give a token twice".to_owned();
+        return Ok(Row { case, judgement: Judgement::NotApplicable, evidence, said: String::new() });
+    }
+    let elsewhere = Sandbox::start(Knobs::default())?;
+    let sandbox = Sandbox::start(case.knobs(&elsewhere.base_url()))?;
+    let job = Job::new(subject, &sandbox)?;
+    let mut argument_lists = (case == Case::ArgumentLists).then(ArgumentLists::default);
+    let mut run = |runs| job.run(runs, pause, &mut argument_lists);
+    let ended = match case {
+        Case::AtOnce => run(8)?,
+        Case::TokenReplaced | Case::SameTokenTwice => {
+            let mut ended = run(1)?;
+            job.replace_token()?;
+            ended.append(&mut run(1)?);
+            ended
+        }
+        _ => run(1)?,
+    };
+    let secrets = sandbox.secrets();
+    let seen = Observation {
+        runs: ended.iter().map(|ended| judge::RunSeen::of(ended, &secrets)).collect(),
+        counters: sandbox.counters(),
+        arrived_ms: sandbox.history().iter().map(|exchange| exchange.arrived_ms).collect(),
+        elsewhere: elsewhere.counters().exchanges_received,
+        faults_left: sandbox.knobs().identity_token_faults.len(),
+        argument_lists,
+        bound: subject.bound,
+    };
+    let (judgement, evidence) = judge::judge(case, &seen);
+    let said = ended.first().map_or_else(String::new, |ended| judge::without_secrets(&ended.stderr, &secrets));
+    Ok(Row { case, judgement, evidence, said })
+}
+
+/// A job of a CI with nothing in it: the directories and variables of one case.
+struct Job<'a> {
+    subject: &'a Subject,
+    sandbox: &'a Sandbox,
+    home: tempfile::TempDir,
+    temporary: tempfile::TempDir,
+}
+
+impl<'a> Job<'a> {
+    fn new(subject: &'a Subject, sandbox: &'a Sandbox) -> io::Result<Self> {
+        let job = Self { subject, sandbox, home: tempfile::tempdir()?, temporary: tempfile::tempdir()? };
+        job.replace_token()?;
+        Ok(job)
+    }
+
+    /// Puts a fresh identity token in place, whole and at once, as a platform that rotates does.
+    fn replace_token(&self) -> io::Result<()> {
+        if self.subject.source.has_file() {
+            let mut file = tempfile::NamedTempFile::new_in(self.temporary.path())?;
+            file.write_all(self.sandbox.issue_identity_token().as_bytes())?;
+            file.persist(self.token_file())?;
+        }
+        Ok(())
+    }
+
+    fn token_file(&self) -> std::path::PathBuf {
+        self.temporary.path().join("identity-token")
+    }
+
+    fn environment(&self) -> Vec<(OsString, OsString)> {
+        let source = self.subject.source;
+        let of_the_sandbox = self.sandbox.environment().into_iter();
+        let wanted = of_the_sandbox.filter(|(name, _)| source.has_endpoint() || !name.starts_with("ACTIONS_"));
+        let mut variables: Vec<(OsString, OsString)> =
+            self.subject.environment.iter().filter(|(name, _)| is_inherited(name)).cloned().collect();
+        variables.extend(wanted.map(|(name, value)| (name.into(), value.into())));
+        for (names, path) in [
+            (&["HOME", "USERPROFILE"][..], self.home.path()),
+            (&["TMPDIR", "TMP", "TEMP", "RUNNER_TEMP"], self.temporary.path()),
+        ] {
+            variables.extend(names.iter().map(|name| ((*name).into(), path.into())));
+        }
+        if source.has_file() {
+            variables.push(("ANTHROPIC_IDENTITY_TOKEN_FILE".into(), self.token_file().into()));
+        }
+        variables
+    }
+
+    /// Runs the command so often at once, each until its end or its bound.
+    fn run(&self, runs: usize, pause: Pause<'_>, lists: &mut Option<ArgumentLists>) -> io::Result<Vec<Ended>> {
+        // Short against what a client takes, and long against what a look at all processes takes.
+        const TICK: Duration = Duration::from_millis(10);
+        let begin = clock::monotonic();
+        let environment = self.environment();
+        let start = |_| Running::start(&self.subject.command, &environment, self.home.path());
+        let mut running: Vec<Running> = (0..runs).map(start).collect::<io::Result<_>>()?;
+        while running.iter_mut().any(|process| !process.has_ended()) && begin.elapsed() < self.subject.bound {
+            if let Some(lists) = lists {
+                let leaders: Vec<u32> = running.iter().map(Running::id).collect();
+                lists.look(Path::new("/proc"), &leaders, &self.sandbox.secrets());
+            }
+            pause(TICK)?;
+        }
+        running.into_iter().map(Running::end).collect()
+    }
+}
+
+/// Whether a client under trial may have this variable of ours: what it needs to start, and nothing that would lead it
+/// to other credentials, other state or another network.
+fn is_inherited(name: &OsStr) -> bool {
+    let name = name.to_string_lossy().to_ascii_uppercase();
+    let foreign = ["ANTHROPIC_", "ACTIONS_ID_TOKEN_", "WIFSHARE_", "XDG_", "GITHUB_", "AWS_", "GOOGLE_"];
+    let alone = [
+        "CLAUDE_CODE_OAUTH_TOKEN",
+        "CLAUDE_CONFIG_DIR",
+        "CLAUDE_CODE_USE_BEDROCK",
+        "CLAUDE_CODE_USE_VERTEX",
+        "CLAUDECODE",
+    ];
+    !(foreign.iter().any(|prefix| name.starts_with(prefix)) || alone.contains(&&*name) || name.ends_with("_PROXY"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_case_is_found_by_its_name() {
+        for case in Case::ALL {
+            assert_eq!(case.name().parse(), Ok(case));
+        }
+        assert_eq!("one".parse::<Case>(), Err(UnknownCase));
+        assert!(UnknownCase.to_string().contains("same-token-twice"));
+    }
+
+    #[test]
+    fn a_client_inherits_what_it_needs_to_start_and_no_credentials() {
+        for (name, expected) in [
+            ("PATH", true),
+            ("LANG", true),
+            ("IS_SANDBOX", true),
+            ("CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC", true),
+            ("ANTHROPIC_API_KEY", false),
+            ("ANTHROPIC_PROFILE", false),
+            ("ACTIONS_ID_TOKEN_REQUEST_URL", false),
+            ("CLAUDE_CODE_OAUTH_TOKEN", false),
+            ("WIFSHARE_STATE_DIR", false),
+            ("GITHUB_ACTIONS", false),
+            ("https_proxy", false),
+            ("NO_PROXY", false),
+        ] {
+            assert_eq!(is_inherited(OsStr::new(name)), expected, "{name}");
+        }
+    }
+}
