@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use wifshare::{Delivery, Inputs};
+use wifshare_sandbox::conformance::Case;
 
 /// One identity token, one exchange, every process.
 ///
@@ -26,6 +27,10 @@ const EXIT_CODES: &str = "Exit codes:
   the command's own; 128 + n if signal n ended it; 125 wifshare failed;
   126 the command was found and cannot be run; 127 it was not found; 2 usage";
 
+const CONFORMANCE: &str = "Example:
+  wifshare sandbox --conformance -- wifshare exec -- ./ask.py
+  Ends with 0 if every rule that applies is kept, and with 1 otherwise.";
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Run a command with the shared credential, fresh until the command ends.
@@ -43,7 +48,9 @@ pub(crate) enum Command {
     curl --header @- --header 'anthropic-version: 2023-06-01' https://api.anthropic.com/v1/models"
     )]
     Token(TokenArguments),
-    /// Serve a practice ground on loopback: an identity provider and a token endpoint that accepts a token once.
+    /// Serve a practice ground on loopback: an identity provider and a token endpoint that accepts a token once. Or try
+    /// a client against the rules of single use.
+    #[command(after_help = CONFORMANCE)]
     Sandbox(SandboxArguments),
     /// Show on the practice ground what happens to eight processes without and with wifshare; end with 1 if the shared
     /// ones do not all succeed with one exchange.
@@ -197,6 +204,39 @@ pub(crate) struct SandboxArguments {
     /// The knobs as a JSON object, such as '{"exchange_latency_ms": 1200}'; GET /sandbox/knobs shows them all
     #[arg(long, value_name = "JSON", default_value = "{}")]
     pub(crate) knobs: String,
+    #[command(flatten)]
+    pub(crate) conformance: ConformanceArguments,
+}
+
+/// The other use of the practice ground.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Conformance")]
+pub(crate) struct ConformanceArguments {
+    /// Run a command that signs in, case by case, each with a fresh practice ground and an empty home, and print a table
+    #[arg(long, requires = "command", conflicts_with_all = ["listen", "knobs"])]
+    pub(crate) conformance: bool,
+    /// Where the command finds identity tokens: a file, GitHub's endpoint, or both
+    #[arg(long, value_enum, value_name = "SOURCE", default_value_t = TokenSource::File, requires = "conformance")]
+    pub(crate) source: TokenSource,
+    /// How long one run of the command may take
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = duration, requires = "conformance")]
+    pub(crate) bound: Duration,
+    /// Try this case alone (repeatable)
+    #[arg(long = "case", value_name = "NAME", requires = "conformance")]
+    pub(crate) cases: Vec<Case>,
+    /// The command and its arguments
+    #[arg(last = true, value_name = "COMMAND", requires = "conformance")]
+    pub(crate) command: Vec<OsString>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum TokenSource {
+    /// ANTHROPIC_IDENTITY_TOKEN_FILE
+    File,
+    /// ACTIONS_ID_TOKEN_REQUEST_URL and …_TOKEN
+    Endpoint,
+    /// All three
+    Both,
 }
 
 #[derive(Args, Debug)]

@@ -3,6 +3,7 @@
 mod arguments;
 mod claude;
 mod clock;
+mod conformance;
 mod demo;
 mod exec;
 mod failure;
@@ -30,7 +31,7 @@ fn main() -> ExitCode {
         Command::Exec(arguments) => exec::exec(arguments, &environment, talk),
         Command::Claude(arguments) => claude::claude(arguments, &environment, talk),
         Command::Token(arguments) => token::token(&arguments, &environment, talk),
-        Command::Sandbox(arguments) => sandbox::sandbox(arguments),
+        Command::Sandbox(arguments) => sandbox::sandbox(arguments, &environment, talk),
         Command::Demo(arguments) => demo::demo(&arguments, &environment, talk),
     };
     match ended {

@@ -3,13 +3,19 @@
 use std::io::Write;
 use std::time::Duration;
 
+use wifshare::Environment;
 use wifshare_sandbox::{Knobs, Sandbox};
 
 use crate::arguments::SandboxArguments;
+use crate::conformance::conformance;
 use crate::failure::Failure;
 use crate::signals;
+use crate::talk::Talk;
 
-pub(crate) fn sandbox(arguments: SandboxArguments) -> Result<u8, Failure> {
+pub(crate) fn sandbox(arguments: SandboxArguments, environment: &Environment, talk: Talk) -> Result<u8, Failure> {
+    if arguments.conformance.conformance {
+        return conformance(arguments.conformance, environment, talk);
+    }
     let knobs: Knobs = serde_json::from_str(&arguments.knobs)
         .map_err(|error| Failure::usage(format!("the knobs cannot be read: {error}"), "wifshare sandbox --help"))?;
     signals::listen();

@@ -5,6 +5,7 @@
 #![expect(clippy::print_stderr, reason = "a test that cannot run says so")]
 
 mod clients;
+mod conformance;
 mod crash;
 mod demo;
 mod exec;
