@@ -7,6 +7,7 @@ mod conformance;
 mod demo;
 mod exec;
 mod failure;
+mod hardening;
 mod joined;
 mod sandbox;
 mod share;
@@ -24,6 +25,7 @@ use crate::talk::Talk;
 
 #[expect(clippy::disallowed_methods, reason = "the border: the environment is read here and nowhere else")]
 fn main() -> ExitCode {
+    hardening::hide_this_process();
     let environment: Environment = std::env::vars_os().collect();
     let Arguments { verbose, command } = Arguments::parse();
     let talk = Talk::new(verbose, &environment);

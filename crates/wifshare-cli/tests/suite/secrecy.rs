@@ -4,7 +4,13 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::job::{Job, eventually, finish, knobs, living};
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::Command;
+
+use wifshare_sandbox::Knobs;
+
+use crate::job::{Job, WIFSHARE, eventually, finish, knobs, living};
 
 /// The text of this file of every process on the machine that we may read.
 fn of_every_process(file: &str, is_wanted: impl Fn(&str) -> bool) -> Vec<String> {
@@ -90,4 +96,81 @@ fn another_user_gets_nothing() {
     std::os::unix::fs::chown(&foreign, Some(65_534), Some(65_534)).unwrap();
     let ended = job.exec(&["--state-dir", foreign.to_str().unwrap()], "true");
     assert!(ended.stderr.contains("error[state-foreign]"), "{}", ended.stderr);
+}
+
+/// Whether root runs this, who alone can become somebody else.
+#[cfg(target_os = "linux")]
+fn is_root() -> bool {
+    let is_root = rustix::process::geteuid().is_root();
+    assert!(is_root || std::env::var_os("CI").is_none(), "only root can become somebody else");
+    is_root
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn the_same_user_reads_neither_memory_nor_environment_of_a_supervisor_and_the_child_is_as_it_would_be() {
+    if !is_root() {
+        return;
+    }
+    const NOBODY: u32 = 65_534;
+    let as_nobody = |job: &Job, arguments: &[&str]| {
+        let nobody = ["--reuid=65534", "--regid=65534", "--clear-groups"];
+        job.command("setpriv", &[&nobody[..], arguments].concat())
+    };
+    let job = Job::new(knobs());
+    let (directory, wifshare) = (job.path(""), job.path("bin"));
+    rustix::fs::chmod(&directory, rustix::fs::Mode::from_raw_mode(0o777)).unwrap();
+    // The build's directory may be closed to others.
+    std::fs::copy(WIFSHARE, &wifshare).unwrap();
+    let wifshare = wifshare.to_str().unwrap();
+    // Without us, and under us: what another process of the user reads, and the limit for core files.
+    let script = "ulimit -Sc; stat -c %u /proc/$$/environ; touch begun; while ! [ -e over ]; do sleep 0.05; done";
+    let limited = |command: &str| format!("ulimit -Sc 7; exec {command}");
+    let supervised = limited(&format!("{wifshare} exec -- sh -c '{script}'"));
+    let child = as_nobody(&job, &["sh", "-c", &supervised]).spawn().unwrap();
+    eventually("the command has begun", || job.path("begun").exists());
+    let look = format!(
+        "cat /proc/{0}/environ; head -c 1 /proc/{0}/mem; ls /proc/{0}/fd; readlink /proc/{0}/exe; cat /proc/{0}/stat",
+        child.id()
+    );
+    let seen = finish(as_nobody(&job, &["sh", "-c", &look]).spawn().unwrap());
+    assert_eq!(seen.stdout.lines().count(), 1, "nothing but the line that everybody may read: {}", seen.stdout);
+    assert!(seen.stdout.starts_with(&child.id().to_string()), "the start time is found by others: {}", seen.stdout);
+    // One that sweeps finds the living run by that line, and spares it.
+    let ended = finish(as_nobody(&job, &[wifshare, "exec", "--", "true"]).spawn().unwrap());
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    std::fs::File::create(job.path("over")).unwrap();
+    let ended = finish(child);
+    assert_eq!((ended.code, ended.stdout), (0, format!("7\n{NOBODY}\n")), "{}", ended.stderr);
+    job.assert_exchanges(1);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_crash_writes_no_core_file_and_a_childs_crash_writes_its_own() {
+    let mut job = Job::new(Knobs { exchange_latency_ms: 3000, ..knobs() });
+    job.may_keep_credential();
+    let crash = |mut command: Command| {
+        let child = command.spawn().unwrap();
+        eventually("an identity token was issued", || job.counters().exchanges_received > 0);
+        rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::ABORT)
+            .unwrap();
+        child.wait_with_output().unwrap().status
+    };
+    let status = crash(job.command("sh", &["-c", r#"ulimit -Sc "$(ulimit -Hc)"; exec "$WIFSHARE" token"#]));
+    assert_eq!((status.signal(), status.core_dumped()), (Some(6), false));
+    let without_us = job.command("sh", &["-c", r#"ulimit -Sc "$(ulimit -Hc)"; kill -ABRT $$"#]).status().unwrap();
+    let script = r#"ulimit -Sc "$(ulimit -Hc)"; "$WIFSHARE" exec -- sh -c 'kill -ABRT $$'; ls | grep -c '^core'"#;
+    let under_us = finish(job.command("sh", &["-c", script]).spawn().unwrap());
+    let is_written_here = Path::new("/proc/sys/kernel/core_pattern");
+    let is_written_here = std::fs::read_to_string(is_written_here).unwrap().trim() == "core";
+    if is_written_here && without_us.core_dumped() {
+        assert_ne!(under_us.stdout.trim(), "0", "{}", under_us.stderr);
+    }
+    for core in crate::job::files(&job.path("")) {
+        if core.file_name().is_some_and(|name| name.to_string_lossy().starts_with("core")) {
+            let memory = std::fs::read(&core).unwrap();
+            job.search(&String::from_utf8_lossy(&memory), "the core file of a child that was given no secret");
+        }
+    }
 }
