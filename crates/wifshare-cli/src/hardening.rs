@@ -8,5 +8,5 @@
 /// there before. Where it fails nothing is worse than it was, so it is not told.
 pub(crate) fn hide_this_process() {
     #[cfg(target_os = "linux")]
-    drop(rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable));
+    let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
 }

@@ -1,0 +1,84 @@
+//! Tens of processes at a time, killed, stopped and ended from outside, while the endpoints fail by script.
+//!
+//! ```sh
+//! cargo test -p wifshare-cli --test chaos
+//! WIFSHARE_CHAOS_SECONDS=600 cargo test -p wifshare-cli --release --test chaos -- --nocapture
+//! ```
+//!
+//! Every decision comes from one seed, which is printed and can be given again as `WIFSHARE_CHAOS_SEED`; how the
+//! processes meet is the machine's own. Time alternates between *calm*, when processes are killed and ended, identity
+//! tokens come twice and single requests fail, and *storms*, when whole endpoints fail, processes are stopped for longer
+//! than a token lives, and tokens are revoked. What has to hold:
+//!
+//! - always: no identity token is sent twice, no secret is in any output, every state file can be read;
+//! - in calm: every process that was not killed, ended or stopped is served, and no request of a child is refused;
+//! - in a storm and [`RECOVERY`] after it: whoever is not served says one of [`EXCUSED`];
+//! - afterwards: one more run of each key, and nothing secret is left.
+#![cfg(unix)]
+#![expect(clippy::unwrap_used, reason = "a test fails loudly, and its line is the reason")]
+#![expect(clippy::disallowed_methods, reason = "tests stand outside the border: they make the world that is handed in")]
+#![expect(clippy::print_stderr, reason = "the figures are what the run is for")]
+
+#[path = "../suite/job.rs"]
+#[expect(dead_code, reason = "what the suite needs of it and we do not")]
+mod job;
+mod processes;
+mod weather;
+
+use std::time::{Duration, SystemTime};
+
+use job::{Job, living};
+use processes::{Crowd, KEYS};
+use weather::Weather;
+
+/// How a process may fail in a storm, by the name of its error: an endpoint was busy, silent or out of order, or it
+/// was refused a moment ago and that is remembered. Nothing else is an excuse.
+const EXCUSED: [&str; 7] = [
+    "endpoint-busy",
+    "answer-lost",
+    "answer-unexpected",
+    "identity-unreachable",
+    "identity-unexpected",
+    "identity-spent",
+    "run-not-renewed",
+];
+
+/// After a storm: a refusal is remembered for 5 s, three tries with their pauses take 3 s, and a revoked token is held
+/// until its successor is due.
+const RECOVERY: f64 = 9.0;
+
+#[test]
+fn chaos() {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let seconds = number("WIFSHARE_CHAOS_SECONDS").unwrap_or(16);
+    let seed = number("WIFSHARE_CHAOS_SEED").unwrap_or(20_261_123);
+    eprintln!("chaos: {seconds} s, WIFSHARE_CHAOS_SEED={seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let job = Job::new(living(6));
+    let (mut weather, mut crowd) = (Weather::new(seconds), Crowd::new(&job));
+    while now() < weather.end() {
+        weather.change(&job, &mut crowd, &mut random);
+        crowd.change(&job, weather.is_stormy(), &mut random);
+        crowd.judge(&job, &weather);
+        std::thread::sleep(Duration::from_millis(40));
+    }
+    weather.clear(&job, &mut crowd);
+    crowd.wait_for_all(&job, &weather);
+    std::thread::sleep(Duration::from_secs_f64((weather.well_from() - now()).max(0.0)));
+    for key in KEYS {
+        let ended = job.exec(key, "true");
+        assert_eq!(ended.code, 0, "the run after everything, {key:?}: {}", ended.stderr);
+    }
+    let left = job.files_with_secrets();
+    crowd.look_at_state(&job);
+    eprintln!("{}", weather.figures(&crowd.figures(&job, left.len())));
+    job.assert_nothing_sent_twice();
+    assert!(left.is_empty(), "secrets were left in {left:#?}");
+    crowd.assert_well();
+    assert!(crowd.is_worth_its_name(), "the run was too short or the machine too slow to say anything");
+}
+
+/// The wall clock in seconds, which the children's `date` tells too.
+fn now() -> f64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64()
+}
