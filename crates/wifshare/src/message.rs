@@ -60,6 +60,17 @@ pub fn safe_text(text: &str) -> String {
     }
 }
 
+/// An error and its causes in one text, as a person reads it.
+pub fn whole_message(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

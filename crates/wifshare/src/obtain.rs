@@ -11,6 +11,7 @@ use crate::credential::{Credential, Freshness};
 use crate::exchange::{self, TokenError};
 use crate::identity::{IdentityError, IdentitySource, Supply};
 use crate::identity_token::IdentityToken;
+use crate::message::whole_message;
 use crate::private_file::PrivateFileError;
 use crate::purchase::{Act, Heard, Purchase};
 use crate::step::{Step, Watch};
@@ -117,9 +118,17 @@ pub fn obtain(
     // Who has something usable in hand waits for something better a moment only.
     const MOMENT: Duration = Duration::from_secs(2);
     let fresh = |stored: &Credential| stored.freshness(clock.now()) == Freshness::Fresh;
-    let has_one = config.store().read()?.is_some_and(|stored| stored.is_usable(clock.now()));
-    let patience = if has_one { MOMENT } else { PATIENCE };
-    match replace_unless(fresh, || Ok(()), config, transport, patience, clock, watch) {
+    let has_one = || Ok::<_, StoreError>(config.store().read()?.is_some_and(|stored| stored.is_usable(clock.now())));
+    let fresh_within = |patience| replace_unless(fresh, || Ok(()), config, transport, patience, clock, watch);
+    let obtained = match has_one()? {
+        false => fresh_within(PATIENCE),
+        true => match fresh_within(MOMENT) {
+            // What was in hand has ended meanwhile, and a moment is not enough any more.
+            Err(ObtainError::Store(StoreError::Held { .. })) if !has_one()? => fresh_within(PATIENCE),
+            obtained => obtained,
+        },
+    };
+    match obtained {
         Err(ObtainError::Interrupted(interrupted)) => Err(interrupted.into()),
         Err(error) => match config.store().read() {
             Ok(Some(stored)) if stored.is_usable(clock.now()) => {
@@ -474,17 +483,6 @@ impl ObtainError {
             | ObtainError::Interrupted(_) => None,
         }
     }
-}
-
-/// An error and its causes in one text, as a person reads it.
-pub fn whole_message(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 fn use_of(spent: &Spent, now: SystemTime) -> String {

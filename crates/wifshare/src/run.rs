@@ -13,7 +13,8 @@ use crate::delivery::{self, Delivery, HandedOutToken, Handout, ProfileDirectory}
 use crate::environment::Environment;
 use crate::identity::Supply;
 use crate::identity_token::IdentityToken;
-use crate::obtain::{self, ObtainError, whole_message};
+use crate::message::whole_message;
+use crate::obtain::{self, ObtainError};
 use crate::private_file::{self, PrivateFileError};
 use crate::renew::renew_if;
 use crate::step::{Step, Watch};

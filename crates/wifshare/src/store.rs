@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::clock::{Clock, Interrupted, epoch_seconds, from_epoch_seconds};
 use crate::credential::Credential;
 use crate::identity_token::IdentityToken;
+use crate::message::whole_message;
 use crate::private_file::{self, PrivateFileError};
 use crate::secret::Secret;
 use crate::step::{Step, Watch};
@@ -219,7 +220,7 @@ impl Turn<'_> {
         match stored.and_then(|_| self.store.write(&credential, self.watch)) {
             // What is remembered of an older failure is outdated; where it cannot be removed, its end is near.
             Ok(()) => drop(refusal::forget(&self.store.directory)),
-            Err(error) => (self.watch)(&Step::NotKept(error.to_string())),
+            Err(error) => (self.watch)(&Step::NotKept(whole_message(&error))),
         }
         credential
     }

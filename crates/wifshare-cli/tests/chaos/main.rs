@@ -63,6 +63,7 @@ fn chaos() {
         std::thread::sleep(Duration::from_millis(40));
     }
     weather.clear(&job, &mut crowd);
+    eprintln!("storms began and ended at {}", weather.storms());
     crowd.wait_for_all(&job, &weather);
     std::thread::sleep(Duration::from_secs_f64((weather.well_from() - now()).max(0.0)));
     for key in KEYS {

@@ -50,6 +50,7 @@ pub(crate) struct Crowd {
 struct Process {
     pid: Pid,
     what: Work,
+    arguments: String,
     begun: f64,
     fate: Fate,
     goes_on_at: Option<f64>,
@@ -163,7 +164,10 @@ impl Crowd {
         let pid = Pid::from_child(&child);
         self.started += 1;
         let (number, sender, base_url) = (self.started, self.ended.0.clone(), self.base_url.clone());
-        self.living.insert(number, Process { pid, what, begun: now(), fate: Fate::None, goes_on_at: None });
+        self.living.insert(
+            number,
+            Process { pid, what, arguments: arguments.join(" "), begun: now(), fate: Fate::None, goes_on_at: None },
+        );
         std::thread::spawn(move || {
             let ended = finish(child);
             let status = match what {
@@ -258,7 +262,10 @@ impl Crowd {
                 true => self.requests_refused_in_storms += 1,
                 false => {
                     self.requests_refused += 1;
-                    self.complaints.push(format!("number {} at {}: {line}; {stderr}", end.number, process.begun));
+                    self.complaints.push(format!(
+                        "number {}, {:?}, {:?}, from {} to {}: {line}; {stderr}",
+                        end.number, process.arguments, process.fate, process.begun, end.at
+                    ));
                 }
             }
         }

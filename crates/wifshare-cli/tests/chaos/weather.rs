@@ -51,6 +51,11 @@ impl Weather {
         self.storms.last().map_or(self.begun, |(_, end)| end + RECOVERY)
     }
 
+    /// When the storms were, to be compared with a complaint.
+    pub(crate) fn storms(&self) -> String {
+        self.storms.iter().map(|(begin, end)| format!("{begin:.1}-{end:.1} ")).collect()
+    }
+
     /// Whether there was a storm, or its consequences, at any moment between these two.
     pub(crate) fn excuses(&self, from: f64, to: f64) -> bool {
         self.storms.iter().any(|(begin, end)| from < end + RECOVERY && to > *begin)

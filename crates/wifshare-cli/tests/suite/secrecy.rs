@@ -83,7 +83,7 @@ fn another_user_gets_nothing() {
     eventually("the command has begun", || job.path("begun").exists());
     let state = job.state();
     let look = format!("find {0}; cat $(find {0} -type f) /proc/{1}/environ", state.display(), child.id());
-    let nobody = std::process::Command::new("setpriv")
+    let nobody = Command::new("setpriv")
         .args(["--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c", &look])
         .output()
         .unwrap();
