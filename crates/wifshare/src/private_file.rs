@@ -141,6 +141,16 @@ pub fn replace(directory: &Path, name: &'static str, bytes: &[u8], watch: Watch<
     sync_directory(directory)
 }
 
+/// Makes sure that so many bytes can be written in this directory, by writing and removing them.
+pub fn make_sure_of_room(directory: &Path, bytes: usize) -> Result<(), PrivateFileError> {
+    let mut file = tempfile::Builder::new()
+        .prefix(UNFINISHED)
+        .tempfile_in(directory)
+        .map_err(PrivateFileError::io("create a file in", directory))?;
+    let written = file.write_all(&vec![0; bytes]).and_then(|()| file.as_file().sync_all());
+    written.map_err(PrivateFileError::io("write into", directory))
+}
+
 /// Opens a private file for reading and writing, creating it empty with mode 0600: for files that stay in place,
 /// because they are locked or appended to.
 pub fn open_in_place(path: &Path) -> Result<File, PrivateFileError> {

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::clock::{Clock, Interrupted, epoch_seconds, from_epoch_seconds};
 use crate::config::{Config, DEFAULT_BASE_URL};
-use crate::credential::Credential;
+use crate::credential::{Credential, Freshness};
 use crate::delivery::{self, Delivery, HandedOutToken, Handout, ProfileDirectory};
 use crate::environment::Environment;
 use crate::identity::Supply;
@@ -61,6 +61,8 @@ pub struct Run {
 struct Desk {
     lease: Option<Lease>,
     held: Option<Credential>,
+    /// Whether children find what is held; a full disk may keep it from them for a while.
+    is_delivered: bool,
     /// When the token in the file is to be replaced for its age.
     token_due: Option<SystemTime>,
     is_over: bool,
@@ -92,7 +94,14 @@ impl Run {
         let lease = config.store().lease(clock, &*watch)?;
         store::sweep(&config.location.root, clock, &*watch);
         let directory = lease.directory().to_owned();
-        let desk = Desk { lease: Some(lease), held: None, token_due: None, is_over: false, is_abandoned: false };
+        let desk = Desk {
+            lease: Some(lease),
+            held: None,
+            is_delivered: true,
+            token_due: None,
+            is_over: false,
+            is_abandoned: false,
+        };
         let mut run = Run {
             config,
             transport,
@@ -225,12 +234,13 @@ impl Run {
     }
 
     fn prepare(&mut self) -> Result<(), ObtainError> {
+        /// For the ledger's entry, the stored credential and the delivered one, with blocks of 4 KiB.
+        const ROOM: usize = 32 * 1024;
         let watch = self.watch();
         let inputs: BTreeMap<_, _> = self.identity_variables().into_iter().collect();
         let inputs = serde_json::to_vec(&inputs).expect("texts become JSON");
         private_file::replace(&self.directory, INPUTS, &inputs, watch)?;
         if let Provision::Credential(delivery) = self.provision {
-            let held = obtain::obtain(&self.config, &self.transport, self.clock, watch)?;
             let profile = match delivery {
                 Delivery::Profile => Some(ProfileDirectory::fixed(self.directory.join("profile"))),
                 Delivery::Federation => {
@@ -247,8 +257,13 @@ impl Run {
                 }
                 Delivery::Environment => None,
             };
+            // What cannot be delivered shall not be bought.
             if let Some(profile) = &profile {
                 profile.create(&self.config.base_url, watch)?;
+                private_file::make_sure_of_room(&self.directory, ROOM)?;
+            }
+            let held = obtain::obtain(&self.config, &self.transport, self.clock, watch)?;
+            if let Some(profile) = &profile {
                 profile.publish(&held, watch)?;
             }
             self.profile = profile;
@@ -339,7 +354,8 @@ impl Run {
     fn adopt(&self) -> Result<bool, ObtainError> {
         let Provision::Credential(Delivery::Federation) = self.provision else { return Ok(false) };
         let Some(profile) = &self.profile else { return Ok(false) };
-        let Some(held) = self.held() else { return Ok(false) };
+        // What lies there is of the time before, where the last one could not be written.
+        let Some(held) = self.held().filter(|_| self.desk().is_delivered) else { return Ok(false) };
         let Some(in_place) = profile.in_place().filter(|found| found.access_token != held.access_token) else {
             return Ok(false);
         };
@@ -388,6 +404,13 @@ impl Run {
     fn renew(&self, schedule: &mut Schedule) {
         let renewing = self.renewing.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(held) = self.held().filter(|_| !self.over.load(Ordering::SeqCst)) else { return };
+        let is_delivered = self.desk().is_delivered;
+        if !is_delivered && held.freshness(self.clock.now()) == Freshness::Fresh {
+            return match self.publish(held) {
+                Ok(()) => schedule.succeeded(self),
+                Err(_) => drop(schedule.failed(self)),
+            };
+        }
         let mut permission = None;
         let may_keep = || self.permit().map(|desk| permission = Some(desk));
         let renewed = renew_if(may_keep, &held, &self.config, &self.transport, self.clock, self.watch());
@@ -423,10 +446,13 @@ impl Run {
         if desk.is_over {
             return Err(Interrupted.into());
         }
+        // Held first: what was bought is not bought again because it could not be written.
+        desk.held = Some(credential.clone());
+        desk.is_delivered = false;
         if let Some(profile) = &self.profile {
             profile.publish(&credential, self.watch())?;
         }
-        desk.held = Some(credential);
+        desk.is_delivered = true;
         Ok(())
     }
 
