@@ -140,7 +140,7 @@ pub enum IdentityError {
         what: String,
     },
     /// What the source handed out is no identity token.
-    #[error("{origin} holds no identity token: {reason}")]
+    #[error("what {origin} handed out is no identity token: {reason}")]
     Malformed {
         /// The source, in words.
         origin: String,

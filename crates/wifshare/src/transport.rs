@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::uri::Scheme;
 use http::{HeaderValue, Uri, header};
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::client::conn::http1;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::proxy::Tunnel;
@@ -230,7 +230,10 @@ impl Connection {
                 let answer = self.sender.send_request(request).await.map_err(|error| failed(chain(&error)))?;
                 let (head, body) = answer.into_parts();
                 let body = Limited::new(body, LARGEST_ANSWER).collect().await;
-                let body = body.map_err(|error| failed(format!("its answer broke off: {}", chain(&*error))))?;
+                let body = body.map_err(|error| match error.is::<LengthLimitError>() {
+                    true => failed(format!("its answer is larger than {LARGEST_ANSWER} bytes")),
+                    false => failed(format!("its answer broke off: {}", chain(&*error))),
+                })?;
                 Ok(Response::from_parts(head, Zeroizing::new(body.to_bytes().to_vec())))
             };
             let late = |_| failed(format!("no whole answer within {} s", self.patience.as_secs_f32()));
