@@ -49,8 +49,8 @@ pub enum Malformed {
     /// Nothing but blanks.
     #[error("it is empty")]
     Empty,
-    /// Over the 16 384 bytes that the token endpoint takes.
-    #[error("it has {0} bytes, more than the {LARGEST} that the token endpoint takes")]
+    /// Over the 16 384 bytes that the token endpoint takes. So many were read; there may be more.
+    #[error("it has more than the {LARGEST} bytes that the token endpoint takes")]
     Oversized(usize),
     /// Not the three segments of a JWS (RFC 7515 §7.1).
     #[error("it is not a JWT: three base64url segments parted by dots were expected")]

@@ -423,7 +423,6 @@ impl World {
             (" ", digit, " s ago", "[SECONDS]"),
             (" for ", digit, " s more", "[SECONDS]"),
             (" since ", digit, " s", "[SECONDS]"),
-            (" has ", digit, " bytes", "[BYTES]"),
             (" good for ", digit, " s", "[SECONDS]"),
             ("\"expires_in\":", digit, "", "[SECONDS]"),
             ("\"expires_at\":", digit, "", "[MOMENT]"),
