@@ -76,7 +76,7 @@ impl Running {
         use rustix::process::{WaitId, WaitIdOptions, waitid};
         // It is left in the table of processes, so that its number, the group's, is not given to another.
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-        self.group().is_none_or(|pid| matches!(waitid(WaitId::Pid(pid), options), Ok(Some(_))))
+        self.group().is_none_or(|pid| !matches!(waitid(WaitId::Pid(pid), options), Ok(None)))
     }
 
     #[cfg(unix)]
