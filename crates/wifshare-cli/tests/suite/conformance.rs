@@ -60,8 +60,8 @@ fn each_case_sees_the_client_that_breaks_its_rule() {
     const POST: &str = r#"
         token=$(cat "$ANTHROPIC_IDENTITY_TOKEN_FILE")
         printf '{"grant_type":"urn:ietf:params:oauth:grant-type:jwt-bearer","assertion":"%s","federation_rule_id":"%s","organization_id":"%s"}' \
-            "$token" "$ANTHROPIC_FEDERATION_RULE_ID" "$ANTHROPIC_ORGANIZATION_ID" > body
-        post() { curl --silent --max-time 10 "$@" --data @body "$ANTHROPIC_BASE_URL/v1/oauth/token"; }
+            "$token" "$ANTHROPIC_FEDERATION_RULE_ID" "$ANTHROPIC_ORGANIZATION_ID" > body-$$
+        post() { curl --silent --max-time 10 "$@" --data @body-$$ "$ANTHROPIC_BASE_URL/v1/oauth/token"; }
     "#;
     if std::process::Command::new("curl").arg("--version").stdout(Stdio::null()).status().is_err() {
         eprintln!("curl is not there, so nobody breaks a rule");
@@ -80,18 +80,19 @@ fn each_case_sees_the_client_that_breaks_its_rule() {
         ("reflected", "post", "printed a secret"),
         ("reflected", "post | cut -c1-500 >&2", "printed in part"),
         ("argument-lists", r#"post; sh -c 'sleep 1; true' "$token""#, "put a secret into an argument list"),
-        ("refused", "post; sleep 60", "did not give up; killed after 2 s"),
+        ("refused", "post; sleep 60", "did not give up"),
     ] {
-        let ended = conformance(&["--case", case, "--bound", "2s"], &["sh", "-c", &format!("{POST}\n{script}")]);
+        let bound = if case == "refused" { "5s" } else { "60s" };
+        let ended = conformance(&["--case", case, "--bound", bound], &["sh", "-c", &format!("{POST}\n{script}")]);
         let failed = failed(&ended);
         assert_eq!((ended.code, failed.len()), (1, 1), "{case} {script}: {}{}", ended.stdout, ended.stderr);
         assert!(failed[0].contains(complaint), "{case} {script}: {}", failed[0]);
-        // And the same client, as it should be.
-        if !["reflected", "argument-lists"].contains(&case) {
-            let ended = conformance(&["--case", case], &["sh", "-c", &format!("{POST}\npost || true")]);
-            assert_eq!(ended.code, 0, "{case}: {}", ended.stdout);
-        }
     }
+    // And the same client, as it should be.
+    let ended = conformance(&[], &["sh", "-c", &format!("{POST}\npost --fail --output answer-$$ || true")]);
+    let failed = failed(&ended);
+    assert_eq!(failed.len(), 1, "eight of them send one token: {}", ended.stdout);
+    assert!(failed[0].contains("8 of 8 succeeded; 8 sent, 1 accepted, 7 sent again"), "{}", failed[0]);
 }
 
 #[test]

@@ -1,6 +1,9 @@
 //! The CI's half: identity tokens for the job that has the request token, verifiable by anybody.
 
-use std::collections::HashSet;
+use std::{
+    collections::HashSet,
+    time::{Duration, Instant},
+};
 
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, jwk::JwkSet};
 use serde_json::Value;
@@ -24,6 +27,15 @@ fn a_job_obtains_a_token_for_the_audience_it_names() {
     let default = get(&url, &[("authorization", &bearer)]).unwrap().json();
     let claims: Value = jsonwebtoken::dangerous::insecure_decode_claims(default["value"].as_str().unwrap()).unwrap();
     assert_eq!(claims["aud"], "https://github.com/octo-org");
+}
+
+#[test]
+fn a_slow_platform_takes_its_time() {
+    #[expect(clippy::disallowed_methods, reason = "how long it takes is what is tested")]
+    let begin = Instant::now();
+    let sandbox = Sandbox::start(Knobs { identity_token_latency_ms: 400, ..Knobs::default() }).unwrap();
+    assert_eq!(identity_token(&sandbox, "a").unwrap().status, 200);
+    assert!(begin.elapsed() >= Duration::from_millis(400));
 }
 
 #[test]
