@@ -469,10 +469,18 @@ impl ObtainError {
             ObtainError::Token { source: TokenError::Busy { .. } | TokenError::Unexpected { .. }, .. }
             | ObtainError::NotSent(_)
             | ObtainError::MaybeSent { .. } => Some(PASSING),
-            ObtainError::Identity { source: IdentityError::Refused { .. }, .. } => Some(LASTING),
+            // An endpoint that is down or busy has refused nobody.
+            ObtainError::Identity { source: IdentityError::Refused { status, .. }, .. }
+                if !status.is_server_error() && *status != 429 =>
+            {
+                Some(LASTING)
+            }
             ObtainError::Identity {
                 source:
-                    IdentityError::Unreachable { .. } | IdentityError::Unexpected { .. } | IdentityError::Command { .. },
+                    IdentityError::Refused { .. }
+                    | IdentityError::Unreachable { .. }
+                    | IdentityError::Unexpected { .. }
+                    | IdentityError::Command { .. },
                 ..
             } => Some(PASSING),
             // A look at the ledger or at a file is cheap, and the next one may find it changed.

@@ -32,11 +32,12 @@ use processes::{Crowd, KEYS};
 use weather::Weather;
 
 /// How a process may fail in a storm, by the name of its error: an endpoint was busy, silent or out of order, or it
-/// was refused a moment ago and that is remembered. Nothing else is an excuse.
-const EXCUSED: [&str; 7] = [
+/// failed a moment ago and that is remembered (503 of the identity endpoint is told as `identity-refused`). Nothing else is an excuse.
+const EXCUSED: [&str; 8] = [
     "endpoint-busy",
     "answer-lost",
     "answer-unexpected",
+    "identity-refused",
     "identity-unreachable",
     "identity-unexpected",
     "identity-spent",

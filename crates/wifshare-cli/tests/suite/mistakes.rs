@@ -126,6 +126,18 @@ fn an_exchange_that_is_refused_names_where_the_reason_stands() {
 }
 
 #[test]
+fn an_identity_endpoint_that_was_down_is_asked_again_within_seconds_and_one_that_refused_is_not() {
+    for (status, tries, is_asked_again) in [(503, 3, true), (429, 3, true), (403, 1, false)] {
+        let fault = Fault::Status { status, retry_after_s: None, commit: false };
+        let mut job = Job::new(Knobs { identity_token_faults: vec![fault; tries], ..knobs() });
+        assert_told(&job.token(&[]), 125, "identity-refused", &[&status.to_string()]);
+        assert_told(&job.token(&[]), 125, "identity-refused", &["is remembered"]);
+        std::thread::sleep(std::time::Duration::from_millis(6100));
+        assert_eq!(job.token(&[]).code == 0, is_asked_again, "HTTP {status}");
+    }
+}
+
+#[test]
 fn an_endpoint_that_is_not_there() {
     let mut job = Job::new(knobs());
     // A port that was free a moment ago.
