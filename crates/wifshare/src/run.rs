@@ -180,6 +180,7 @@ impl Run {
                 return;
             }
             drop(desk);
+            self.restore(&mut schedule);
             self.look_at_what_children_did(&mut schedule);
             if schedule.is_due(self) {
                 match self.config.source.supply() {
@@ -237,9 +238,7 @@ impl Run {
         /// For the ledger's entry, the stored credential and the delivered one, with blocks of 4 KiB.
         const ROOM: usize = 32 * 1024;
         let watch = self.watch();
-        let inputs: BTreeMap<_, _> = self.identity_variables().into_iter().collect();
-        let inputs = serde_json::to_vec(&inputs).expect("texts become JSON");
-        private_file::replace(&self.directory, INPUTS, &inputs, watch)?;
+        self.write_inputs()?;
         if let Provision::Credential(delivery) = self.provision {
             let profile = match delivery {
                 Delivery::Profile => Some(ProfileDirectory::fixed(self.directory.join("profile"))),
@@ -316,6 +315,66 @@ impl Run {
             return Ok(handed_out.replace(token, watch)?);
         }
         unreachable!("the loop ends by returning")
+    }
+
+    fn write_inputs(&self) -> Result<(), PrivateFileError> {
+        let inputs: BTreeMap<_, _> = self.identity_variables().into_iter().collect();
+        let inputs = serde_json::to_vec(&inputs).expect("texts become JSON");
+        private_file::replace(&self.directory, INPUTS, &inputs, self.watch())
+    }
+
+    /// Somebody may remove the state directory while we live, to make room for instance. Children look where they
+    /// looked before, so what they found there is put in place again, from memory.
+    fn restore(&self, schedule: &mut Schedule) {
+        let restored = self.lay_out_again().and_then(|was_removed| match self.held().filter(|_| was_removed) {
+            Some(held) => {
+                schedule.token_was_read = true;
+                self.share(held, |_| true)
+            }
+            None => Ok(()),
+        });
+        match restored {
+            Ok(()) | Err(ObtainError::Interrupted(_)) => {}
+            Err(error) => {
+                let pause = schedule.pause(self);
+                self.tell(schedule, &error, |cause| Step::NotRenewed { cause, pause });
+            }
+        }
+    }
+
+    fn lay_out_again(&self) -> Result<bool, ObtainError> {
+        let mut desk = self.desk();
+        let held = desk.held.clone();
+        let lay_out = || {
+            self.write_inputs()?;
+            if let (Some(profile), Some(held)) = (&self.profile, &held) {
+                profile.create(&self.config.base_url, self.watch())?;
+                profile.publish(held, self.watch())?;
+            }
+            Ok(())
+        };
+        // The end of the run takes the lease, and whatever is written after that would stay.
+        match &mut desk.lease {
+            Some(lease) => lease.restore(lay_out, self.watch()),
+            None => Ok(false),
+        }
+    }
+
+    /// Makes a credential everybody's, unless a better one is stored.
+    fn share(&self, credential: Credential, is_better: impl Fn(&Credential) -> bool) -> Result<(), ObtainError> {
+        let now = self.clock.now();
+        let mut permission = None;
+        let replacement =
+            |_: &mut Turn<'_>| self.permit().map(|desk| permission = Some(desk)).map(|()| credential.clone());
+        let stored = self.config.store().get_or_replace_with(
+            |stored| is_better(stored) && stored.is_usable(now),
+            replacement,
+            PATIENCE,
+            self.clock,
+            self.watch(),
+        );
+        drop(permission);
+        self.publish(stored?)
     }
 
     fn look_at_what_children_did(&self, schedule: &mut Schedule) {

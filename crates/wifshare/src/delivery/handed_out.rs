@@ -33,6 +33,8 @@ impl HandedOutToken {
 
     /// Hands this token out in place of the one before. Whoever has the older file open goes on reading it whole.
     pub fn replace(&self, token: IdentityToken, watch: Watch<'_>) -> Result<(), PrivateFileError> {
+        // Somebody may have removed it; from then on nobody tells us of readers, and the token is replaced as it ages.
+        private_file::private_directory(&self.directory)?;
         private_file::replace(&self.directory, FILE, token.expose().as_bytes(), watch)
     }
 

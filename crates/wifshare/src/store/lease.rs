@@ -24,7 +24,7 @@ pub struct Lease {
     shared: File,
     directory: PathBuf,
     // Held for its lock alone; it goes when the lease goes.
-    _owner: File,
+    owner: File,
 }
 
 /// What is to become of the credential when the last run has ended.
@@ -45,21 +45,17 @@ impl Store {
         let path = self.directory.join(LEASE);
         let start = (clock.monotonic)();
         let shared = loop {
-            let file = private_file::open_in_place(&path)?;
-            match file.try_lock_shared() {
-                Ok(()) => break file,
-                Err(TryLockError::WouldBlock) => {
-                    let waited = (clock.monotonic)().saturating_sub(start);
-                    if waited > PATIENCE {
-                        return Err(StoreError::Held { path, holder: None, waited });
-                    }
-                    (clock.pause)(Duration::from_millis(5))?;
-                }
-                Err(TryLockError::Error(source)) => return Err(failed("lock", &path, source)),
+            if let Some(file) = share(&path)? {
+                break file;
             }
+            let waited = (clock.monotonic)().saturating_sub(start);
+            if waited > PATIENCE {
+                return Err(StoreError::Held { path, holder: None, waited });
+            }
+            (clock.pause)(Duration::from_millis(5))?;
         };
         let (directory, owner) = self.new_run(watch)?;
-        Ok(Lease { store: self.clone(), shared, directory, _owner: owner })
+        Ok(Lease { store: self.clone(), shared, directory, owner })
     }
 
     /// Makes the run's directory under a name that no sweep looks at, locks its owner file, and only then shows it.
@@ -71,10 +67,7 @@ impl Store {
         let name = format!("{}-{:08x}", owner.pid, fastrand::u32(..));
         let (unborn, born) = (runs.join(format!(".new-{name}")), runs.join(name));
         private_file::private_directory(&unborn)?;
-        let text = serde_json::to_vec(&owner).expect("texts and numbers become JSON");
-        private_file::replace(&unborn, OWNER, &text, watch)?;
-        let file = private_file::open_in_place(&unborn.join(OWNER))?;
-        file.try_lock().map_err(|error| failed("lock", &unborn.join(OWNER), error.into()))?;
+        let file = own(&unborn, watch)?;
         fs::rename(&unborn, &born).map_err(|source| failed("rename", &unborn, source))?;
         Ok((born, file))
     }
@@ -89,6 +82,27 @@ impl Lease {
     /// Removes the run's own directory, and what others may hold on to not at all.
     pub fn remove_directory(&self) -> Result<(), StoreError> {
         Ok(private_file::remove(&self.directory)?)
+    }
+
+    /// Takes the lease once more where somebody has removed the directory of this living run: lays it out anew, and
+    /// claims it when it is whole. Tells whether that was so.
+    pub fn restore<E: From<StoreError>>(
+        &mut self,
+        lay_out: impl FnOnce() -> Result<(), E>,
+        watch: Watch<'_>,
+    ) -> Result<bool, E> {
+        if self.directory.join(OWNER).exists() {
+            return Ok(false);
+        }
+        self.store.create()?;
+        let path = self.store.directory.join(LEASE);
+        // Another run that ends is alone with it for a moment; the next look comes soon.
+        let Some(shared) = share(&path)? else { return Ok(false) };
+        self.shared = shared;
+        private_file::private_directory(&self.directory).map_err(StoreError::from)?;
+        lay_out()?;
+        self.owner = own(&self.directory, watch)?;
+        Ok(true)
     }
 
     /// Gives the lease up. Whoever is last does `afterwards` with the credential; the others leave it alone.
@@ -116,6 +130,25 @@ impl Lease {
         let others = fs::read_dir(runs).into_iter().flatten().flatten().map(|entry| entry.path());
         others.into_iter().any(|ref path| *path != self.directory && !is_unborn(path) && is_alive(path))
     }
+}
+
+/// Shares the lease, unless somebody is alone with it.
+fn share(path: &Path) -> Result<Option<File>, StoreError> {
+    let file = private_file::open_in_place(path)?;
+    match file.try_lock_shared() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(source)) => Err(failed("lock", path, source)),
+    }
+}
+
+/// Says in this directory that it is ours, for as long as the returned file is open.
+fn own(run: &Path, watch: Watch<'_>) -> Result<File, StoreError> {
+    let text = serde_json::to_vec(&Owner::current()).expect("texts and numbers become JSON");
+    private_file::replace(run, OWNER, &text, watch)?;
+    let file = private_file::open_in_place(&run.join(OWNER))?;
+    file.try_lock().map_err(|error| failed("lock", &run.join(OWNER), error.into()))?;
+    Ok(file)
 }
 
 /// Whether the run with this directory still lives.
