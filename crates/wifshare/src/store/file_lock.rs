@@ -121,7 +121,16 @@ fn is_still_there(_file: &File, path: &Path) -> Result<bool, StoreError> {
 /// Refuses file systems on which a lock may hold on one host only, or not at all. Others are trusted.
 #[cfg(target_os = "linux")]
 pub(super) fn locks_are_reliable(directory: &Path) -> Result<(), StoreError> {
-    // From statfs(2).
+    let kind = rustix::fs::statfs(directory).map(|statistics| statistics.f_type as u64);
+    match kind.ok().and_then(network_file_system) {
+        Some(file_system) => Err(StoreError::UnreliableLocks { directory: directory.to_owned(), file_system }),
+        None => Ok(()),
+    }
+}
+
+/// The name of a network file system, by its number in statfs(2). Where that is signed, the upper half is set too.
+#[cfg(target_os = "linux")]
+fn network_file_system(kind: u64) -> Option<&'static str> {
     const NETWORK: [(u64, &str); 8] = [
         (0x6969, "NFS"),
         (0x517b, "SMB"),
@@ -132,15 +141,39 @@ pub(super) fn locks_are_reliable(directory: &Path) -> Result<(), StoreError> {
         (0x0bd0_0bd0, "Lustre"),
         (0x00c3_6400, "Ceph"),
     ];
-    let kind = rustix::fs::statfs(directory).map(|statistics| statistics.f_type as u64 & 0xffff_ffff);
-    match kind.ok().and_then(|kind| NETWORK.iter().find(|(magic, _)| *magic == kind)) {
-        Some((_, name)) => Err(StoreError::UnreliableLocks { directory: directory.to_owned(), file_system: name }),
-        None => Ok(()),
-    }
+    NETWORK.iter().find(|(magic, _)| *magic == kind & 0xffff_ffff).map(|(_, name)| *name)
 }
 
 /// Not run by us: elsewhere the file system is taken at its word.
 #[cfg(not(target_os = "linux"))]
 pub(super) fn locks_are_reliable(_directory: &Path) -> Result<(), StoreError> {
     Ok(())
+}
+
+#[cfg(test)]
+#[cfg(target_os = "linux")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn network_file_systems_are_told_by_their_number_and_local_ones_are_trusted() {
+        for (kind, name) in [
+            (0x6969, Some("NFS")),
+            (0xff53_4d42, Some("CIFS")),
+            (0xffff_ffff_ff53_4d42, Some("CIFS")),
+            (0xfe53_4d42, Some("SMB2")),
+            (0x0102_1997, Some("9P")),
+            (0x00c3_6400, Some("Ceph")),
+            // ext4, tmpfs, overlay, btrfs, xfs, zfs
+            (0xef53, None),
+            (0x0102_1994, None),
+            (0x794c_7630, None),
+            (0x9123_683e, None),
+            (0x5846_5342, None),
+            (0x2fc1_2fc1, None),
+        ] {
+            assert_eq!(network_file_system(kind), name, "{kind:#x}");
+        }
+        locks_are_reliable(Path::new("/proc")).expect("it is local");
+    }
 }
