@@ -26,7 +26,8 @@ fn of_every_process(file: &str, is_wanted: impl Fn(&str) -> bool) -> Vec<String>
 
 #[test]
 fn no_secret_ever_stands_in_an_argument_list() {
-    let mut job = Job::new(living(6));
+    // Slow enough to be seen on a busy machine.
+    let mut job = Job::new(Knobs { exchange_latency_ms: 500, ..living(6) });
     job.may_keep_credential();
     let token = job.sandbox.issue_identity_token();
     let is_over = AtomicBool::new(false);
