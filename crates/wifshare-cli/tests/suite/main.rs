@@ -9,6 +9,7 @@ mod conformance;
 mod crash;
 mod demo;
 mod exec;
+mod filesystem;
 mod github;
 mod job;
 mod mistakes;

@@ -1,0 +1,304 @@
+//! The file system misbehaves: full, broken, read-only, taken away. Each ends in service or in a clear error with a
+//! hint; never is an identity token sent twice, and never is a credential lost that was bought for `token`.
+
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use rustix::process::{Pid, Signal, kill_process};
+use wifshare_sandbox::Knobs;
+
+use crate::job::{Ended, Job, eventually, finish, knobs, living};
+
+const ASK: &str = r#""$WIFSHARE" demo --child shared"#;
+
+/// A small file system in memory in place of the state directory; unmounted when dropped.
+struct Small {
+    at: PathBuf,
+}
+
+impl Small {
+    /// `None` where nothing can be mounted, which only a CI as root may not say.
+    fn mount(job: &Job, size: &str) -> Option<Small> {
+        let at = job.state();
+        std::fs::create_dir(&at).unwrap();
+        let small = Small { at };
+        let options = format!("size={size},mode=0700");
+        if small.command("mount", &["-t", "tmpfs", "-o", &options, "none"]) {
+            return Some(small);
+        }
+        let is_root = rustix::process::geteuid().is_root();
+        assert!(!is_root || std::env::var_os("CI").is_none(), "root can mount");
+        std::fs::remove_dir(&small.at).unwrap();
+        std::mem::forget(small);
+        None
+    }
+
+    fn command(&self, program: &str, arguments: &[&str]) -> bool {
+        Command::new(program).args(arguments).arg(&self.at).output().unwrap().status.success()
+    }
+
+    /// Leaves that much room and no more.
+    fn leave(&self, bytes: usize) {
+        let filler = self.at.join("filler");
+        std::fs::write(&filler, "").unwrap();
+        let room = rustix::fs::statvfs(&self.at).unwrap();
+        let fill = (room.f_bavail * room.f_frsize) as usize - bytes;
+        std::fs::write(&filler, vec![0; fill]).unwrap();
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        assert!(self.command("umount", &["-l"]));
+        std::fs::remove_dir(&self.at).unwrap();
+    }
+}
+
+/// Served, or told clearly why not.
+fn assert_served_or_told(ended: &Ended, what: &str) {
+    if ended.code == 0 {
+        return;
+    }
+    assert_eq!(ended.code, 125, "{what}: {}", ended.stderr);
+    assert!(ended.stderr.contains("error[") && ended.stderr.contains("hint: "), "{what}: {}", ended.stderr);
+    assert!(!ended.stderr.contains("panicked"), "{what}: {}", ended.stderr);
+}
+
+/// A `token`, which has to serve whatever was bought for it.
+fn assert_nothing_bought_in_vain(job: &Job, ended: &Ended, what: &str) {
+    assert_served_or_told(ended, what);
+    let is_served = ended.code == 0 && ended.stdout.starts_with("sk-ant-oat01-");
+    assert_eq!(is_served, job.counters().exchanges_accepted == 1, "{what}: {}", ended.stderr);
+    job.assert_nothing_sent_twice();
+}
+
+#[test]
+fn a_full_disk_costs_no_credential() {
+    for pages in 0..=12 {
+        let what = format!("{pages} pages");
+        let mut job = Job::new(knobs());
+        let Some(small) = Small::mount(&job, "128k") else { return };
+        small.leave(pages * 4096);
+        let ended = job.token(&[]);
+        assert_nothing_bought_in_vain(&job, &ended, &what);
+        if ended.code != 0 {
+            assert!(ended.stderr.contains("free some space"), "{what}: {}", ended.stderr);
+        }
+    }
+}
+
+#[test]
+fn a_run_on_a_full_disk_buys_nothing_that_it_cannot_deliver() {
+    let mut served = 0;
+    for pages in 0..=16 {
+        let what = format!("{pages} pages");
+        let job = Job::new(knobs());
+        let Some(small) = Small::mount(&job, "128k") else { return };
+        small.leave(pages * 4096);
+        let ended = job.exec(&[], ASK);
+        assert_served_or_told(&ended, &what);
+        served += u32::from(ended.code == 0);
+        assert_eq!(job.counters().exchanges_accepted, u64::from(ended.code == 0), "{what}: {}", ended.stderr);
+        job.assert_nothing_sent_twice();
+        assert!(job.files_with_secrets().is_empty());
+    }
+    assert!(served > 0, "with enough room it works");
+}
+
+#[test]
+fn a_disk_that_fills_up_while_a_run_lives_takes_nothing_from_its_children() {
+    let job = Job::new(living(30));
+    let Some(small) = Small::mount(&job, "256k") else { return };
+    // A renewal is due after 12 s; the credential lives on for more than ten, and room comes back.
+    let script = format!("touch begun; for i in $(seq 38); do {ASK} || exit 9; sleep 0.5; done");
+    let child = job.wifshare(&["exec", "--", "sh", "-c", &script]).spawn().unwrap();
+    eventually("the command has begun", || job.path("begun").exists());
+    small.leave(0);
+    std::thread::sleep(std::time::Duration::from_secs(17));
+    std::fs::remove_file(small.at.join("filler")).unwrap();
+    let ended = finish(child);
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    assert!(ended.stderr.contains("could not be renewed"), "{}", ended.stderr);
+    assert_eq!(job.counters().messages_refused, 0);
+    job.assert_exchanges(2);
+}
+
+#[test]
+fn a_read_only_disk_is_told_as_that_and_what_lies_on_it_is_served() {
+    let mut job = Job::new(knobs());
+    let Some(small) = Small::mount(&job, "128k") else { return };
+    assert!(small.command("mount", &["-o", "remount,ro"]));
+    for ended in [job.token(&[]), job.exec(&[], "true")] {
+        assert_served_or_told(&ended, "read-only");
+        assert!(ended.stderr.contains("that file system is read-only"), "{}", ended.stderr);
+    }
+    assert_eq!(job.counters().identity_tokens_issued, 0, "nothing is asked for where nothing can be kept");
+    assert!(small.command("mount", &["-o", "remount,rw"]));
+    let token = job.token(&[]);
+    assert!(small.command("mount", &["-o", "remount,ro"]));
+    assert_eq!(job.token(&[]).stdout, token.stdout);
+    job.assert_exchanges(1);
+}
+
+/// Runs wifshare under strace, which makes a system call fail the n-th time. `None` where there is no strace.
+fn injected(job: &Job, fault: &str, arguments: &[&str]) -> Option<Ended> {
+    if Command::new("strace").arg("-V").output().is_err() {
+        assert!(std::env::var_os("CI").is_none(), "strace is missing");
+        return None;
+    }
+    let calls = fault.split(':').next().unwrap_or_default();
+    let (trace, inject) = (format!("trace={calls}"), format!("inject={fault}"));
+    let strace = ["-f", "-qq", "-o", "/dev/null", "-e", &trace, "-e", &inject];
+    Some(finish(job.command("strace", &[&strace[..], &[crate::job::WIFSHARE], arguments].concat()).spawn().unwrap()))
+}
+
+#[test]
+fn a_disk_that_fails_to_sync_costs_no_credential() {
+    for error in ["EIO", "ENOSPC", "EINTR"] {
+        for time in 1..=5 {
+            let what = format!("{error}, sync number {time}");
+            let mut job = Job::new(knobs());
+            job.may_keep_credential();
+            let Some(ended) = injected(&job, &format!("fsync:error={error}:when={time}"), &["token"]) else { return };
+            assert_nothing_bought_in_vain(&job, &ended, &what);
+            if error == "EINTR" {
+                assert_eq!(ended.code, 0, "{what}: {}", ended.stderr);
+            }
+            let job = Job::new(knobs());
+            let fault = format!("fsync:error={error}:when={time}");
+            let ended = injected(&job, &fault, &["exec", "--", "true"]).unwrap();
+            assert_served_or_told(&ended, &what);
+            job.assert_nothing_sent_twice();
+            assert!(job.files_with_secrets().is_empty(), "{what}");
+        }
+    }
+}
+
+#[test]
+fn too_few_descriptors_cost_no_credential() {
+    let mut served = 0;
+    for limit in 4..=20 {
+        let what = format!("{limit} descriptors");
+        let mut job = Job::new(knobs());
+        job.may_keep_credential();
+        let script = format!(r#"ulimit -n {limit}; exec "$WIFSHARE" token"#);
+        let ended = finish(job.command("sh", &["-c", &script]).spawn().unwrap());
+        if ended.code == 127 {
+            continue;
+        }
+        assert_nothing_bought_in_vain(&job, &ended, &what);
+        served += u32::from(ended.code == 0);
+    }
+    assert!(served > 0, "with enough of them it works");
+    for number in 8..=40 {
+        let what = format!("open number {number}");
+        let mut job = Job::new(knobs());
+        job.may_keep_credential();
+        let Some(ended) = injected(&job, &format!("openat:error=EMFILE:when={number}"), &["token"]) else { return };
+        assert_nothing_bought_in_vain(&job, &ended, &what);
+    }
+}
+
+#[test]
+fn who_waits_for_a_stopped_process_says_for_whom_and_both_are_served() {
+    let mut job = Job::new(Knobs { exchange_latency_ms: 1000, ..knobs() });
+    let holder = job.wifshare(&["token"]).spawn().unwrap();
+    eventually("the exchange is under way", || job.counters().exchanges_received == 1);
+    kill_process(Pid::from_child(&holder), Signal::STOP).unwrap();
+    let waiter = job.wifshare(&["token"]).spawn().unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(3500));
+    kill_process(Pid::from_child(&holder), Signal::CONT).unwrap();
+    let pid = holder.id();
+    job.may_keep_credential();
+    let (first, second) = (finish(holder), finish(waiter));
+    assert_eq!((first.code, second.code), (0, 0), "{} {}", first.stderr, second.stderr);
+    assert_eq!(first.stdout, second.stdout);
+    let told = format!("for pid {pid}, exchanging since");
+    assert!(second.stderr.contains(&told), "`{told}` was expected: {}", second.stderr);
+    job.assert_exchanges(1);
+}
+
+#[test]
+fn who_had_something_in_hand_that_ends_while_a_stopped_process_holds_the_lock_is_served_all_the_same() {
+    let mut job = Job::new(living(6));
+    assert_eq!(job.token(&[]).code, 0);
+    std::thread::sleep(std::time::Duration::from_millis(3200));
+    job.sandbox.set_knobs(Knobs { exchange_latency_ms: 500, ..living(600) });
+    let holder = job.wifshare(&["token"]).spawn().unwrap();
+    eventually("the exchange is under way", || job.counters().exchanges_received == 2);
+    kill_process(Pid::from_child(&holder), Signal::STOP).unwrap();
+    let waiter = job.wifshare(&["token"]).spawn().unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(4000));
+    kill_process(Pid::from_child(&holder), Signal::CONT).unwrap();
+    let (first, second) = (finish(holder), finish(waiter));
+    assert_eq!((first.code, second.code), (0, 0), "{} {}", first.stderr, second.stderr);
+    assert_eq!(first.stdout, second.stdout);
+    job.assert_exchanges(2);
+}
+
+#[test]
+fn a_link_that_took_the_place_of_the_state_directory_is_refused_and_nothing_is_written_through_it() {
+    let mut job = Job::new(knobs());
+    assert_eq!(job.token(&[]).code, 0);
+    let (state, elsewhere) = (job.state(), job.path("elsewhere"));
+    std::fs::rename(&state, job.path("real")).unwrap();
+    std::fs::create_dir(&elsewhere).unwrap();
+    symlink(&elsewhere, &state).unwrap();
+    for ended in [job.token(&[]), job.exec(&[], "true")] {
+        assert_served_or_told(&ended, "a link");
+        assert!(ended.stderr.contains("error[state-in-the-way]"), "{}", ended.stderr);
+    }
+    assert_eq!(std::fs::read_dir(&elsewhere).unwrap().count(), 0, "nothing was written through it");
+    job.assert_exchanges(1);
+}
+
+#[test]
+fn a_file_with_a_second_name_is_refused_before_anything_is_spent() {
+    let mut job = Job::new(knobs());
+    assert_eq!(job.token(&[]).code, 0);
+    for name in ["credential.json", "lock", "spent"] {
+        let files = crate::job::files(&job.state());
+        let path = files.iter().find(|path| path.file_name().is_some_and(|file| file == name)).unwrap();
+        let second = job.path("second-name");
+        std::fs::hard_link(path, &second).unwrap();
+        if name != "credential.json" {
+            std::fs::remove_file(path.with_file_name("credential.json")).unwrap_or_default();
+            let keys = files.iter().find(|path| path.ends_with("credential.json"));
+            keys.map(std::fs::remove_file);
+        }
+        let ended = job.token(&[]);
+        assert_eq!(ended.code, 125, "{name}: {}", ended.stderr);
+        assert!(ended.stderr.contains("regular file of one name"), "{name}: {}", ended.stderr);
+        std::fs::remove_file(&second).unwrap();
+    }
+    job.assert_exchanges(1);
+}
+
+#[test]
+fn a_run_whose_state_directory_was_removed_serves_on_and_leaves_nothing() {
+    for delivery in ["profile", "federation"] {
+        let job = Job::new(living(8));
+        let state = job.state();
+        let script = format!(
+            r#"rm -rf '{}'; for i in $(seq 30); do {ASK} && served=$((served + 1)); sleep 0.4; done
+            "$WIFSHARE" token > /dev/null && echo $served"#,
+            state.display()
+        );
+        let ended = job.exec(&["--delivery", delivery], &script);
+        assert_eq!(ended.code, 0, "{delivery}: {}", ended.stderr);
+        let served = ended.stdout.trim().parse::<u32>().unwrap_or(0);
+        assert!(served >= 15, "{delivery}: {served} of 30 were served: {}", ended.stderr);
+        job.assert_nothing_sent_twice();
+        assert!(job.files_with_secrets().is_empty(), "{delivery}: {:?}", job.files_with_secrets());
+    }
+}
+
+#[test]
+fn a_run_whose_state_directory_is_removed_at_its_very_end_recreates_nothing() {
+    let job = Job::new(knobs());
+    let ended = job.exec(&[], &format!("rm -rf '{}'", job.state().display()));
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    assert!(job.files_with_secrets().is_empty());
+    assert!(!Path::new(&job.state()).join("runs").exists());
+}
