@@ -329,7 +329,7 @@ impl Run {
         let restored = self.lay_out_again().and_then(|was_removed| match self.held().filter(|_| was_removed) {
             Some(held) => {
                 schedule.token_was_read = true;
-                self.share(held, |_| true)
+                self.share(held)
             }
             None => Ok(()),
         });
@@ -360,14 +360,14 @@ impl Run {
         }
     }
 
-    /// Makes a credential everybody's, unless a better one is stored.
-    fn share(&self, credential: Credential, is_better: impl Fn(&Credential) -> bool) -> Result<(), ObtainError> {
+    /// Makes a credential everybody's, unless there is one.
+    fn share(&self, credential: Credential) -> Result<(), ObtainError> {
         let now = self.clock.now();
         let mut permission = None;
         let replacement =
             |_: &mut Turn<'_>| self.permit().map(|desk| permission = Some(desk)).map(|()| credential.clone());
         let stored = self.config.store().get_or_replace_with(
-            |stored| is_better(stored) && stored.is_usable(now),
+            |stored| stored.is_usable(now),
             replacement,
             PATIENCE,
             self.clock,
