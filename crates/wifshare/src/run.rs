@@ -329,7 +329,8 @@ impl Run {
         let restored = self.lay_out_again().and_then(|was_removed| match self.held().filter(|_| was_removed) {
             Some(held) => {
                 schedule.token_was_read = true;
-                self.share(held)
+                let usable = |stored: &Credential| stored.is_usable(self.clock.now());
+                self.share(usable, held).map(drop)
             }
             None => Ok(()),
         });
@@ -360,21 +361,21 @@ impl Run {
         }
     }
 
-    /// Makes a credential everybody's, unless there is one.
-    fn share(&self, credential: Credential) -> Result<(), ObtainError> {
-        let now = self.clock.now();
+    /// Makes a credential everybody's, unless an acceptable one is there; either way that one is delivered and returned.
+    fn share(
+        &self,
+        acceptable: impl Fn(&Credential) -> bool,
+        credential: Credential,
+    ) -> Result<Credential, ObtainError> {
         let mut permission = None;
-        let replacement =
-            |_: &mut Turn<'_>| self.permit().map(|desk| permission = Some(desk)).map(|()| credential.clone());
-        let stored = self.config.store().get_or_replace_with(
-            |stored| stored.is_usable(now),
-            replacement,
-            PATIENCE,
-            self.clock,
-            self.watch(),
-        );
+        let may_keep = || self.permit().map(|desk| permission = Some(desk));
+        let watch = self.watch();
+        let shared =
+            obtain::adopt_unless(acceptable, credential, may_keep, &self.config, &self.transport, self.clock, watch);
         drop(permission);
-        self.publish(stored?)
+        let shared = shared?;
+        self.publish(shared.clone())?;
+        Ok(shared)
     }
 
     fn look_at_what_children_did(&self, schedule: &mut Schedule) {
@@ -429,15 +430,9 @@ impl Run {
             return self.publish(held).map(|()| true);
         }
         let renewed_by_another = |stored: &Credential| *stored != held && stored.is_usable(now);
-        let mut permission = None;
-        let may_keep = || self.permit().map(|desk| permission = Some(desk));
-        let watch = self.watch();
-        let adopted =
-            obtain::adopt_unless(renewed_by_another, found, may_keep, &self.config, &self.transport, self.clock, watch);
-        drop(permission);
-        let adopted = adopted?;
+        let adopted = self.share(renewed_by_another, found)?;
         (self.watch)(&Step::Adopted(&adopted));
-        self.publish(adopted).map(|()| true)
+        Ok(true)
     }
 
     /// A source with nothing more to give is not asked; a successor can only come from elsewhere.
