@@ -418,10 +418,10 @@ mod tests {
 
     #[test]
     fn a_relative_path_begins_where_the_user_stands() {
-        let inputs = Inputs { working_directory: "/work".into(), state_dir: Some("st".into()), ..Inputs::default() };
+        let inputs = Inputs { working_directory: "/here".into(), state_dir: Some("st".into()), ..Inputs::default() };
         let config = resolve(&inputs, &with(&[("ANTHROPIC_IDENTITY_TOKEN_FILE", "token")])).expect("complete");
-        assert_eq!(config.location.root, Path::new("/work/st"));
-        assert!(matches!(&config.source, IdentitySource::File(path) if path == Path::new("/work/token")));
+        assert_eq!(config.location.root, Path::new("/here/st"));
+        assert!(matches!(&config.source, IdentitySource::File(path) if path == Path::new("/here/token")));
     }
 
     #[test]
