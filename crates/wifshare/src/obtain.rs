@@ -496,7 +496,7 @@ impl ObtainError {
 fn use_of(spent: &Spent, now: SystemTime) -> String {
     let ago = epoch_seconds(now).saturating_sub(spent.at);
     match spent.used {
-        Use::Sent => format!("sent to the token endpoint by {}, {ago} s ago", spent.owner),
+        Use::Sent => format!("taken for an exchange by {}, {ago} s ago", spent.owner),
         Use::HandedOut => format!("handed out to other processes by {}, {ago} s ago", spent.owner),
     }
 }
