@@ -5,106 +5,21 @@
 
 use std::time::{Duration, SystemTime};
 
-use crate::clock::{Clock, Interrupted, epoch_seconds};
+use crate::clock::Clock;
 use crate::config::Config;
 use crate::credential::{Credential, Freshness};
-use crate::exchange::{self, TokenError};
+use crate::exchange;
 use crate::identity::{IdentityError, IdentitySource, Supply};
 use crate::identity_token::IdentityToken;
 use crate::message::whole_message;
-use crate::private_file::PrivateFileError;
 use crate::purchase::{Act, Heard, Purchase};
 use crate::step::{Step, Watch};
-use crate::store::{PATIENCE, Refusal, Spent, StoreError, Turn, Use};
-use crate::transport::{Connection, MaybeSent, NotSent, Transport};
+use crate::store::{PATIENCE, Refusal, Spent, StoreError, Turn};
+use crate::transport::{Connection, Transport};
 
-/// Why there is no credential.
-#[derive(Debug, thiserror::Error)]
-pub enum ObtainError {
-    /// The state could not be used.
-    #[error("could not use the state of this identity")]
-    Store(#[source] StoreError),
-    /// No identity token could be had.
-    #[error("could not obtain an identity token from {origin}")]
-    Identity {
-        /// The source, in words.
-        origin: String,
-        /// Why not.
-        #[source]
-        source: IdentityError,
-    },
-    /// The source has only a token that was used before.
-    #[error("the identity token of {origin} was already {}", use_of(spent, *now))]
-    Spent {
-        /// The source, in words.
-        origin: String,
-        /// What the source can do again.
-        supply: Supply,
-        /// What the ledger says.
-        spent: Box<Spent>,
-        /// When we looked.
-        now: SystemTime,
-    },
-    /// The token's life was over before it could be used.
-    #[error("the identity token of {origin} expired {} s ago", ago.as_secs())]
-    TooOld {
-        /// The source, in words.
-        origin: String,
-        /// How long ago.
-        ago: Duration,
-    },
-    /// The token endpoint could not be reached; nothing was sent.
-    #[error("could not reach the token endpoint; the identity token was not sent")]
-    NotSent(#[source] NotSent),
-    /// The token was sent, and nobody can say what became of it.
-    #[error("lost the answer of the token endpoint; the identity token counts as spent")]
-    MaybeSent {
-        /// What the source can do again.
-        supply: Supply,
-        /// What happened.
-        #[source]
-        source: MaybeSent,
-    },
-    /// The token endpoint answered, and not with a credential.
-    #[error("could not exchange the identity token at {endpoint}")]
-    Token {
-        /// Where it was sent.
-        endpoint: String,
-        /// What the source can do again.
-        supply: Supply,
-        /// What it said.
-        #[source]
-        source: TokenError,
-    },
-    /// An exchange failed a moment ago, for this or another process, and would fail again.
-    #[error("{} (asked by {} {} s ago; the answer is remembered for {} s more)",
-        .0.message, .0.owner, epoch_seconds(*.1).saturating_sub(.0.at),
-        .0.remaining(*.1).unwrap_or_default().as_secs() + 1)]
-    Remembered(Box<Refusal>, SystemTime),
-    /// Credentials of this rule do not live long enough for what was asked.
-    #[error("a credential of this federation rule lives {} s, and {} s were asked for", lifetime.as_secs(), asked.as_secs())]
-    ShortLived {
-        /// How long one lives.
-        lifetime: Duration,
-        /// What was asked for.
-        asked: Duration,
-    },
-    /// The process was asked to end before anything was spent.
-    #[error(transparent)]
-    Interrupted(#[from] Interrupted),
-}
+mod error;
 
-impl From<StoreError> for ObtainError {
-    fn from(error: StoreError) -> Self {
-        match error {
-            StoreError::Interrupted(interrupted) => ObtainError::Interrupted(interrupted),
-            StoreError::File(_)
-            | StoreError::Held { .. }
-            | StoreError::Newer { .. }
-            | StoreError::UnreliableLocks { .. } => ObtainError::Store(error),
-        }
-    }
-}
+pub use error::ObtainError;
 
 /// Returns a usable credential: the shared one where there is one, and else a new one, bought once for all.
 ///
@@ -363,156 +278,4 @@ pub(crate) fn ask(
         IdentityError::Interrupted(interrupted) => ObtainError::Interrupted(interrupted),
         error => ObtainError::Identity { origin: source.description(), source: error },
     })
-}
-
-impl ObtainError {
-    /// A stable name of what went wrong, for documentation and scripts.
-    pub fn code(&self) -> &str {
-        match self {
-            ObtainError::Store(StoreError::File(error)) => match error {
-                PrivateFileError::Io { .. } => "state-unusable",
-                PrivateFileError::Link(_) | PrivateFileError::WrongKind { .. } | PrivateFileError::Oversized(_) => {
-                    "state-in-the-way"
-                }
-                PrivateFileError::Foreign { .. } => "state-foreign",
-                PrivateFileError::Loose { .. } => "state-loose",
-            },
-            ObtainError::Store(StoreError::Held { .. }) => "lock-held",
-            ObtainError::Store(StoreError::Newer { .. }) => "state-newer",
-            ObtainError::Store(StoreError::UnreliableLocks { .. }) => "locks-unreliable",
-            ObtainError::Store(StoreError::Interrupted(_)) | ObtainError::Interrupted(_) => "interrupted",
-            ObtainError::Identity { source, .. } => match source {
-                IdentityError::Unreachable { .. } => "identity-unreachable",
-                IdentityError::Refused { .. } => "identity-refused",
-                IdentityError::Unexpected { .. } => "identity-unexpected",
-                IdentityError::File { .. } => "identity-file",
-                IdentityError::Command { .. } => "identity-command",
-                IdentityError::Malformed { .. } => "identity-malformed",
-                IdentityError::Interrupted(_) => "interrupted",
-            },
-            ObtainError::Spent { .. } => "identity-spent",
-            ObtainError::TooOld { .. } => "identity-expired",
-            ObtainError::NotSent(_) => "endpoint-unreachable",
-            ObtainError::MaybeSent { .. } => "answer-lost",
-            ObtainError::Token { source, .. } => match source {
-                TokenError::Refused { .. } => "exchange-refused",
-                TokenError::Busy { .. } => "endpoint-busy",
-                TokenError::Redirected(_) => "endpoint-redirects",
-                TokenError::Unexpected { .. } => "answer-unexpected",
-            },
-            ObtainError::Remembered(refusal, _) => &refusal.code,
-            ObtainError::ShortLived { .. } => "credential-short-lived",
-        }
-    }
-
-    /// What the person at the terminal can do about it.
-    pub fn hint(&self) -> Option<String> {
-        match self {
-            ObtainError::Store(error) => error.hint(),
-            ObtainError::Identity { source, .. } => source.hint(),
-            ObtainError::Spent { supply, .. } => Some(how_to_go_on(*supply)),
-            ObtainError::TooOld { .. } => Some(
-                "take the identity token right before it is used, or let wifshare ask the CI for it; \
-                 look at the clock of this host too"
-                    .to_owned(),
-            ),
-            ObtainError::NotSent(_) => Some(
-                "look whether this host reaches ANTHROPIC_BASE_URL; HTTPS_PROXY, NO_PROXY and SSL_CERT_FILE are honoured"
-                    .to_owned(),
-            ),
-            ObtainError::MaybeSent { supply, .. } => Some(how_to_go_on(*supply)),
-            // Whoever has one identity token has none for another try.
-            ObtainError::Token { source: TokenError::Busy { .. }, supply, .. } if *supply != Supply::Remintable => {
-                Some(how_to_go_on(*supply))
-            }
-            ObtainError::Token { source, .. } => Some(source.hint()),
-            ObtainError::Remembered(refusal, _) => refusal.hint.clone(),
-            ObtainError::ShortLived { .. } => {
-                Some("ask for less with --min-life, or raise the rule's token lifetime in the Claude Console".to_owned())
-            }
-            ObtainError::Interrupted(_) => None,
-        }
-    }
-
-    /// Whether a new identity token may fare better.
-    fn may_pass(&self) -> bool {
-        match self {
-            ObtainError::NotSent(_) | ObtainError::MaybeSent { .. } | ObtainError::Spent { .. } => true,
-            ObtainError::Token { source, .. } => matches!(source, TokenError::Busy { .. }),
-            ObtainError::Store(_)
-            | ObtainError::Identity { .. }
-            | ObtainError::TooOld { .. }
-            | ObtainError::Remembered(..)
-            | ObtainError::ShortLived { .. }
-            | ObtainError::Interrupted(_) => false,
-        }
-    }
-
-    /// A growing pause with jitter, or what the endpoint asked for within reason.
-    fn pause_after(&self, tries: u32) -> Duration {
-        const LONGEST: Duration = Duration::from_secs(10);
-        let own = (Duration::from_millis(500) * 2u32.pow(tries.saturating_sub(1))).mul_f64(1.0 + fastrand::f64() / 2.0);
-        match self {
-            ObtainError::Token { source: TokenError::Busy { retry_after: Some(asked), .. }, .. } => {
-                own.max(*asked).min(LONGEST)
-            }
-            _ => own,
-        }
-    }
-
-    /// How long the others need not try: the longer, the surer it is that they would hear the same.
-    fn is_worth_remembering_for(&self) -> Option<Duration> {
-        const PASSING: Duration = Duration::from_secs(5);
-        const LASTING: Duration = Duration::from_secs(30);
-        match self {
-            ObtainError::Token { source: TokenError::Refused { .. } | TokenError::Redirected(_), .. } => Some(LASTING),
-            ObtainError::Token { source: TokenError::Busy { .. } | TokenError::Unexpected { .. }, .. }
-            | ObtainError::NotSent(_)
-            | ObtainError::MaybeSent { .. } => Some(PASSING),
-            // An endpoint that is down or busy has refused nobody.
-            ObtainError::Identity { source: IdentityError::Refused { status, .. }, .. }
-                if !status.is_server_error() && *status != 429 =>
-            {
-                Some(LASTING)
-            }
-            ObtainError::Identity {
-                source:
-                    IdentityError::Refused { .. }
-                    | IdentityError::Unreachable { .. }
-                    | IdentityError::Unexpected { .. }
-                    | IdentityError::Command { .. },
-                ..
-            } => Some(PASSING),
-            // A look at the ledger or at a file is cheap, and the next one may find it changed.
-            ObtainError::Identity { .. } | ObtainError::Spent { .. } | ObtainError::TooOld { .. } => None,
-            ObtainError::Store(_)
-            | ObtainError::Remembered(..)
-            | ObtainError::ShortLived { .. }
-            | ObtainError::Interrupted(_) => None,
-        }
-    }
-}
-
-fn use_of(spent: &Spent, now: SystemTime) -> String {
-    let ago = epoch_seconds(now).saturating_sub(spent.at);
-    match spent.used {
-        Use::Sent => format!("taken for an exchange by {}, {ago} s ago", spent.owner),
-        Use::HandedOut => format!("handed out to other processes by {}, {ago} s ago", spent.owner),
-    }
-}
-
-fn how_to_go_on(supply: Supply) -> String {
-    match supply {
-        Supply::Remintable => {
-            "each identity token is accepted once; run the command again, and wifshare asks for a new one".to_owned()
-        }
-        Supply::Rotating => {
-            "each identity token is accepted once; wait until the file is replaced by whoever writes it, \
-             or let wifshare ask the CI itself (unset ANTHROPIC_IDENTITY_TOKEN_FILE)"
-                .to_owned()
-        }
-        Supply::Fixed(_) => "each identity token is accepted once, and this job was given no other; \
-             wrap all its steps in one `wifshare exec`, or run the job again for a new token"
-            .to_owned(),
-    }
 }
