@@ -55,6 +55,9 @@ pub(crate) enum Command {
     /// Show on the practice ground what happens to eight processes without and with wifshare; end with 1 if the shared
     /// ones do not all succeed with one exchange.
     Demo(DemoArguments),
+    /// Tell what an error code means, why it happens, where to look and what to do; without a code, list them all.
+    #[command(after_help = "Example:\n  wifshare explain exchange-refused")]
+    Explain(ExplainArguments),
 }
 
 /// Who signs in, and where. Each option has a variable; the option goes first.
@@ -237,6 +240,16 @@ pub(crate) enum TokenSource {
     Endpoint,
     /// All three
     Both,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ExplainArguments {
+    /// The code, as it stands in `error[…]`
+    #[arg(value_name = "CODE")]
+    pub(crate) code: Option<String>,
+    /// Print the page of the documentation that lists them all
+    #[arg(long, hide = true, conflicts_with = "code")]
+    pub(crate) markdown: bool,
 }
 
 #[derive(Args, Debug)]

@@ -8,6 +8,7 @@ use wifshare::{Environment, Interrupted};
 use wifshare_sandbox::conformance::{Case, Judgement, Row, Source, Subject, try_case};
 
 use crate::arguments::{ConformanceArguments, TokenSource};
+use crate::catalogue::code;
 use crate::exec::look_for;
 use crate::failure::Failure;
 use crate::signals;
@@ -38,7 +39,8 @@ pub(crate) fn conformance(
         let row = match try_case(case, &subject, &pause) {
             Ok(row) => row,
             Err(error) => {
-                let failure = Failure::new("conformance", format!("could not try the case {case}: {error}"), None);
+                let failure =
+                    Failure::new(code!("conformance"), format!("could not try the case {case}: {error}"), None);
                 return signals::code_of_interruption().ok_or(failure);
             }
         };
@@ -81,5 +83,5 @@ fn print(text: &str) -> Result<(), Failure> {
     stdout
         .write_all(text.as_bytes())
         .and_then(|()| stdout.flush())
-        .map_err(|error| Failure::new("stdout", format!("could not print the table: {error}"), None))
+        .map_err(|error| Failure::new(code!("stdout"), format!("could not print the table: {error}"), None))
 }

@@ -14,6 +14,7 @@ use wifshare_sandbox::{Counters, Knobs, Sandbox};
 use zeroize::Zeroizing;
 
 use crate::arguments::{DemoArguments, DemoChild};
+use crate::catalogue::code;
 use crate::clock::clock;
 use crate::failure::Failure;
 use crate::talk::Talk;
@@ -41,7 +42,7 @@ struct Outcome {
 fn show(processes: u32, environment: &Environment, talk: Talk) -> Result<u8, Failure> {
     let failed = |what: &str| {
         let what = what.to_owned();
-        move |error: std::io::Error| Failure::new("demo", format!("could not {what}: {error}"), None)
+        move |error: std::io::Error| Failure::new(code!("demo"), format!("could not {what}: {error}"), None)
     };
     let directory = tempfile::tempdir().map_err(failed("make a directory for the demo"))?;
     let sandbox = Sandbox::start(Knobs { exchange_latency_ms: EXCHANGE_LATENCY_MS, ..Knobs::default() })
@@ -65,7 +66,7 @@ fn show(processes: u32, environment: &Environment, talk: Talk) -> Result<u8, Fai
     let table = table(processes, &alone, &together, is_as_promised);
     std::io::stdout()
         .write_all(table.as_bytes())
-        .map_err(|error| Failure::new("stdout", format!("could not print the outcome: {error}"), None))?;
+        .map_err(|error| Failure::new(code!("stdout"), format!("could not print the outcome: {error}"), None))?;
     Ok(u8::from(!is_as_promised))
 }
 

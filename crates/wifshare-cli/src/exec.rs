@@ -6,6 +6,7 @@ use std::path::Path;
 use wifshare::{Child, Environment, SpawnError, Step, Streams, exit_code};
 
 use crate::arguments::ExecArguments;
+use crate::catalogue::code;
 use crate::failure::Failure;
 use crate::share::share;
 use crate::signals;
@@ -32,8 +33,8 @@ pub(crate) fn run(argv: &[OsString], environment: &Environment, streams: Streams
     let passing_on = signals::pass_on_to(&child);
     let ended = child.wait();
     drop(passing_on);
-    let ended =
-        ended.map_err(|error| Failure::new("child-lost", format!("lost track of the command: {error}"), None))?;
+    let ended = ended
+        .map_err(|error| Failure::new(code!("child-lost"), format!("lost track of the command: {error}"), None))?;
     Ok(exit_code(ended))
 }
 

@@ -2,6 +2,7 @@
 
 use wifshare::{ConfigError, ObtainError, SpawnError, StoreError};
 
+use crate::catalogue::{Known, code};
 use crate::signals;
 
 /// wifshare failed.
@@ -27,14 +28,15 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    pub(crate) fn new(name: &str, message: String, hint: Option<&str>) -> Failure {
+    /// The code is one of the catalogue: `code!("…")`.
+    pub(crate) fn new(code: Known, message: String, hint: Option<&str>) -> Failure {
         let hint = hint.map(str::to_owned);
-        Failure { code: FAILED, name: name.to_owned(), message, causes: Vec::new(), hint }
+        Failure { code: FAILED, name: code.0.to_owned(), message, causes: Vec::new(), hint }
     }
 
     /// What was said on the command line, or in a variable that stands for it, cannot be meant.
     pub(crate) fn usage(message: String, hint: &str) -> Failure {
-        Failure { code: USAGE, ..Failure::new("usage", message, Some(hint)) }
+        Failure { code: USAGE, ..Failure::new(code!("usage"), message, Some(hint)) }
     }
 
     pub(crate) fn exit_code(&self) -> u8 {
@@ -62,15 +64,7 @@ impl From<ObtainError> for Failure {
 
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Self {
-        let name = match error {
-            ConfigError::Unconfigured => "unconfigured",
-            ConfigError::Incomplete { .. } => "configured-in-part",
-            ConfigError::NoSource { .. } => "no-identity-source",
-            ConfigError::BrokenSource { .. } => "broken-identity-source",
-            ConfigError::BaseUrl { .. } => "base-url",
-            ConfigError::Value { .. } => "implausible-value",
-        };
-        Failure::of(name, &error, Some(error.hint()))
+        Failure::of(error.code().name(), &error, Some(error.hint()))
     }
 }
 
@@ -82,12 +76,10 @@ impl From<StoreError> for Failure {
 
 impl From<SpawnError> for Failure {
     fn from(error: SpawnError) -> Self {
-        let (code, name, hint) = match error {
-            SpawnError::NotFound(_) => (NOT_FOUND, "command-not-found", "look at the spelling, and at PATH"),
-            SpawnError::NotRunnable { .. } => {
-                (NOT_RUNNABLE, "command-not-runnable", "look at its mode and at its first line")
-            }
+        let code = match error {
+            SpawnError::NotFound(_) => NOT_FOUND,
+            SpawnError::NotRunnable { .. } => NOT_RUNNABLE,
         };
-        Failure { code, ..Failure::of(name, &error, Some(hint.to_owned())) }
+        Failure { code, ..Failure::of(error.code().name(), &error, Some(error.hint().to_owned())) }
     }
 }

@@ -9,6 +9,7 @@ use wifshare::{
 };
 
 use crate::arguments::IdentityArguments;
+use crate::catalogue::code;
 use crate::failure::Failure;
 
 /// The store of the run to join, unless the command line says that another identity is meant.
@@ -33,7 +34,7 @@ pub(crate) fn credential(store: &Store, min_life: Option<Duration>, clock: Clock
         if !is_due || (clock.monotonic)() - start > PATIENCE {
             let left = stored.map_or(0, |stored| stored.remaining(now).as_secs());
             return Err(Failure::new(
-                "run-not-renewed",
+                code!("run-not-renewed"),
                 format!("the run around this command holds a credential that is good for {left} s, less than needed"),
                 Some("ask for less with --min-life; the run renews its credential by its own schedule"),
             ));

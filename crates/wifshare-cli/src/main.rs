@@ -1,11 +1,13 @@
 //! The door: hears the arguments, looks around once, does one thing, and ends with a code that means something.
 
 mod arguments;
+mod catalogue;
 mod claude;
 mod clock;
 mod conformance;
 mod demo;
 mod exec;
+mod explain;
 mod failure;
 mod hardening;
 mod joined;
@@ -34,6 +36,7 @@ fn main() -> ExitCode {
         Command::Claude(arguments) => claude::claude(arguments, &environment, talk),
         Command::Token(arguments) => token::token(&arguments, &environment, talk),
         Command::Sandbox(arguments) => sandbox::sandbox(arguments, &environment, talk),
+        Command::Explain(arguments) => explain::explain(&arguments),
         Command::Demo(arguments) => demo::demo(&arguments, &environment, talk),
     };
     match ended {

@@ -7,6 +7,7 @@ use wifshare::Environment;
 use wifshare_sandbox::{Knobs, Sandbox};
 
 use crate::arguments::SandboxArguments;
+use crate::catalogue::code;
 use crate::conformance::conformance;
 use crate::failure::Failure;
 use crate::signals;
@@ -21,7 +22,7 @@ pub(crate) fn sandbox(arguments: SandboxArguments, environment: &Environment, ta
     signals::listen();
     let sandbox = Sandbox::start_at(arguments.listen, knobs).map_err(|error| {
         Failure::new(
-            "sandbox",
+            code!("sandbox"),
             format!("could not listen on {}: {error}", arguments.listen),
             Some("give another --listen address; it has to be a loopback one, and port 0 takes any that is free"),
         )

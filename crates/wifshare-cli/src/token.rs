@@ -9,6 +9,7 @@ use wifshare::{
 use zeroize::Zeroizing;
 
 use crate::arguments::{Format, TokenArguments};
+use crate::catalogue::code;
 use crate::clock::clock;
 use crate::failure::Failure;
 use crate::joined;
@@ -71,7 +72,11 @@ fn print(credential: &Credential, format: Format, now: SystemTime) -> Result<u8,
     });
     let mut stdout = std::io::stdout().lock();
     stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(|error| {
-        Failure::new("stdout", format!("could not print the access token: {error}"), Some("look who reads the output"))
+        Failure::new(
+            code!("stdout"),
+            format!("could not print the access token: {error}"),
+            Some("look who reads the output"),
+        )
     })?;
     Ok(0)
 }

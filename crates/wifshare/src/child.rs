@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::io;
 use std::process::{Child as Process, Command, ExitStatus, Stdio};
 
+use crate::code::Code;
 use crate::environment::Environment;
 
 /// A running command.
@@ -37,6 +38,24 @@ pub enum SpawnError {
         #[source]
         source: io::Error,
     },
+}
+
+impl SpawnError {
+    /// The stable name of what went wrong.
+    pub fn code(&self) -> Code {
+        match self {
+            SpawnError::NotFound(_) => Code::CommandNotFound,
+            SpawnError::NotRunnable { .. } => Code::CommandNotRunnable,
+        }
+    }
+
+    /// What the person at the terminal can do about it.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            SpawnError::NotFound(_) => "look at the spelling, and at PATH",
+            SpawnError::NotRunnable { .. } => "look at its mode and at its first line",
+        }
+    }
 }
 
 impl Child {

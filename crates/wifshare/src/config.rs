@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use http::Uri;
 use sha2::{Digest, Sha256};
 
+use crate::code::Code;
 use crate::environment::Environment;
 use crate::exchange::Grant;
 use crate::identity::{self, Detected, IdentitySource, Supply};
@@ -215,6 +216,18 @@ impl Config {
 }
 
 impl ConfigError {
+    /// The stable name of what went wrong.
+    pub fn code(&self) -> Code {
+        match self {
+            ConfigError::Unconfigured => Code::Unconfigured,
+            ConfigError::Incomplete { .. } => Code::ConfiguredInPart,
+            ConfigError::NoSource { .. } => Code::NoIdentitySource,
+            ConfigError::BrokenSource { .. } => Code::BrokenIdentitySource,
+            ConfigError::BaseUrl { .. } => Code::BaseUrl,
+            ConfigError::Value { .. } => Code::ImplausibleValue,
+        }
+    }
+
     /// What the person at the terminal can do about it.
     pub fn hint(&self) -> String {
         match self {

@@ -22,6 +22,7 @@
 
 // -- vocabulary --
 mod clock;
+mod code;
 mod credential;
 mod environment;
 mod identity_token;
@@ -47,6 +48,7 @@ mod run;
 pub use child::Signaller;
 pub use child::{Child, SpawnError, Streams, exit_code};
 pub use clock::{Clock, Interrupted};
+pub use code::Code;
 pub use config::{
     Arrangement, Config, ConfigError, Inputs, Purpose, arrangement, resolve, resolve_for, state_directory,
 };

@@ -4,8 +4,8 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-const VOCABULARY: [&str; 8] =
-    ["clock", "credential", "environment", "identity_token", "message", "private_file", "secret", "step"];
+const VOCABULARY: [&str; 9] =
+    ["clock", "code", "credential", "environment", "identity_token", "message", "private_file", "secret", "step"];
 const ROOMS: [&str; 6] = ["child", "delivery", "exchange", "identity", "store", "transport"];
 const JOURNEYS: [&str; 6] = ["config", "purchase", "obtain", "renew", "run", "lib"];
 

@@ -204,6 +204,15 @@ pub(crate) fn finish(mut child: Child) -> Ended {
     Ended { code, stdout: stdout.join().unwrap(), stderr: stderr.join().unwrap() }
 }
 
+/// A document that is made: it has to be what it would be made into now. `WIFSHARE_BLESS=1` has it written anew.
+pub(crate) fn same_or_blessed(path: &Path, made: &str) {
+    if std::env::var("WIFSHARE_BLESS").is_ok_and(|bless| bless == "1") {
+        std::fs::write(path, made).unwrap();
+    }
+    let there = std::fs::read_to_string(path).unwrap_or_default();
+    assert!(there == made, "{} is not what it is made of; write it anew with WIFSHARE_BLESS=1", path.display());
+}
+
 /// Waits until this is so.
 pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     let start = Instant::now();

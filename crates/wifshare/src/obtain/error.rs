@@ -3,6 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use crate::clock::{Interrupted, epoch_seconds};
+use crate::code::Code;
 use crate::exchange::TokenError;
 use crate::identity::{IdentityError, Supply};
 use crate::private_file::PrivateFileError;
@@ -98,43 +99,44 @@ impl From<StoreError> for ObtainError {
 }
 
 impl ObtainError {
-    /// A stable name of what went wrong, for documentation and scripts.
+    /// The stable name of what went wrong. A remembered failure has the name that it had.
     pub fn code(&self) -> &str {
-        match self {
+        let code = match self {
             ObtainError::Store(StoreError::File(error)) => match error {
-                PrivateFileError::Io { .. } => "state-unusable",
+                PrivateFileError::Io { .. } => Code::StateUnusable,
                 PrivateFileError::Link(_) | PrivateFileError::WrongKind { .. } | PrivateFileError::Oversized(_) => {
-                    "state-in-the-way"
+                    Code::StateInTheWay
                 }
-                PrivateFileError::Foreign { .. } => "state-foreign",
-                PrivateFileError::Loose { .. } => "state-loose",
+                PrivateFileError::Foreign { .. } => Code::StateForeign,
+                PrivateFileError::Loose { .. } => Code::StateLoose,
             },
-            ObtainError::Store(StoreError::Held { .. }) => "lock-held",
-            ObtainError::Store(StoreError::Newer { .. }) => "state-newer",
-            ObtainError::Store(StoreError::UnreliableLocks { .. }) => "locks-unreliable",
-            ObtainError::Store(StoreError::Interrupted(_)) | ObtainError::Interrupted(_) => "interrupted",
+            ObtainError::Store(StoreError::Held { .. }) => Code::LockHeld,
+            ObtainError::Store(StoreError::Newer { .. }) => Code::StateNewer,
+            ObtainError::Store(StoreError::UnreliableLocks { .. }) => Code::LocksUnreliable,
+            ObtainError::Store(StoreError::Interrupted(_)) | ObtainError::Interrupted(_) => Code::Interrupted,
             ObtainError::Identity { source, .. } => match source {
-                IdentityError::Unreachable { .. } => "identity-unreachable",
-                IdentityError::Refused { .. } => "identity-refused",
-                IdentityError::Unexpected { .. } => "identity-unexpected",
-                IdentityError::File { .. } => "identity-file",
-                IdentityError::Command { .. } => "identity-command",
-                IdentityError::Malformed { .. } => "identity-malformed",
-                IdentityError::Interrupted(_) => "interrupted",
+                IdentityError::Unreachable { .. } => Code::IdentityUnreachable,
+                IdentityError::Refused { .. } => Code::IdentityRefused,
+                IdentityError::Unexpected { .. } => Code::IdentityUnexpected,
+                IdentityError::File { .. } => Code::IdentityFile,
+                IdentityError::Command { .. } => Code::IdentityCommand,
+                IdentityError::Malformed { .. } => Code::IdentityMalformed,
+                IdentityError::Interrupted(_) => Code::Interrupted,
             },
-            ObtainError::Spent { .. } => "identity-spent",
-            ObtainError::TooOld { .. } => "identity-expired",
-            ObtainError::NotSent(_) => "endpoint-unreachable",
-            ObtainError::MaybeSent { .. } => "answer-lost",
+            ObtainError::Spent { .. } => Code::IdentitySpent,
+            ObtainError::TooOld { .. } => Code::IdentityExpired,
+            ObtainError::NotSent(_) => Code::EndpointUnreachable,
+            ObtainError::MaybeSent { .. } => Code::AnswerLost,
             ObtainError::Token { source, .. } => match source {
-                TokenError::Refused { .. } => "exchange-refused",
-                TokenError::Busy { .. } => "endpoint-busy",
-                TokenError::Redirected(_) => "endpoint-redirects",
-                TokenError::Unexpected { .. } => "answer-unexpected",
+                TokenError::Refused { .. } => Code::ExchangeRefused,
+                TokenError::Busy { .. } => Code::EndpointBusy,
+                TokenError::Redirected(_) => Code::EndpointRedirects,
+                TokenError::Unexpected { .. } => Code::AnswerUnexpected,
             },
-            ObtainError::Remembered(refusal, _) => &refusal.code,
-            ObtainError::ShortLived { .. } => "credential-short-lived",
-        }
+            ObtainError::Remembered(refusal, _) => return &refusal.code,
+            ObtainError::ShortLived { .. } => Code::CredentialShortLived,
+        };
+        code.name()
     }
 
     /// What the person at the terminal can do about it.

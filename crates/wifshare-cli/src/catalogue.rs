@@ -1,0 +1,472 @@
+//! Every error that wifshare can end with: its stable code, what it means, why it happens, where to look, what to do.
+//!
+//! The one source: `wifshare explain` prints it, `docs/errors.md` is made of it, and a failure cannot be built with a code
+//! that is not listed here: [`code!`] and the check at the end of this file are decided while compiling.
+
+/// One error.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    /// The name in `error[…]`.
+    pub(crate) code: &'static str,
+    /// What it means, in a sentence.
+    pub(crate) meaning: &'static str,
+    /// Why it happens, the usual cause first.
+    pub(crate) causes: &'static [&'static str],
+    /// Where the evidence is.
+    pub(crate) evidence: &'static [&'static str],
+    /// What to do.
+    pub(crate) cures: &'static [&'static str],
+}
+
+/// A code that has an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Known(pub(crate) &'static str);
+
+/// A code of the catalogue, checked while compiling. If the compiler stops here, write the code's entry first.
+macro_rules! code {
+    ($code:literal) => {
+        const { $crate::catalogue::known($code) }
+    };
+}
+pub(crate) use code;
+
+/// Every error, in the order in which a job meets them.
+pub(crate) const CATALOGUE: &[Entry] = &[
+    // -- the command line and the configuration --
+    Entry {
+        code: "usage",
+        meaning: "What was said on the command line, or in a variable that stands for it, cannot be meant.",
+        causes: &["a plugin, a marketplace, a knob or a file that is not what its option takes"],
+        evidence: &["the message names the text and what was expected"],
+        cures: &["`wifshare COMMAND --help` lists the options, with an example"],
+    },
+    Entry {
+        code: "unconfigured",
+        meaning: "Workload identity federation is not configured: neither a rule nor an organisation is set.",
+        causes: &[
+            "the job's `env` does not name them",
+            "the step runs in a pull request of a fork, which gets no variables of the repository",
+            "the variables stand in another job, step or environment of the workflow",
+        ],
+        evidence: &["`wifshare doctor` lists each value and where it came from; blank counts as unset"],
+        cures: &[
+            "set ANTHROPIC_FEDERATION_RULE_ID (fdrl_…) and ANTHROPIC_ORGANIZATION_ID (a UUID); both stand in the Claude \
+             Console, on the page Workload identity",
+            "`exec --optional` and `claude --optional` run the command without a credential where nothing is configured",
+        ],
+    },
+    Entry {
+        code: "configured-in-part",
+        meaning: "One of the two required values is set and the other is not.",
+        causes: &[
+            "an expression such as `vars.NAME` that names nothing sets a blank variable",
+            "one of the two was set for another job or environment",
+        ],
+        evidence: &["the message names the missing variable; `wifshare doctor` tells blank from unset"],
+        cures: &["set the missing one; --optional does not hide half a configuration"],
+    },
+    Entry {
+        code: "no-identity-source",
+        meaning: "This job has no way to an identity token, or the CI withholds it.",
+        causes: &[
+            "the job lacks the permission `id-token: write` (GitHub Actions)",
+            "it is a pull request of a fork, which GitHub gives no identity token",
+            "it is no CI job at all, and neither ANTHROPIC_IDENTITY_TOKEN_FILE nor ANTHROPIC_IDENTITY_TOKEN is set",
+        ],
+        evidence: &["in GitHub Actions: are ACTIONS_ID_TOKEN_REQUEST_URL and ACTIONS_ID_TOKEN_REQUEST_TOKEN set?"],
+        cures: &[
+            "add `id-token: write` (and `contents: read`) to the job's `permissions`",
+            "elsewhere, set one of the two variables, or name a program with --identity-command",
+            "where a job may run without the credential, pass --optional",
+        ],
+    },
+    Entry {
+        code: "broken-identity-source",
+        meaning: "The CI would give identity tokens, and what is needed to ask for one did not arrive whole.",
+        causes: &[
+            "a container or a step passes on only one of the two ACTIONS_ID_TOKEN_REQUEST_… variables",
+            "the request URL was changed on the way",
+        ],
+        evidence: &["the message says which part is missing or wrong"],
+        cures: &["pass both variables on as GitHub sets them"],
+    },
+    Entry {
+        code: "base-url",
+        meaning: "ANTHROPIC_BASE_URL (or --base-url) is not a URL that an identity token may be sent to.",
+        causes: &[
+            "no scheme, a user name or password, a query, or another scheme than https",
+            "http to another host than this one: the identity token would travel in the clear",
+        ],
+        evidence: &["the message quotes the URL and what is wrong with it"],
+        cures: &["unset it for the API itself, or give `https://HOST`; http is accepted on loopback alone"],
+    },
+    Entry {
+        code: "implausible-value",
+        meaning: "A value holds what no such id can hold.",
+        causes: &["a blank or a line end was copied along", "a whole page or a file's content was pasted"],
+        evidence: &["the message names the variable"],
+        cures: &["copy the id anew from the Claude Console"],
+    },
+    // -- the identity token --
+    Entry {
+        code: "identity-unreachable",
+        meaning: "The CI's endpoint for identity tokens gave no answer.",
+        causes: &["the network, a name that does not resolve, a proxy", "the platform is down"],
+        evidence: &["the cause in the message; `wifshare doctor` asks it again"],
+        cures: &["look at HTTPS_PROXY, NO_PROXY and SSL_CERT_FILE, and at the platform's status page"],
+    },
+    Entry {
+        code: "identity-refused",
+        meaning: "The CI refused to issue an identity token.",
+        causes: &[
+            "the request token has ended: GitHub's lives about six hours from the start of the job",
+            "the platform is busy or broken (HTTP 429 or 5xx)",
+        ],
+        evidence: &["the status and the platform's own words in the message"],
+        cures: &["split a job that runs longer; otherwise try again, and look at the platform's status page"],
+    },
+    Entry {
+        code: "identity-unexpected",
+        meaning: "Something answered in the place of the CI's endpoint.",
+        causes: &["a proxy or a login page", "a request URL that leads elsewhere"],
+        evidence: &["the message says what was found instead of JSON with a text in `value`"],
+        cures: &["let this host reach the platform directly (NO_PROXY)"],
+    },
+    Entry {
+        code: "identity-file",
+        meaning: "The identity token file could not be read.",
+        causes: &[
+            "the path is wrong, or the file is written later than it is read",
+            "it is a directory, a pipe, or closed to this user",
+        ],
+        evidence: &["the path in the message; `ls -l` on it, as the same user and in the same container"],
+        cures: &[
+            "ANTHROPIC_IDENTITY_TOKEN_FILE (or --identity-token-file) has to name a regular file that this user can read",
+            "for the output of a program there is --identity-command",
+        ],
+    },
+    Entry {
+        code: "identity-command",
+        meaning: "The identity command could not be run, or did not end well.",
+        causes: &[
+            "it is not installed or not in PATH",
+            "it needs a shell: the words are run as they are",
+            "it took too long",
+        ],
+        evidence: &["how it ended, in the message; run it by hand"],
+        cures: &["it has to print one identity token and exit with 0; put pipes and quotes into a script"],
+    },
+    Entry {
+        code: "identity-malformed",
+        meaning: "What the source handed out is no identity token.",
+        causes: &[
+            "the file or the command holds something else: a request token, JSON around the token, nothing yet",
+            "the token has more than the 16 384 bytes that the token endpoint takes",
+        ],
+        evidence: &["the reason in the message; never the text itself"],
+        cures: &["the source has to hold one JWT and nothing else", "ask the identity provider for fewer claims"],
+    },
+    Entry {
+        code: "identity-spent",
+        meaning: "The identity token was taken for an exchange before; each is accepted once, so it is not sent again.",
+        causes: &[
+            "two steps of the job read one token file or variable",
+            "an earlier attempt sent it and its answer was lost",
+            "another rule or workspace was signed in to with the same token",
+        ],
+        evidence: &["the ledger's entry in the message: which process, and when", "`wifshare doctor` shows it too"],
+        cures: &[
+            "wrap all that shares the token in one `wifshare exec`",
+            "use a source that can be asked again: the CI's endpoint, or --identity-command",
+            "otherwise run the job again for a new token",
+        ],
+    },
+    Entry {
+        code: "identity-expired",
+        meaning: "The identity token's life was over before it could be used.",
+        causes: &[
+            "it was taken long before it was needed: GitHub's live five minutes",
+            "the clock of this host is ahead",
+        ],
+        evidence: &["`wifshare doctor` compares this host's clock with the endpoint's"],
+        cures: &["let wifshare ask the CI, just in time", "set the clock (NTP)"],
+    },
+    // -- the exchange --
+    Entry {
+        code: "endpoint-unreachable",
+        meaning: "The token endpoint could not be reached. The identity token was not sent and is not spent.",
+        causes: &[
+            "the name does not resolve, nothing listens, or a firewall drops the packets",
+            "a proxy that is down, or speaks TLS itself",
+            "a certificate that this host does not trust: a corporate proxy opens the connection",
+        ],
+        evidence: &["the cause in the message; `wifshare doctor` names the proxy in force and tries the connection"],
+        cures: &[
+            "look at ANTHROPIC_BASE_URL, HTTPS_PROXY, ALL_PROXY and NO_PROXY",
+            "put the corporate root into the system's store, or list it in SSL_CERT_FILE",
+        ],
+    },
+    Entry {
+        code: "answer-lost",
+        meaning: "The identity token was sent and no whole answer came back, so it counts as spent.",
+        causes: &["the connection was cut, or the endpoint took longer than 30 s"],
+        evidence: &["the cause in the message; the Claude Console lists the exchange if it arrived"],
+        cures: &["run the command again where the source can be asked again; otherwise a new token is needed"],
+    },
+    Entry {
+        code: "exchange-refused",
+        meaning: "The token endpoint understood the request and said no. From outside every reason looks the same.",
+        causes: &[
+            "the federation rule does not match: subject prefix, audience or another claim",
+            "the rule covers several workspaces and ANTHROPIC_WORKSPACE_ID names none, or names one that the service \
+             account is no member of",
+            "the rule was deleted or archived, or belongs to another organisation (no entry in the Console then)",
+            "the identity token was exchanged before by something else (jti_reused)",
+            "by the endpoint's clock the identity token is too old, or from the future",
+            "the issuer is registered with another URL, its keys cannot be fetched, or the token lives longer than the \
+             issuer's maximum",
+        ],
+        evidence: &[
+            "`likely:` and `ruled out:` below the message: what the claims, the clock and the ledger say",
+            "the request id: the Claude Console has the reason under it, on the page Workload identity, under \
+             authentication events",
+            "`wifshare doctor --rule rule.json` compares a fresh identity token with the rule, offline",
+        ],
+        cures: &[
+            "mend what the first `likely:` names",
+            "HTTP 400 names the field: fdrl_… for the rule, a UUID for the organisation, wrkspc_… or `default` for the \
+             workspace",
+            "HTTP 403, 404 and 405 mean that ANTHROPIC_BASE_URL leads elsewhere, or that something keeps this host out",
+        ],
+    },
+    Entry {
+        code: "endpoint-busy",
+        meaning: "The token endpoint is busy or broken: HTTP 408, 429 or 5xx.",
+        causes: &["load, or an incident on the other side"],
+        evidence: &["the status and the request id in the message"],
+        cures: &["try again in a while; where the source can be asked again, three tries were made already"],
+    },
+    Entry {
+        code: "endpoint-redirects",
+        meaning: "The token endpoint answered with a redirect, which is never followed: the token would travel along.",
+        causes: &["ANTHROPIC_BASE_URL names something that leads to the API"],
+        evidence: &["`curl -sI $ANTHROPIC_BASE_URL` shows where it leads"],
+        cures: &["name the API itself"],
+    },
+    Entry {
+        code: "answer-unexpected",
+        meaning: "The token endpoint answered with a success that holds no credential.",
+        causes: &["a proxy or a login page answers in its place", "the answer is larger than 1 MiB"],
+        evidence: &["what was wrong, in the message"],
+        cures: &["look at ANTHROPIC_BASE_URL and at the proxy"],
+    },
+    Entry {
+        code: "credential-short-lived",
+        meaning: "Credentials of this rule do not live as long as --min-life asks.",
+        causes: &["a credential lives as long as the rule says, and at most twice what is left of the identity token"],
+        evidence: &["both times in the message"],
+        cures: &["ask for less, or raise the rule's token lifetime in the Claude Console"],
+    },
+    Entry {
+        code: "run-not-renewed",
+        meaning: "Inside a run: its credential does not last as long as it has to.",
+        causes: &[
+            "--min-life asks for more than the run's schedule gives",
+            "the run cannot renew; its own log says why",
+        ],
+        evidence: &["what is left, in the message"],
+        cures: &["ask for less; the run renews by its own schedule"],
+    },
+    // -- the state directory --
+    Entry {
+        code: "state-unusable",
+        meaning: "The state directory could not be read or written.",
+        causes: &["it is not writable for this user", "the disk is full, or the file system is read-only"],
+        evidence: &["the path and the system's reason in the message"],
+        cures: &["make it writable, free some space, or choose another with --state-dir or WIFSHARE_STATE_DIR"],
+    },
+    Entry {
+        code: "state-in-the-way",
+        meaning: "Something that is not ours stands where a state file or directory belongs.",
+        causes: &["a symbolic link, a file for a directory, a pipe, a file that is far too large"],
+        evidence: &["`ls -l` on the path in the message"],
+        cures: &["look who put it there; remove it if it is yours, or choose another directory"],
+    },
+    Entry {
+        code: "state-foreign",
+        meaning: "The state directory or a file in it belongs to another user.",
+        causes: &["an earlier step ran as root or in a container", "a shared temporary folder"],
+        evidence: &["both user ids in the message"],
+        cures: &["choose a directory of this user with --state-dir or WIFSHARE_STATE_DIR"],
+    },
+    Entry {
+        code: "state-loose",
+        meaning: "Other users can reach the state directory or a file in it. It is refused and not repaired.",
+        causes: &["it was made by hand or unpacked from an archive", "a volume that is mounted with fixed modes"],
+        evidence: &["the mode in the message"],
+        cures: &["if nobody else used it, `chmod go-rwx` it; otherwise choose another directory"],
+    },
+    Entry {
+        code: "state-newer",
+        meaning: "A newer wifshare wrote a file that this one does not understand. It is left as it is.",
+        causes: &["two versions of wifshare in one job"],
+        evidence: &["the file and its format in the message"],
+        cures: &["use one version in a job, or give each its own directory"],
+    },
+    Entry {
+        code: "locks-unreliable",
+        meaning: "The state directory is on a network file system, where a lock may hold on one host only.",
+        causes: &["NFS, SMB, 9P, AFS, Lustre or Ceph under RUNNER_TEMP or the home directory"],
+        evidence: &["the file system in the message; `df -T` on the directory"],
+        cures: &["choose a directory on a local file system with --state-dir or WIFSHARE_STATE_DIR"],
+    },
+    Entry {
+        code: "lock-held",
+        meaning: "Another process kept the lock longer than an exchange with all its retries can take.",
+        causes: &["it is stopped (SIGSTOP, a debugger) or hangs"],
+        evidence: &["its pid and what it was doing, in the message"],
+        cures: &["end that process and try again; the kernel drops a lock with its process"],
+    },
+    // -- processes --
+    Entry {
+        code: "interrupted",
+        meaning: "The process was asked to end before anything was spent.",
+        causes: &["a signal: Ctrl-C, or the CI cancels the job"],
+        evidence: &["the exit code is 128 + the signal's number"],
+        cures: &["nothing is left behind; run it again"],
+    },
+    Entry {
+        code: "command-not-found",
+        meaning: "There is no such program. It was looked for before anything was spent.",
+        causes: &["a misspelling, or a PATH without it"],
+        evidence: &["`command -v NAME` in the same step"],
+        cures: &["install it, or give its path"],
+    },
+    Entry {
+        code: "command-not-runnable",
+        meaning: "The program is there and cannot be run.",
+        causes: &["no execute permission", "a directory", "a first line that names no interpreter (Windows line ends)"],
+        evidence: &["`ls -l` and `head -1` on it"],
+        cures: &["`chmod +x`, or name the interpreter: `wifshare exec -- sh script.sh`"],
+    },
+    Entry {
+        code: "child-lost",
+        meaning: "The system could not tell how the command ended.",
+        causes: &["something else waited for it: a library in the same process, or a strange init"],
+        evidence: &["the system's reason in the message"],
+        cures: &["report it, with the platform"],
+    },
+    Entry {
+        code: "stdout",
+        meaning: "The result could not be printed.",
+        causes: &["whoever reads our standard output has gone", "a full disk behind a redirection"],
+        evidence: &["the system's reason in the message"],
+        cures: &["look who reads the output"],
+    },
+    // -- the practice ground --
+    Entry {
+        code: "sandbox",
+        meaning: "The practice ground could not listen.",
+        causes: &["the port is taken", "the address is not a loopback one"],
+        evidence: &["the address and the system's reason in the message"],
+        cures: &["--listen 127.0.0.1:0 takes any free port"],
+    },
+    Entry {
+        code: "conformance",
+        meaning: "A case of the conformance kit could not be tried; it says nothing about the client.",
+        causes: &["no directory or no process could be made"],
+        evidence: &["the system's reason in the message"],
+        cures: &["look at TMPDIR, and run the case again with --case NAME -v"],
+    },
+    Entry {
+        code: "demo",
+        meaning: "The demonstration could not be set up.",
+        causes: &["no directory or no process could be made"],
+        evidence: &["the system's reason in the message"],
+        cures: &["look at TMPDIR"],
+    },
+];
+
+/// The entry of this code.
+pub(crate) fn find(code: &str) -> Option<&'static Entry> {
+    CATALOGUE.iter().find(|entry| entry.code == code)
+}
+
+/// Stops the compiler where the code has no entry.
+pub(crate) const fn known(code: &'static str) -> Known {
+    let mut at = 0;
+    while at < CATALOGUE.len() {
+        if is_same(CATALOGUE[at].code, code) {
+            return Known(code);
+        }
+        at += 1;
+    }
+    panic!("this code has no entry in the catalogue");
+}
+
+/// Every code of the library has an entry.
+const _: () = {
+    let mut at = 0;
+    while at < wifshare::Code::ALL.len() {
+        known(wifshare::Code::ALL[at].name());
+        at += 1;
+    }
+};
+
+const fn is_same(one: &str, other: &str) -> bool {
+    let (one, other) = (one.as_bytes(), other.as_bytes());
+    let mut at = 0;
+    while at < one.len() && at < other.len() {
+        if one[at] != other[at] {
+            return false;
+        }
+        at += 1;
+    }
+    one.len() == other.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn texts_are_the_same_to_their_last_letter() {
+        assert!(is_same("usage", "usage") && !is_same("usage", "usages") && !is_same("usages", "usage"));
+        assert!(!is_same("usage", "usagf") && !is_same("", "a") && is_same("", ""));
+    }
+
+    #[test]
+    fn an_entry_is_there_once_and_whole() {
+        let codes: BTreeSet<&str> = CATALOGUE.iter().map(|entry| entry.code).collect();
+        assert_eq!(codes.len(), CATALOGUE.len());
+        for entry in CATALOGUE {
+            assert!(entry.meaning.ends_with('.'), "{}", entry.code);
+            for list in [entry.causes, entry.evidence, entry.cures] {
+                assert!(!list.is_empty() && list.iter().all(|line| !line.contains("  ")), "{}", entry.code);
+            }
+        }
+    }
+
+    #[test]
+    fn an_entry_that_nothing_can_end_with_is_missed() {
+        let of_the_library = |code| wifshare::Code::ALL.iter().any(|known| known.name() == code);
+        let sources = sources(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));
+        for entry in CATALOGUE.iter().filter(|entry| !of_the_library(entry.code)) {
+            let named = format!("code!(\"{}\")", entry.code);
+            assert!(sources.iter().any(|text| text.contains(&named)), "nothing ends with {}", entry.code);
+        }
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "a test reads its own sources")]
+    fn sources(directory: &std::path::Path) -> Vec<String> {
+        let entries = std::fs::read_dir(directory).expect("the sources").map(|entry| entry.expect("an entry").path());
+        entries
+            .flat_map(|path| match path.is_dir() {
+                true => sources(&path),
+                false => vec![std::fs::read_to_string(path).expect("a source")],
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,31 @@
+//! The catalogue of errors, as people read it: in the terminal and in the documents.
+
+use std::path::Path;
+
+use crate::job::{Job, knobs};
+
+#[test]
+fn the_page_of_errors_is_what_the_catalogue_says() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/errors.md");
+    let made = Job::new(knobs()).run(&["explain", "--markdown"]);
+    assert_eq!((made.code, made.stderr.as_str()), (0, ""));
+    crate::job::same_or_blessed(&path, &made.stdout);
+}
+
+#[test]
+fn a_code_is_explained_as_it_is_copied_from_a_log() {
+    let job = Job::new(knobs());
+    let plain = job.run(&["explain", "exchange-refused"]);
+    assert_eq!(plain.code, 0);
+    for part in ["error[exchange-refused]\n", "\nCauses\n", "\nEvidence\n", "\nCures\n", "jti_reused"] {
+        assert!(plain.stdout.contains(part), "{part}: {}", plain.stdout);
+    }
+    assert!(plain.stdout.lines().all(|line| line.chars().count() <= 96), "{}", plain.stdout);
+    for copied in ["error[exchange-refused]", "error[exchange-refused]:"] {
+        assert_eq!(job.run(&["explain", copied]).stdout, plain.stdout, "{copied}");
+    }
+    let unknown = job.run(&["explain", "exchange-refusd"]);
+    assert_eq!((unknown.code, unknown.stdout.as_str()), (2, ""));
+    let all = job.run(&["explain"]);
+    assert!(all.stdout.lines().any(|line| line.starts_with("exchange-refused ")), "{}", all.stdout);
+}
