@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::{Deserialize, Serialize};
 use wifshare::{Delivery, Inputs};
 use wifshare_sandbox::conformance::Case;
 
@@ -27,6 +28,11 @@ const EXIT_CODES: &str = "Exit codes:
   the command's own; 128 + n if signal n ended it; 125 wifshare failed;
   126 the command was found and cannot be run; 127 it was not found; 2 usage";
 
+const START: &str = "Examples:
+  wifshare start                          in GitHub Actions: the following steps find the credential
+  eval \"$(wifshare start)\"               in any shell
+  wifshare start --format dotenv > job.env";
+
 const CONFORMANCE: &str = "Example:
   wifshare sandbox --conformance -- wifshare exec -- ./ask.py
   Ends with 0 if every rule that applies is kept, and with 1 otherwise.";
@@ -41,6 +47,14 @@ pub(crate) enum Command {
         after_help = "Example:\n  wifshare claude --marketplace ./plugins --plugin lint@ours -- -p 'review this change'"
     )]
     Claude(ClaudeArguments),
+    /// Obtain the credential and keep it fresh for the steps that follow, until `wifshare stop` or the end of the job.
+    #[command(after_help = START)]
+    Start(StartArguments),
+    /// End what `wifshare start` left running, and remove the credential; says nothing where nothing runs.
+    Stop(StopArguments),
+    /// The process that `wifshare start` leaves behind.
+    #[command(hide = true)]
+    Keeper,
     /// Print the shared access token; exchange only where there is none.
     #[command(
         after_help = "Example (curl reads the header from its standard input, so that it stands in no argument list):
@@ -61,7 +75,7 @@ pub(crate) enum Command {
 }
 
 /// Who signs in, and where. Each option has a variable; the option goes first.
-#[derive(Args, Clone, Debug)]
+#[derive(Args, Clone, Debug, Serialize, Deserialize)]
 #[command(next_help_heading = "Identity")]
 pub(crate) struct IdentityArguments {
     /// The API's base URL (ANTHROPIC_BASE_URL)
@@ -111,6 +125,20 @@ impl IdentityArguments {
             // Without one, an absolute path still leads somewhere, and a relative one fails where it is used.
             working_directory: std::env::current_dir().unwrap_or_default(),
         }
+    }
+
+    /// What is said here of the identity that a run shares, by the variables' names.
+    pub(crate) fn said(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        [
+            ("ANTHROPIC_FEDERATION_RULE_ID", &self.federation_rule_id),
+            ("ANTHROPIC_ORGANIZATION_ID", &self.organization_id),
+            ("ANTHROPIC_SERVICE_ACCOUNT_ID", &self.service_account_id),
+            ("ANTHROPIC_WORKSPACE_ID", &self.workspace_id),
+            ("ANTHROPIC_BASE_URL", &self.base_url),
+        ]
+        .into_iter()
+        .filter_map(|(name, value)| Some((name, value.as_deref()?.trim())))
+        .filter(|(_, value)| !value.is_empty())
     }
 
     /// Whether anything here says who signs in, so that a run around us is not the one that is meant.
@@ -173,6 +201,53 @@ pub(crate) struct ClaudeArguments {
     /// The arguments of the main query; without any there is none
     #[arg(last = true, value_name = "CLAUDE_ARG")]
     pub(crate) query: Vec<OsString>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct StartArguments {
+    #[command(flatten)]
+    pub(crate) share: ShareArguments,
+    /// How the variables are handed to the following steps: github where GITHUB_ENV is set, and env elsewhere
+    #[arg(long, value_enum)]
+    pub(crate) format: Option<HandOver>,
+    /// End with this process, or with none; without it, with the CI's process for the job or the terminal's shell,
+    /// where there is one above
+    #[arg(long, value_name = "PID|none", value_parser = watch)]
+    pub(crate) watch_pid: Option<Watched>,
+    /// End after this time at the latest, such as 90m or 6h
+    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "24h")]
+    pub(crate) max_life: Duration,
+}
+
+/// Which process ends a keeper.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Watched {
+    /// None.
+    None,
+    /// The one of this number.
+    Pid(u32),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum HandOver {
+    /// Into the files that GITHUB_ENV and GITHUB_OUTPUT name
+    Github,
+    /// Shell commands: export and unset
+    Env,
+    /// A JSON object; null for a variable that has to go
+    Json,
+    /// NAME=value, and NAME= for a variable that has to go
+    Dotenv,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct StopArguments {
+    #[command(flatten)]
+    pub(crate) identity: IdentityArguments,
+    /// Everything in this state directory; otherwise what the options or the variables name, and everything where they
+    /// name nothing
+    #[arg(long)]
+    pub(crate) all: bool,
 }
 
 #[derive(Args, Debug)]
@@ -278,6 +353,14 @@ fn variable_name(text: &str) -> Result<String, String> {
     is_name
         .then(|| text.to_owned())
         .ok_or_else(|| "one variable's name was expected; repeat the option for more".to_owned())
+}
+
+fn watch(text: &str) -> Result<Watched, String> {
+    match (text, text.parse()) {
+        ("none", _) => Ok(Watched::None),
+        (_, Ok(pid)) if pid > 0 => Ok(Watched::Pid(pid)),
+        _ => Err("a process id or `none` was expected".to_owned()),
+    }
 }
 
 /// A whole number and a unit: s, m or h.

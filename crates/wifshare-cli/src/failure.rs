@@ -1,5 +1,6 @@
 //! Why wifshare itself could not do what was asked, in one shape for every cause.
 
+use serde::{Deserialize, Serialize};
 use wifshare::{ConfigError, ObtainError, SpawnError, StoreError};
 
 use crate::catalogue::{Known, code};
@@ -14,7 +15,8 @@ const NOT_FOUND: u8 = 127;
 /// The arguments are wrong.
 const USAGE: u8 = 2;
 
-#[derive(Debug)]
+/// A keeper that fails tells it to whoever started it in this shape, too.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Failure {
     code: u8,
     /// A stable name, for documentation and scripts.

@@ -10,3 +10,15 @@ pub(crate) fn hide_this_process() {
     #[cfg(target_os = "linux")]
     let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
 }
+
+/// Closes every descriptor but the standard streams. Only at the very beginning, when none of them is ours.
+#[cfg(unix)]
+pub(crate) fn close_what_was_inherited() {
+    let listed = ["/proc/self/fd", "/dev/fd"].iter().find_map(|path| std::fs::read_dir(path).ok());
+    // Listed first and closed then; the listing itself is among them, and closed already.
+    let numbers: Vec<i32> =
+        listed.into_iter().flatten().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    for number in numbers.into_iter().filter(|number| *number > 2) {
+        let _ = nix::unistd::close(number);
+    }
+}

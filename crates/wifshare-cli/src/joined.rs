@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use wifshare::{
-    Clock, ConfigError, Credential, DELIVERED_VARIABLE, Environment, ObtainError, RUN_VARIABLE, Secret, Store,
+    Clock, ConfigError, Credential, DELIVERED_VARIABLE, Environment, Keeper, ObtainError, RUN_VARIABLE, Secret, Store,
     delivered, enclosing,
 };
 
@@ -15,6 +15,11 @@ use crate::failure::Failure;
 /// The store of the run to join, unless the command line says that another identity is meant.
 pub(crate) fn run_to_join(identity: &IdentityArguments, environment: &Environment) -> Option<Store> {
     enclosing(environment).filter(|_| !identity.name_an_identity())
+}
+
+/// The keeper that this process is inside of, whatever identity is meant.
+pub(crate) fn keeper_around(environment: &Environment) -> Option<Keeper> {
+    Keeper::of_run(Path::new(environment.os(RUN_VARIABLE)?))
 }
 
 /// The run's credential. Its supervisor renews, and we have nothing to renew with: when a successor is due it is waited

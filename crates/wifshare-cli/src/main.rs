@@ -9,11 +9,16 @@ mod demo;
 mod exec;
 mod explain;
 mod failure;
+mod handover;
 mod hardening;
+mod job_process;
 mod joined;
+mod keeper;
 mod sandbox;
 mod share;
 mod signals;
+mod start;
+mod stop;
 mod talk;
 mod token;
 
@@ -34,6 +39,9 @@ fn main() -> ExitCode {
     let ended = match command {
         Command::Exec(arguments) => exec::exec(arguments, &environment, talk),
         Command::Claude(arguments) => claude::claude(arguments, &environment, talk),
+        Command::Start(arguments) => start::start(&arguments, &environment, talk),
+        Command::Stop(arguments) => stop::stop(&arguments, &environment, talk),
+        Command::Keeper => keeper::keeper(&environment),
         Command::Token(arguments) => token::token(&arguments, &environment, talk),
         Command::Sandbox(arguments) => sandbox::sandbox(arguments, &environment, talk),
         Command::Explain(arguments) => explain::explain(&arguments),

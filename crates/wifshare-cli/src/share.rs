@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use wifshare::{
     Arrangement, Config, ConfigError, DELIVERED_VARIABLE, Delivery, Ending, Environment, Provision, Purpose, Run, Step,
-    Supply, Transport, arrangement, delivered, resolve_for,
+    Supply, Transport, arrangement, delivered, resolve_for, without_what_buys,
 };
 
 use crate::arguments::ShareArguments;
@@ -24,9 +24,11 @@ pub(crate) fn share(
     work: impl FnOnce(&Environment) -> Result<u8, Failure>,
 ) -> Result<u8, Failure> {
     signals::listen();
+    if let Some(joined) = join(arguments, environment, talk)? {
+        return work(&joined);
+    }
     match decide(arguments, environment, talk)? {
         Decision::AsItIs => work(environment),
-        Decision::Join(joined) => work(&joined),
         Decision::Begin(config, provision) => {
             let environment = joined::without_a_run(environment);
             run(*config, provision, &arguments.keep_env, &environment, talk, work)
@@ -34,33 +36,44 @@ pub(crate) fn share(
     }
 }
 
-enum Decision {
+/// What a command does that is not inside of a run.
+pub(crate) enum Decision {
     /// There is nothing for us to do.
     AsItIs,
-    /// We are inside a run, which keeps the credential fresh for us.
-    Join(Environment),
     /// A run of our own.
     Begin(Box<Config>, Provision),
 }
 
-fn decide(arguments: &ShareArguments, environment: &Environment, talk: Talk) -> Result<Decision, Failure> {
-    if let Some(store) = joined::run_to_join(&arguments.identity, environment) {
-        talk.detail("inside a run of wifshare: joining it");
-        let mut joined = environment.clone();
-        match arguments.delivery {
-            None => {}
-            Some(Delivery::Environment) => {
-                let credential = joined::credential(&store, None, clock())?;
-                talk.mask(credential.access_token.expose());
-                joined.set("ANTHROPIC_AUTH_TOKEN", credential.access_token.expose());
-                joined.set(DELIVERED_VARIABLE, delivered(&credential.access_token));
-            }
-            Some(delivery @ (Delivery::Profile | Delivery::Federation)) => talk.notice(&format!(
-                "--delivery {delivery} is left aside: the run around this command has chosen its delivery"
-            )),
+/// The environment for a command inside of a run, which keeps the credential fresh for it.
+fn join(arguments: &ShareArguments, environment: &Environment, talk: Talk) -> Result<Option<Environment>, Failure> {
+    let Some(store) = joined::run_to_join(&arguments.identity, environment) else { return Ok(None) };
+    talk.detail("inside a run of wifshare: joining it");
+    let mut joined = environment.clone();
+    if joined::keeper_around(environment).is_some() {
+        // A CI gives these to each of its steps anew, whatever the keeper took.
+        without_what_buys(&mut joined, &arguments.keep_env);
+        if let Ok(Some(held)) = store.read() {
+            // It may have been renewed since the last step, and this log has not seen its mask.
+            talk.mask(held.access_token.expose());
         }
-        return Ok(Decision::Join(joined));
     }
+    match arguments.delivery {
+        None => {}
+        Some(Delivery::Environment) => {
+            let credential = joined::credential(&store, None, clock())?;
+            talk.mask(credential.access_token.expose());
+            joined.set("ANTHROPIC_AUTH_TOKEN", credential.access_token.expose());
+            joined.set(DELIVERED_VARIABLE, delivered(&credential.access_token));
+        }
+        Some(delivery @ (Delivery::Profile | Delivery::Federation)) => talk.notice(&format!(
+            "--delivery {delivery} is left aside: the run around this command has chosen its delivery"
+        )),
+    }
+    Ok(Some(joined))
+}
+
+/// Looks at what the user and the environment say, outside of any run.
+pub(crate) fn decide(arguments: &ShareArguments, environment: &Environment, talk: Talk) -> Result<Decision, Failure> {
     let own = &joined::without_a_run(environment);
     let own_profile = match arrangement(own) {
         Arrangement::Shadowed(name) => {
@@ -112,15 +125,8 @@ fn run(
     talk: Talk,
     work: impl FnOnce(&Environment) -> Result<u8, Failure>,
 ) -> Result<u8, Failure> {
-    let supply = config.source.supply();
     let source = config.source.description();
-    let transport = Transport::new(environment);
-    let watch = Arc::new(move |step: &Step<'_>| {
-        talk.step(step);
-        crate::exec::die_if_told_to(step);
-    });
-    let run = Arc::new(Run::begin(config, provision, transport, clock(), watch)?);
-    tell_how_long(&run, provision, supply, &source, talk);
+    let run = Arc::new(begin(config, provision, environment, talk)?);
     let keeper = Arc::clone(&run);
     // Not joined: a request that hangs must not keep a finished command from ending. `Run::end` sees to the rest.
     std::thread::spawn(move || keeper.keep_fresh(fastrand::f64()));
@@ -138,6 +144,25 @@ fn run(
         Err(error) => talk.warning(&format!("could not remove what the run left: {error}")),
     }
     worked
+}
+
+/// Begins a run of ours, tells its steps, and says how long it lasts.
+pub(crate) fn begin(
+    config: Config,
+    provision: Provision,
+    environment: &Environment,
+    talk: Talk,
+) -> Result<Run, Failure> {
+    let supply = config.source.supply();
+    let source = config.source.description();
+    let transport = Transport::new(environment);
+    let watch = Arc::new(move |step: &Step<'_>| {
+        talk.step(step);
+        crate::exec::die_if_told_to(step);
+    });
+    let run = Run::begin(config, provision, transport, clock(), watch)?;
+    tell_how_long(&run, provision, supply, &source, talk);
+    Ok(run)
 }
 
 fn tell_how_long(run: &Run, provision: Provision, supply: Supply, source: &str, talk: Talk) {

@@ -4,7 +4,8 @@
 //! once more would be a second Ctrl-C, which means something else to many programs. The kernel tells where a signal
 //! came from, and only what another process sent to us is passed on.
 
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::io::{PipeReader, PipeWriter};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Condvar, Mutex, Once, PoisonError};
 use std::time::Duration;
 
@@ -13,6 +14,9 @@ use wifshare::{Child, Interrupted};
 /// The signal that asked us to end; 0 while none has.
 static ASKED: AtomicI32 = AtomicI32::new(0);
 static LISTENING: Once = Once::new();
+static IS_KEEPER: AtomicBool = AtomicBool::new(false);
+/// Dropped when a keeper is asked to end.
+static EAR: Mutex<Option<PipeWriter>> = Mutex::new(None);
 static BELL: (Mutex<()>, Condvar) = (Mutex::new(()), Condvar::new());
 
 #[cfg(unix)]
@@ -34,6 +38,16 @@ pub(crate) fn code_of_interruption() -> Option<u8> {
         0 => None,
         signal => u8::try_from(128 + signal).ok(),
     }
+}
+
+/// For a keeper: the same, but what a closing terminal sends, and what means nothing to us, ends nothing. The returned
+/// pipe ends when a signal has asked us to end.
+pub(crate) fn listen_as_keeper() -> std::io::Result<PipeReader> {
+    let (ear, mouth) = std::io::pipe()?;
+    *EAR.lock().unwrap_or_else(PoisonError::into_inner) = Some(mouth);
+    IS_KEEPER.store(true, Ordering::SeqCst);
+    listen();
+    Ok(ear)
 }
 
 /// From now on signals do not end this process at once. It costs a thread, so it is done when it is needed.
@@ -105,8 +119,12 @@ mod platform {
             }
             return;
         }
+        if IS_KEEPER.load(Ordering::SeqCst) && matches!(origin.signal, SIGHUP | SIGUSR1 | SIGUSR2) {
+            return;
+        }
         let before = ASKED.swap(origin.signal, Ordering::SeqCst);
         drop(place);
+        EAR.lock().unwrap_or_else(PoisonError::into_inner).take();
         // A person who presses Ctrl-C again means it. A CI that sends INT and then TERM only repeats itself, and a
         // purchase or a clean-up under way is worth the moment.
         if (before, origin.signal) == (SIGINT, SIGINT) {

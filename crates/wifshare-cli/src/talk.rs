@@ -20,6 +20,11 @@ impl Talk {
         Talk { verbose, github: environment.text("GITHUB_ACTIONS") == Some("true") }
     }
 
+    /// Whether details are told.
+    pub(crate) fn is_verbose(self) -> bool {
+        self.verbose
+    }
+
     /// Something that a person has to act on, some time.
     pub(crate) fn warning(self, text: &str) {
         if self.github {

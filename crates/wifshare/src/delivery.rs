@@ -48,6 +48,18 @@ const FEDERATION: [&str; 6] = [
 /// choice and then fails for lack of authentication (wif-protocol §3.5).
 const PREFERRED: [&str; 3] = ["ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN"];
 
+/// Every variable that a delivery may take away.
+pub fn taken() -> impl Iterator<Item = &'static str> {
+    BUYS.iter().chain(&FEDERATION).chain(&PREFERRED).copied()
+}
+
+/// Takes from an environment what could buy another credential, and nothing that is named in `keep`.
+pub fn without_what_buys(environment: &mut Environment, keep: &[String]) {
+    for name in BUYS.iter().filter(|name| !keep.iter().any(|kept| kept == *name)) {
+        environment.remove(name);
+    }
+}
+
 /// What a child's environment is made of besides its parent's.
 #[derive(Clone, Copy, Debug)]
 pub enum Handout<'a> {

@@ -53,7 +53,7 @@ pub use config::{
     Arrangement, Config, ConfigError, Inputs, Purpose, arrangement, resolve, resolve_for, state_directory,
 };
 pub use credential::{Credential, Freshness};
-pub use delivery::{Delivery, UnknownDelivery};
+pub use delivery::{Delivery, UnknownDelivery, without_what_buys};
 pub use environment::Environment;
 pub use exchange::{Grant, TokenError};
 pub use identity::{Detected, Endpoint, IdentityError, IdentitySource, Supply};
@@ -65,5 +65,8 @@ pub use renew::renew;
 pub use run::{DELIVERED_VARIABLE, Ending, Provision, RUN_VARIABLE, Run, delivered, enclosing};
 pub use secret::Secret;
 pub use step::{Step, Watch};
-pub use store::{Afterwards, Lease, Location, Owner, Refusal, Spent, Store, StoreError, Turn, Use, is_alive, sweep};
+pub use store::{
+    Afterwards, Keeper, Lease, Location, Owner, PATIENCE, Refusal, Spent, Starting, Store, StoreError, Turn, Use,
+    clear, is_alive, keepers, sweep,
+};
 pub use transport::{Connection, MaybeSent, NotSent, SendError, Transport};

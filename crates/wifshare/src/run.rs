@@ -1,7 +1,9 @@
 //! Journey three: a run. Take a lease, obtain, deliver, keep fresh while the children work, and leave nothing behind.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, SystemTime};
@@ -9,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use crate::clock::{Clock, Interrupted, epoch_seconds, from_epoch_seconds};
 use crate::config::{Config, DEFAULT_BASE_URL};
 use crate::credential::{Credential, Freshness};
-use crate::delivery::{self, Delivery, HandedOutToken, Handout, ProfileDirectory};
+use crate::delivery::{self, Delivery, HandedOutToken, Handout, ProfileDirectory, UnknownDelivery};
 use crate::environment::Environment;
 use crate::identity::Supply;
 use crate::identity_token::IdentityToken;
@@ -18,7 +20,7 @@ use crate::obtain::{self, ObtainError};
 use crate::private_file::{self, PrivateFileError};
 use crate::renew::renew_if;
 use crate::step::{Step, Watch};
-use crate::store::{self, Afterwards, Lease, PATIENCE, StoreError};
+use crate::store::{self, Afterwards, Keeper, Lease, Owner, PATIENCE, StoreError};
 use crate::transport::Transport;
 
 mod nesting;
@@ -35,6 +37,26 @@ pub enum Provision {
     Credential(Delivery),
     /// An unspent identity token in a file, beside the operator's own profile; nothing is exchanged.
     IdentityToken,
+}
+
+impl fmt::Display for Provision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Provision::Credential(delivery) => delivery.fmt(f),
+            Provision::IdentityToken => f.write_str("identity-token"),
+        }
+    }
+}
+
+impl FromStr for Provision {
+    type Err = UnknownDelivery;
+
+    fn from_str(name: &str) -> Result<Self, UnknownDelivery> {
+        match name {
+            "identity-token" => Ok(Provision::IdentityToken),
+            name => name.parse().map(Provision::Credential),
+        }
+    }
 }
 
 /// A job's work with the shared credential, from the lease to the clean-up.
@@ -56,6 +78,8 @@ pub struct Run {
     /// Held while a renewal is under way.
     renewing: Mutex<()>,
     over: AtomicBool,
+    /// Whether the run is over when somebody removes its directory; otherwise what was there is put in place again.
+    ends_with_its_directory: bool,
 }
 
 struct Desk {
@@ -115,6 +139,7 @@ impl Run {
             bell: Condvar::new(),
             renewing: Mutex::new(()),
             over: AtomicBool::new(false),
+            ends_with_its_directory: false,
         };
         match run.prepare() {
             Ok(()) => Ok(run),
@@ -124,6 +149,42 @@ impl Run {
                 Err(error)
             }
         }
+    }
+
+    /// The same run, that is over when somebody removes its directory: nobody waits for it in sight.
+    pub fn ending_with_its_directory(self) -> Run {
+        Run { ends_with_its_directory: true, ..self }
+    }
+
+    /// The run's own directory.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Writes into the run's directory what later commands need to join it: who keeps it, what it gives to children and
+    /// what it takes from them. `parent` and `keep` are as for [`environment`](Run::environment).
+    pub fn announce(&self, parent: &Environment, keep: &[String]) -> Result<(), ObtainError> {
+        let everything: Environment = delivery::taken().map(|name| (name, "x")).collect();
+        let left = self.environment(&everything, keep);
+        let given = self.environment(&Environment::default(), &[]);
+        let is_read_anew = self.provision == Provision::Credential(Delivery::Environment);
+        let mut gives: Environment = given.iter().collect();
+        // The run that is joined may have renewed by then; the store has the token of that moment.
+        for name in ["ANTHROPIC_AUTH_TOKEN", DELIVERED_VARIABLE].iter().filter(|_| is_read_anew) {
+            gives.remove(name);
+        }
+        if parent.is_blank("ANTHROPIC_BASE_URL") {
+            gives.set("ANTHROPIC_BASE_URL", &self.config.base_url);
+        }
+        let keeper = Keeper {
+            directory: self.directory.clone(),
+            owner: Owner::current(),
+            provides: self.provision.to_string(),
+            identity: self.identity_variables().into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
+            takes: delivery::taken().filter(|name| !left.has(name)).map(str::to_owned).collect(),
+            gives,
+        };
+        Ok(keeper.announce(self.watch())?)
     }
 
     /// The environment for a child of this run, made of its parent's. A variable named in `keep` is not taken away.
@@ -168,7 +229,8 @@ impl Run {
         self.handed_out.is_some()
     }
 
-    /// Keeps what was delivered fresh until the run ends. No failure ends it: an error is told, and another try
+    /// Keeps what was delivered fresh until the run ends, or, where that ends it, until somebody has removed its
+    /// directory. No failure ends it: an error is told, and another try
     /// follows after a while. `jitter`, between 0 and 1, sets this process apart from others like it.
     pub fn keep_fresh(&self, jitter: f64) {
         let mut schedule = Schedule::new(self, jitter);
@@ -177,6 +239,9 @@ impl Run {
             let pause = schedule.pause(self);
             desk = self.bell.wait_timeout(desk, pause).map_or_else(|poison| poison.into_inner().0, |(desk, _)| desk);
             if desk.is_over {
+                return;
+            }
+            if self.ends_with_its_directory && desk.lease.as_ref().is_none_or(|lease| !lease.is_in_place()) {
                 return;
             }
             drop(desk);

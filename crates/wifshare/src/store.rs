@@ -17,13 +17,15 @@ use crate::secret::Secret;
 use crate::step::{Step, Watch};
 
 mod file_lock;
+mod keepers;
 mod lease;
 mod ledger;
 mod owner;
 mod refusal;
 
 use file_lock::FileLock;
-pub use lease::{Afterwards, Lease, is_alive, sweep};
+pub use keepers::{Keeper, Starting, keepers};
+pub use lease::{Afterwards, Lease, clear, is_alive, sweep};
 use ledger::Ledger;
 pub use ledger::{Spent, Use};
 pub use owner::Owner;

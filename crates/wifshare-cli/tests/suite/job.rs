@@ -68,6 +68,10 @@ impl Job {
         self.variables.remove(name);
     }
 
+    pub(crate) fn variable(&self, name: &str) -> Option<&str> {
+        self.variables.get(name).map(String::as_str)
+    }
+
     /// The source becomes a file that holds this token.
     pub(crate) fn use_token_file(&mut self, token: &str) -> PathBuf {
         let path = self.path("token");

@@ -16,7 +16,7 @@ use crate::step::{Step, Watch};
 
 const LEASE: &str = "lease";
 const OWNER: &str = "owner";
-const RUNS: &str = "runs";
+pub(super) const RUNS: &str = "runs";
 
 /// A run's claim on the credential of its identity key, with a private directory for what it hands out.
 pub struct Lease {
@@ -79,6 +79,11 @@ impl Lease {
         &self.directory
     }
 
+    /// Whether the run's own directory is as it was laid out, and not removed by somebody.
+    pub fn is_in_place(&self) -> bool {
+        self.directory.join(OWNER).exists()
+    }
+
     /// Removes the run's own directory, and what others may hold on to not at all.
     pub fn remove_directory(&self) -> Result<(), StoreError> {
         Ok(private_file::remove(&self.directory)?)
@@ -91,7 +96,7 @@ impl Lease {
         lay_out: impl FnOnce() -> Result<(), E>,
         watch: Watch<'_>,
     ) -> Result<bool, E> {
-        if self.directory.join(OWNER).exists() {
+        if self.is_in_place() {
             return Ok(false);
         }
         self.store.create()?;
@@ -211,6 +216,24 @@ fn remove_credential_of_nobody(key: &Path, last_run_was_killed: bool, clock: Clo
     Ok(true)
 }
 
+/// Removes what nobody lives for, the credential included: of these keys, or of all where none is named. What living
+/// runs share stays.
+pub fn clear(root: &Path, keys: Option<&[PathBuf]>, clock: Clock, watch: Watch<'_>) -> Result<(), StoreError> {
+    sweep(root, clock, watch);
+    let is_meant = |key: &PathBuf| is_key(key) && keys.is_none_or(|keys| keys.contains(key));
+    for key in subdirectories(root).into_iter().filter(is_meant) {
+        if let (Some(_alone), Some(_turn)) =
+            (FileLock::try_acquire(&key.join(LEASE))?, FileLock::try_acquire(&key.join(LOCK))?)
+        {
+            private_file::remove(&key.join(RUNS))?;
+            if read_credential(&key)?.is_some() {
+                private_file::remove(&key.join(CREDENTIAL))?;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// What a killed process was writing: whoever has the key's lock knows that nobody writes.
 fn remove_unfinished_of_nobody(key: &Path) {
     if let Ok(Some(_alone)) = FileLock::try_acquire(&key.join(LOCK)) {
@@ -218,17 +241,17 @@ fn remove_unfinished_of_nobody(key: &Path) {
     }
 }
 
-fn subdirectories(path: &Path) -> Vec<PathBuf> {
+pub(super) fn subdirectories(path: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(path).into_iter().flatten().flatten();
     entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect()
 }
 
-fn is_unborn(run: &Path) -> bool {
+pub(super) fn is_unborn(run: &Path) -> bool {
     run.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'))
 }
 
 /// Whether a directory is named as a key is; anything else in the state directory is not ours.
-fn is_key(path: &Path) -> bool {
+pub(super) fn is_key(path: &Path) -> bool {
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     name.len() == 32 && name.bytes().all(|byte| byte.is_ascii_hexdigit())
 }

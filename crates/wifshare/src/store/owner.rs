@@ -24,6 +24,11 @@ impl Owner {
         Owner { pid, start_time: start_time(pid), boot: boot() }
     }
 
+    /// The living process of this number; `None` where there is none, or where there is no `/proc` to tell.
+    pub fn of(pid: u32) -> Option<Owner> {
+        Some(Owner { pid, start_time: Some(start_time(pid)?), boot: boot() })
+    }
+
     /// Whether it is known to have ended. A doubt counts as alive: what is left behind is swept another time.
     pub fn is_dead(&self) -> bool {
         match (self.start_time, &self.boot) {

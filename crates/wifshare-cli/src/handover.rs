@@ -1,0 +1,230 @@
+//! How the following steps come by the variables of a keeper: by GitHub's file commands, or printed for whoever reads.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+
+use wifshare::{DELIVERED_VARIABLE, Delivery, Environment, Keeper, RUN_VARIABLE, Store, delivered};
+use zeroize::Zeroizing;
+
+use crate::arguments::HandOver;
+use crate::clock::clock;
+use crate::failure::Failure;
+use crate::joined;
+use crate::talk::Talk;
+
+/// What GitHub's runner gives to every step anew, whatever a step before it has written.
+const GIVEN_ANEW: [&str; 2] = ["ACTIONS_ID_TOKEN_REQUEST_URL", "ACTIONS_ID_TOKEN_REQUEST_TOKEN"];
+
+/// The format for where we are.
+pub(crate) fn receiver(environment: &Environment) -> HandOver {
+    if environment.has("GITHUB_ENV") { HandOver::Github } else { HandOver::Env }
+}
+
+/// Hands the variables of a keeper to the following steps.
+pub(crate) fn hand_over(
+    keeper: &Keeper,
+    format: HandOver,
+    environment: &Environment,
+    talk: Talk,
+) -> Result<(), Failure> {
+    let changes = changes(keeper, environment, talk)?;
+    match format {
+        HandOver::Github => {
+            changes.warn_of_what_stays(environment, talk);
+            changes.append_to(environment, "GITHUB_ENV", Changes::for_github)?;
+            if environment.has("GITHUB_OUTPUT") {
+                changes.append_to(environment, "GITHUB_OUTPUT", Changes::for_github_output)?;
+            }
+            if environment.has("GITHUB_STATE") {
+                changes.append_to(environment, "GITHUB_STATE", Changes::for_github_state)?;
+            }
+            Ok(())
+        }
+        HandOver::Env => print(&changes.for_a_shell()),
+        HandOver::Json => print(&changes.as_json()),
+        HandOver::Dotenv => print(&changes.as_dotenv()?),
+    }
+}
+
+/// What has to change in an environment so that what is started in it finds the credential.
+struct Changes {
+    set: BTreeMap<String, Zeroizing<String>>,
+    /// Names of variables that are there, blank or not, and have to go.
+    unset: Vec<String>,
+}
+
+fn changes(keeper: &Keeper, environment: &Environment, talk: Talk) -> Result<Changes, Failure> {
+    let mut gives = keeper.gives.clone();
+    if keeper.provides == Delivery::Environment.to_string() {
+        let store = Store::of_run(&keeper.directory).ok_or_else(|| {
+            Failure::new("keeper", "the keeper has no credential to hand over".to_owned(), Some("start it again"))
+        })?;
+        let credential = joined::credential(&store, None, clock())?;
+        talk.mask(credential.access_token.expose());
+        gives.set("ANTHROPIC_AUTH_TOKEN", credential.access_token.expose());
+        gives.set(DELIVERED_VARIABLE, delivered(&credential.access_token));
+    }
+    // Whatever a delivery puts there: it is a secret of the job.
+    if let Some(secret) = gives.text("ANTHROPIC_AUTH_TOKEN") {
+        talk.mask(secret);
+    }
+    let own = joined::without_a_run(environment);
+    let has_to_go = |name: &str| {
+        let is_of_another_run = environment.has(name) && !own.has(name);
+        !gives.has(name) && (is_of_another_run || keeper.takes.iter().any(|taken| taken == name))
+    };
+    let names = environment.iter().filter_map(|(name, _)| name.to_str());
+    let unset = names.filter(|name| has_to_go(name)).map(str::to_owned).collect();
+    let text = |(name, value): (&std::ffi::OsStr, &std::ffi::OsStr)| {
+        Some((name.to_str()?.to_owned(), Zeroizing::new(value.to_str()?.to_owned())))
+    };
+    Ok(Changes { set: gives.iter().filter_map(text).collect(), unset })
+}
+
+impl Changes {
+    /// A variable that is blank already cannot be made to go by GitHub's file, and some clients take it for a choice.
+    fn warn_of_what_stays(&self, environment: &Environment, talk: Talk) {
+        for name in self.unset.iter().filter(|name| name.starts_with("ANTHROPIC_API_KEY") && environment.is_blank(name))
+        {
+            talk.warning(&format!(
+                "{name} is set and blank, which the Python SDK takes for a choice: take it out of the workflow, or run \
+                 what uses that SDK by `wifshare exec`"
+            ));
+        }
+    }
+
+    /// GitHub's files take no removal; blank counts as unset for every client that reads these variables.
+    fn for_github(&self) -> Zeroizing<String> {
+        let blanked = self.unset.iter().filter(|name| !GIVEN_ANEW.contains(&name.as_str()));
+        let blanked = blanked.map(|name| (name.clone(), Zeroizing::default()));
+        let set = self.set.iter().map(|(name, value)| (name.clone(), value.clone()));
+        heredocs(set.chain(blanked))
+    }
+
+    /// The outputs are named as the inputs are: in small letters.
+    fn for_github_output(&self) -> Zeroizing<String> {
+        heredocs(self.set.iter().map(|(name, value)| (name.to_ascii_lowercase(), value.clone())))
+    }
+
+    /// For the post of an action: what was started, and nothing else.
+    fn for_github_state(&self) -> Zeroizing<String> {
+        let run = self.set.iter().filter(|(name, _)| *name == RUN_VARIABLE);
+        heredocs(run.map(|(name, value)| (name.to_ascii_lowercase(), value.clone())))
+    }
+
+    fn append_to(
+        &self,
+        environment: &Environment,
+        variable: &str,
+        text: impl Fn(&Changes) -> Zeroizing<String>,
+    ) -> Result<(), Failure> {
+        let path = Path::new(environment.os(variable).unwrap_or_default());
+        let appended = File::options().append(true).create(true).open(path);
+        appended.and_then(|mut file| file.write_all(text(self).as_bytes())).map_err(|error| {
+            Failure::new(
+                "handover",
+                format!("could not write the variables to {variable}, {}: {error}", path.display()),
+                Some("give --format env, json or dotenv where this is not a step of GitHub Actions"),
+            )
+        })
+    }
+
+    fn for_a_shell(&self) -> Zeroizing<String> {
+        let set = self.set.iter().map(|(name, value)| format!("export {name}={}\n", quoted(value)));
+        let unset = self.unset.iter().map(|name| format!("unset {name}\n"));
+        Zeroizing::new(set.chain(unset).collect())
+    }
+
+    fn as_json(&self) -> Zeroizing<String> {
+        let set = self.set.iter().map(|(name, value)| (name.clone(), serde_json::Value::from(value.as_str())));
+        let unset = self.unset.iter().map(|name| (name.clone(), serde_json::Value::Null));
+        let object: serde_json::Map<_, _> = set.chain(unset).collect();
+        Zeroizing::new(format!("{}\n", serde_json::Value::from(object)))
+    }
+
+    /// As GitLab and `docker --env-file` read it: no quotes, and no way to write a line's end.
+    fn as_dotenv(&self) -> Result<Zeroizing<String>, Failure> {
+        if let Some((name, _)) = self.set.iter().find(|(_, value)| value.contains(['\n', '\r'])) {
+            return Err(Failure::new(
+                "handover",
+                format!("{name} has a value of several lines, which a dotenv file cannot hold"),
+                Some("give --format json or env"),
+            ));
+        }
+        let set = self.set.iter().map(|(name, value)| format!("{name}={}\n", value.as_str()));
+        let unset = self.unset.iter().map(|name| format!("{name}=\n"));
+        Ok(Zeroizing::new(set.chain(unset).collect()))
+    }
+}
+
+/// GitHub's way to write any value: between two lines of a delimiter, which is made up anew each time and cannot stand
+/// in the value.
+fn heredocs(variables: impl Iterator<Item = (String, Zeroizing<String>)>) -> Zeroizing<String> {
+    let mut text = Zeroizing::new(String::new());
+    for (name, value) in variables {
+        let delimiter = delimiter(&value);
+        text.push_str(&format!("{name}<<{delimiter}\n"));
+        text.push_str(&value);
+        text.push_str(&format!("\n{delimiter}\n"));
+    }
+    text
+}
+
+fn delimiter(value: &str) -> String {
+    loop {
+        let delimiter = format!("wifshare_{:032x}", fastrand::u128(..));
+        if !value.contains(&delimiter) {
+            return delimiter;
+        }
+    }
+}
+
+fn print(text: &str) -> Result<(), Failure> {
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(|error| {
+        Failure::new("stdout", format!("could not print the variables: {error}"), Some("look who reads the output"))
+    })
+}
+
+/// As one word of a shell.
+fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn changes(value: &str) -> Changes {
+        let set = [("A".to_owned(), Zeroizing::new(value.to_owned()))].into();
+        Changes { set, unset: vec!["B".to_owned(), GIVEN_ANEW[0].to_owned()] }
+    }
+
+    #[test]
+    fn a_shell_reads_each_value_as_one_word() {
+        assert_eq!(
+            *changes("a'$(b) c").for_a_shell(),
+            format!("export A='a'\\''$(b) c'\nunset B\nunset {}\n", GIVEN_ANEW[0])
+        );
+    }
+
+    #[test]
+    fn a_variable_that_has_to_go_is_null_or_blank_where_nothing_else_can_be_written() {
+        assert_eq!(*changes("v").as_json(), format!("{{\"A\":\"v\",\"{}\":null,\"B\":null}}\n", GIVEN_ANEW[0]));
+        assert_eq!(*changes("a b").as_dotenv().expect("one line"), format!("A=a b\nB=\n{}=\n", GIVEN_ANEW[0]));
+        assert!(changes("a\nb").as_dotenv().is_err());
+    }
+
+    #[test]
+    fn githubs_file_holds_values_of_several_lines_and_nothing_that_the_runner_gives_anew() {
+        let text = changes("one\ntwo\nA<<x").for_github();
+        let lines: Vec<&str> = text.lines().collect();
+        let (name, delimiter) = lines[0].split_once("<<").expect("a heredoc");
+        assert_eq!((name, &lines[1..5]), ("A", &["one", "two", "A<<x", delimiter][..]));
+        let (name, delimiter) = lines[5].split_once("<<").expect("a heredoc");
+        assert_eq!((name, &lines[6..]), ("B", &["", delimiter][..]));
+        assert_ne!(changes("").for_github(), changes("").for_github());
+    }
+}

@@ -1,0 +1,82 @@
+//! Which process a job is: what a keeper watches where it is not told, so that it ends with the job and not before.
+//!
+//! A step's own shell ends with the step, so the nearest parents are of no use. Two kinds are: the process that a CI has
+//! for each job, and the leader of a terminal's session, which is the shell that a person works in.
+
+use wifshare::Owner;
+
+/// The processes that live as long as one job: GitHub's, Gitea's and Azure's runners start one for each job, and
+/// `buildkite-agent bootstrap` is Buildkite's.
+const JOBS: [&str; 3] = ["Runner.Worker", "Agent.Worker", "buildkite-agent"];
+
+/// The process of the job around this one, where it can be told.
+pub(crate) fn around_us() -> Option<Owner> {
+    let parents = parents();
+    let job = parents.iter().find(|parent| JOBS.contains(&parent.name.as_str()));
+    let shell = || parents.iter().find(|parent| parent.leads_a_terminal);
+    Owner::of(job.or_else(shell)?.pid)
+}
+
+struct Parent {
+    pid: u32,
+    name: String,
+    leads_a_terminal: bool,
+}
+
+/// Our parents, the nearest first, as far as `/proc` shows them.
+fn parents() -> Vec<Parent> {
+    const MOST: usize = 64;
+    let mut parents = Vec::new();
+    let mut next = parent_of("self").map(|(parent, _)| parent);
+    while let Some(pid) = next.filter(|pid| *pid > 0 && parents.len() < MOST) {
+        let Some((parent, process)) = parent_of(&pid.to_string()) else { break };
+        parents.push(process);
+        next = Some(parent);
+    }
+    parents
+}
+
+/// The parent of a process, and the process itself.
+fn parent_of(pid: &str) -> Option<(u32, Parent)> {
+    read(&stat(pid)?)
+}
+
+fn stat(pid: &str) -> Option<String> {
+    use std::io::Read;
+
+    let mut text = String::new();
+    std::fs::File::open(format!("/proc/{pid}/stat")).ok()?.take(4096).read_to_string(&mut text).ok()?;
+    Some(text)
+}
+
+/// proc_pid_stat(5): the name stands in parentheses and may hold anything; state, parent, group, session and terminal
+/// follow.
+fn read(stat: &str) -> Option<(u32, Parent)> {
+    let (pid, rest) = stat.split_once(" (")?;
+    let (name, rest) = rest.rsplit_once(") ")?;
+    let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
+    let [_, parent, _, session, terminal, ..] = fields[..] else { return None };
+    let leads_a_terminal = session == pid && terminal != "0";
+    Some((parent.parse().ok()?, Parent { pid: pid.parse().ok()?, name: name.to_owned(), leads_a_terminal }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_may_hold_anything_and_the_leader_of_a_terminal_is_told() {
+        for (stat, parent, name, leads) in [
+            ("7 (sh) S 5 7 7 34816 7 0", 5, "sh", true),
+            ("7 (sh) S 5 7 7 0 7 0", 5, "sh", false),
+            ("7 (sh) S 5 7 6 34816 7 0", 5, "sh", false),
+            ("7 (a) S 1 (b) S 5 7 7 0 7 0", 5, "a) S 1 (b", false),
+            ("7 (Runner.Worker) S 5 5 5 0 -1 0", 5, "Runner.Worker", false),
+        ] {
+            let (found, process) = read(stat).expect(stat);
+            assert_eq!((found, process.pid, process.name.as_str()), (parent, 7, name), "{stat}");
+            assert_eq!(process.leads_a_terminal, leads, "{stat}");
+        }
+        assert!(read("").is_none() && read("7 (sh").is_none() && read("7 (sh) S 5").is_none());
+    }
+}

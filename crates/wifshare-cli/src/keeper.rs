@@ -1,0 +1,186 @@
+//! The process that `wifshare start` leaves behind: a run in a session of its own, that nobody waits for.
+//!
+//! It is told what to do by its environment, which nobody of the same user can read, and tells how it went in one line
+//! on its standard output, a pipe. Then it lets go of every stream: a step that waits for the end of a pipe is not kept
+//! waiting by us.
+
+use std::fs::File;
+use std::io::{self, PipeReader, Write};
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use serde::{Deserialize, Serialize};
+use wifshare::{Environment, IdentitySource, Owner, Provision, Purpose, Run, resolve_for};
+
+use crate::arguments::IdentityArguments;
+use crate::failure::Failure;
+use crate::hardening;
+use crate::share;
+use crate::signals;
+use crate::talk::Talk;
+
+/// The variable that a keeper is told by.
+pub(crate) const VARIABLE: &str = "WIFSHARE_KEEPER";
+
+/// What a keeper is told.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Orders {
+    pub(crate) identity: IdentityArguments,
+    /// The name of a [`Provision`].
+    pub(crate) provides: String,
+    pub(crate) keep: Vec<String>,
+    /// The process whose end is ours.
+    pub(crate) watched: Option<Owner>,
+    pub(crate) longest: Duration,
+    pub(crate) verbose: bool,
+}
+
+/// What a keeper answers, once.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Answer {
+    /// What it keeps is in place; this is its run's directory.
+    Ready(PathBuf),
+    /// It does not run.
+    Failed(Failure),
+}
+
+pub(crate) fn keeper(environment: &Environment) -> Result<u8, Failure> {
+    hardening::close_what_was_inherited();
+    // It fails for the leader of a group, which is what a person gets who starts a keeper by hand.
+    let _ = rustix::process::setsid();
+    let orders = environment.text(VARIABLE).and_then(|text| serde_json::from_str(text).ok());
+    let Some(orders): Option<Orders> = orders else {
+        return Err(Failure::usage(
+            "`keeper` is what `wifshare start` leaves behind, and nothing to be called".to_owned(),
+            "call `wifshare start`",
+        ));
+    };
+    let mut environment = environment.clone();
+    environment.remove(VARIABLE);
+    let begun = begin(&orders, &environment);
+    let answer = match &begun {
+        Ok((run, _)) => Answer::Ready(run.directory().to_owned()),
+        Err(failure) => Answer::Failed(failure.clone()),
+    };
+    let told = tell(&answer);
+    let (run, signalled) = match begun {
+        Ok(begun) => begun,
+        // Whoever started us tells it.
+        Err(failure) => return Ok(failure.exit_code()),
+    };
+    if told.is_ok() {
+        keep(&run, &signalled, &orders);
+    }
+    // What cannot be removed now is left to the next start; there is nobody left to tell.
+    drop(run.end());
+    Ok(0)
+}
+
+fn begin(orders: &Orders, environment: &Environment) -> Result<(Arc<Run>, PipeReader), Failure> {
+    let talk = Talk::new(orders.verbose, environment);
+    let signalled = signals::listen_as_keeper()
+        .map_err(|error| Failure::new("keeper", format!("the keeper could not listen for signals: {error}"), None))?;
+    let provision: Provision = orders.provides.parse().map_err(|error: wifshare::UnknownDelivery| {
+        Failure::new("keeper", format!("the keeper was told to provide something unknown: {error}"), None)
+    })?;
+    let purpose = match provision {
+        Provision::Credential(_) => Purpose::Exchange,
+        Provision::IdentityToken => Purpose::IdentityToken,
+    };
+    let config = resolve_for(purpose, &orders.identity.inputs(), environment)?;
+    // A command may be named by where we stand; for everything else we stand in nobody's way.
+    if !matches!(config.source, IdentitySource::Command { .. }) {
+        let _ = rustix::process::chdir("/");
+    }
+    let run = share::begin(config, provision, environment, talk)?.ending_with_its_directory();
+    let run = Arc::new(run);
+    match run.announce(environment, &orders.keep) {
+        Ok(()) => Ok((run, signalled)),
+        Err(error) => {
+            drop(run.end());
+            Err(error.into())
+        }
+    }
+}
+
+/// Lets go of standard error, answers, and lets go of standard output, in this order: when the pipe ends nothing of
+/// whoever started us is in our hands.
+fn tell(answer: &Answer) -> io::Result<()> {
+    let nothing = File::options().read(true).write(true).open("/dev/null")?;
+    let text = serde_json::to_vec(answer).unwrap_or_default();
+    rustix::stdio::dup2_stderr(&nothing)?;
+    let mut stdout = io::stdout().lock();
+    let told = stdout.write_all(&text).and_then(|()| stdout.flush());
+    rustix::stdio::dup2_stdout(&nothing)?;
+    told
+}
+
+/// Keeps what was delivered fresh until we are asked to end, our time is over, the watched process has ended, or the
+/// run's directory is gone.
+fn keep(run: &Arc<Run>, signalled: &PipeReader, orders: &Orders) {
+    let Ok((gone, alive)) = io::pipe() else { return };
+    let freshener = Arc::clone(run);
+    // Not joined, as for `exec`: a request that hangs must not keep us.
+    std::thread::spawn(move || {
+        freshener.keep_fresh(fastrand::f64());
+        drop(alive);
+    });
+    let watched = match &orders.watched {
+        None => None,
+        Some(owner) => match watched(owner) {
+            Some(handle) => Some(handle),
+            None => return,
+        },
+    };
+    wait_for_the_end_of(
+        &[Some(signalled.as_fd()), Some(gone.as_fd()), watched.as_ref().map(AsFd::as_fd)],
+        orders.longest,
+    );
+}
+
+/// A handle of the process whose end is ours; `None` where it has ended already.
+#[cfg(target_os = "linux")]
+fn watched(owner: &Owner) -> Option<std::os::fd::OwnedFd> {
+    use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+    let pid = Pid::from_raw(i32::try_from(owner.pid).ok()?)?;
+    let handle = pidfd_open(pid, PidfdFlags::empty()).ok()?;
+    // Looked at after it was opened: the handle is of the process that we mean, or of none.
+    (!owner.is_dead()).then_some(handle)
+}
+
+/// Not run by us: where the kernel has no handles of processes, one that looks now and then stands for it.
+#[cfg(not(target_os = "linux"))]
+#[expect(clippy::disallowed_methods, reason = "a thread of the binary's own that waits")]
+fn watched(owner: &Owner) -> Option<PipeReader> {
+    use rustix::process::{Pid, test_kill_process};
+
+    let pid = Pid::from_raw(i32::try_from(owner.pid).ok()?)?;
+    let (gone, alive) = io::pipe().ok()?;
+    std::thread::spawn(move || {
+        while test_kill_process(pid).is_ok() {
+            std::thread::sleep(Duration::from_secs(5));
+        }
+        drop(alive);
+    });
+    Some(gone)
+}
+
+/// Waits until one of these ends, or so long.
+fn wait_for_the_end_of(ends: &[Option<std::os::fd::BorrowedFd<'_>>], longest: Duration) {
+    let clock = crate::clock::clock();
+    let end = (clock.monotonic)() + longest;
+    let mut ends: Vec<_> = ends.iter().flatten().map(|end| PollFd::from_borrowed_fd(*end, PollFlags::IN)).collect();
+    loop {
+        let left = end.saturating_sub((clock.monotonic)());
+        let left =
+            Timespec { tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX), tv_nsec: left.subsec_nanos().into() };
+        match poll(&mut ends, Some(&left)) {
+            Err(rustix::io::Errno::INTR) => {}
+            _ => return,
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! `wifshare stop`: the end of what `start` left running, and of the credential with it.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use wifshare::{Environment, Keeper, clear, keepers, resolve, state_directory};
+
+use crate::arguments::StopArguments;
+use crate::clock::clock;
+use crate::failure::Failure;
+use crate::joined;
+use crate::signals;
+use crate::talk::Talk;
+
+/// The variables that name an identity, as a keeper writes them down.
+const IDENTITY: [&str; 5] = [
+    "ANTHROPIC_FEDERATION_RULE_ID",
+    "ANTHROPIC_ORGANIZATION_ID",
+    "ANTHROPIC_SERVICE_ACCOUNT_ID",
+    "ANTHROPIC_WORKSPACE_ID",
+    "ANTHROPIC_BASE_URL",
+];
+
+pub(crate) fn stop(arguments: &StopArguments, environment: &Environment, talk: Talk) -> Result<u8, Failure> {
+    signals::listen();
+    let inputs = arguments.identity.inputs();
+    let own = joined::without_a_run(environment);
+    let root = inputs.working_directory.join(state_directory(inputs.state_dir.as_deref(), &own));
+    let found = keepers(&root);
+    let said: Vec<(&str, &str)> = arguments.identity.said().collect();
+    let said = match said.is_empty() {
+        false => said,
+        true => IDENTITY.iter().filter_map(|name| Some((*name, own.text(name)?))).collect(),
+    };
+    let around = joined::keeper_around(environment).map(|keeper| keeper.directory);
+    let is_meant = |keeper: &Keeper| match &around {
+        _ if arguments.all => true,
+        Some(around) if !arguments.identity.name_an_identity() => keeper.directory == *around,
+        _ => keeper.agrees_with(said.iter().copied()),
+    };
+    let meant: Vec<Keeper> = found.into_iter().filter(is_meant).collect();
+    for keeper in &meant {
+        end(keeper);
+        talk.detail(&format!("the keeper with {} has ended", keeper.owner));
+    }
+    let mut keys: Vec<PathBuf> = meant.iter().filter_map(Keeper::key_directory).map(Path::to_owned).collect();
+    keys.extend(resolve(&inputs, &own).ok().map(|config| config.store().directory().to_owned()));
+    let names_nothing = said.is_empty() && around.is_none();
+    let keys = if arguments.all || names_nothing { None } else { Some(keys) };
+    clear(&root, keys.as_deref(), clock(), &|step| talk.step(step))?;
+    Ok(0)
+}
+
+/// Ends a keeper: politely, and where it does not listen, not. Only the process that wrote down who it is gets a signal.
+pub(crate) fn end(keeper: &Keeper) {
+    // Longer than the end of a run takes when nobody else needs a renewal in flight.
+    const POLITE: Duration = Duration::from_secs(10);
+    const FINAL: Duration = Duration::from_secs(5);
+    let process = platform::Process::of(&keeper.owner);
+    match process {
+        Some(process) => {
+            process.ask_to_end();
+            if !process.has_ended_within(POLITE) {
+                process.kill();
+                process.has_ended_within(FINAL);
+            }
+        }
+        // It lives where we cannot signal it, in another container for instance: it ends with its directory.
+        None => {
+            let _ = std::fs::remove_dir_all(&keeper.directory);
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+mod platform {
+    use std::os::fd::OwnedFd;
+
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+    use wifshare::Owner;
+
+    use super::*;
+
+    pub(super) struct Process(OwnedFd);
+
+    impl Process {
+        /// A handle of this process and no other; `None` where it cannot be proved.
+        pub(super) fn of(owner: &Owner) -> Option<Process> {
+            let pid = Pid::from_raw(i32::try_from(owner.pid).ok()?)?;
+            let handle = pidfd_open(pid, PidfdFlags::empty()).ok()?;
+            // Looked at after it was opened: the handle is of the process that wrote it down, or we have none.
+            (owner.start_time.is_some() && !owner.is_dead()).then_some(Process(handle))
+        }
+
+        pub(super) fn ask_to_end(&self) {
+            let _ = pidfd_send_signal(&self.0, Signal::TERM);
+        }
+
+        pub(super) fn kill(&self) {
+            let _ = pidfd_send_signal(&self.0, Signal::KILL);
+        }
+
+        pub(super) fn has_ended_within(&self, time: Duration) -> bool {
+            let time = Timespec { tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX), tv_nsec: 0 };
+            let mut ends = [PollFd::new(&self.0, PollFlags::IN)];
+            loop {
+                match poll(&mut ends, Some(&time)) {
+                    Err(rustix::io::Errno::INTR) => {}
+                    polled => return polled.is_ok_and(|ended| ended > 0),
+                }
+            }
+        }
+    }
+}
+
+/// Not run by us: without a handle a number may be somebody else's by now, so a keeper is ended by its directory.
+#[cfg(not(target_os = "linux"))]
+mod platform {
+    use wifshare::Owner;
+
+    use super::*;
+
+    pub(super) struct Process;
+
+    impl Process {
+        pub(super) fn of(_owner: &Owner) -> Option<Process> {
+            None
+        }
+
+        pub(super) fn ask_to_end(&self) {}
+        pub(super) fn kill(&self) {}
+
+        pub(super) fn has_ended_within(&self, _time: Duration) -> bool {
+            true
+        }
+    }
+}

@@ -1,0 +1,472 @@
+//! `start` and `stop`: one credential for the steps of a job, kept by a process that outlives the step that began it.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use serde_json::Value;
+use wifshare_sandbox::{Fault, Knobs};
+
+use crate::job::{Ended, Job, WIFSHARE, eventually, files, finish, knobs, living};
+use crate::runner::Runner;
+
+const ASK: &str = r#""$WIFSHARE" demo --child shared"#;
+
+const HAS_THE_TOKEN: &str = r#"[ "$ANTHROPIC_AUTH_TOKEN" = "$("$WIFSHARE" token)" ]"#;
+
+/// The variables that a start hands over; `None` for one that has to go.
+type Handed = BTreeMap<String, Option<String>>;
+
+fn start(job: &Job, options: &[&str]) -> Handed {
+    let ended = finish(job.wifshare(&[&["start", "--format", "json"], options].concat()).spawn().unwrap());
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    serde_json::from_str(&ended.stdout).unwrap()
+}
+
+fn with(mut command: Command, handed: &Handed) -> Command {
+    for (name, value) in handed {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command
+}
+
+/// A later step: a shell of its own with what was handed over.
+fn step(job: &Job, handed: &Handed, script: &str) -> Ended {
+    finish(with(job.command("sh", &["-c", script]), handed).spawn().unwrap())
+}
+
+fn stop(job: &Job, options: &[&str]) {
+    let ended = finish(job.wifshare(&[&["stop"], options].concat()).spawn().unwrap());
+    assert_eq!((ended.code, ended.stdout.as_str(), ended.stderr.as_str()), (0, "", ""));
+}
+
+/// The processes that keep something in this state directory, by what they wrote down.
+fn keepers(state: &Path) -> Vec<i32> {
+    let is_alive = |pid: &i32| Path::new(&format!("/proc/{pid}")).exists() && state_of(*pid) != 'Z';
+    let written = files(state).into_iter().filter(|path| path.ends_with("keeper.json"));
+    let pid = |path: PathBuf| -> Option<i32> {
+        let text = std::fs::read(path).ok()?;
+        serde_json::from_slice::<Value>(&text).ok()?["owner"]["pid"].as_i64()?.try_into().ok()
+    };
+    written.filter_map(pid).filter(is_alive).collect()
+}
+
+fn state_of(pid: i32) -> char {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(") ").next().and_then(|rest| rest.chars().next()).unwrap_or('Z')
+}
+
+fn the_keeper(job: &Job) -> i32 {
+    let keepers = keepers(&job.state());
+    assert_eq!(keepers.len(), 1);
+    keepers[0]
+}
+
+fn signal(pid: i32, signal: Signal) {
+    kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
+}
+
+fn has_ended(pid: i32) -> bool {
+    state_of(pid) == 'Z'
+}
+
+fn assert_nothing_is_left(job: &Job) {
+    assert!(keepers(&job.state()).is_empty());
+    assert!(job.files_with_secrets().is_empty(), "{:?}", job.files_with_secrets());
+}
+
+#[test]
+fn steps_in_shells_of_their_own_share_one_exchange_and_stop_leaves_nothing() {
+    for delivery in ["profile", "federation", "environment"] {
+        let job = Job::new(knobs());
+        let handed = start(&job, &["--delivery", delivery]);
+        let pid = the_keeper(&job);
+        let ask = if delivery == "environment" { HAS_THE_TOKEN } else { ASK };
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                let (job, handed) = (&job, &handed);
+                scope.spawn(move || {
+                    let ended = step(job, handed, &format!("{ask} & {ask} & wait $! && {ask}"));
+                    assert_eq!(ended.code, 0, "{delivery}: {}", ended.stderr);
+                });
+            }
+        });
+        let inner = step(
+            &job,
+            &handed,
+            r#"outer=$("$WIFSHARE" token) && [ "$outer" = "$("$WIFSHARE" exec -- "$WIFSHARE" token)" ]"#,
+        );
+        assert_eq!(inner.code, 0, "{delivery}: {}", inner.stderr);
+        stop(&job, &[]);
+        assert!(has_ended(pid), "stop waits for the end");
+        assert_nothing_is_left(&job);
+        job.assert_exchanges(1);
+    }
+}
+
+#[test]
+fn what_children_would_not_inherit_is_taken_from_later_steps() {
+    let job = Job::new(knobs());
+    let handed = start(&job, &[]);
+    let gone: Vec<&str> = handed.iter().filter(|(_, value)| value.is_none()).map(|(name, _)| name.as_str()).collect();
+    let expected = [
+        "ACTIONS_ID_TOKEN_REQUEST_TOKEN",
+        "ACTIONS_ID_TOKEN_REQUEST_URL",
+        "ANTHROPIC_FEDERATION_RULE_ID",
+        "ANTHROPIC_ORGANIZATION_ID",
+    ];
+    assert!(expected.iter().all(|name| gone.contains(name)), "{gone:?}");
+    let kept = start(&job, &["--delivery", "environment", "--keep-env", "ACTIONS_ID_TOKEN_REQUEST_URL"]);
+    assert!(!kept.contains_key("ACTIONS_ID_TOKEN_REQUEST_URL"));
+    // Where the CI gives them to each step anew, a command inside of the run is without them all the same.
+    let handed: Handed = handed.into_iter().filter(|(_, value)| value.is_some()).collect();
+    let ended = step(&job, &handed, r#""$WIFSHARE" exec -- sh -c '[ -z "$ACTIONS_ID_TOKEN_REQUEST_TOKEN" ]'"#);
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    let ended = step(
+        &job,
+        &handed,
+        r#""$WIFSHARE" exec --keep-env ACTIONS_ID_TOKEN_REQUEST_TOKEN -- sh -c '[ -n "$ACTIONS_ID_TOKEN_REQUEST_TOKEN" ]'"#,
+    );
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    stop(&job, &[]);
+    job.assert_exchanges(1);
+}
+
+#[test]
+fn a_second_start_joins_the_first_and_another_identity_has_a_keeper_of_its_own() {
+    let job = Job::new(knobs());
+    let first = start(&job, &[]);
+    assert_eq!(start(&job, &[]), first);
+    // From within a later step as well, which has only what was handed over.
+    let again = finish(with(job.wifshare(&["start", "--format", "json"]), &first).spawn().unwrap());
+    let again: Handed = serde_json::from_str(&again.stdout).unwrap();
+    assert_eq!(again["WIFSHARE_RUN"], first["WIFSHARE_RUN"]);
+    assert_eq!(keepers(&job.state()).len(), 1);
+    let other = start(&job, &["--workspace-id", "default"]);
+    assert_ne!(other["WIFSHARE_RUN"], first["WIFSHARE_RUN"]);
+    assert_eq!(keepers(&job.state()).len(), 2);
+    job.assert_exchanges(2);
+    stop(&job, &["--workspace-id", "default"]);
+    let left = the_keeper(&job);
+    assert_eq!(step(&job, &first, ASK).code, 0);
+    // By what a step was handed: that one and no other.
+    let other = start(&job, &["--workspace-id", "default"]);
+    let ended = finish(with(job.wifshare(&["stop"]), &other).spawn().unwrap());
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    assert_eq!(keepers(&job.state()), [left]);
+    start(&job, &["--workspace-id", "default"]);
+    stop(&job, &["--all"]);
+    assert_nothing_is_left(&job);
+}
+
+#[test]
+fn ten_starts_at_once_leave_one_keeper() {
+    let job = Job::new(Knobs { exchange_latency_ms: 500, ..knobs() });
+    let starts: Vec<_> = (0..10).map(|_| job.wifshare(&["start", "--format", "json"]).spawn().unwrap()).collect();
+    let handed: Vec<Handed> = starts
+        .into_iter()
+        .map(|child| {
+            let ended = finish(child);
+            assert_eq!(ended.code, 0, "{}", ended.stderr);
+            serde_json::from_str(&ended.stdout).unwrap()
+        })
+        .collect();
+    assert!(handed.iter().all(|one| *one == handed[0]));
+    the_keeper(&job);
+    stop(&job, &[]);
+    assert_nothing_is_left(&job);
+    job.assert_exchanges(1);
+}
+
+#[test]
+fn another_delivery_is_another_keeper_and_no_other_exchange() {
+    let job = Job::new(knobs());
+    let first = start(&job, &[]);
+    let second = start(&job, &["--delivery", "environment"]);
+    assert_ne!(first["WIFSHARE_RUN"], second["WIFSHARE_RUN"]);
+    assert_eq!(step(&job, &first, ASK).code, 0);
+    assert_eq!(step(&job, &second, HAS_THE_TOKEN).code, 0);
+    stop(&job, &[]);
+    assert_nothing_is_left(&job);
+    job.assert_exchanges(1);
+}
+
+#[test]
+fn stop_says_nothing_where_nothing_runs() {
+    let mut job = Job::new(knobs());
+    stop(&job, &[]);
+    stop(&job, &["--all"]);
+    job.token(&[]);
+    stop(&job, &[]);
+    assert!(job.files_with_secrets().is_empty(), "what `token` left goes with it");
+}
+
+#[test]
+fn a_start_that_fails_tells_why_and_leaves_nothing() {
+    let job = Job::new(knobs());
+    job.sandbox.set_knobs(Knobs {
+        exchange_faults: vec![Fault::Status { status: 401, retry_after_s: None, commit: true }; 4],
+        ..knobs()
+    });
+    let ended = job.run(&["start"]);
+    assert_eq!((ended.code, ended.stdout.as_str()), (125, ""), "{}", ended.stderr);
+    assert!(ended.stderr.contains("error[exchange-refused]") && ended.stderr.contains("hint:"), "{}", ended.stderr);
+    assert_nothing_is_left(&job);
+    let ended = job.run(&["start", "--watch-pid", "4194304"]);
+    assert_eq!(ended.code, 2, "{}", ended.stderr);
+}
+
+#[test]
+fn a_start_that_cannot_hand_over_leaves_no_keeper() {
+    let mut job = Job::new(knobs());
+    job.set("GITHUB_ENV", "/nonexistent/file");
+    let ended = job.run(&["start"]);
+    assert_eq!(ended.code, 125);
+    assert!(ended.stderr.contains("error[handover]"), "{}", ended.stderr);
+    assert_nothing_is_left(&job);
+}
+
+#[test]
+fn an_interrupted_start_leaves_nothing() {
+    let job = Job::new(Knobs { identity_token_latency_ms: 4000, ..knobs() });
+    let child = job.wifshare(&["start"]).spawn().unwrap();
+    eventually("the start has begun", || !files(&job.state()).is_empty());
+    signal(i32::try_from(child.id()).unwrap(), Signal::TERM);
+    let ended = finish(child);
+    assert_eq!(ended.code, 143, "{}", ended.stderr);
+    assert_nothing_is_left(&job);
+}
+
+#[test]
+fn the_keeper_ends_with_the_process_that_it_watches() {
+    let job = Job::new(knobs());
+    let mut watched = job.command("sleep", &["600"]).spawn().unwrap();
+    start(&job, &["--watch-pid", &watched.id().to_string()]);
+    let pid = the_keeper(&job);
+    watched.kill().unwrap();
+    watched.wait().unwrap();
+    eventually("the keeper has ended", || has_ended(pid));
+    assert_nothing_is_left(&job);
+}
+
+#[test]
+fn without_being_told_it_watches_the_runners_process_for_the_job() {
+    let job = Job::new(knobs());
+    let worker = job.path("Runner.Worker");
+    std::fs::copy("/bin/sh", &worker).unwrap();
+    // The step's shell ends, and the worker lives on.
+    let script = r#"sh -c '"$WIFSHARE" start > handed'; touch stepped; while ! [ -e over ]; do sleep 0.05; done"#;
+    let worker = job.command(worker.to_str().unwrap(), &["-c", script]).spawn().unwrap();
+    eventually("the step is over", || job.path("stepped").exists());
+    let pid = the_keeper(&job);
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(!has_ended(pid));
+    File::create(job.path("over")).unwrap();
+    finish(worker);
+    eventually("the keeper has ended", || has_ended(pid));
+    assert_nothing_is_left(&job);
+}
+
+#[test]
+fn the_keeper_ends_when_its_time_is_over_or_its_directory_is_gone() {
+    let job = Job::new(knobs());
+    start(&job, &["--max-life", "2s"]);
+    let pid = the_keeper(&job);
+    eventually("the keeper has ended", || has_ended(pid));
+    assert_nothing_is_left(&job);
+    start(&job, &[]);
+    let pid = the_keeper(&job);
+    std::fs::remove_dir_all(job.state()).unwrap();
+    eventually("the keeper has ended", || has_ended(pid));
+    assert!(job.files_with_secrets().is_empty());
+}
+
+#[test]
+fn a_hangup_ends_nothing_and_what_a_killed_keeper_left_goes_with_stop() {
+    let job = Job::new(knobs());
+    let handed = start(&job, &[]);
+    let pid = the_keeper(&job);
+    for ignored in [Signal::HUP, Signal::USR1, Signal::HUP] {
+        signal(pid, ignored);
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(!has_ended(pid));
+    assert_eq!(step(&job, &handed, ASK).code, 0);
+    signal(pid, Signal::TERM);
+    eventually("the keeper has ended", || has_ended(pid));
+    assert_nothing_is_left(&job);
+    start(&job, &[]);
+    let pid = the_keeper(&job);
+    signal(pid, Signal::KILL);
+    eventually("the keeper has ended", || has_ended(pid));
+    assert!(!job.files_with_secrets().is_empty(), "a killed keeper cannot clean up");
+    stop(&job, &[]);
+    assert_nothing_is_left(&job);
+}
+
+#[test]
+fn stop_ends_a_keeper_that_does_not_listen() {
+    let job = Job::new(knobs());
+    start(&job, &[]);
+    let pid = the_keeper(&job);
+    signal(pid, Signal::STOP);
+    stop(&job, &[]);
+    assert!(has_ended(pid));
+    assert_nothing_is_left(&job);
+}
+
+#[test]
+fn a_process_that_was_given_the_keepers_number_gets_no_signal() {
+    let job = Job::new(knobs());
+    let handed = start(&job, &[]);
+    let run = PathBuf::from(handed["WIFSHARE_RUN"].clone().unwrap());
+    let mut innocent = job.command("sleep", &["600"]).spawn().unwrap();
+    // As if the keeper had ended, its number were another's by now, and something held its lock all the same.
+    let path = run.join("keeper.json");
+    let mut written: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let pid = the_keeper(&job);
+    written["owner"]["pid"] = innocent.id().into();
+    std::fs::write(&path, written.to_string()).unwrap();
+    stop(&job, &[]);
+    assert!(innocent.try_wait().unwrap().is_none(), "the wrong process was ended");
+    // The keeper ends with its directory.
+    eventually("the keeper has ended", || has_ended(pid));
+    innocent.kill().unwrap();
+    innocent.wait().unwrap();
+    assert_nothing_is_left(&job);
+}
+
+#[test]
+fn the_keeper_holds_no_stream_and_no_descriptor_of_whoever_started_it() {
+    let job = Job::new(knobs());
+    // A pipe to wait for, and a descriptor that is not closed on exec.
+    let script = r#"exec 7>inherited; "$WIFSHARE" start 2>&1 | cat > said; echo over"#;
+    let begun = Instant::now();
+    let ended = finish(job.command("sh", &["-c", script]).stdin(Stdio::null()).spawn().unwrap());
+    assert_eq!(ended.stdout, "over\n", "{}", ended.stderr);
+    assert!(begun.elapsed() < Duration::from_secs(60), "the pipe ended with the command");
+    let pid = the_keeper(&job);
+    let inside = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let open: Vec<PathBuf> = inside.map(|entry| std::fs::read_link(entry.unwrap().path()).unwrap()).collect();
+    let foreign = |path: &&PathBuf| {
+        let text = path.to_string_lossy();
+        text.starts_with('/') && text != "/dev/null" && !path.starts_with(job.state())
+    };
+    assert_eq!(open.iter().filter(foreign).collect::<Vec<_>>(), Vec::<&PathBuf>::new());
+    assert_eq!(std::fs::read_link(format!("/proc/{pid}/cwd")).unwrap(), Path::new("/"));
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let session = stat.rsplit(") ").next().unwrap().split(' ').nth(3).unwrap().to_owned();
+    assert_eq!(session, pid.to_string(), "a session of its own");
+    stop(&job, &[]);
+}
+
+#[test]
+fn the_same_user_does_not_read_the_keepers_environment() {
+    if !rustix::process::geteuid().is_root() {
+        assert!(std::env::var_os("CI").is_none(), "only root can become somebody else");
+        return;
+    }
+    let job = Job::new(knobs());
+    rustix::fs::chmod(job.path(""), rustix::fs::Mode::from_raw_mode(0o777)).unwrap();
+    std::fs::copy(WIFSHARE, job.path("bin")).unwrap();
+    let as_nobody = |script: &str| {
+        let nobody = ["--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c", script];
+        finish(job.command("setpriv", &nobody).spawn().unwrap())
+    };
+    let started = as_nobody("./bin start");
+    assert_eq!(started.code, 0, "{}", started.stderr);
+    let pid = the_keeper(&job);
+    let seen = as_nobody(&format!("cat /proc/{pid}/environ; ls /proc/{pid}/fd"));
+    assert_eq!(seen.stdout, "");
+    let stopped = as_nobody("./bin stop");
+    assert_eq!((stopped.code, stopped.stderr.as_str()), (0, ""));
+    assert!(has_ended(pid));
+}
+
+#[test]
+fn a_job_many_times_longer_than_its_token_is_never_refused() {
+    let job = Job::new(living(3));
+    let handed = start(&job, &[]);
+    let asking = format!("for i in $(seq 12); do {ASK} || exit 9; sleep 0.25; done");
+    for number in 0..4 {
+        let ended = step(&job, &handed, &asking);
+        assert_eq!(ended.code, 0, "step {number}: {}", ended.stderr);
+    }
+    stop(&job, &[]);
+    let counters = job.counters();
+    assert_eq!(counters.messages_refused, 0, "{counters:#?}");
+    assert!(counters.exchanges_accepted >= 4, "{counters:#?}");
+    job.assert_nothing_sent_twice();
+    assert_nothing_is_left(&job);
+}
+
+#[test]
+fn three_steps_of_a_github_job_share_one_exchange_and_everything_is_masked() {
+    let mut runner = Runner::new(Job::new(knobs()));
+    let started = runner.step(runner.job.wifshare(&["start"]));
+    assert_eq!((started.code, started.stdout.as_str()), (0, ""), "{}", started.stderr);
+    assert_eq!(runner.outputs["anthropic_profile"], "wifshare");
+    assert_eq!(runner.variables["ANTHROPIC_FEDERATION_RULE_ID"], "");
+    let scripts = [format!("{ASK}; cat $ANTHROPIC_CONFIG_DIR/credentials/*"), format!(r#""$WIFSHARE" exec -- {ASK}"#)];
+    let steps: Vec<_> = scripts
+        .iter()
+        .map(|script| {
+            let command = runner.job.command("sh", &["-c", script]);
+            runner.begin(command)
+        })
+        .collect();
+    for step in steps {
+        let ended = runner.end(step);
+        assert_eq!(ended.code, 0, "{}", ended.stderr);
+    }
+    let stopped = runner.step(runner.job.wifshare(&["stop"]));
+    assert_eq!((stopped.code, stopped.stderr.as_str()), (0, ""));
+    runner.assert_everything_is_masked();
+    runner.job.assert_exchanges(1);
+    assert_nothing_is_left(&runner.job);
+}
+
+#[test]
+fn a_job_that_is_cancelled_in_any_step_leaves_nothing() {
+    for cancelled in 0..3 {
+        let latency = if cancelled == 0 { 3000 } else { 0 };
+        let mut runner = Runner::new(Job::new(Knobs { exchange_latency_ms: latency, ..knobs() }));
+        let commands = [
+            r#"touch begun-0; "$WIFSHARE" start"#,
+            "touch begun-1; sleep 600",
+            r#"touch begun-2; "$WIFSHARE" exec -- sleep 600"#,
+        ];
+        for (number, script) in commands.iter().enumerate().take(cancelled + 1) {
+            if number > 0 && number < cancelled {
+                continue;
+            }
+            let command = runner.job.command("sh", &["-c", script]);
+            let step = runner.begin(command);
+            if number == cancelled {
+                let begun = runner.job.path(&format!("begun-{number}"));
+                eventually("the step has begun", || begun.exists());
+                if number == 0 {
+                    eventually("an exchange is under way", || runner.job.counters().exchanges_received > 0);
+                }
+                // As a runner cancels: politely, and a moment later not.
+                let group = Pid::from_child(&step.child);
+                kill_process_group(group, Signal::TERM).unwrap();
+                std::thread::sleep(Duration::from_millis(200));
+                let _ = kill_process_group(group, Signal::KILL);
+            }
+            runner.end(step);
+        }
+        // What is declared as a post step runs in any case.
+        let stopped = runner.step(runner.job.wifshare(&["stop"]));
+        assert_eq!((stopped.code, stopped.stderr.as_str()), (0, ""), "cancelled in step {cancelled}");
+        eventually("nothing runs", || keepers(&runner.job.state()).is_empty());
+        eventually("nothing is left", || runner.job.files_with_secrets().is_empty());
+        runner.job.assert_nothing_sent_twice();
+    }
+}

@@ -1,0 +1,120 @@
+//! Runs that outlive the command that began them: each says so in its own directory, for the later steps of a job.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use super::file_lock::FileLock;
+use super::lease::{is_alive, is_key, is_unborn, subdirectories};
+use super::owner::Owner;
+use super::{Store, StoreError};
+use crate::clock::Clock;
+use crate::environment::Environment;
+use crate::private_file;
+use crate::step::Watch;
+
+const KEEPER: &str = "keeper.json";
+const START: &str = "start";
+
+/// A living run that keeps a credential for a whole job.
+#[derive(Clone, Debug)]
+pub struct Keeper {
+    /// The run's own directory.
+    pub directory: PathBuf,
+    /// The process.
+    pub owner: Owner,
+    /// What it provides, by the name of its delivery.
+    pub provides: String,
+    /// Whose credential it is: the variables that name an identity, with their values.
+    pub identity: BTreeMap<String, String>,
+    /// The variables that later steps are given.
+    pub gives: Environment,
+    /// The variables that are taken from later steps.
+    pub takes: Vec<String>,
+}
+
+/// Held by whoever looks for a keeper and starts one where there is none.
+pub struct Starting {
+    // Held for its lock alone.
+    _lock: FileLock,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Wire {
+    owner: Owner,
+    provides: String,
+    identity: BTreeMap<String, String>,
+    gives: BTreeMap<String, String>,
+    takes: Vec<String>,
+}
+
+impl Keeper {
+    /// The keeper whose run has this directory, if it lives.
+    pub fn of_run(directory: &Path) -> Option<Keeper> {
+        let bytes = private_file::read(&directory.join(KEEPER)).ok()??;
+        let wire: Wire = serde_json::from_slice(&bytes).ok()?;
+        is_alive(directory).then(|| Keeper {
+            directory: directory.to_owned(),
+            owner: wire.owner,
+            provides: wire.provides,
+            identity: wire.identity,
+            gives: wire.gives.into_iter().collect(),
+            takes: wire.takes,
+        })
+    }
+
+    /// The directory of its identity key.
+    pub fn key_directory(&self) -> Option<&Path> {
+        self.directory.parent()?.parent()
+    }
+
+    /// Whether nothing that is said about the identity contradicts this keeper's.
+    pub fn agrees_with<'a>(&self, mut said: impl Iterator<Item = (&'a str, &'a str)>) -> bool {
+        said.all(|(name, value)| self.identity.get(name).is_some_and(|ours| ours == value))
+    }
+
+    /// Writes it down in the run's directory, from where later steps read it.
+    pub(crate) fn announce(&self, watch: Watch<'_>) -> Result<(), StoreError> {
+        let text = |(name, value): (&std::ffi::OsStr, &std::ffi::OsStr)| {
+            (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned())
+        };
+        let wire = Wire {
+            owner: self.owner.clone(),
+            provides: self.provides.clone(),
+            identity: self.identity.clone(),
+            gives: self.gives.iter().map(text).collect(),
+            takes: self.takes.clone(),
+        };
+        let mut bytes = Zeroizing::new(Vec::with_capacity(16 * 1024));
+        serde_json::to_writer(&mut *bytes, &wire).expect("texts and numbers become JSON");
+        Ok(private_file::replace(&self.directory, KEEPER, &bytes, watch)?)
+    }
+}
+
+impl Store {
+    /// Waits for the right to look for a keeper of this key and to start one.
+    pub fn starting(&self, patience: Duration, clock: Clock, watch: Watch<'_>) -> Result<Starting, StoreError> {
+        self.create()?;
+        let mut lock = FileLock::acquire(&self.directory.join(START), patience, clock, watch)?;
+        lock.doing("starting a keeper", clock);
+        Ok(Starting { _lock: lock })
+    }
+
+    /// The living keepers of this key.
+    pub fn keepers(&self) -> Vec<Keeper> {
+        keepers_of(&self.directory)
+    }
+}
+
+/// The living keepers under all keys of this state directory.
+pub fn keepers(root: &Path) -> Vec<Keeper> {
+    subdirectories(root).into_iter().filter(|path| is_key(path)).flat_map(|key| keepers_of(&key)).collect()
+}
+
+fn keepers_of(key: &Path) -> Vec<Keeper> {
+    let runs = subdirectories(&key.join(super::lease::RUNS));
+    runs.iter().filter(|run| !is_unborn(run)).filter_map(|run| Keeper::of_run(run)).collect()
+}
