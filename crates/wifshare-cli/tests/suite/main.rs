@@ -4,6 +4,7 @@
 #![expect(clippy::disallowed_methods, reason = "tests stand outside the border: they make the world that is handed in")]
 #![expect(clippy::print_stderr, reason = "a test that cannot run says so")]
 
+mod action;
 mod catalogue;
 mod clients;
 mod conformance;

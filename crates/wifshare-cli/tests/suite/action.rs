@@ -1,0 +1,219 @@
+//! The GitHub Action in the repository's root, run as the runner runs it: main before the steps, post after them.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use rustix::process::{Pid, Signal, kill_process_group};
+use wifshare_sandbox::Knobs;
+
+use crate::clients::job_with_clients;
+use crate::job::{Job, WIFSHARE, eventually, knobs};
+use crate::runner::Runner;
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
+}
+
+/// A part of the action, with these inputs. Node stands where the machine has it.
+fn part(runner: &Runner, part: &str, inputs: &[(&str, &str)]) -> Command {
+    let script = repository().join("action").join(format!("{part}.mjs"));
+    let mut command = runner.job.command("node", &[script.to_str().unwrap()]);
+    let inputs = [("binary", WIFSHARE)].iter().chain(inputs);
+    command.env("PATH", std::env::var("PATH").unwrap());
+    command.envs(inputs.map(|(name, value)| (format!("INPUT_{}", name.to_uppercase()), value)));
+    for (name, value) in &runner.state {
+        command.env(format!("STATE_{name}"), value);
+    }
+    command
+}
+
+/// A job whose ids are known to the action's inputs alone.
+fn runner_with_inputs(mut job: Job) -> (Runner, Vec<(&'static str, String)>) {
+    let names = [
+        ("anthropic_federation_rule_id", "ANTHROPIC_FEDERATION_RULE_ID"),
+        ("anthropic_organization_id", "ANTHROPIC_ORGANIZATION_ID"),
+        ("anthropic_service_account_id", "ANTHROPIC_SERVICE_ACCOUNT_ID"),
+        ("anthropic_base_url", "ANTHROPIC_BASE_URL"),
+    ];
+    let inputs = names.map(|(input, name)| (input, job.variable(name).unwrap_or_default().to_owned()));
+    names.iter().for_each(|(_, name)| job.unset(name));
+    (Runner::new(job), inputs.to_vec())
+}
+
+fn borrowed<'a>(inputs: &'a [(&'static str, String)]) -> Vec<(&'a str, &'a str)> {
+    inputs.iter().map(|(name, value)| (*name, value.as_str())).collect()
+}
+
+fn post(runner: &mut Runner, inputs: &[(&str, &str)]) {
+    let command = part(runner, "post", inputs);
+    let ended = runner.step(command);
+    assert_eq!((ended.code, ended.stderr.as_str()), (0, ""), "{}", ended.stdout);
+}
+
+fn assert_nothing_is_left(runner: &Runner) {
+    eventually("nothing secret is left", || runner.job.files_with_secrets().is_empty());
+    let left = crate::job::files(&runner.job.state());
+    eventually("no run is left", || !left.iter().any(|path| path.ends_with("keeper.json") && path.exists()));
+}
+
+#[test]
+fn real_clients_in_parallel_steps_share_the_one_exchange_of_the_action() {
+    let Some(job) = job_with_clients(Knobs { exchange_latency_ms: 500, ..knobs() }) else { return };
+    let (mut runner, inputs) = runner_with_inputs(job);
+    let inputs = borrowed(&inputs);
+    let main = part(&runner, "main", &inputs);
+    let ended = runner.step(main);
+    assert_eq!(ended.code, 0, "{} {}", ended.stdout, ended.stderr);
+    assert_eq!(runner.outputs["anthropic_profile"], "wifshare");
+    let ask = |client: &str| {
+        format!(
+            r#"mkdir -p home-{client} && cd home-{client} && HOME=$PWD "$CLIENTS/{client}" -p 'say hi' \
+                --model claude-sonnet-4-6 --output-format text < /dev/null"#
+        )
+    };
+    let python = r#""$CLIENTS/ask-python""#.to_owned();
+    let steps: Vec<_> = [ask("claude-2.1.173"), ask("claude-2.1.240"), ask("claude-2.1.330"), python]
+        .iter()
+        .map(|script| {
+            let command = runner.job.command("sh", &["-c", script]);
+            runner.begin(command)
+        })
+        .collect();
+    for step in steps {
+        let ended = runner.end(step);
+        assert_eq!(ended.code, 0, "{} {}", ended.stdout, ended.stderr);
+    }
+    post(&mut runner, &inputs);
+    runner.assert_everything_is_masked();
+    runner.job.assert_exchanges(1);
+    assert_eq!(runner.job.counters().messages_refused, 0);
+    assert_nothing_is_left(&runner);
+}
+
+#[test]
+fn every_input_reaches_wifshare() {
+    let (mut runner, mut inputs) = runner_with_inputs(Job::new(knobs()));
+    inputs.extend([
+        ("anthropic_workspace_id", "default".to_owned()),
+        ("delivery", "environment".to_owned()),
+        ("keep_env", "ANTHROPIC_SCOPE\n ANTHROPIC_OIDC_AUDIENCE \n".to_owned()),
+        ("max_life", "90m".to_owned()),
+    ]);
+    let inputs = borrowed(&inputs);
+    let main = part(&runner, "main", &inputs);
+    let ended = runner.step(main);
+    assert_eq!(ended.code, 0, "{} {}", ended.stdout, ended.stderr);
+    assert!(runner.variables["ANTHROPIC_AUTH_TOKEN"].starts_with("sk-ant-"), "the delivery");
+    assert!(runner.state["wifshare_run"].starts_with(runner.job.state().to_str().unwrap()));
+    let identity = std::fs::read_to_string(Path::new(&runner.state["wifshare_run"]).join("identity.json")).unwrap();
+    assert!(identity.contains(r#""ANTHROPIC_WORKSPACE_ID":"default""#), "{identity}");
+    runner.assert_everything_is_masked();
+    post(&mut runner, &inputs);
+    assert_nothing_is_left(&runner);
+    for (name, value) in [("anthropic_oidc_audience", "https://other.example"), ("delivery", "nonsense")] {
+        let mut runner = Runner::new(Job::new(knobs()));
+        let main = part(&runner, "main", &[(name, value)]);
+        assert_ne!(runner.step(main).code, 0, "{name} reaches it, and is not right");
+    }
+}
+
+#[test]
+fn a_job_without_inputs_and_without_a_token_goes_on_where_that_is_allowed() {
+    let mut job = Job::new(knobs());
+    job.without_endpoint();
+    let mut runner = Runner::new(job);
+    let main = part(&runner, "main", &[("optional", "true")]);
+    let ended = runner.step(main);
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    assert!(ended.stderr.contains("::notice title=wifshare::"), "{}", ended.stderr);
+    assert!(runner.variables.is_empty());
+    let main = part(&runner, "main", &[]);
+    let ended = runner.step(main);
+    assert_eq!(ended.code, 125);
+    assert!(ended.stderr.contains("::error title=wifshare::error[no-identity-source]"), "{}", ended.stderr);
+    post(&mut runner, &[]);
+}
+
+#[test]
+fn the_program_is_looked_for_where_it_may_be() {
+    let mut runner = Runner::new(Job::new(knobs()));
+    let cargo = runner.job.path("cargo/bin");
+    std::fs::create_dir_all(&cargo).unwrap();
+    std::fs::copy(WIFSHARE, cargo.join("wifshare")).unwrap();
+    let path = std::env::var("PATH").unwrap();
+    let node = std::env::split_paths(&path).map(|path| path.join("node")).find(|path| path.is_file()).unwrap();
+    let look = |runner: &Runner, path: &str, binary: &str| {
+        let script = repository().join("action/main.mjs");
+        let mut command = runner.job.command(node.to_str().unwrap(), &[script.to_str().unwrap()]);
+        command.env("PATH", path).env("CARGO_HOME", runner.job.path("nothing")).env("INPUT_BINARY", binary);
+        command
+    };
+    let in_path = look(&runner, cargo.to_str().unwrap(), "");
+    assert_eq!(runner.step(in_path).code, 0);
+    let mut by_cargo = look(&runner, "/nonexistent", "");
+    by_cargo.env("CARGO_HOME", runner.job.path("cargo"));
+    assert_eq!(runner.step(by_cargo).code, 0);
+    let named_and_missing = look(&runner, cargo.to_str().unwrap(), "/nonexistent/wifshare");
+    let ended = runner.step(named_and_missing);
+    assert_eq!(ended.code, 127);
+    assert!(ended.stdout.starts_with("::error title=wifshare::there is no program"), "{}", ended.stdout);
+    post(&mut runner, &[]);
+    runner.job.assert_exchanges(1);
+}
+
+#[test]
+fn a_cancelled_main_and_a_cancelled_step_are_cleaned_up_by_the_post() {
+    for cancelled in ["main", "step"] {
+        let latency = if cancelled == "main" { 2000 } else { 0 };
+        let (mut runner, inputs) = runner_with_inputs(Job::new(Knobs { exchange_latency_ms: latency, ..knobs() }));
+        let inputs = borrowed(&inputs);
+        let main = part(&runner, "main", &inputs);
+        let main = runner.begin(main);
+        if cancelled == "main" {
+            eventually("an exchange is under way", || runner.job.counters().exchanges_received > 0);
+            cancel(&main.child);
+        }
+        let ended = runner.end(main);
+        if cancelled == "step" {
+            assert_eq!(ended.code, 0, "{}", ended.stderr);
+            let step = runner.job.command("sh", &["-c", r#"touch begun; exec "$WIFSHARE" exec -- sleep 600"#]);
+            let step = runner.begin(step);
+            eventually("the step has begun", || runner.job.path("begun").exists());
+            cancel(&step.child);
+            runner.end(step);
+        }
+        post(&mut runner, &inputs);
+        assert_nothing_is_left(&runner);
+        runner.job.assert_nothing_sent_twice();
+    }
+}
+
+/// As the runner cancels, with a shorter patience: INT, TERM, KILL.
+fn cancel(child: &std::process::Child) {
+    let group = Pid::from_child(child);
+    for signal in [Signal::INT, Signal::TERM, Signal::KILL] {
+        // It may be gone by then.
+        let _ = kill_process_group(group, signal);
+        std::thread::sleep(std::time::Duration::from_millis(200));
+    }
+}
+
+#[test]
+fn what_the_action_declares_is_what_it_reads() {
+    let action = std::fs::read_to_string(repository().join("action.yml")).unwrap();
+    let declared: Vec<&str> = action
+        .split("\noutputs:")
+        .next()
+        .unwrap()
+        .lines()
+        .filter_map(|line| line.strip_prefix("  ")?.strip_suffix(':').filter(|name| !name.starts_with(' ')))
+        .collect();
+    let read: String = ["main", "post", "wifshare"]
+        .map(|part| std::fs::read_to_string(repository().join("action").join(format!("{part}.mjs"))).unwrap())
+        .concat();
+    assert!(declared.len() >= 11, "{declared:?}");
+    for name in declared {
+        let is_read = read.contains(&format!("(\"{name}\")")) || read.contains(&format!("{name}: \"--"));
+        assert!(is_read, "{name} is declared and not read");
+    }
+}
