@@ -277,6 +277,30 @@ pub(crate) const CATALOGUE: &[Entry] = &[
         evidence: &["what is left, in the message"],
         cures: &["ask for less; the run renews by its own schedule"],
     },
+    // -- a keeper --
+    Entry {
+        code: "keeper",
+        meaning: "`wifshare start` could not leave a keeper behind, or the keeper ended at once.",
+        causes: &[
+            "the process could not be started, or was killed while it signed in",
+            "the process that it was to watch has ended already",
+        ],
+        evidence: &[
+            "the message names what was tried, and how the process ended",
+            "`wifshare start --verbose` tells each step",
+        ],
+        cures: &["start it again; `wifshare stop` removes what a killed one left"],
+    },
+    Entry {
+        code: "handover",
+        meaning: "The variables could not be handed to the following steps. What had been started was ended again.",
+        causes: &[
+            "the file that GITHUB_ENV or GITHUB_OUTPUT names cannot be written",
+            "a value has several lines, and a dotenv file cannot hold it",
+        ],
+        evidence: &["the file and the system's reason in the message"],
+        cures: &["choose another --format: github, env, json or dotenv"],
+    },
     // -- the state directory --
     Entry {
         code: "state-unusable",

@@ -9,6 +9,7 @@ use wifshare::{DELIVERED_VARIABLE, Delivery, Environment, Keeper, RUN_VARIABLE, 
 use zeroize::Zeroizing;
 
 use crate::arguments::HandOver;
+use crate::catalogue::code;
 use crate::clock::clock;
 use crate::failure::Failure;
 use crate::joined;
@@ -59,7 +60,11 @@ fn changes(keeper: &Keeper, environment: &Environment, talk: Talk) -> Result<Cha
     let mut gives = keeper.gives.clone();
     if keeper.provides == Delivery::Environment.to_string() {
         let store = Store::of_run(&keeper.directory).ok_or_else(|| {
-            Failure::new("keeper", "the keeper has no credential to hand over".to_owned(), Some("start it again"))
+            Failure::new(
+                code!("keeper"),
+                "the keeper has no credential to hand over".to_owned(),
+                Some("start it again"),
+            )
         })?;
         let credential = joined::credential(&store, None, clock())?;
         talk.mask(credential.access_token.expose());
@@ -124,7 +129,7 @@ impl Changes {
         let appended = File::options().append(true).create(true).open(path);
         appended.and_then(|mut file| file.write_all(text(self).as_bytes())).map_err(|error| {
             Failure::new(
-                "handover",
+                code!("handover"),
                 format!("could not write the variables to {variable}, {}: {error}", path.display()),
                 Some("give --format env, json or dotenv where this is not a step of GitHub Actions"),
             )
@@ -148,7 +153,7 @@ impl Changes {
     fn as_dotenv(&self) -> Result<Zeroizing<String>, Failure> {
         if let Some((name, _)) = self.set.iter().find(|(_, value)| value.contains(['\n', '\r'])) {
             return Err(Failure::new(
-                "handover",
+                code!("handover"),
                 format!("{name} has a value of several lines, which a dotenv file cannot hold"),
                 Some("give --format json or env"),
             ));
@@ -184,7 +189,11 @@ fn delimiter(value: &str) -> String {
 fn print(text: &str) -> Result<(), Failure> {
     let mut stdout = std::io::stdout().lock();
     stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(|error| {
-        Failure::new("stdout", format!("could not print the variables: {error}"), Some("look who reads the output"))
+        Failure::new(
+            code!("stdout"),
+            format!("could not print the variables: {error}"),
+            Some("look who reads the output"),
+        )
     })
 }
 

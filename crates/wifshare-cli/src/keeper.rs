@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use wifshare::{Environment, IdentitySource, Owner, Provision, Purpose, Run, resolve_for};
 
 use crate::arguments::IdentityArguments;
+use crate::catalogue::code;
 use crate::failure::Failure;
 use crate::hardening;
 use crate::share;
@@ -81,10 +82,11 @@ pub(crate) fn keeper(environment: &Environment) -> Result<u8, Failure> {
 
 fn begin(orders: &Orders, environment: &Environment) -> Result<(Arc<Run>, PipeReader), Failure> {
     let talk = Talk::new(orders.verbose, environment);
-    let signalled = signals::listen_as_keeper()
-        .map_err(|error| Failure::new("keeper", format!("the keeper could not listen for signals: {error}"), None))?;
+    let signalled = signals::listen_as_keeper().map_err(|error| {
+        Failure::new(code!("keeper"), format!("the keeper could not listen for signals: {error}"), None)
+    })?;
     let provision: Provision = orders.provides.parse().map_err(|error: wifshare::UnknownDelivery| {
-        Failure::new("keeper", format!("the keeper was told to provide something unknown: {error}"), None)
+        Failure::new(code!("keeper"), format!("the keeper was told to provide something unknown: {error}"), None)
     })?;
     let purpose = match provision {
         Provision::Credential(_) => Purpose::Exchange,

@@ -8,6 +8,7 @@ use std::time::Duration;
 use wifshare::{Config, Environment, Keeper, Owner, PATIENCE, Provision};
 
 use crate::arguments::{StartArguments, Watched};
+use crate::catalogue::code;
 use crate::clock::clock;
 use crate::failure::Failure;
 use crate::handover::{hand_over, receiver};
@@ -108,7 +109,7 @@ fn launch(
         verbose: talk.is_verbose(),
     };
     let failed = |what: &str, error: &dyn std::fmt::Display| {
-        Failure::new("keeper", format!("could not {what} the keeper: {error}"), None)
+        Failure::new(code!("keeper"), format!("could not {what} the keeper: {error}"), None)
     };
     let orders = serde_json::to_string(&orders).map_err(|error| failed("instruct", &error))?;
     let program = std::env::current_exe().map_err(|error| failed("find the program of", &error))?;
@@ -124,7 +125,7 @@ fn launch(
     let text = answer(&mut child);
     match serde_json::from_slice(&text) {
         Ok(Answer::Ready(directory)) => Keeper::of_run(&directory).ok_or_else(|| {
-            Failure::new("keeper", format!("the keeper of {} ended at once", config.source.description()), None)
+            Failure::new(code!("keeper"), format!("the keeper of {} ended at once", config.source.description()), None)
         }),
         Ok(Answer::Failed(failure)) => Err(failure),
         Err(_) => {
