@@ -34,14 +34,16 @@ pub fn obtain(
     const MOMENT: Duration = Duration::from_secs(2);
     let fresh = |stored: &Credential| stored.freshness(clock.now()) == Freshness::Fresh;
     let has_one = || Ok::<_, StoreError>(config.store().read()?.is_some_and(|stored| stored.is_usable(clock.now())));
-    let fresh_within = |patience| replace_unless(fresh, || Ok(()), config, transport, patience, clock, watch);
-    let obtained = match has_one()? {
-        false => fresh_within(PATIENCE),
-        true => match fresh_within(MOMENT) {
-            // What was in hand has ended meanwhile, and a moment is not enough any more.
-            Err(ObtainError::Store(StoreError::Held { .. })) if !has_one()? => fresh_within(PATIENCE),
-            obtained => obtained,
-        },
+    let patience = || Ok(if has_one()? { MOMENT } else { PATIENCE });
+    let fresh_within = |patience: &dyn Fn() -> Result<Duration, StoreError>| {
+        replace_unless(fresh, || Ok(()), config, transport, patience, clock, watch)
+    };
+    let obtained = match fresh_within(&patience) {
+        // What was in hand has ended meanwhile, and a moment is not enough any more.
+        Err(ObtainError::Store(StoreError::Held { waited, .. })) if waited < PATIENCE && !has_one()? => {
+            fresh_within(&|| Ok(PATIENCE))
+        }
+        obtained => obtained,
     };
     match obtained {
         Err(ObtainError::Interrupted(interrupted)) => Err(interrupted.into()),
@@ -75,7 +77,7 @@ pub fn obtain_lasting(
     if let Some(stored) = config.store().read()?.filter(hopeless) {
         return Err(too_short(&stored));
     }
-    let credential = replace_unless(lasting, || Ok(()), config, transport, PATIENCE, clock, watch)?;
+    let credential = replace_unless(lasting, || Ok(()), config, transport, &|| Ok(PATIENCE), clock, watch)?;
     if credential.remaining(clock.now()) < asked { Err(too_short(&credential)) } else { Ok(credential) }
 }
 
@@ -86,7 +88,7 @@ pub(crate) fn replace_unless(
     may_keep: impl FnOnce() -> Result<(), ObtainError>,
     config: &Config,
     transport: &Transport,
-    patience: Duration,
+    patience: &dyn Fn() -> Result<Duration, StoreError>,
     clock: Clock,
     watch: Watch<'_>,
 ) -> Result<Credential, ObtainError> {
@@ -105,7 +107,7 @@ pub(crate) fn adopt_unless(
     watch: Watch<'_>,
 ) -> Result<Credential, ObtainError> {
     let purchase = Purchase::by_adoption();
-    carry_out(purchase, Some(found), acceptable, may_keep, config, transport, PATIENCE, clock, watch)
+    carry_out(purchase, Some(found), acceptable, may_keep, config, transport, &|| Ok(PATIENCE), clock, watch)
 }
 
 /// Does in the world what the purchase decides, act by act. An error of the store ends it where it stands: before the
@@ -118,7 +120,7 @@ fn carry_out(
     may_keep: impl FnOnce() -> Result<(), ObtainError>,
     config: &Config,
     transport: &Transport,
-    patience: Duration,
+    patience: &dyn Fn() -> Result<Duration, StoreError>,
     clock: Clock,
     watch: Watch<'_>,
 ) -> Result<Credential, ObtainError> {
@@ -139,8 +141,21 @@ fn carry_out(
                 Ok(if found.is_some() { Heard::Acceptable } else { Heard::Unacceptable })
             }
             (Act::Lock, turn) => {
-                *turn = Some(store.lock(patience, clock, watch)?);
-                Ok(Heard::Done)
+                let mut refused = None;
+                let settled = || {
+                    found = store.read()?.filter(&acceptable);
+                    // What is bought already is kept, whoever was refused.
+                    if found.is_none() && bought.is_none() {
+                        refused = store.remembered_refusal(clock.now())?;
+                    }
+                    Ok(found.is_some() || refused.is_some())
+                };
+                *turn = store.lock_unless(settled, patience()?, clock, watch)?;
+                match refused {
+                    Some(refusal) => Err(ObtainError::Remembered(Box::new(refusal), clock.now())),
+                    None if turn.is_none() => Ok(Heard::Acceptable),
+                    None => Ok(Heard::Done),
+                }
             }
             (Act::Recall, Some(turn)) => {
                 watch(&Step::Locked);

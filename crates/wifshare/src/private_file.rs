@@ -115,8 +115,9 @@ pub fn read(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, PrivateFileError>
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(opening(path, error)),
     };
-    verify_open_file(&file, path)?;
-    let mut bytes = Zeroizing::new(Vec::new());
+    let length = verify_open_file(&file, path)?;
+    // Room for the whole of it, and for the look beyond its end: bytes that grow leave copies behind that nobody wipes.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(length.min(LARGEST) as usize + 64));
     file.take(LARGEST + 1).read_to_end(&mut bytes).map_err(PrivateFileError::io("read", path))?;
     if bytes.len() as u64 > LARGEST {
         return Err(PrivateFileError::Oversized(path.to_owned()));
@@ -125,8 +126,29 @@ pub fn read(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, PrivateFileError>
 }
 
 /// Replaces the file `name` in `directory` by these bytes: written beside its place with mode 0600, synced, renamed,
-/// and the directory synced. A reader sees the old file or the new one, never a part.
+/// and the directory synced. A reader sees the old file or the new one, never a part, and so it is after a power cut.
 pub fn replace(directory: &Path, name: &'static str, bytes: &[u8], watch: Watch<'_>) -> Result<(), PrivateFileError> {
+    replace_synced_by(File::sync_all, directory, name, bytes, watch)?;
+    sync_directory(directory)
+}
+
+/// The same for a file that ends with its process: after a power cut nobody looks for it, and nothing is synced.
+pub fn replace_unsynced(
+    directory: &Path,
+    name: &'static str,
+    bytes: &[u8],
+    watch: Watch<'_>,
+) -> Result<(), PrivateFileError> {
+    replace_synced_by(|_| Ok(()), directory, name, bytes, watch)
+}
+
+fn replace_synced_by(
+    sync: impl FnOnce(&File) -> io::Result<()>,
+    directory: &Path,
+    name: &'static str,
+    bytes: &[u8],
+    watch: Watch<'_>,
+) -> Result<(), PrivateFileError> {
     let path = directory.join(name);
     let mut file = tempfile::Builder::new()
         .prefix(UNFINISHED)
@@ -134,11 +156,11 @@ pub fn replace(directory: &Path, name: &'static str, bytes: &[u8], watch: Watch<
         .map_err(PrivateFileError::io("create a file in", directory))?;
     // A umask of 0777 would have us write a file that we cannot read back.
     make_private(file.as_file()).map_err(PrivateFileError::io("set the mode of a file in", directory))?;
-    file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(PrivateFileError::io("write", &path))?;
+    file.write_all(bytes).and_then(|()| sync(file.as_file())).map_err(PrivateFileError::io("write", &path))?;
     watch(&Step::Written(name));
     file.persist(&path).map_err(|error| PrivateFileError::io("replace", &path)(error.error))?;
     watch(&Step::Replaced(name));
-    sync_directory(directory)
+    Ok(())
 }
 
 /// Makes sure that so many bytes can be written in this directory, by writing and removing them.
@@ -255,13 +277,15 @@ mod platform {
         options.mode(0o600).custom_flags(flags()).open(path)
     }
 
-    pub(super) fn verify_open_file(file: &File, path: &Path) -> Result<(), PrivateFileError> {
+    /// Tells its length.
+    pub(super) fn verify_open_file(file: &File, path: &Path) -> Result<u64, PrivateFileError> {
         let metadata = file.metadata().map_err(PrivateFileError::io("look at", path))?;
         // More than one name would let somebody keep a secret after we have removed it.
         if !metadata.is_file() || metadata.nlink() > 1 {
             return Err(PrivateFileError::WrongKind { path: path.to_owned(), expected: "regular file of one name" });
         }
-        verify_owner_and_mode(&metadata, path)
+        verify_owner_and_mode(&metadata, path)?;
+        Ok(metadata.len())
     }
 
     pub(super) fn make_private(file: &File) -> io::Result<()> {
@@ -311,9 +335,10 @@ mod platform {
         options.open(path)
     }
 
-    pub(super) fn verify_open_file(file: &File, path: &Path) -> Result<(), PrivateFileError> {
-        match file.metadata().map_err(PrivateFileError::io("look at", path))?.is_file() {
-            true => Ok(()),
+    pub(super) fn verify_open_file(file: &File, path: &Path) -> Result<u64, PrivateFileError> {
+        let metadata = file.metadata().map_err(PrivateFileError::io("look at", path))?;
+        match metadata.is_file() {
+            true => Ok(metadata.len()),
             false => Err(PrivateFileError::WrongKind { path: path.to_owned(), expected: "regular file" }),
         }
     }

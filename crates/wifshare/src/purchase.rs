@@ -9,7 +9,8 @@
 pub(crate) enum Act {
     /// Look whether the stored credential is acceptable.
     Look,
-    /// Wait for the lock, and keep it until the end.
+    /// Wait for the lock, and keep it until the end; while another process has it, look whether that one has done the
+    /// work or was refused.
     Lock,
     /// Look again: between wanting the lock and having it, somebody else may have done the work.
     LookAgain,
@@ -40,7 +41,7 @@ pub(crate) enum Act {
 pub(crate) enum Heard {
     /// It was done, and nothing stands in the way of the next.
     Done,
-    /// A look found an acceptable credential.
+    /// A look, or a wait for the lock, found an acceptable credential.
     Acceptable,
     /// A look found none.
     Unacceptable,
@@ -101,7 +102,7 @@ impl Purchase {
     pub(crate) fn after(self, heard: Heard) -> Self {
         use {Act as A, Heard as H};
         let act = match (self.act, heard) {
-            (A::Look | A::LookAgain, H::Acceptable) => A::Serve,
+            (A::Look | A::Lock | A::LookAgain, H::Acceptable) => A::Serve,
             (A::Look, H::Unacceptable) => A::Lock,
             (A::LookAgain, H::Unacceptable) if self.kind == Kind::Adoption => A::Keep,
             (A::LookAgain, H::Unacceptable) => A::Recall,
@@ -122,7 +123,7 @@ impl Purchase {
                 return Purchase { act: A::Pause, tries: self.tries + 1, ..self };
             }
             (A::Ask | A::Connect | A::Spend | A::Send, _) => A::Remember,
-            // The one who remembers has heard of nothing new, and before the lock there was nothing to hear.
+            // Who remembers has heard of nothing new, and neither has who was told of a refusal.
             _ => A::Fail,
         };
         Purchase { act, ..self }

@@ -31,5 +31,5 @@ pub(crate) fn renew_if(
     watch: Watch<'_>,
 ) -> Result<Credential, ObtainError> {
     let successor = |stored: &Credential| stored != held && stored.is_usable(clock.now());
-    replace_unless(successor, may_keep, config, transport, PATIENCE, clock, watch)
+    replace_unless(successor, may_keep, config, transport, &|| Ok(PATIENCE), clock, watch)
 }

@@ -321,10 +321,13 @@ impl Run {
                 }
                 Delivery::Environment => None,
             };
-            // What cannot be delivered shall not be bought.
             if let Some(profile) = &profile {
                 profile.create(&self.config.base_url, watch)?;
-                private_file::make_sure_of_room(&self.directory, ROOM)?;
+                // What cannot be delivered shall not be bought; where nothing will be bought there is nothing to lose.
+                let fresh = |stored: &Credential| stored.freshness(self.clock.now()) == Freshness::Fresh;
+                if !self.config.store().read()?.as_ref().is_some_and(fresh) {
+                    private_file::make_sure_of_room(&self.directory, ROOM)?;
+                }
             }
             let held = obtain::obtain(&self.config, &self.transport, self.clock, watch)?;
             if let Some(profile) = &profile {
@@ -385,7 +388,7 @@ impl Run {
     fn write_inputs(&self) -> Result<(), PrivateFileError> {
         let inputs: BTreeMap<_, _> = self.identity_variables().into_iter().collect();
         let inputs = serde_json::to_vec(&inputs).expect("texts become JSON");
-        private_file::replace(&self.directory, INPUTS, &inputs, self.watch())
+        private_file::replace_unsynced(&self.directory, INPUTS, &inputs, self.watch())
     }
 
     /// Somebody may remove the state directory while we live, to make room for instance. Children look where they

@@ -157,11 +157,31 @@ impl Store {
 
     /// Waits for the lock, at most `patience`; whoever has it may replace the credential.
     pub fn lock<'a>(&'a self, patience: Duration, clock: Clock, watch: Watch<'a>) -> Result<Turn<'a>, StoreError> {
+        let turn = self.lock_unless(|| Ok(false), patience, clock, watch)?;
+        Ok(turn.expect("nothing settles it but the lock"))
+    }
+
+    /// The same, unless what the turn is wanted for is `settled` by whoever has it now: `None` then. It is asked while
+    /// somebody else has the lock, and reads without it, as every reader does.
+    pub fn lock_unless<'a>(
+        &'a self,
+        settled: impl FnMut() -> Result<bool, StoreError>,
+        patience: Duration,
+        clock: Clock,
+        watch: Watch<'a>,
+    ) -> Result<Option<Turn<'a>>, StoreError> {
         self.create()?;
-        let lock = FileLock::acquire(&self.directory.join(LOCK), patience, clock, watch)?;
-        let mut turn = Turn { store: self, lock, clock, watch };
-        turn.doing("looking");
-        Ok(turn)
+        let lock = FileLock::acquire_unless(settled, &self.directory.join(LOCK), patience, clock, watch)?;
+        Ok(lock.map(|lock| {
+            let mut turn = Turn { store: self, lock, clock, watch };
+            turn.doing("looking");
+            turn
+        }))
+    }
+
+    /// A failure of a moment ago that still counts.
+    pub fn remembered_refusal(&self, now: SystemTime) -> Result<Option<Refusal>, StoreError> {
+        refusal::read(&self.directory, now)
     }
 
     /// Removes the credential. The ledger and a remembered refusal stay, and so does a newer format's file.
@@ -229,7 +249,7 @@ impl Turn<'_> {
 
     /// A failure of a moment ago that still counts.
     pub fn remembered_refusal(&self) -> Result<Option<Refusal>, StoreError> {
-        refusal::read(&self.store.directory, self.clock.now())
+        self.store.remembered_refusal(self.clock.now())
     }
 
     /// Remembers a failure for those who wait. Where it cannot be written, they find out for themselves.

@@ -35,7 +35,7 @@ impl HandedOutToken {
     pub fn replace(&self, token: IdentityToken, watch: Watch<'_>) -> Result<(), PrivateFileError> {
         // Somebody may have removed it; from then on nobody tells us of readers, and the token is replaced as it ages.
         private_file::private_directory(&self.directory)?;
-        private_file::replace(&self.directory, FILE, token.expose().as_bytes(), watch)
+        private_file::replace_unsynced(&self.directory, FILE, token.expose().as_bytes(), watch)
     }
 
     /// Whether somebody opened the file since the last call; from then on its token may be spent.

@@ -79,7 +79,7 @@ impl ProfileDirectory {
         let configs = self.path.join("configs");
         private_file::private_directory(&configs)?;
         private_file::private_directory(&self.credentials())?;
-        private_file::replace(&configs, self.kind.file(), &pretty(&profile), watch)
+        private_file::replace_unsynced(&configs, self.kind.file(), &pretty(&profile), watch)
     }
 
     /// Puts this credential in place of the one before. The end is always written: without it the SDKs would keep the
@@ -91,7 +91,7 @@ impl ProfileDirectory {
             "access_token": credential.access_token.expose(),
             "expires_at": epoch_seconds(credential.expires_at),
         }));
-        private_file::replace(&self.credentials(), self.kind.file(), &text, watch)
+        private_file::replace_unsynced(&self.credentials(), self.kind.file(), &text, watch)
     }
 
     /// What stands in place now; a child of a federation profile may have replaced it. `None` where it cannot be read.

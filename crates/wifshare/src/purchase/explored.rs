@@ -96,7 +96,12 @@ impl World {
             Act::LookAgain => vec![(world(), looked)],
             Act::Lock if removed == Removed::Lock => vec![(world(), Heard::Done)],
             Act::Lock if self.lock.is_none() => vec![with(&|world| world.lock = Some(number), Heard::Done)],
-            Act::Lock => vec![],
+            // The holder may have kept or remembered something, and not let go yet; or it is of the time before.
+            Act::Lock => {
+                let answered = self.has_credential.then(|| (world(), Heard::Acceptable));
+                let refused = self.refusal.then(|| (world(), Heard::Final));
+                answered.into_iter().chain(refused).collect()
+            }
             Act::Recall if self.refusal => vec![(world(), Heard::Final)],
             Act::Recall | Act::Pause => vec![(world(), Heard::Done)],
             Act::Ask => {

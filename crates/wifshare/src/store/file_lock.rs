@@ -28,41 +28,55 @@ struct Holder {
 }
 
 impl FileLock {
-    /// Waits for the lock, at most `patience`, looking often: a waiter goes on within moments of the winner's end.
+    /// Waits for the lock, at most `patience`.
     pub(super) fn acquire(
         path: &Path,
         patience: Duration,
         clock: Clock,
         watch: Watch<'_>,
     ) -> Result<FileLock, StoreError> {
-        const SHORTEST: Duration = Duration::from_millis(1);
-        const LONGEST: Duration = Duration::from_millis(25);
+        let acquired = FileLock::acquire_unless(|| Ok(false), path, patience, clock, watch)?;
+        Ok(acquired.expect("nothing settles it but the lock"))
+    }
+
+    /// Waits for the lock, at most `patience`, or until what it is wanted for is `settled`: `None` then. Both are looked
+    /// for all the while, so that a thousand who wait for one answer take it side by side, and not one after another.
+    pub(super) fn acquire_unless(
+        mut settled: impl FnMut() -> Result<bool, StoreError>,
+        path: &Path,
+        patience: Duration,
+        clock: Clock,
+        watch: Watch<'_>,
+    ) -> Result<Option<FileLock>, StoreError> {
         let start = (clock.monotonic)();
-        let mut pause = SHORTEST;
         let mut told = Duration::ZERO;
+        // The lock is a file of its own: a rename would leave us holding a lock on the old inode.
+        let mut file = private_file::open_in_place(path)?;
         loop {
-            // The lock is a file of its own: a rename would leave us holding a lock on the old inode.
-            let file = private_file::open_in_place(path)?;
+            let waited = (clock.monotonic)().saturating_sub(start);
             match file.try_lock() {
-                Ok(()) if is_still_there(&file, path)? => return Ok(FileLock { file }),
+                Ok(()) if is_still_there(&file, path)? => return Ok(Some(FileLock { file })),
                 // Somebody removed the directory meanwhile; whoever comes next would lock another file.
-                Ok(()) => {}
+                Ok(()) => file = private_file::open_in_place(path)?,
                 Err(TryLockError::WouldBlock) => {
-                    let waited = (clock.monotonic)().saturating_sub(start);
+                    if settled()? {
+                        return Ok(None);
+                    }
                     if waited >= patience {
                         return Err(StoreError::Held { path: path.to_owned(), holder: holder(path, clock), waited });
                     }
                     if waited >= told + Duration::from_secs(1) {
                         told = waited;
                         watch(&Step::Waiting { holder: holder(path, clock), since: waited });
+                        // So that nobody waits for the holder of a file that is gone.
+                        file = private_file::open_in_place(path)?;
                     }
                 }
                 Err(TryLockError::Error(source)) => {
                     return Err(PrivateFileError::Io { action: "lock", path: path.to_owned(), source }.into());
                 }
             }
-            (clock.pause)(pause)?;
-            pause = (pause * 2).min(LONGEST);
+            (clock.pause)(pause_after(waited))?;
         }
     }
 
@@ -89,6 +103,14 @@ impl FileLock {
         let text = serde_json::to_vec(&holder).unwrap_or_default();
         let _ = self.file.set_len(0).and_then(|()| self.file.rewind()).and_then(|()| self.file.write_all(&text));
     }
+}
+
+/// How long to look away after so long a wait: a share of it, so that a short wait is not made much longer, and a long
+/// one with many waiters costs the machine little. Different for each waiter, so that they do not look all at once.
+fn pause_after(waited: Duration) -> Duration {
+    const SHORTEST: Duration = Duration::from_millis(1);
+    const LONGEST: Duration = Duration::from_millis(50);
+    (waited / 8).clamp(SHORTEST, LONGEST).mul_f64(1.0 - fastrand::f64() / 4.0)
 }
 
 /// "pid 4711, exchanging since 2 s", where it can be read.

@@ -63,7 +63,8 @@ pub(super) fn read(directory: &Path, now: SystemTime) -> Result<Option<Refusal>,
 pub(super) fn remember(directory: &Path, refusal: &Refusal, watch: Watch<'_>) -> Result<(), StoreError> {
     let versioned = Versioned { version: FORMAT, refusal: refusal.clone() };
     let bytes = serde_json::to_vec_pretty(&versioned).expect("texts and numbers become JSON");
-    Ok(private_file::replace(directory, FILE, &bytes, watch)?)
+    // It counts for seconds; whoever starts after a power cut finds out anew.
+    Ok(private_file::replace_unsynced(directory, FILE, &bytes, watch)?)
 }
 
 pub(super) fn forget(directory: &Path) -> Result<(), StoreError> {
