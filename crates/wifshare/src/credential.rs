@@ -1,5 +1,6 @@
 //! The access token plus what we know of it, and the arithmetic of its life.
 
+use std::ops::Range;
 use std::time::{Duration, SystemTime};
 
 use crate::secret::Secret;
@@ -63,15 +64,19 @@ impl Credential {
 
     /// How fresh it is at this moment.
     pub fn freshness(&self, now: SystemTime) -> Freshness {
-        // A clock that was stepped back before the purchase tells us nothing about the end: renew.
-        let stepped_back = now + CLIENTS_REFUSE < self.obtained_at;
         if self.remaining(now) <= self.margin() {
             Freshness::Expired
-        } else if now >= self.refresh_at() || stepped_back {
-            Freshness::Expiring
-        } else {
+        } else if self.fresh_during().contains(&now) {
             Freshness::Fresh
+        } else {
+            Freshness::Expiring
         }
+    }
+
+    /// The moments at which it is fresh.
+    pub fn fresh_during(&self) -> Range<SystemTime> {
+        // A clock that was stepped back before the purchase tells us nothing about the end: renew.
+        self.obtained_at - CLIENTS_REFUSE..self.refresh_at()
     }
 
     /// Whether it may be served at this moment.

@@ -39,6 +39,7 @@ mod store;
 mod transport;
 // -- journeys --
 mod config;
+mod holder;
 mod obtain;
 mod purchase;
 mod renew;
@@ -56,6 +57,7 @@ pub use credential::{Credential, Freshness};
 pub use delivery::{Delivery, UnknownDelivery, without_what_buys};
 pub use environment::Environment;
 pub use exchange::{Grant, TokenError};
+pub use holder::Holder;
 pub use identity::{Detected, Endpoint, IdentityError, IdentitySource, Supply};
 pub use identity_token::{Claims, Fingerprint, IdentityToken, Malformed};
 pub use message::{Request, Response, whole_message};

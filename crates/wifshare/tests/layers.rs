@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 const VOCABULARY: [&str; 9] =
     ["clock", "code", "credential", "environment", "identity_token", "message", "private_file", "secret", "step"];
 const ROOMS: [&str; 6] = ["child", "delivery", "exchange", "identity", "store", "transport"];
-const JOURNEYS: [&str; 6] = ["config", "purchase", "obtain", "renew", "run", "lib"];
+const JOURNEYS: [&str; 7] = ["config", "purchase", "obtain", "renew", "holder", "run", "lib"];
 
 /// The modules of this crate that a text names with `crate::`, in `use` lines and elsewhere.
 fn named_in(text: &str) -> BTreeSet<String> {

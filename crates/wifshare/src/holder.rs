@@ -1,0 +1,141 @@
+//! For a program that asks often: the credential in memory, and the journey to another one only when that is due.
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, TryLockError};
+use std::time::{Duration, SystemTime};
+
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::credential::Credential;
+use crate::message::whole_message;
+use crate::obtain::{ObtainError, obtain};
+use crate::renew::renew;
+use crate::step::Step;
+use crate::transport::Transport;
+
+/// The shared credential as one process holds it, for all of its threads.
+///
+/// While what is held is fresh, [`credential`](Holder::credential) looks at the clock and takes it from memory: no file,
+/// no lock that another reader could hold up, no allocation. When its successor is due, one caller makes the journey for
+/// all; the others go on with what there is, and wait only where there is nothing usable.
+///
+/// ```no_run
+/// use std::sync::Arc;
+/// use wifshare::{Clock, Environment, Holder, Inputs, Transport, resolve};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let environment: Environment = std::env::vars_os().collect();
+/// let config = resolve(&Inputs::default(), &environment)?;
+/// let holder = Holder::new(config, Transport::new(&environment), Clock::system(), Arc::new(|_| {}));
+/// # let requests = ["one", "another"];
+/// for request in requests {
+///     let credential = holder.credential()?;
+///     // Send `request` with the header `Authorization: Bearer …`, made of `credential.access_token.expose()`.
+///     // Where the API answers 401 all the same, `holder.renew(&credential)` brings another one.
+/// }
+/// # Ok(())
+/// # }
+/// ```
+pub struct Holder {
+    config: Config,
+    transport: Transport,
+    clock: Clock,
+    watch: Arc<dyn Fn(&Step<'_>) + Send + Sync>,
+    held: RwLock<Option<Held>>,
+    /// The journey is made by whoever has this; its content is when one that failed may be made again, by the monotonic
+    /// clock.
+    journey: Mutex<Option<Duration>>,
+}
+
+struct Held {
+    credential: Arc<Credential>,
+    fresh: Range<SystemTime>,
+}
+
+/// How long a usable credential is served without another try, after its successor could not be had.
+const PAUSE: Duration = Duration::from_secs(5);
+
+impl Holder {
+    /// Holds nothing yet; the first call makes the journey. `watch` is told its steps.
+    pub fn new(
+        config: Config,
+        transport: Transport,
+        clock: Clock,
+        watch: Arc<dyn Fn(&Step<'_>) + Send + Sync>,
+    ) -> Holder {
+        Holder { config, transport, clock, watch, held: RwLock::new(None), journey: Mutex::new(None) }
+    }
+
+    /// A credential that is usable now.
+    pub fn credential(&self) -> Result<Arc<Credential>, ObtainError> {
+        match self.fresh() {
+            Some(credential) => Ok(credential),
+            None => self.journey(),
+        }
+    }
+
+    /// A credential other than this one, which the API rejected.
+    pub fn renew(&self, rejected: &Credential) -> Result<Arc<Credential>, ObtainError> {
+        let _journey = self.begin();
+        match self.usable().filter(|held| **held != *rejected) {
+            // Another thread was rejected before us.
+            Some(successor) => Ok(successor),
+            None => renew(rejected, &self.config, &self.transport, self.clock, &*self.watch).map(|it| self.hold(it)),
+        }
+    }
+
+    #[cold]
+    fn journey(&self) -> Result<Arc<Credential>, ObtainError> {
+        let mut again_at = match (self.journey.try_lock(), self.usable()) {
+            (Ok(journey), _) => journey,
+            (Err(TryLockError::WouldBlock), Some(usable)) => return Ok(usable),
+            (Err(_), _) => self.begin(),
+        };
+        if let Some(credential) = self.fresh() {
+            return Ok(credential);
+        }
+        let now = (self.clock.monotonic)();
+        if let Some(usable) = self.usable().filter(|_| again_at.is_some_and(|moment| now < moment)) {
+            return Ok(usable);
+        }
+        let obtained = obtain(&self.config, &self.transport, self.clock, &*self.watch).map(|it| self.hold(it));
+        *again_at = match self.fresh() {
+            Some(_) => None,
+            None => Some((self.clock.monotonic)() + PAUSE),
+        };
+        match (obtained, self.usable()) {
+            (Err(error), Some(usable)) if !matches!(error, ObtainError::Interrupted(_)) => {
+                (self.watch)(&Step::NotRenewed { cause: whole_message(&error), pause: PAUSE });
+                Ok(usable)
+            }
+            (obtained, _) => obtained,
+        }
+    }
+
+    fn fresh(&self) -> Option<Arc<Credential>> {
+        let held = self.held();
+        held.as_ref().filter(|held| held.fresh.contains(&self.clock.now())).map(|held| Arc::clone(&held.credential))
+    }
+
+    fn usable(&self) -> Option<Arc<Credential>> {
+        let held = self.held();
+        let credential = &held.as_ref()?.credential;
+        credential.is_usable(self.clock.now()).then(|| Arc::clone(credential))
+    }
+
+    fn hold(&self, credential: Credential) -> Arc<Credential> {
+        let fresh = credential.fresh_during();
+        let credential = Arc::new(credential);
+        let held = Held { credential: Arc::clone(&credential), fresh };
+        *self.held.write().unwrap_or_else(PoisonError::into_inner) = Some(held);
+        credential
+    }
+
+    fn held(&self) -> RwLockReadGuard<'_, Option<Held>> {
+        self.held.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn begin(&self) -> MutexGuard<'_, Option<Duration>> {
+        self.journey.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

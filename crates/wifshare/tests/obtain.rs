@@ -1,0 +1,139 @@
+//! The way to a credential among threads that stand for processes: each has a store of its own on the one directory.
+#![expect(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test makes its own world, and fails loudly")]
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Barrier};
+use std::time::{Duration, SystemTime};
+
+use wifshare::{
+    Clock, Config, Credential, Environment, Holder, Inputs, ObtainError, Refusal, Secret, Transport, obtain, resolve,
+};
+use wifshare_sandbox::{Fault, Knobs, Sandbox, SigningAlgorithm};
+
+fn configured(sandbox: &Sandbox, state: &Path) -> (Config, Transport) {
+    let environment: Environment = sandbox.environment().into_iter().collect();
+    let inputs = Inputs { state_dir: Some(state.to_owned()), ..Inputs::default() };
+    (resolve(&inputs, &environment).unwrap(), Transport::new(&environment))
+}
+
+fn sandbox(knobs: Knobs) -> Sandbox {
+    Sandbox::start(Knobs { algorithm: SigningAlgorithm::Es256, ..knobs }).unwrap()
+}
+
+fn patience() -> Duration {
+    Duration::from_secs(30)
+}
+
+/// What a waiter comes to while this turn is held by somebody who does not let go.
+fn waiter(config: &Config, transport: &Transport) -> Receiver<Result<Credential, ObtainError>> {
+    let (config, transport) = (config.clone(), transport.clone());
+    let (told, hears) = channel();
+    std::thread::spawn(move || told.send(obtain(&config, &transport, Clock::system(), &|_| {})));
+    // Long enough to have looked once and to wait now; where it is not, the test tests less and passes all the same.
+    std::thread::sleep(Duration::from_millis(300));
+    hears
+}
+
+#[test]
+fn who_waits_takes_what_the_holder_has_stored_before_the_holder_lets_go() {
+    let holder = tempfile::tempdir().unwrap();
+    let sandbox = sandbox(Knobs::default());
+    let (config, transport) = configured(&sandbox, &holder.path().join("state"));
+    let store = config.store();
+    let mut turn = store.lock(patience(), Clock::system(), &|_| {}).unwrap();
+    let waiter = waiter(&config, &transport);
+    let now = SystemTime::now();
+    let bought = Credential {
+        access_token: Secret::new("bought".to_owned()),
+        expires_at: now + Duration::from_secs(600),
+        obtained_at: now,
+        generation: 0,
+    };
+    turn.keep(bought);
+    let taken = waiter.recv_timeout(patience()).expect("the turn is still held").unwrap();
+    assert_eq!(taken.access_token.expose(), "bought");
+    drop(turn);
+    assert_eq!(sandbox.counters().exchanges_received, 0);
+}
+
+#[test]
+fn who_waits_hears_of_a_refusal_before_the_holder_lets_go() {
+    let holder = tempfile::tempdir().unwrap();
+    let sandbox = sandbox(Knobs::default());
+    let (config, transport) = configured(&sandbox, &holder.path().join("state"));
+    let store = config.store();
+    let turn = store.lock(patience(), Clock::system(), &|_| {}).unwrap();
+    let waiter = waiter(&config, &transport);
+    turn.remember(&Refusal::new("refused", "no".to_owned(), None, SystemTime::now(), Duration::from_secs(30)));
+    let heard = waiter.recv_timeout(patience()).expect("the turn is still held");
+    assert!(matches!(heard, Err(ObtainError::Remembered(..))), "{heard:?}");
+    drop(turn);
+    assert_eq!(sandbox.counters().exchanges_received, 0);
+}
+
+#[test]
+fn threads_that_hold_together_buy_once_and_read_no_file_after_that() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = directory.path().join("state");
+    let sandbox = sandbox(Knobs { exchange_latency_ms: 200, ..Knobs::default() });
+    let (config, transport) = configured(&sandbox, &state);
+    let holder = Holder::new(config, transport, Clock::system(), Arc::new(|_| {}));
+    let start = Barrier::new(16);
+    let held: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..16).map(|_| scope.spawn(|| (start.wait(), holder.credential().unwrap()).1)).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert!(held.iter().all(|credential| Arc::ptr_eq(credential, &held[0])));
+    assert_eq!(sandbox.counters().exchanges_received, 1);
+    std::fs::remove_dir_all(&state).unwrap();
+    assert!(Arc::ptr_eq(&holder.credential().unwrap(), &held[0]));
+    assert_eq!(sandbox.counters().exchanges_received, 1);
+}
+
+/// How far the wall clock of the test below is ahead, in seconds.
+static AHEAD: AtomicU64 = AtomicU64::new(0);
+
+#[test]
+fn a_holder_renews_when_it_is_due_serves_the_usable_meanwhile_and_an_expired_one_never() {
+    let directory = tempfile::tempdir().unwrap();
+    let sandbox = sandbox(Knobs {
+        identity_token_lifetime_s: 3600,
+        exchange_faults: vec![Fault::None, Fault::Status { status: 400, retry_after_s: None, commit: true }],
+        ..Knobs::default()
+    });
+    let (config, transport) = configured(&sandbox, &directory.path().join("state"));
+    let wall = || SystemTime::now() + Duration::from_secs(AHEAD.load(Ordering::SeqCst));
+    let holder = Holder::new(config, transport, Clock { wall, ..Clock::system() }, Arc::new(|_| {}));
+    let first = holder.credential().unwrap();
+    assert_eq!(first.lifetime(), Duration::from_secs(600));
+    AHEAD.store(440, Ordering::SeqCst);
+    assert!(Arc::ptr_eq(&holder.credential().unwrap(), &first), "fresh");
+    assert_eq!(sandbox.counters().exchanges_received, 1);
+    AHEAD.store(460, Ordering::SeqCst);
+    assert_eq!(*holder.credential().unwrap(), *first, "due, and refused: it is usable all the same");
+    assert_eq!(sandbox.counters().exchanges_received, 2);
+    assert_eq!(*holder.credential().unwrap(), *first, "another try would come too soon");
+    assert_eq!(sandbox.counters().exchanges_received, 2);
+    AHEAD.store(580, Ordering::SeqCst);
+    let second = holder.credential().unwrap();
+    assert_ne!(*second, *first, "expired");
+    assert_eq!(sandbox.counters().exchanges_received, 3);
+}
+
+#[test]
+fn a_rejected_credential_is_replaced_once_for_all_threads() {
+    let directory = tempfile::tempdir().unwrap();
+    let sandbox = sandbox(Knobs::default());
+    let (config, transport) = configured(&sandbox, &directory.path().join("state"));
+    let holder = Holder::new(config, transport, Clock::system(), Arc::new(|_| {}));
+    let rejected = holder.credential().unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| assert_ne!(*holder.renew(&rejected).unwrap(), *rejected));
+        }
+    });
+    assert_eq!(sandbox.counters().exchanges_received, 2);
+    assert_ne!(*holder.credential().unwrap(), *rejected);
+}
