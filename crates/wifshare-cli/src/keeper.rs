@@ -75,6 +75,10 @@ pub(crate) fn keeper(environment: &Environment) -> Result<u8, Failure> {
     if told.is_ok() {
         keep(&run, &signalled, &orders);
     }
+    if !run.is_in_place() {
+        // Somebody is removing the directory, and comes to no end while we lock files in it.
+        let _ = signals::pause(Duration::from_millis(500));
+    }
     // What cannot be removed now is left to the next start; there is nobody left to tell.
     drop(run.end());
     Ok(0)

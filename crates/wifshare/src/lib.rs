@@ -21,6 +21,7 @@
 //! Rooms (modules that know one thing) import no other room; journeys visit them in order. Start with [`obtain`].
 
 // -- vocabulary --
+mod alarm;
 mod clock;
 mod code;
 mod credential;

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, SystemTime};
 
+use crate::alarm::{Alarm, Happening};
 use crate::clock::{Clock, Interrupted, epoch_seconds, from_epoch_seconds};
 use crate::config::{Config, DEFAULT_BASE_URL};
 use crate::credential::{Credential, Freshness};
@@ -74,7 +75,10 @@ pub struct Run {
     handed_out: Option<HandedOutToken>,
     /// Guards everything that a run writes: whoever has it may write, unless the run is over.
     desk: Mutex<Desk>,
-    bell: Condvar,
+    /// Never notified: the end of the run looks at a renewal in flight now and then.
+    idle: Condvar,
+    /// Ends the wait of the thread that keeps things fresh.
+    alarm: Alarm,
     /// Held while a renewal is under way.
     renewing: Mutex<()>,
     over: AtomicBool,
@@ -136,7 +140,8 @@ impl Run {
             profile: None,
             handed_out: None,
             desk: Mutex::new(desk),
-            bell: Condvar::new(),
+            idle: Condvar::new(),
+            alarm: Alarm::new(),
             renewing: Mutex::new(()),
             over: AtomicBool::new(false),
             ends_with_its_directory: false,
@@ -159,6 +164,11 @@ impl Run {
     /// The run's own directory.
     pub fn directory(&self) -> &Path {
         &self.directory
+    }
+
+    /// Whether that directory is there, and was not removed by somebody.
+    pub fn is_in_place(&self) -> bool {
+        self.desk().lease.as_ref().is_some_and(Lease::is_in_place)
     }
 
     /// Writes into the run's directory what later commands need to join it: who keeps it, what it gives to children and
@@ -234,17 +244,12 @@ impl Run {
     /// follows after a while. `jitter`, between 0 and 1, sets this process apart from others like it.
     pub fn keep_fresh(&self, jitter: f64) {
         let mut schedule = Schedule::new(self, jitter);
-        let mut desk = self.desk();
-        while !desk.is_over {
-            let pause = schedule.pause(self);
-            desk = self.bell.wait_timeout(desk, pause).map_or_else(|poison| poison.into_inner().0, |(desk, _)| desk);
-            if desk.is_over {
+        loop {
+            // Watched first and looked at then, so that nothing falls between the two.
+            let is_watched = self.watch_what_is_ours();
+            if self.is_over() {
                 return;
             }
-            if self.ends_with_its_directory && desk.lease.as_ref().is_none_or(|lease| !lease.is_in_place()) {
-                return;
-            }
-            drop(desk);
             self.restore(&mut schedule);
             self.look_at_what_children_did(&mut schedule);
             if schedule.is_due(self) {
@@ -253,7 +258,8 @@ impl Run {
                     Supply::Fixed(_) => self.follow(&mut schedule),
                 }
             }
-            desk = self.desk();
+            let (moment, longest) = schedule.next(self, is_watched);
+            self.alarm.wait(moment, longest, self.handed_out.as_ref().and_then(HandedOutToken::news));
         }
     }
 
@@ -269,7 +275,7 @@ impl Run {
             desk.is_over = true;
             desk.lease.take()
         };
-        self.bell.notify_all();
+        self.alarm.ring();
         let Some(lease) = lease else { return Ok(Ending::Nothing) };
         // First of all what children could read; the lease tries again and tells if it fails.
         drop(lease.remove_directory());
@@ -284,7 +290,7 @@ impl Run {
                         break None;
                     }
                     // Not the clock's pause: a signal that comes now must not turn this wait into a spin.
-                    drop(self.bell.wait_timeout(self.desk(), Duration::from_millis(10)));
+                    drop(self.idle.wait_timeout(self.desk(), Duration::from_millis(10)));
                 }
             }
         };
@@ -391,9 +397,30 @@ impl Run {
         private_file::replace_unsynced(&self.directory, INPUTS, &inputs, self.watch())
     }
 
+    /// Watches what others may do to our files. Tells whether all of it can be noticed.
+    fn watch_what_is_ours(&self) -> bool {
+        let removal = self.alarm.watch(&self.directory, Happening::Removal);
+        let adopted = self.profile.as_ref().filter(|_| self.provision == Provision::Credential(Delivery::Federation));
+        let arrival = adopted.is_none_or(|profile| self.alarm.watch(&profile.credentials(), Happening::Arrival));
+        removal && arrival
+    }
+
+    /// Whether there is nothing more to keep fresh.
+    fn is_over(&self) -> bool {
+        self.desk().is_over || (self.ends_with_its_directory && !self.is_in_place())
+    }
+
     /// Somebody may remove the state directory while we live, to make room for instance. Children look where they
-    /// looked before, so what they found there is put in place again, from memory.
+    /// looked before, so what they found there is put in place again, from memory. Whoever removes it has a moment to
+    /// come to an end: a directory that fills again cannot be removed.
     fn restore(&self, schedule: &mut Schedule) {
+        if self.is_in_place() {
+            schedule.is_in_place();
+            return;
+        }
+        if !schedule.may_restore(self.clock) {
+            return;
+        }
         let restored = self.lay_out_again().and_then(|was_removed| match self.held().filter(|_| was_removed) {
             Some(held) => {
                 schedule.token_was_read = true;
@@ -405,7 +432,7 @@ impl Run {
         match restored {
             Ok(()) | Err(ObtainError::Interrupted(_)) => {}
             Err(error) => {
-                let pause = schedule.pause(self);
+                let pause = Schedule::RESTORE_AFTER;
                 self.tell(schedule, &error, |cause| Step::NotRenewed { cause, pause });
             }
         }
@@ -510,8 +537,9 @@ impl Run {
         match stored {
             Ok(Some(stored)) if stored != held && stored.is_usable(now) => {
                 (self.watch)(&Step::Renewed(&stored));
-                if self.publish(stored).is_ok() {
-                    schedule.succeeded(self);
+                match self.publish(stored) {
+                    Ok(()) => schedule.succeeded(self),
+                    Err(_) => drop(schedule.failed(self)),
                 }
             }
             _ => {

@@ -4,8 +4,18 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-const VOCABULARY: [&str; 9] =
-    ["clock", "code", "credential", "environment", "identity_token", "message", "private_file", "secret", "step"];
+const VOCABULARY: [&str; 10] = [
+    "alarm",
+    "clock",
+    "code",
+    "credential",
+    "environment",
+    "identity_token",
+    "message",
+    "private_file",
+    "secret",
+    "step",
+];
 const ROOMS: [&str; 6] = ["child", "delivery", "exchange", "identity", "store", "transport"];
 const JOURNEYS: [&str; 7] = ["config", "purchase", "obtain", "renew", "holder", "run", "lib"];
 

@@ -470,3 +470,35 @@ fn a_job_that_is_cancelled_in_any_step_leaves_nothing() {
         runner.job.assert_nothing_sent_twice();
     }
 }
+
+/// How often a process gave up the processor to wait, all its threads together: each time it woke up before that.
+fn waits(pid: i32) -> u64 {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let waits = tasks.map(|task| {
+        let status = std::fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")).unwrap().trim();
+        line.parse::<u64>().unwrap()
+    });
+    waits.sum()
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_keeper_at_rest_does_not_wake_up_and_is_small() {
+    for delivery in ["profile", "federation", "environment"] {
+        let job = Job::new(knobs());
+        start(&job, &["--delivery", delivery]);
+        let pid = the_keeper(&job);
+        std::thread::sleep(Duration::from_secs(1));
+        let before = waits(pid);
+        std::thread::sleep(Duration::from_secs(6));
+        assert_eq!(waits(pid) - before, 0, "{delivery}: it woke up");
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap().trim().to_owned();
+        let kilobytes: u64 = resident.trim_end_matches(" kB").parse().unwrap();
+        eprintln!("{delivery}: {resident} resident");
+        // A release build has a fifth of the code's pages; its figure stands in the documents.
+        assert!(kilobytes < 16 * 1024, "{delivery}: {resident} resident");
+        stop(&job, &[]);
+    }
+}

@@ -78,7 +78,7 @@ fn what_a_killed_run_left_goes_with_the_next_start_of_any_identity() {
 #[test]
 fn a_living_runs_files_are_spared_by_every_start() {
     let job = Job::new(knobs());
-    let child = start(&job, &format!("touch begun; {}", asking_for(20)));
+    let child = start(&job, &format!("touch begun; while ! [ -e over ]; do {ASK} || exit 9; sleep 0.05; done"));
     eventually("the run has begun", || job.path("begun").exists());
     for _ in 0..5 {
         assert_eq!(job.exec(&["--workspace-id", "default"], "true").code, 0);
@@ -86,6 +86,7 @@ fn a_living_runs_files_are_spared_by_every_start() {
     }
     let runs = crate::job::files(&job.state()).into_iter().filter(|path| path.ends_with("owner"));
     assert_eq!(runs.count(), 1, "a run that ends takes its own files along, whoever else lives");
+    std::fs::File::create(job.path("over")).unwrap();
     let ended = finish(child);
     assert_eq!(ended.code, 0, "{}", ended.stderr);
 }

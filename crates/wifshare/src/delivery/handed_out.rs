@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::alarm::Eye;
 use crate::identity_token::IdentityToken;
 use crate::private_file::{self, PrivateFileError};
 use crate::step::Watch;
@@ -38,6 +39,11 @@ impl HandedOutToken {
         private_file::replace_unsynced(&self.directory, FILE, token.expose().as_bytes(), watch)
     }
 
+    /// Becomes readable when somebody may have opened the file; [`was_read`](Self::was_read) reads it empty.
+    pub fn news(&self) -> Option<Eye<'_>> {
+        self.readers.news()
+    }
+
     /// Whether somebody opened the file since the last call; from then on its token may be spent.
     ///
     /// Only the kernel can tell, and only on Linux: a client without a profile leaves no other trace of an exchange.
@@ -50,10 +56,12 @@ impl HandedOutToken {
 mod readers {
     use std::io;
     use std::mem::MaybeUninit;
-    use std::os::fd::OwnedFd;
+    use std::os::fd::{AsFd, OwnedFd};
     use std::path::Path;
 
     use rustix::fs::inotify;
+
+    use crate::alarm::Eye;
 
     /// Without a watch (a user may have so and so many) the token is replaced when it ages, as on other systems.
     #[derive(Debug)]
@@ -69,6 +77,10 @@ mod readers {
             // The directory, because the file in it is replaced by rename.
             inotify::add_watch(&watch, directory, inotify::WatchFlags::OPEN)?;
             Ok(watch)
+        }
+
+        pub(super) fn news(&self) -> Option<Eye<'_>> {
+            self.0.as_ref().map(AsFd::as_fd)
         }
 
         pub(super) fn opened(&self, name: &str) -> bool {
@@ -91,12 +103,18 @@ mod readers {
 mod readers {
     use std::path::Path;
 
+    use crate::alarm::Eye;
+
     #[derive(Debug)]
     pub(super) struct Readers;
 
     impl Readers {
         pub(super) fn of(_directory: &Path) -> Readers {
             Readers
+        }
+
+        pub(super) fn news(&self) -> Option<Eye<'_>> {
+            None
         }
 
         pub(super) fn opened(&self, _name: &str) -> bool {

@@ -114,7 +114,8 @@ impl ProfileDirectory {
         environment.set("ANTHROPIC_PROFILE", self.kind.profile());
     }
 
-    fn credentials(&self) -> PathBuf {
+    /// Where the credential lies.
+    pub fn credentials(&self) -> PathBuf {
         self.path.join("credentials")
     }
 }

@@ -17,12 +17,16 @@ pub(super) struct Schedule {
     asked: Option<Duration>,
     pub(super) pace: Duration,
     adopt_from: Duration,
+    /// Set while something has to be put in place again.
+    restore_from: Option<Duration>,
     /// The code of the failure that was told last.
     pub(super) told: Option<String>,
     pub(super) end_was_told: bool,
 }
 
 impl Schedule {
+    /// How long after a removal, and after a try that failed.
+    pub(super) const RESTORE_AFTER: Duration = Duration::from_millis(500);
     const QUICKEST: Duration = Duration::from_millis(200);
 
     pub(super) fn new(run: &Run, jitter: f64) -> Schedule {
@@ -36,6 +40,7 @@ impl Schedule {
             asked: None,
             pace: Schedule::QUICKEST,
             adopt_from: Duration::ZERO,
+            restore_from: None,
             told: None,
             end_was_told: false,
         };
@@ -72,14 +77,55 @@ impl Schedule {
         run.held().is_some() && (run.clock.now() >= self.due_wall || (run.clock.monotonic)() >= self.due_monotonic)
     }
 
-    /// How long to wait before the next look: files that children write are looked at often, the clock now and then.
-    pub(super) fn pause(&self, run: &Run) -> Duration {
+    /// When the next look is due: at a moment of the wall clock, and in any case within so long. What is not noticed by
+    /// itself is looked at often (files that children write), or now and then (the clock, a directory).
+    pub(super) fn next(&self, run: &Run, is_watched: bool) -> (Option<SystemTime>, Duration) {
         const LOOK_AT_FILES: Duration = Duration::from_millis(100);
-        const LOOK_AT_CLOCK: Duration = Duration::from_secs(5);
-        let until_due = self.due_monotonic.saturating_sub((run.clock.monotonic)());
-        let files = run.handed_out.is_some() || run.provision == Provision::Credential(Delivery::Federation);
-        let longest = if files { LOOK_AT_FILES } else { LOOK_AT_CLOCK };
-        until_due.clamp(Duration::from_millis(10), longest)
+        const LOOK_NOW_AND_THEN: Duration = Duration::from_secs(5);
+        const SOONEST: Duration = Duration::from_millis(10);
+        let (wall_now, now) = (run.clock.now(), (run.clock.monotonic)());
+        let mut longest = self.due_monotonic.saturating_sub(now);
+        let mut moment = run.held().map(|_| self.due_wall);
+        if run.handed_out.is_some() {
+            match run.desk().token_due {
+                Some(due) if !self.token_was_read && due > wall_now => {
+                    moment = Some(moment.map_or(due, |it| it.min(due)));
+                }
+                // It is to be replaced, and was just asked for.
+                _ => {
+                    let pace = self.asked.map_or(self.pace, |asked| (asked + self.pace).saturating_sub(now));
+                    longest = longest.min(pace);
+                }
+            }
+        }
+        for later in [Some(self.adopt_from), self.restore_from].into_iter().flatten().filter(|later| *later > now) {
+            longest = longest.min(later - now);
+        }
+        if !is_watched {
+            let files = run.provision == Provision::Credential(Delivery::Federation);
+            longest = longest.min(if files { LOOK_AT_FILES } else { LOOK_NOW_AND_THEN });
+        }
+        if !run.alarm.knows_the_wall_clock() {
+            longest = longest.min(LOOK_NOW_AND_THEN);
+        }
+        match moment {
+            Some(moment) if moment <= wall_now => (None, SOONEST),
+            moment => (moment, longest.max(SOONEST)),
+        }
+    }
+
+    pub(super) fn is_in_place(&mut self) {
+        self.restore_from = None;
+    }
+
+    /// Whether what was removed may be put in place by now.
+    pub(super) fn may_restore(&mut self, clock: Clock) -> bool {
+        let now = (clock.monotonic)();
+        let may = self.restore_from.is_some_and(|from| now >= from);
+        if may || self.restore_from.is_none() {
+            self.restore_from = Some(now + Schedule::RESTORE_AFTER);
+        }
+        may
     }
 
     pub(super) fn may_adopt(&self, clock: Clock) -> bool {

@@ -1,0 +1,243 @@
+//! A wait that ends at a moment, at a ring, or when something happens to a directory. In between nobody wakes up.
+
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+/// What else can end a wait: a descriptor that becomes readable. Whoever owns it reads it empty.
+#[cfg(unix)]
+pub type Eye<'a> = std::os::fd::BorrowedFd<'a>;
+#[cfg(not(unix))]
+pub type Eye<'a> = std::marker::PhantomData<&'a ()>;
+
+/// What is worth waking up for in a directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Happening {
+    /// A file was put in place, or written anew.
+    Arrival,
+    /// A file, or the directory itself, was removed or moved away.
+    Removal,
+}
+
+/// A thread's way to wait for whatever comes first.
+#[derive(Debug)]
+pub struct Alarm(platform::Alarm);
+
+impl Alarm {
+    /// Nothing is watched yet.
+    pub fn new() -> Alarm {
+        Alarm(platform::Alarm::new())
+    }
+
+    /// Ends the wait of today, or the next one where nobody waits.
+    pub fn ring(&self) {
+        self.0.ring();
+    }
+
+    /// From now on a wait ends when this happens there. Tells whether it can be noticed: not on every system, and a user
+    /// may have so and so many watches. To be called again for a directory that may be another one by now.
+    pub fn watch(&self, directory: &Path, happening: Happening) -> bool {
+        self.0.watch(directory, happening)
+    }
+
+    /// Waits until this moment of the wall clock, but no longer than so long by the monotonic one, or until something
+    /// happens. It may end for no reason.
+    pub fn wait(&self, moment: Option<SystemTime>, longest: Duration, eye: Option<Eye<'_>>) {
+        self.0.wait(moment, longest, eye);
+    }
+
+    /// Whether a moment of the wall clock ends a wait by itself, also after the machine has slept or its clock has
+    /// stepped. Elsewhere whoever waits has to look at the clock now and then.
+    pub fn knows_the_wall_clock(&self) -> bool {
+        self.0.knows_the_wall_clock()
+    }
+}
+
+#[cfg(target_os = "linux")]
+mod platform {
+    use std::mem::MaybeUninit;
+    use std::os::fd::{AsFd, OwnedFd};
+
+    use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+    use rustix::fs::inotify;
+    use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime};
+
+    use super::*;
+
+    /// Where one of the three cannot be had, what it would notice is looked at now and then, as on other systems.
+    #[derive(Debug)]
+    pub(super) struct Alarm {
+        bell: Option<OwnedFd>,
+        timer: Option<OwnedFd>,
+        watches: Option<OwnedFd>,
+    }
+
+    impl Alarm {
+        pub(super) fn new() -> Alarm {
+            let quiet = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
+            let timer_flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+            Alarm {
+                bell: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).ok(),
+                timer: timerfd_create(TimerfdClockId::Realtime, timer_flags).ok(),
+                watches: inotify::init(quiet).ok(),
+            }
+        }
+
+        pub(super) fn ring(&self) {
+            if let Some(bell) = &self.bell {
+                let _ = rustix::io::write(bell, &1u64.to_ne_bytes());
+            }
+        }
+
+        pub(super) fn watch(&self, directory: &Path, happening: Happening) -> bool {
+            use inotify::WatchFlags as On;
+
+            let Some(watches) = &self.watches else { return false };
+            let on = match happening {
+                Happening::Arrival => On::MOVED_TO | On::CLOSE_WRITE,
+                Happening::Removal => On::DELETE | On::MOVED_FROM | On::DELETE_SELF | On::MOVE_SELF,
+            };
+            inotify::add_watch(watches, directory, on | On::ONLYDIR).is_ok()
+        }
+
+        pub(super) fn knows_the_wall_clock(&self) -> bool {
+            self.timer.is_some()
+        }
+
+        pub(super) fn wait(&self, moment: Option<SystemTime>, longest: Duration, eye: Option<Eye<'_>>) {
+            // Without a bell nobody could end a wait.
+            const LOOK_FOR_A_RING: Duration = Duration::from_millis(100);
+            let longest = if self.bell.is_some() { longest } else { longest.min(LOOK_FOR_A_RING) };
+            self.arm(moment);
+            let own = [&self.bell, &self.timer, &self.watches].into_iter().flatten().map(AsFd::as_fd);
+            let mut eyes: Vec<_> = own.chain(eye).map(|eye| PollFd::from_borrowed_fd(eye, PollFlags::IN)).collect();
+            // An interruption ends it as well; whoever waits looks again in any case.
+            let _ = poll(&mut eyes, timespec(longest).as_ref());
+            self.read_empty();
+        }
+
+        /// Has the timer fire at this moment, or never.
+        fn arm(&self, moment: Option<SystemTime>) {
+            let nothing = Timespec { tv_sec: 0, tv_nsec: 0 };
+            let since_epoch = moment.and_then(|moment| moment.duration_since(SystemTime::UNIX_EPOCH).ok());
+            let it_value = since_epoch.and_then(timespec).unwrap_or(nothing);
+            if let Some(timer) = &self.timer {
+                let at = Itimerspec { it_interval: nothing, it_value };
+                let _ = timerfd_settime(timer, TimerfdTimerFlags::ABSTIME, &at);
+            }
+        }
+
+        fn read_empty(&self) {
+            if let Some(bell) = &self.bell {
+                let _ = rustix::io::read(bell, &mut [0u8; 8]);
+            }
+            let Some(watches) = &self.watches else { return };
+            let mut buffer = [MaybeUninit::uninit(); 4096];
+            let mut events = inotify::Reader::new(watches, &mut buffer);
+            while events.next().is_ok() {}
+        }
+    }
+
+    /// `None` is for ever: longer than any process lives.
+    fn timespec(time: Duration) -> Option<Timespec> {
+        const FOR_EVER: u64 = 1 << 40;
+        let seconds = i64::try_from(time.as_secs()).ok().filter(|_| time.as_secs() < FOR_EVER)?;
+        Some(Timespec { tv_sec: seconds, tv_nsec: time.subsec_nanos().into() })
+    }
+}
+
+/// Not run by us: elsewhere nothing is noticed, and whoever waits looks now and then.
+#[cfg(not(target_os = "linux"))]
+mod platform {
+    use std::sync::{Condvar, Mutex, PoisonError};
+
+    use super::*;
+
+    #[derive(Debug, Default)]
+    pub(super) struct Alarm {
+        rung: Mutex<bool>,
+        bell: Condvar,
+    }
+
+    impl Alarm {
+        pub(super) fn new() -> Alarm {
+            Alarm::default()
+        }
+
+        pub(super) fn ring(&self) {
+            *self.rung.lock().unwrap_or_else(PoisonError::into_inner) = true;
+            self.bell.notify_all();
+        }
+
+        pub(super) fn watch(&self, _directory: &Path, _happening: Happening) -> bool {
+            false
+        }
+
+        pub(super) fn knows_the_wall_clock(&self) -> bool {
+            false
+        }
+
+        pub(super) fn wait(&self, _moment: Option<SystemTime>, longest: Duration, _eye: Option<Eye<'_>>) {
+            let rung = self.rung.lock().unwrap_or_else(PoisonError::into_inner);
+            let waited = self.bell.wait_timeout_while(rung, longest, |rung| !*rung);
+            let (mut rung, _) = waited.unwrap_or_else(PoisonError::into_inner);
+            *rung = false;
+        }
+    }
+}
+
+#[cfg(test)]
+#[cfg(target_os = "linux")]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    /// How long a wait took.
+    fn taken(wait: impl FnOnce()) -> Duration {
+        let clock = Clock::system();
+        let begun = (clock.monotonic)();
+        wait();
+        (clock.monotonic)() - begun
+    }
+
+    #[test]
+    fn a_ring_ends_the_next_wait_and_no_other() {
+        let alarm = Alarm::new();
+        alarm.ring();
+        assert!(taken(|| alarm.wait(None, LONG, None)) < LONG / 2);
+        let moment = Duration::from_millis(50);
+        assert!(taken(|| alarm.wait(None, moment, None)) >= moment);
+    }
+
+    #[test]
+    fn a_moment_of_the_wall_clock_ends_it() {
+        let (alarm, clock) = (Alarm::new(), Clock::system());
+        assert!(alarm.knows_the_wall_clock());
+        let moment = clock.now() + Duration::from_millis(50);
+        assert!(taken(|| alarm.wait(Some(moment), LONG, None)) < LONG / 2);
+        assert!(clock.now() >= moment);
+    }
+
+    #[test]
+    fn what_happens_in_a_directory_ends_it_and_what_does_not_matter_does_not() {
+        let holder = tempfile::tempdir().expect("a directory");
+        let (arrivals, removals) = (holder.path().join("a"), holder.path().join("r"));
+        for directory in [&arrivals, &removals] {
+            std::fs::create_dir(directory).expect("created");
+        }
+        let file = std::fs::File::create(removals.join("old")).expect("created");
+        let alarm = Alarm::new();
+        assert!(alarm.watch(&arrivals, Happening::Arrival) && alarm.watch(&removals, Happening::Removal));
+        std::fs::File::create(removals.join("new")).expect("created");
+        drop(file);
+        let moment = Duration::from_millis(50);
+        assert!(taken(|| alarm.wait(None, moment, None)) >= moment);
+        std::fs::rename(removals.join("old"), arrivals.join("new")).expect("renamed");
+        assert!(taken(|| alarm.wait(None, LONG, None)) < LONG / 2);
+        assert!(taken(|| alarm.wait(None, moment, None)) >= moment, "told once");
+        std::fs::remove_dir_all(&removals).expect("removed");
+        assert!(taken(|| alarm.wait(None, LONG, None)) < LONG / 2);
+        assert!(!alarm.watch(&removals, Happening::Removal));
+    }
+}
