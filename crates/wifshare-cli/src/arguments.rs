@@ -37,6 +37,11 @@ const CONFORMANCE: &str = "Example:
   wifshare sandbox --conformance -- wifshare exec -- ./ask.py
   Ends with 0 if every rule that applies is kept, and with 1 otherwise.";
 
+const DOCTOR: &str = "Examples:
+  wifshare doctor
+  wifshare doctor --rule rule.json     compare a fresh identity token with the federation rule, offline
+  wifshare doctor --json | jq '.findings[] | select(.verdict == \"failed\")'";
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Run a command with the shared credential, fresh until the command ends.
@@ -69,6 +74,10 @@ pub(crate) enum Command {
     /// Show on the practice ground what happens to eight processes without and with wifshare; end with 1 if the shared
     /// ones do not all succeed with one exchange.
     Demo(DemoArguments),
+    /// Look at everything that signing in stands on, spend nothing, and say what to mend; end with 0 if the job would
+    /// work, and with 1 if not.
+    #[command(after_help = DOCTOR)]
+    Doctor(DoctorArguments),
     /// Tell what an error code means, why it happens, where to look and what to do; without a code, list them all.
     #[command(after_help = "Example:\n  wifshare explain exchange-refused")]
     Explain(ExplainArguments),
@@ -315,6 +324,21 @@ pub(crate) enum TokenSource {
     Endpoint,
     /// All three
     Both,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct DoctorArguments {
+    #[command(flatten)]
+    pub(crate) identity: IdentityArguments,
+    /// Judge this federation rule, a JSON file, by an identity token of the source
+    #[arg(long, value_name = "FILE")]
+    pub(crate) rule: Option<PathBuf>,
+    /// Sign in too: spends one identity token, and leaves the credential for others to share
+    #[arg(long)]
+    pub(crate) exchange: bool,
+    /// Print the findings as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Args, Debug)]

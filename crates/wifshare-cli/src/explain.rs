@@ -35,10 +35,10 @@ fn list() -> String {
 }
 
 fn entry(entry: &Entry) -> String {
-    let mut text = format!("error[{}]\n{}", entry.code, wrapped(entry.meaning, "  ", "  "));
+    let mut text = format!("error[{}]\n{}", entry.code, wrapped(entry.meaning, "  ", "  ", WIDTH));
     for (title, lines) in parts(entry) {
         let _ = write!(text, "\n{title}\n");
-        text.extend(lines.iter().map(|line| wrapped(line, "  - ", "    ")));
+        text.extend(lines.iter().map(|line| wrapped(line, "  - ", "    ", WIDTH)));
     }
     text
 }
@@ -68,15 +68,17 @@ fn parts(entry: &Entry) -> [(&'static str, &'static [&'static str]); 3] {
     [("Causes", entry.causes), ("Evidence", entry.evidence), ("Cures", entry.cures)]
 }
 
-/// Lines of at most 96 characters: this before the first, and this before each of the others.
-pub(crate) fn wrapped(text: &str, first: &str, others: &str) -> String {
-    const WIDTH: usize = 96;
+/// How wide a text for people is, in characters.
+pub(crate) const WIDTH: usize = 96;
+
+/// Lines of at most so many characters: this before the first, and this before each of the others.
+pub(crate) fn wrapped(text: &str, first: &str, others: &str, width: usize) -> String {
     let mut lines = vec![first.to_owned()];
     for (number, word) in text.split_whitespace().enumerate() {
         let line = lines.last_mut().expect("there is one from the beginning");
         if number == 0 {
             line.push_str(word);
-        } else if line.chars().count() + 1 + word.chars().count() <= WIDTH {
+        } else if line.chars().count() + 1 + word.chars().count() <= width {
             line.push(' ');
             line.push_str(word);
         } else {
@@ -92,10 +94,10 @@ mod tests {
 
     #[test]
     fn a_line_ends_where_it_is_full_and_a_long_word_stays_whole() {
-        assert_eq!(wrapped("a b", "- ", "  "), "- a b\n");
+        assert_eq!(wrapped("a b", "- ", "  ", 96), "- a b\n");
         let word = "x".repeat(60);
-        assert_eq!(wrapped(&format!("{word} {word} c"), "- ", "  "), format!("- {word}\n  {word} c\n"));
+        assert_eq!(wrapped(&format!("{word} {word} c"), "- ", "  ", 96), format!("- {word}\n  {word} c\n"));
         let long = "y".repeat(200);
-        assert_eq!(wrapped(&long, "- ", "  "), format!("- {long}\n"));
+        assert_eq!(wrapped(&long, "- ", "  ", 96), format!("- {long}\n"));
     }
 }

@@ -1,7 +1,7 @@
 //! Why wifshare itself could not do what was asked, in one shape for every cause.
 
 use serde::{Deserialize, Serialize};
-use wifshare::{ConfigError, ObtainError, SpawnError, StoreError};
+use wifshare::{ConfigError, Diagnosis, ObtainError, SpawnError, StoreError};
 
 use crate::catalogue::{Known, code};
 use crate::signals;
@@ -25,6 +25,8 @@ pub(crate) struct Failure {
     pub(crate) message: String,
     /// Why that failed, the nearest cause first.
     pub(crate) causes: Vec<String>,
+    /// Why the endpoint refused, where it can be told.
+    pub(crate) diagnosis: Option<Box<Diagnosis>>,
     /// The cure.
     pub(crate) hint: Option<String>,
 }
@@ -33,7 +35,7 @@ impl Failure {
     /// The code is one of the catalogue: `code!("…")`.
     pub(crate) fn new(code: Known, message: String, hint: Option<&str>) -> Failure {
         let hint = hint.map(str::to_owned);
-        Failure { code: FAILED, name: code.0.to_owned(), message, causes: Vec::new(), hint }
+        Failure { code: FAILED, name: code.0.to_owned(), message, causes: Vec::new(), diagnosis: None, hint }
     }
 
     /// What was said on the command line, or in a variable that stands for it, cannot be meant.
@@ -47,13 +49,14 @@ impl Failure {
 
     fn of(name: &str, error: &dyn std::error::Error, hint: Option<String>) -> Failure {
         let causes = std::iter::successors(error.source(), |error| error.source()).map(ToString::to_string).collect();
-        Failure { code: FAILED, name: name.to_owned(), message: error.to_string(), causes, hint }
+        Failure { code: FAILED, name: name.to_owned(), message: error.to_string(), causes, diagnosis: None, hint }
     }
 }
 
 impl From<ObtainError> for Failure {
     fn from(error: ObtainError) -> Self {
-        let failure = Failure::of(error.code(), &error, error.hint());
+        let mut failure = Failure::of(error.code(), &error, error.hint());
+        failure.diagnosis = error.diagnosis().cloned().map(Box::new);
         match error {
             // As a shell tells the end by a signal.
             ObtainError::Interrupted(_) => {

@@ -6,6 +6,7 @@ mod claude;
 mod clock;
 mod conformance;
 mod demo;
+mod doctor;
 mod exec;
 mod explain;
 mod failure;
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
         Command::Keeper => keeper::keeper(&environment),
         Command::Token(arguments) => token::token(&arguments, &environment, talk),
         Command::Sandbox(arguments) => sandbox::sandbox(arguments, &environment, talk),
+        Command::Doctor(arguments) => doctor::doctor(&arguments, &environment, talk),
         Command::Explain(arguments) => explain::explain(&arguments),
         Command::Demo(arguments) => demo::demo(&arguments, &environment, talk),
     };

@@ -56,6 +56,11 @@ impl Talk {
         for cause in &failure.causes {
             text.push_str(&format!("\n  cause: {cause}"));
         }
+        if let Some(diagnosis) = &failure.diagnosis {
+            for (label, findings) in [("likely", &diagnosis.likely), ("ruled out", &diagnosis.ruled_out)] {
+                text.extend(findings.iter().map(|finding| format!("\n  {label}: {finding}")));
+            }
+        }
         if let Some(hint) = &failure.hint {
             text.push_str(&format!("\n  hint: {hint}"));
         }

@@ -129,7 +129,7 @@ const RULE: &str = "ANTHROPIC_FEDERATION_RULE_ID";
 const ORGANIZATION: &str = "ANTHROPIC_ORGANIZATION_ID";
 /// The API itself.
 pub const DEFAULT_BASE_URL: &str = "https://api.anthropic.com";
-const DEFAULT_AUDIENCE: &str = "https://api.anthropic.com";
+pub(crate) const DEFAULT_AUDIENCE: &str = "https://api.anthropic.com";
 
 /// Looks for what the operator already arranged.
 pub fn arrangement(environment: &Environment) -> Arrangement {

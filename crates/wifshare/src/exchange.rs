@@ -150,10 +150,9 @@ impl TokenError {
     pub fn hint(&self) -> String {
         let text = match self {
             TokenError::Refused { status, .. } if *status == StatusCode::UNAUTHORIZED => {
-                "every refusal looks like this from outside. The reason stands in the Claude Console, on the page \
-                 Workload identity, under authentication events. The usual ones: the federation rule does not match \
-                 the token's subject or audience; the rule covers several workspaces and ANTHROPIC_WORKSPACE_ID is \
-                 not set; something else in this job exchanged the same identity token before (jti_reused)"
+                "every refusal looks like this from outside; the reason stands in the Claude Console, on the page \
+                 Workload identity, under authentication events. `wifshare doctor --rule rule.json` compares an \
+                 identity token with the rule"
             }
             TokenError::Refused { status, .. } if [403, 404, 405].contains(&status.as_u16()) => {
                 "look whether ANTHROPIC_BASE_URL names the Anthropic API, without a path of its own, and whether \

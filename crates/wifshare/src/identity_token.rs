@@ -1,7 +1,7 @@
 //! The CI's signed statement about this job (OIDC Core §2), to be sent once and never again.
 
 use std::fmt;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -9,6 +9,7 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use crate::clock::from_epoch_seconds;
+use crate::message::safe_text;
 use crate::secret::Secret;
 
 /// The largest assertion that the token endpoint takes, in bytes.
@@ -77,6 +78,55 @@ impl IdentityToken {
     /// What it says of itself.
     pub fn claims(&self) -> &Claims {
         &self.claims
+    }
+
+    /// The text in this claim, one that is none of [`Claims`].
+    pub fn claim(&self, name: &str) -> Option<String> {
+        self.segment(1).get(name)?.as_str().map(str::to_owned)
+    }
+
+    /// The text in this field of its header (RFC 7515 §4.1), such as `alg` or `kid`.
+    pub fn header(&self, name: &str) -> Option<String> {
+        self.segment(0).get(name)?.as_str().map(str::to_owned)
+    }
+
+    /// What the token endpoint requires of every identity token and this one lacks, whatever the rule says
+    /// (wif-protocol §7.1); in sentences that are safe to show.
+    pub fn complaints(&self) -> Vec<String> {
+        /// The longest life that an issuer allows unless it is registered with another.
+        const USUAL_MAXIMUM: Duration = Duration::from_secs(3600);
+        let Claims { subject, issued_at, expires_at, .. } = &self.claims;
+        let there = [("sub", subject.is_some()), ("iat", issued_at.is_some()), ("exp", expires_at.is_some())];
+        let missing = there.iter().filter(|(_, is_there)| !is_there);
+        let mut complaints: Vec<String> = missing
+            .map(|(name, _)| format!("the identity token has no `{name}`, which the endpoint requires"))
+            .collect();
+        if self.header("kid").is_none() {
+            complaints.push("the identity token's header has no `kid`, which the endpoint requires".to_owned());
+        }
+        let algorithm = self.header("alg").unwrap_or_default();
+        if !is_accepted(&algorithm) {
+            complaints.push(format!(
+                "the identity token is signed with `{}`; RS, PS and ES with 256, 384 or 512 are accepted",
+                safe_text(&algorithm)
+            ));
+        }
+        let life = expires_at.zip(*issued_at).and_then(|(end, begin)| end.duration_since(begin).ok());
+        if let Some(life) = life.filter(|life| *life > USUAL_MAXIMUM) {
+            complaints.push(format!(
+                "the identity token's whole life is {} s, and an issuer's maximum is {} s unless it is registered with more",
+                life.as_secs(),
+                USUAL_MAXIMUM.as_secs()
+            ));
+        }
+        complaints
+    }
+
+    /// The header (0) or the claims (1), all of them.
+    fn segment(&self, number: usize) -> serde_json::Map<String, serde_json::Value> {
+        let segment = self.text.expose().split('.').nth(number).unwrap_or_default();
+        let bytes = URL_SAFE_NO_PAD.decode(segment).unwrap_or_default();
+        serde_json::from_slice(&bytes).unwrap_or_default()
     }
 
     /// What identifies it in the ledger of spent tokens.
@@ -150,6 +200,12 @@ impl Claims {
     }
 }
 
+/// The signature algorithms that the endpoint takes (wif-protocol §7.1).
+fn is_accepted(algorithm: &str) -> bool {
+    let (family, bits) = algorithm.split_at_checked(2).unwrap_or_default();
+    ["RS", "PS", "ES"].contains(&family) && ["256", "384", "512"].contains(&bits)
+}
+
 #[derive(Deserialize)]
 struct Wire {
     iss: Option<String>,
@@ -217,6 +273,32 @@ mod tests {
         assert_ne!(one, shifted);
         let without = |exp| token(&format!(r#"{{"iss":"i","exp":{exp}}}"#)).expect("well formed").fingerprint();
         assert_ne!(without(1), without(2), "without a jti the whole token counts");
+    }
+
+    #[test]
+    fn what_every_token_needs_is_missed() {
+        let signed = |header: &str, claims: &str| {
+            let text = [header, claims].map(|part| URL_SAFE_NO_PAD.encode(part)).join(".");
+            parse(&format!("{text}.c2ln")).expect("well formed")
+        };
+        let header = r#"{"alg":"RS256","kid":"1"}"#;
+        let whole = signed(header, r#"{"sub":"s","iat":100,"exp":3700,"ref":"main","n":1}"#);
+        assert_eq!(whole.complaints(), Vec::<String>::new());
+        assert_eq!((whole.claim("ref").as_deref(), whole.claim("n"), whole.claim("x")), (Some("main"), None, None));
+        assert_eq!(whole.header("kid").as_deref(), Some("1"));
+        for (header, claims, word) in [
+            (header, r#"{"iat":100,"exp":400}"#, "`sub`"),
+            (header, r#"{"sub":"s","exp":400}"#, "`iat`"),
+            (header, r#"{"sub":"s","iat":100}"#, "`exp`"),
+            (header, r#"{"sub":"s","iat":100,"exp":3701}"#, "3601 s"),
+            (r#"{"alg":"RS256"}"#, r#"{"sub":"s","iat":100,"exp":400}"#, "`kid`"),
+            (r#"{"alg":"HS256","kid":"1"}"#, r#"{"sub":"s","iat":100,"exp":400}"#, "`HS256`"),
+            (r#"{"alg":"EdDSA","kid":"1"}"#, r#"{"sub":"s","iat":100,"exp":400}"#, "`EdDSA`"),
+            (r#"{"kid":"1"}"#, r#"{"sub":"s","iat":100,"exp":400}"#, "signed with ``"),
+        ] {
+            let complaints = signed(header, claims).complaints();
+            assert!(complaints.len() == 1 && complaints[0].contains(word), "{header} {claims}: {complaints:?}");
+        }
     }
 
     #[test]

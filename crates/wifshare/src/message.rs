@@ -22,6 +22,11 @@ pub fn is_secure(url: &http::Uri) -> bool {
     }
 }
 
+/// When it was answered, by the clock of whoever answered (RFC 9110 §6.6.1); to the second.
+pub fn answered_at(response: &Response) -> Option<std::time::SystemTime> {
+    httpdate::parse_http_date(response.headers().get(http::header::DATE)?.to_str().ok()?).ok()
+}
+
 /// A status as people know it: its number, and its name where it has one. 529, for one, has none.
 pub(crate) fn status_text(status: http::StatusCode) -> String {
     match status.canonical_reason() {

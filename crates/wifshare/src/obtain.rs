@@ -8,18 +8,21 @@ use std::time::{Duration, SystemTime};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::credential::{Credential, Freshness};
+use crate::diagnosis::Diagnosis;
 use crate::exchange;
 use crate::identity::{IdentityError, IdentitySource, Supply};
 use crate::identity_token::IdentityToken;
-use crate::message::whole_message;
+use crate::message::{answered_at, whole_message};
 use crate::purchase::{Act, Heard, Purchase};
 use crate::step::{Step, Watch};
 use crate::store::{PATIENCE, Refusal, Spent, StoreError, Turn};
 use crate::transport::{Connection, Transport};
 
 mod error;
+mod evidence;
 
 pub use error::ObtainError;
+use evidence::Evidence;
 
 /// Returns a usable credential: the shared one where there is one, and else a new one, bought once for all.
 ///
@@ -258,6 +261,7 @@ fn send(
     clock: Clock,
     watch: Watch<'_>,
 ) -> Result<Credential, ObtainError> {
+    let evidence = Evidence::of(&identity_token);
     let sent_at = clock.now();
     watch(&Step::Sending);
     let response = connection
@@ -265,7 +269,12 @@ fn send(
         .map_err(|source| ObtainError::MaybeSent { supply: config.source.supply(), source })?;
     watch(&Step::Answered);
     let (endpoint, supply) = (config.grant.token_endpoint.to_string(), config.source.supply());
-    exchange::parse(&response, sent_at).map_err(|source| ObtainError::Token { endpoint, supply, source })
+    exchange::parse(&response, sent_at).map_err(|source| {
+        let is_about_the_token = response.status() == http::StatusCode::UNAUTHORIZED;
+        let judge = || evidence.judge(config, answered_at(&response), clock.now());
+        let diagnosis = Box::new(if is_about_the_token { judge() } else { Diagnosis::default() });
+        ObtainError::Token { endpoint, supply, diagnosis, source }
+    })
 }
 
 fn already_spent(spent: Spent, config: &Config, now: SystemTime) -> ObtainError {
@@ -276,7 +285,8 @@ fn already_spent(spent: Spent, config: &Config, now: SystemTime) -> ObtainError 
 fn remember(failure: &ObtainError, turn: &Turn<'_>, clock: Clock) {
     if let Some(lasting) = failure.is_worth_remembering_for() {
         let (message, hint) = (whole_message(failure), failure.hint());
-        turn.remember(&Refusal::new(failure.code(), message, hint, clock.now(), lasting));
+        let refusal = Refusal::new(failure.code(), message, hint, clock.now(), lasting);
+        turn.remember(&refusal.with_diagnosis(failure.diagnosis().cloned()));
     }
 }
 

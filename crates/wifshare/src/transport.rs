@@ -119,6 +119,14 @@ impl Transport {
         self
     }
 
+    /// The proxy by which this URL is reached, as `http://HOST:PORT` and without its password; `None` where it is
+    /// reached directly.
+    pub fn proxy_of(&self, url: &Uri) -> Option<String> {
+        let proxy = self.proxies.intercept(url).filter(|_| !is_loopback(url))?;
+        let (scheme, host) = (proxy.uri().scheme_str()?, proxy.uri().host()?);
+        Some(format!("{scheme}://{host}{}", proxy.uri().port_u16().map(|port| format!(":{port}")).unwrap_or_default()))
+    }
+
     /// Connects to the host of this URL, TLS and proxy included. Nothing of a request leaves here.
     pub fn connect(&self, url: &Uri) -> Result<Connection, NotSent> {
         let host = host_of(url);

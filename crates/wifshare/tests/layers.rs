@@ -4,11 +4,12 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-const VOCABULARY: [&str; 10] = [
+const VOCABULARY: [&str; 11] = [
     "alarm",
     "clock",
     "code",
     "credential",
+    "diagnosis",
     "environment",
     "identity_token",
     "message",

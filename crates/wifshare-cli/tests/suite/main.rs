@@ -10,6 +10,7 @@ mod clients;
 mod conformance;
 mod crash;
 mod demo;
+mod doctor;
 mod exec;
 mod filesystem;
 mod github;

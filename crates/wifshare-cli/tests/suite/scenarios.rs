@@ -48,6 +48,15 @@ struct Scenario {
     shows: Vec<Show>,
     #[serde(default)]
     only_as: Option<User>,
+    /// What the kernel says that every directory is on, by strace's hand.
+    #[serde(default)]
+    file_system: Option<FileSystem>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum FileSystem {
+    Nfs,
 }
 
 /// Changes to the environment of a job in a CI that is configured well.
@@ -198,6 +207,11 @@ fn run(folder: &Path) -> Vec<String> {
         eprintln!("scenarios/{} needs root, and was left out", name(folder));
         return Vec::new();
     }
+    if scenario.file_system.is_some() && strace().is_none() {
+        assert!(std::env::var_os("CI").is_none(), "strace is missing");
+        eprintln!("scenarios/{} needs strace, and was left out", name(folder));
+        return Vec::new();
+    }
     let mut world = World::new(&scenario);
     let mut complaints = Vec::new();
     if scenario.why.trim().is_empty() {
@@ -256,6 +270,7 @@ struct World {
     variables: BTreeMap<String, String>,
     /// What stands for what in arguments, variables and files.
     values: BTreeMap<&'static str, String>,
+    file_system: Option<FileSystem>,
 }
 
 impl World {
@@ -278,7 +293,14 @@ impl World {
         ] {
             variables.insert(name.to_owned(), value.to_owned());
         }
-        let mut world = World { sandbox, _holder: holder, directory, variables, values: BTreeMap::new() };
+        let mut world = World {
+            sandbox,
+            _holder: holder,
+            directory,
+            variables,
+            values: BTreeMap::new(),
+            file_system: scenario.file_system,
+        };
         world.apply(&scenario.environment);
         world
     }
@@ -298,7 +320,16 @@ impl World {
         let before = self.variables.clone();
         self.apply(changes);
         let arguments: Vec<String> = arguments.iter().map(|argument| self.filled(argument)).collect();
-        let mut command = Command::new(WIFSHARE);
+        let mut command = match self.file_system {
+            None => Command::new(WIFSHARE),
+            Some(FileSystem::Nfs) => {
+                // The first word of what statfs(2) fills in is the kind: NFS_SUPER_MAGIC.
+                let mut command = Command::new(strace().unwrap());
+                command.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=statfs,fstatfs"]);
+                command.args(["-e", "inject=statfs,fstatfs:poke_exit=@arg2=6969000000000000", WIFSHARE]);
+                command
+            }
+        };
         command.args(arguments).env_clear().envs(&self.variables).current_dir(&self.directory);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         self.variables = before;
@@ -423,6 +454,11 @@ impl World {
             (" ", digit, " s ago", "[SECONDS]"),
             (" for ", digit, " s more", "[SECONDS]"),
             (" since ", digit, " s", "[SECONDS]"),
+            (" ", digit, " s left", "[SECONDS]"),
+            (" ", digit, " s ahead", "[SECONDS]"),
+            (" ", digit, " s behind", "[SECONDS]"),
+            (" ", digit, " s in the future", "[SECONDS]"),
+            (" on file system ", name, "", "[KIND]"),
             (" good for ", digit, " s", "[SECONDS]"),
             ("\"expires_in\":", digit, "", "[SECONDS]"),
             ("\"expires_at\":", digit, "", "[MOMENT]"),
@@ -478,6 +514,12 @@ impl World {
             })
             .collect()
     }
+}
+
+/// Where it is; a scenario may have a PATH without it.
+fn strace() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|directory| directory.join("strace")).find(|path| path.is_file())
 }
 
 /// What a scenario can name in its arguments, variables and files.

@@ -4,10 +4,11 @@ use std::time::{Duration, SystemTime};
 
 use crate::clock::{Interrupted, epoch_seconds};
 use crate::code::Code;
+use crate::diagnosis::Diagnosis;
 use crate::exchange::TokenError;
 use crate::identity::{IdentityError, Supply};
 use crate::private_file::PrivateFileError;
-use crate::store::{Refusal, Spent, StoreError, Use};
+use crate::store::{Refusal, Spent, StoreError};
 use crate::transport::{MaybeSent, NotSent};
 
 /// Why there is no credential.
@@ -26,7 +27,7 @@ pub enum ObtainError {
         source: IdentityError,
     },
     /// The source has only a token that was used before.
-    #[error("the identity token of {origin} was already {}", use_of(spent, *now))]
+    #[error("the identity token of {origin} was already {}", spent.story(*now))]
     Spent {
         /// The source, in words.
         origin: String,
@@ -64,6 +65,8 @@ pub enum ObtainError {
         endpoint: String,
         /// What the source can do again.
         supply: Supply,
+        /// What can be told of a refusal from here.
+        diagnosis: Box<Diagnosis>,
         /// What it said.
         #[source]
         source: TokenError,
@@ -137,6 +140,23 @@ impl ObtainError {
             ObtainError::ShortLived { .. } => Code::CredentialShortLived,
         };
         code.name()
+    }
+
+    /// Why the endpoint refused, as far as it can be told from here; `None` for every other failure.
+    pub fn diagnosis(&self) -> Option<&Diagnosis> {
+        match self {
+            ObtainError::Token { diagnosis, source: TokenError::Refused { .. }, .. } => Some(diagnosis),
+            ObtainError::Remembered(refusal, _) => refusal.diagnosis.as_ref(),
+            ObtainError::Token { .. }
+            | ObtainError::Store(_)
+            | ObtainError::Identity { .. }
+            | ObtainError::Spent { .. }
+            | ObtainError::TooOld { .. }
+            | ObtainError::NotSent(_)
+            | ObtainError::MaybeSent { .. }
+            | ObtainError::ShortLived { .. }
+            | ObtainError::Interrupted(_) => None,
+        }
     }
 
     /// What the person at the terminal can do about it.
@@ -224,14 +244,6 @@ impl ObtainError {
             | ObtainError::ShortLived { .. }
             | ObtainError::Interrupted(_) => None,
         }
-    }
-}
-
-fn use_of(spent: &Spent, now: SystemTime) -> String {
-    let ago = epoch_seconds(now).saturating_sub(spent.at);
-    match spent.used {
-        Use::Sent => format!("taken for an exchange by {}, {ago} s ago", spent.owner),
-        Use::HandedOut => format!("handed out to other processes by {}, {ago} s ago", spent.owner),
     }
 }
 

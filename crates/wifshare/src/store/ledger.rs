@@ -45,6 +45,17 @@ pub struct Spent {
     forget_at: u64,
 }
 
+impl Spent {
+    /// "taken for an exchange by pid 4711, 12 s ago".
+    pub fn story(&self, now: SystemTime) -> String {
+        let ago = epoch_seconds(now).saturating_sub(self.at);
+        match self.used {
+            Use::Sent => format!("taken for an exchange by {}, {ago} s ago", self.owner),
+            Use::HandedOut => format!("handed out to other processes by {}, {ago} s ago", self.owner),
+        }
+    }
+}
+
 pub(super) struct Ledger {
     root: PathBuf,
 }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::owner::Owner;
 use super::{FORMAT, StoreError};
 use crate::clock::{epoch_seconds, from_epoch_seconds};
+use crate::diagnosis::Diagnosis;
 use crate::private_file;
 use crate::step::Watch;
 
@@ -23,6 +24,9 @@ pub struct Refusal {
     pub message: String,
     /// The cure.
     pub hint: Option<String>,
+    /// What could be told of it beside.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub diagnosis: Option<Diagnosis>,
     /// Who was refused.
     pub owner: Owner,
     /// When, in seconds since the epoch.
@@ -42,7 +46,14 @@ impl Refusal {
     /// A refusal of this process, at this moment, that counts for so long.
     pub fn new(code: &str, message: String, hint: Option<String>, now: SystemTime, lasting: Duration) -> Refusal {
         let at = epoch_seconds(now);
-        Refusal { code: code.to_owned(), message, hint, owner: Owner::current(), at, until: at + lasting.as_secs() }
+        let (code, until) = (code.to_owned(), at + lasting.as_secs());
+        Refusal { code, message, hint, diagnosis: None, owner: Owner::current(), at, until }
+    }
+
+    /// The same with what could be told of it beside.
+    pub fn with_diagnosis(mut self, diagnosis: Option<Diagnosis>) -> Refusal {
+        self.diagnosis = diagnosis;
+        self
     }
 
     /// How much longer it counts; `None` when it no longer does. A clock that was stepped back ends it too.

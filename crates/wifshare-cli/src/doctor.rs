@@ -1,0 +1,136 @@
+//! `wifshare doctor`: looks at everything that a job's sign-in stands on, spends nothing, and says what to mend.
+//!
+//! Each check looks, and returns [`Finding`]s; what is printed, and whether the job would work, is decided from those
+//! alone. An identity token is asked for where the source allows it: it is read, compared, and dropped, never sent.
+
+mod clients;
+mod configuration;
+mod consumers;
+mod finding;
+mod identity;
+mod network;
+mod rule;
+mod state;
+
+use std::io::{IsTerminal, Write};
+
+use wifshare::{
+    Arrangement, Config, ConfigError, Environment, Purpose, Step, Transport, arrangement, obtain, resolve_for,
+};
+
+use crate::arguments::DoctorArguments;
+use crate::catalogue::code;
+use crate::clock::clock;
+use crate::doctor::finding::{Finding, Verdict};
+use crate::doctor::rule::Rule;
+use crate::explain::WIDTH;
+use crate::failure::Failure;
+use crate::joined;
+use crate::talk::{Talk, whole};
+
+/// The job would work.
+const WORKS: u8 = 0;
+/// It would not.
+const FAILS: u8 = 1;
+
+pub(crate) fn doctor(arguments: &DoctorArguments, environment: &Environment, talk: Talk) -> Result<u8, Failure> {
+    let rule = arguments.rule.as_deref().map(Rule::read).transpose()?;
+    let findings = examine(arguments, rule.as_ref(), environment, talk);
+    let works = findings.iter().all(|finding| finding.verdict != Verdict::Failed);
+    let mut stdout = std::io::stdout().lock();
+    // A log keeps its lines whole, so that they can be searched.
+    let width = if stdout.is_terminal() { WIDTH } else { usize::MAX };
+    let text =
+        if arguments.json { finding::json(&findings, works) } else { finding::checklist(&findings, works, width) };
+    stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+        .map_err(|error| Failure::new(code!("stdout"), format!("could not print the findings: {error}"), None))?;
+    Ok(if works { WORKS } else { FAILS })
+}
+
+fn examine(arguments: &DoctorArguments, rule: Option<&Rule>, environment: &Environment, talk: Talk) -> Vec<Finding> {
+    if let Some(store) = joined::run_to_join(&arguments.identity, environment) {
+        return [state::of_the_run(&store), clients::find(environment)].concat();
+    }
+    let own = &joined::without_a_run(environment);
+    let inputs = arguments.identity.inputs();
+    let mut findings = configuration::values(&inputs, own);
+    findings.extend(configuration::blanks(own));
+    findings.extend(configuration::shadows(own));
+    let arrangement = arrangement(own);
+    let purpose = match arrangement {
+        Arrangement::OwnProfile(_) => Purpose::IdentityToken,
+        Arrangement::None | Arrangement::Shadowed(_) => Purpose::Exchange,
+    };
+    let resolved = resolve_for(purpose, &inputs, own);
+    let transport = Transport::new(own);
+    let clock_there = match &resolved {
+        Err(ConfigError::BaseUrl { .. }) => None,
+        _ => {
+            let url = configuration::base_url(&inputs, own);
+            let (seen, date) = network::look(&url, &transport, own);
+            findings.extend(seen);
+            date
+        }
+    };
+    match resolved {
+        Ok(config) => findings.extend(examine_config(&config, rule, &transport, clock_there, arguments, talk)),
+        Err(error) => findings.push(configuration::missing(error, environment, arrangement)),
+    }
+    findings.extend(clients::find(own));
+    findings.push(Finding::note(
+        "console",
+        "the reason for a refusal stands in the Claude Console alone: page Workload identity, authentication events",
+    ));
+    findings
+}
+
+fn examine_config(
+    config: &Config,
+    rule: Option<&Rule>,
+    transport: &Transport,
+    clock_there: Option<network::Date>,
+    arguments: &DoctorArguments,
+    talk: Talk,
+) -> Vec<Finding> {
+    let mut findings = vec![identity::source(config)];
+    let (seen, stored) = state::look(config);
+    match identity::ask(config, transport) {
+        Ok(token) => {
+            findings.extend(identity::judge(&token, config, clock_there, rule.is_some()));
+            findings.extend(identity::ledger(&token, config, stored.as_ref()));
+            findings.extend(rule.map(|rule| rule.judge(&token, config)).unwrap_or_default());
+        }
+        Err(failed) => findings.push(failed),
+    }
+    findings.extend(seen);
+    findings.extend(consumers::of(&config.source));
+    if arguments.exchange {
+        findings.push(exchange(config, transport, talk));
+    }
+    findings
+}
+
+/// The one check that spends something, and only where it was asked for.
+fn exchange(config: &Config, transport: &Transport, talk: Talk) -> Finding {
+    let watch = |step: &Step<'_>| talk.step(step);
+    match obtain(config, transport, clock(), &watch) {
+        Ok(credential) => {
+            talk.mask(credential.access_token.expose());
+            let left = credential.remaining(clock().now());
+            let (generation, left) = (credential.generation, whole(left));
+            Finding::ok(
+                "exchange",
+                format!("signed in: generation {generation}, good for {left}; it is shared and stays"),
+            )
+        }
+        Err(error) => {
+            let (code, hint) = (error.code().to_owned(), error.hint());
+            let likely = error.diagnosis().map(|diagnosis| diagnosis.likely.clone()).unwrap_or_default();
+            let message = format!("error[{code}]: {}", wifshare::whole_message(&error));
+            let evidence = [vec![message], likely.iter().map(|it| format!("likely: {it}")).collect()].concat();
+            Finding::failed("exchange", evidence.join("; "), hint)
+        }
+    }
+}

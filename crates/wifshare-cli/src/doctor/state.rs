@@ -1,0 +1,112 @@
+//! The state directory as an exchange would meet it: made and locked for a moment by the very code that does it there.
+
+use std::path::Path;
+use std::time::Duration;
+
+use wifshare::{Config, Credential, ObtainError, Refusal, Store, StoreError};
+
+use super::finding::Finding;
+use crate::clock::clock;
+use crate::talk::whole;
+
+/// The directory, its file system, the lock and the credential. A usable credential comes back too.
+pub(super) fn look(config: &Config) -> (Vec<Finding>, Option<Credential>) {
+    let store = config.store();
+    let root = &config.location.root;
+    let mut findings = Vec::new();
+    match store.lock(Duration::ZERO, clock(), &|_| {}) {
+        Ok(turn) => {
+            findings.push(Finding::ok("state directory", described(root)));
+            if let Ok(Some(refusal)) = turn.remembered_refusal() {
+                findings.push(remembered(&refusal));
+            }
+        }
+        Err(StoreError::Held { holder, .. }) => {
+            findings.push(Finding::ok("state directory", described(root)));
+            let holder = holder.unwrap_or_else(|| "another process".to_owned());
+            findings.push(Finding::note("lock", format!("held by {holder}")));
+        }
+        Err(error) => {
+            findings.push(failed(error));
+            return (findings, None);
+        }
+    }
+    match store.read() {
+        Ok(Some(credential)) if credential.is_usable(clock().now()) => {
+            let left = whole(credential.remaining(clock().now()));
+            findings.push(Finding::ok(
+                "credential",
+                format!("generation {} is shared, good for {left}", credential.generation),
+            ));
+            (findings, Some(credential))
+        }
+        Ok(_) => (findings, None),
+        Err(error) => {
+            findings.push(failed(error));
+            (findings, None)
+        }
+    }
+}
+
+/// Inside a run: what the run shares.
+pub(super) fn of_the_run(store: &Store) -> Vec<Finding> {
+    let now = clock().now();
+    vec![match store.read() {
+        Ok(Some(credential)) if credential.is_usable(now) => Finding::ok(
+            "run",
+            format!(
+                "inside a run of wifshare, which shares generation {}, good for {}; `exec` and `token` join it",
+                credential.generation,
+                whole(credential.remaining(now))
+            ),
+        ),
+        Ok(_) => Finding::failed(
+            "run",
+            "inside a run of wifshare whose credential has ended",
+            Some(
+                "look at the log of the `wifshare exec` around this command: it says why it could not renew".to_owned(),
+            ),
+        ),
+        Err(error) => failed(error),
+    }]
+}
+
+/// For as long as it counts, an exchange with these inputs is not tried again.
+fn remembered(refusal: &Refusal) -> Finding {
+    let likeliest = refusal.diagnosis.as_ref().and_then(|diagnosis| diagnosis.likely.first());
+    let evidence = format!(
+        "remembered for {} s more: error[{}]: {}{}",
+        refusal.remaining(clock().now()).unwrap_or_default().as_secs(),
+        refusal.code,
+        refusal.message,
+        likeliest.map(|likeliest| format!("; likely: {likeliest}")).unwrap_or_default()
+    );
+    Finding::failed("refusal", evidence, refusal.hint.clone())
+}
+
+fn failed(error: StoreError) -> Finding {
+    let hint = error.hint();
+    let message = wifshare::whole_message(&error);
+    let error = ObtainError::from(error);
+    Finding::failed("state directory", format!("error[{}]: {message}", error.code()), hint)
+}
+
+fn described(root: &Path) -> String {
+    let file_system = file_system(root).map(|kind| format!(", on file system {kind}")).unwrap_or_default();
+    format!("{} is private and can be written and locked{file_system}", root.display())
+}
+
+/// The kind of the mount that holds this path (proc_pid_mountinfo(5)).
+fn file_system(path: &Path) -> Option<String> {
+    use std::io::Read;
+
+    let path = path.canonicalize().ok()?;
+    let mut mounts = String::new();
+    std::fs::File::open("/proc/self/mountinfo").ok()?.take(1 << 20).read_to_string(&mut mounts).ok()?;
+    let of_line = |line: &str| -> Option<(usize, String)> {
+        let (left, right) = line.split_once(" - ")?;
+        let point = left.split(' ').nth(4)?;
+        path.starts_with(point).then_some((point.len(), right.split(' ').next()?.to_owned()))
+    };
+    mounts.lines().filter_map(of_line).max_by_key(|(length, _)| *length).map(|(_, kind)| kind)
+}

@@ -1,0 +1,104 @@
+//! `wifshare doctor` where a folder of `scenarios/` cannot show it: other processes, real clients, machines.
+
+use serde_json::Value;
+
+use crate::job::{Job, eventually, knobs};
+
+fn findings(job: &Job, arguments: &[&str]) -> (i32, Vec<Value>) {
+    let ended = job.run(&[&["doctor", "--json"], arguments].concat());
+    assert_eq!(ended.stderr, "");
+    let told: Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert_eq!(told["works"], ended.code == 0, "the exit code says the same");
+    (ended.code, told["findings"].as_array().unwrap().clone())
+}
+
+fn about<'a>(findings: &'a [Value], check: &str) -> Vec<&'a Value> {
+    findings.iter().filter(|finding| finding["check"] == check).collect()
+}
+
+#[test]
+fn others_that_read_the_same_token_file_are_named() {
+    let mut job = Job::new(knobs());
+    let token = job.sandbox.issue_identity_token();
+    job.use_token_file(&token);
+    let (_, before) = findings(&job, &[]);
+    assert_eq!(about(&before, "other consumers")[0]["verdict"], "ok", "{before:#?}");
+    let mut other = job.command("sleep", &["600"]).spawn().unwrap();
+    eventually("the other process is seen", || {
+        let (code, found) = findings(&job, &[]);
+        let consumers = about(&found, "other consumers")[0].clone();
+        let evidence = consumers["evidence"].as_str().unwrap();
+        code == 0 && consumers["verdict"] == "warning" && evidence.contains(&format!("sleep (pid {})", other.id()))
+    });
+    other.kill().unwrap();
+    other.wait().unwrap();
+    assert_eq!(job.counters().exchanges_received, 0, "doctor spends nothing");
+}
+
+#[test]
+fn a_doctor_that_looked_spoils_nothing() {
+    let mut job = Job::new(knobs());
+    let token = job.sandbox.issue_identity_token();
+    job.use_token_file(&token);
+    for _ in 0..3 {
+        assert_eq!(findings(&job, &[]).0, 0);
+    }
+    assert_eq!(job.counters().exchanges_received, 0);
+    assert_eq!(job.token(&[]).code, 0);
+    job.assert_exchanges(1);
+}
+
+#[test]
+fn the_holder_of_the_lock_is_named() {
+    let job = Job::new(wifshare_sandbox::Knobs { exchange_latency_ms: 60_000, ..knobs() });
+    let mut exchanging = job.wifshare(&["token"]).spawn().unwrap();
+    eventually("the holder of the lock is named", || {
+        let (_, found) = findings(&job, &[]);
+        let locks = about(&found, "lock");
+        locks.first().is_some_and(|lock| {
+            lock["verdict"] == "note"
+                && lock["evidence"].as_str().unwrap().contains(&format!("pid {}, exchanging", exchanging.id()))
+        })
+    });
+    exchanging.kill().unwrap();
+    exchanging.wait().unwrap();
+}
+
+#[test]
+fn real_clients_are_found_with_their_versions() {
+    let Some(clients) = crate::clients::clients() else { return };
+    let mut job = Job::new(knobs());
+    let (bin, all) = (job.path("bin"), clients.parent().unwrap());
+    std::fs::create_dir(&bin).unwrap();
+    std::os::unix::fs::symlink(clients.join("claude-2.1.330"), bin.join("claude")).unwrap();
+    std::os::unix::fs::symlink(all.join("typescript/node_modules"), job.path("node_modules")).unwrap();
+    job.set("PATH", &format!("{}:{}:/usr/bin:/bin", bin.to_str().unwrap(), all.join("python/bin").to_str().unwrap()));
+    let (code, found) = findings(&job, &[]);
+    let said: Vec<&str> = about(&found, "client").iter().map(|finding| finding["evidence"].as_str().unwrap()).collect();
+    assert_eq!(code, 0, "{found:#?}");
+    for (number, start) in
+        ["claude 2.1.330: ", "the TypeScript SDK 1.12.0: ", "the Python SDK 2.12.0: "].iter().enumerate()
+    {
+        assert!(said[number].starts_with(start), "{said:#?}");
+    }
+    assert!(about(&found, "client").iter().all(|finding| finding["verdict"] == "ok"), "{found:#?}");
+}
+
+#[test]
+fn a_client_that_hangs_holds_nobody() {
+    use std::os::unix::fs::OpenOptionsExt;
+
+    let mut job = Job::new(knobs());
+    let bin = job.path("bin");
+    std::fs::create_dir(&bin).unwrap();
+    let script =
+        std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o700).open(bin.join("claude"));
+    std::io::Write::write_all(&mut script.unwrap(), b"#!/bin/sh\nexec /bin/sleep 600\n").unwrap();
+    job.set("PATH", bin.to_str().unwrap());
+    let (code, found) = findings(&job, &[]);
+    assert_eq!(code, 0);
+    assert!(
+        about(&found, "client")[0]["evidence"].as_str().unwrap().contains("did not tell its version"),
+        "{found:#?}"
+    );
+}
