@@ -2,12 +2,12 @@
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
-use wifshare::{Delivery, Inputs};
+use wifshare::{Delivery, Environment, Inputs, RUN_VARIABLE, state_directory};
 use wifshare_sandbox::conformance::Case;
 
 /// One identity token, one exchange, every process.
@@ -67,6 +67,12 @@ pub(crate) enum Command {
     curl --header @- --header 'anthropic-version: 2023-06-01' https://api.anthropic.com/v1/models"
     )]
     Token(TokenArguments),
+    /// Tell who holds the credential, how long it lives, and who was served.
+    #[command(after_help = "Example:\n  wifshare status --watch")]
+    Status(StatusArguments),
+    /// Tell what happened in this job: processes, exchanges, and what sharing saved.
+    #[command(after_help = "Example:\n  wifshare report --format json > report.json")]
+    Report(ReportArguments),
     /// Serve a practice ground on loopback: an identity provider and a token endpoint that accepts a token once. Or try
     /// a client against the rules of single use.
     #[command(after_help = CONFORMANCE)]
@@ -164,6 +170,60 @@ impl IdentityArguments {
         let is_said = |text: &&Option<String>| text.as_ref().is_some_and(|text| !text.trim().is_empty());
         texts.iter().any(is_said) || self.identity_token_file.is_some()
     }
+}
+
+/// Whose state is looked at.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct StateArguments {
+    /// Where state is kept (WIFSHARE_STATE_DIR; inside a run, that of the run)
+    #[arg(long, value_name = "DIRECTORY")]
+    state_dir: Option<PathBuf>,
+}
+
+impl StateArguments {
+    /// The state directory: the one that is asked for, that of the run around us, or this user's.
+    #[expect(clippy::disallowed_methods, reason = "the border: where the user stands")]
+    pub(crate) fn root(&self, environment: &Environment) -> PathBuf {
+        let of_the_run = environment.os(RUN_VARIABLE).and_then(|run| Path::new(run).ancestors().nth(3));
+        let root = match (&self.state_dir, of_the_run) {
+            (None, Some(root)) => root.to_owned(),
+            (asked, _) => state_directory(asked.as_deref(), environment),
+        };
+        std::env::current_dir().unwrap_or_default().join(root)
+    }
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct StatusArguments {
+    #[command(flatten)]
+    pub(crate) state: StateArguments,
+    /// Print a JSON object; docs/report.md describes it
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Go on, and print anew when something has changed: in place on a terminal, where q ends it
+    #[arg(long)]
+    pub(crate) watch: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ReportArguments {
+    #[command(flatten)]
+    pub(crate) state: StateArguments,
+    /// What it is written as
+    #[arg(long, value_enum, default_value_t = ReportFormat::Json)]
+    pub(crate) format: ReportFormat,
+    /// Tell everything that is in the logs, and not this job alone
+    #[arg(long, conflicts_with = "since")]
+    pub(crate) all: bool,
+    /// Tell what happened since so long ago, such as 10m or 2h
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(crate) since: Option<Duration>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ReportFormat {
+    /// A JSON object; docs/report.md describes it
+    Json,
 }
 
 /// How the children come by the credential.

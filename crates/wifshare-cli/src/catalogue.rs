@@ -387,6 +387,17 @@ pub(crate) const CATALOGUE: &[Entry] = &[
         evidence: &["the system's reason in the message"],
         cures: &["look who reads the output"],
     },
+    Entry {
+        code: "nothing-to-report",
+        meaning: "There is no event to report of in the logs of this state directory.",
+        causes: &[
+            "no command of wifshare has run with this state directory",
+            "the state directory is another one: another RUNNER_TEMP, another user, another --state-dir",
+            "--since leaves out what there is",
+        ],
+        evidence: &["the message names the directory; `wifshare status` shows what is in it"],
+        cures: &["name the directory with --state-dir or WIFSHARE_STATE_DIR, or tell of everything with --all"],
+    },
     // -- the practice ground --
     Entry {
         code: "sandbox",

@@ -19,7 +19,7 @@ pub(crate) fn claude(arguments: ClaudeArguments, environment: &Environment, talk
     let steps = plan(&arguments, environment)?;
     look_for(std::slice::from_ref(&arguments.claude), environment)?;
     let total = steps.len();
-    share(&arguments.share, environment, talk, |environment| {
+    share("claude", &arguments.share, environment, talk, |environment, journal| {
         for (number, step) in steps.iter().enumerate() {
             let argv: Vec<OsString> = [&arguments.claude].into_iter().chain(&step.arguments).cloned().collect();
             let title = format!("step {} of {total}: {}", number + 1, step.title);
@@ -29,7 +29,7 @@ pub(crate) fn claude(arguments: ClaudeArguments, environment: &Environment, talk
                 talk.group(&title);
             }
             let streams = if step.is_query { Streams::Ours } else { Streams::Aside };
-            let ended = run(&argv, environment, streams);
+            let ended = run(&argv, environment, streams, journal);
             if !step.is_query {
                 talk.end_group();
             }

@@ -3,22 +3,31 @@
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
-use wifshare::{Child, Environment, SpawnError, Step, Streams, exit_code};
+use wifshare::{Child, Environment, SpawnError, Step, Streams, What, exit_code, program_name};
 
 use crate::arguments::ExecArguments;
 use crate::catalogue::code;
 use crate::failure::Failure;
+use crate::journal::Journal;
 use crate::share::share;
 use crate::signals;
 use crate::talk::Talk;
+use crate::witness::Witness;
 
 pub(crate) fn exec(arguments: ExecArguments, environment: &Environment, talk: Talk) -> Result<u8, Failure> {
     look_for(&arguments.command, environment)?;
-    share(&arguments.share, environment, talk, |environment| run(&arguments.command, environment, Streams::Ours))
+    share("exec", &arguments.share, environment, talk, |environment, journal| {
+        run(&arguments.command, environment, Streams::Ours, journal)
+    })
 }
 
-/// Runs a command to its end, with our signals.
-pub(crate) fn run(argv: &[OsString], environment: &Environment, streams: Streams) -> Result<u8, Failure> {
+/// Runs a command to its end, with our signals, and notes what is seen of it.
+pub(crate) fn run(
+    argv: &[OsString],
+    environment: &Environment,
+    streams: Streams,
+    journal: Option<&Journal>,
+) -> Result<u8, Failure> {
     if let Some(code) = signals::code_of_interruption() {
         return Ok(code);
     }
@@ -31,11 +40,22 @@ pub(crate) fn run(argv: &[OsString], environment: &Environment, streams: Streams
         error @ SpawnError::NotRunnable { .. } => error,
     })?;
     let passing_on = signals::pass_on_to(&child);
+    let note = |what: What| {
+        if let Some(journal) = journal {
+            journal.note(what);
+        }
+    };
+    let program = program_name(&argv.first().map_or(OsStr::new(""), OsString::as_os_str).to_string_lossy());
+    note(What::ChildStarted { process: child.id(), program });
+    let witness = Witness::of(child.id(), environment, journal);
     let ended = child.wait();
     drop(passing_on);
+    drop(witness);
     let ended = ended
         .map_err(|error| Failure::new(code!("child-lost"), format!("lost track of the command: {error}"), None))?;
-    Ok(exit_code(ended))
+    let code = exit_code(ended);
+    note(What::ChildEnded { process: child.id(), code });
+    Ok(code)
 }
 
 /// A mistyped command shall not cost an identity token: it is looked for before anything is spent.

@@ -19,6 +19,7 @@ use crate::arguments::IdentityArguments;
 use crate::catalogue::code;
 use crate::failure::Failure;
 use crate::hardening;
+use crate::journal::Journal;
 use crate::share;
 use crate::signals;
 use crate::talk::Talk;
@@ -63,11 +64,11 @@ pub(crate) fn keeper(environment: &Environment) -> Result<u8, Failure> {
     environment.remove(VARIABLE);
     let begun = begin(&orders, &environment);
     let answer = match &begun {
-        Ok((run, _)) => Answer::Ready(run.directory().to_owned()),
+        Ok((run, ..)) => Answer::Ready(run.directory().to_owned()),
         Err(failure) => Answer::Failed(failure.clone()),
     };
     let told = tell(&answer);
-    let (run, signalled) = match begun {
+    let (run, signalled, journal) = match begun {
         Ok(begun) => begun,
         // Whoever started us tells it.
         Err(failure) => return Ok(failure.exit_code()),
@@ -80,11 +81,11 @@ pub(crate) fn keeper(environment: &Environment) -> Result<u8, Failure> {
         let _ = signals::pause(Duration::from_millis(500));
     }
     // What cannot be removed now is left to the next start; there is nobody left to tell.
-    drop(run.end());
+    journal.note(share::ended(&run.end()));
     Ok(0)
 }
 
-fn begin(orders: &Orders, environment: &Environment) -> Result<(Arc<Run>, PipeReader), Failure> {
+fn begin(orders: &Orders, environment: &Environment) -> Result<(Arc<Run>, PipeReader, Journal), Failure> {
     let talk = Talk::new(orders.verbose, environment);
     let signalled = signals::listen_as_keeper().map_err(|error| {
         Failure::new(code!("keeper"), format!("the keeper could not listen for signals: {error}"), None)
@@ -101,12 +102,12 @@ fn begin(orders: &Orders, environment: &Environment) -> Result<(Arc<Run>, PipeRe
     if !matches!(config.source, IdentitySource::Command { .. }) {
         let _ = rustix::process::chdir("/");
     }
-    let run = share::begin(config, provision, environment, talk)?.ending_with_its_directory();
-    let run = Arc::new(run);
+    let (run, journal) = share::begin("start", config, provision, environment, talk)?;
+    let run = Arc::new(run.ending_with_its_directory());
     match run.announce(environment, &orders.keep) {
-        Ok(()) => Ok((run, signalled)),
+        Ok(()) => Ok((run, signalled, journal)),
         Err(error) => {
-            drop(run.end());
+            journal.note(share::ended(&run.end()));
             Err(error.into())
         }
     }

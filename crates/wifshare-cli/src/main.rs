@@ -14,14 +14,19 @@ mod handover;
 mod hardening;
 mod job_process;
 mod joined;
+mod journal;
 mod keeper;
+mod report;
 mod sandbox;
 mod share;
 mod signals;
 mod start;
+mod status;
 mod stop;
 mod talk;
+mod terminal;
 mod token;
+mod witness;
 
 use std::process::ExitCode;
 
@@ -44,6 +49,8 @@ fn main() -> ExitCode {
         Command::Stop(arguments) => stop::stop(&arguments, &environment, talk),
         Command::Keeper => keeper::keeper(&environment),
         Command::Token(arguments) => token::token(&arguments, &environment, talk),
+        Command::Report(arguments) => report::report(&arguments, &environment),
+        Command::Status(arguments) => status::status(&arguments, &environment),
         Command::Sandbox(arguments) => sandbox::sandbox(arguments, &environment, talk),
         Command::Doctor(arguments) => doctor::doctor(&arguments, &environment, talk),
         Command::Explain(arguments) => explain::explain(&arguments),

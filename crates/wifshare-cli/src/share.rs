@@ -6,32 +6,34 @@ use std::time::Duration;
 
 use wifshare::{
     Arrangement, Config, ConfigError, DELIVERED_VARIABLE, Delivery, Ending, Environment, Provision, Purpose, Run, Step,
-    Supply, Transport, arrangement, delivered, resolve_for, without_what_buys,
+    StoreError, Supply, Transport, What, arrangement, delivered, resolve_for, without_what_buys,
 };
 
 use crate::arguments::ShareArguments;
 use crate::clock::clock;
 use crate::failure::Failure;
 use crate::joined;
+use crate::journal::Journal;
 use crate::signals;
 use crate::talk::{Talk, whole};
 
 /// Runs `work` with the environment that its children shall have.
 pub(crate) fn share(
+    command: &'static str,
     arguments: &ShareArguments,
     environment: &Environment,
     talk: Talk,
-    work: impl FnOnce(&Environment) -> Result<u8, Failure>,
+    work: impl FnOnce(&Environment, Option<&Journal>) -> Result<u8, Failure>,
 ) -> Result<u8, Failure> {
     signals::listen();
-    if let Some(joined) = join(arguments, environment, talk)? {
-        return work(&joined);
+    if let Some((joined, journal)) = join(command, arguments, environment, talk)? {
+        return work(&joined, journal.as_ref());
     }
     match decide(arguments, environment, talk)? {
-        Decision::AsItIs => work(environment),
+        Decision::AsItIs => work(environment, None),
         Decision::Begin(config, provision) => {
             let environment = joined::without_a_run(environment);
-            run(*config, provision, &arguments.keep_env, &environment, talk, work)
+            run(command, *config, provision, &arguments.keep_env, &environment, talk, work)
         }
     }
 }
@@ -44,12 +46,21 @@ pub(crate) enum Decision {
     Begin(Box<Config>, Provision),
 }
 
-/// The environment for a command inside of a run, which keeps the credential fresh for it.
-fn join(arguments: &ShareArguments, environment: &Environment, talk: Talk) -> Result<Option<Environment>, Failure> {
+/// The environment for a command inside of a run, which keeps the credential fresh for it; and where what the command
+/// does is to be noted, because nobody around us sees it.
+fn join(
+    command: &'static str,
+    arguments: &ShareArguments,
+    environment: &Environment,
+    talk: Talk,
+) -> Result<Option<(Environment, Option<Journal>)>, Failure> {
     let Some(store) = joined::run_to_join(&arguments.identity, environment) else { return Ok(None) };
     talk.detail("inside a run of wifshare: joining it");
+    let journal = Journal::of_a_run(store.directory());
+    journal.note(What::RunJoined { command: command.to_owned() });
     let mut joined = environment.clone();
-    if joined::keeper_around(environment).is_some() {
+    let is_kept = joined::keeper_around(environment).is_some();
+    if is_kept {
         // A CI gives these to each of its steps anew, whatever the keeper took.
         without_what_buys(&mut joined, &arguments.keep_env);
         if let Ok(Some(held)) = store.read() {
@@ -69,7 +80,7 @@ fn join(arguments: &ShareArguments, environment: &Environment, talk: Talk) -> Re
             "--delivery {delivery} is left aside: the run around this command has chosen its delivery"
         )),
     }
-    Ok(Some(joined))
+    Ok(Some((joined, Some(journal).filter(|_| is_kept))))
 }
 
 /// Looks at what the user and the environment say, outside of any run.
@@ -118,20 +129,24 @@ pub(crate) fn decide(arguments: &ShareArguments, environment: &Environment, talk
 }
 
 fn run(
+    command: &'static str,
     config: Config,
     provision: Provision,
     keep: &[String],
     environment: &Environment,
     talk: Talk,
-    work: impl FnOnce(&Environment) -> Result<u8, Failure>,
+    work: impl FnOnce(&Environment, Option<&Journal>) -> Result<u8, Failure>,
 ) -> Result<u8, Failure> {
     let source = config.source.description();
-    let run = Arc::new(begin(config, provision, environment, talk)?);
+    let (run, journal) = begin(command, config, provision, environment, talk)?;
+    let run = Arc::new(run);
     let keeper = Arc::clone(&run);
     // Not joined: a request that hangs must not keep a finished command from ending. `Run::end` sees to the rest.
     std::thread::spawn(move || keeper.keep_fresh(fastrand::f64()));
-    let worked = work(&run.environment(environment, keep));
-    match run.end() {
+    let worked = work(&run.environment(environment, keep), Some(&journal));
+    let ending = run.end();
+    journal.note(ended(&ending));
+    match ending {
         Ok(Ending::Kept(expires_at)) => {
             let left = expires_at.duration_since(clock().now()).unwrap_or_default();
             talk.notice(&format!(
@@ -146,23 +161,57 @@ fn run(
     worked
 }
 
-/// Begins a run of ours, tells its steps, and says how long it lasts.
+/// Begins a run of ours, tells its steps, notes them, and says how long it lasts.
 pub(crate) fn begin(
+    command: &'static str,
     config: Config,
     provision: Provision,
     environment: &Environment,
     talk: Talk,
-) -> Result<Run, Failure> {
+) -> Result<(Run, Journal), Failure> {
     let supply = config.source.supply();
     let source = config.source.description();
     let transport = Transport::new(environment);
+    let journal = Journal::of_a_run(config.store().directory());
+    let (pen, began) = (journal.clone(), began(command, &config, provision));
     let watch = Arc::new(move |step: &Step<'_>| {
         talk.step(step);
+        match step {
+            Step::Begun => pen.note(began.clone()),
+            step => pen.step(step),
+        }
         crate::exec::die_if_told_to(step);
     });
-    let run = Run::begin(config, provision, transport, clock(), watch)?;
+    let run = Run::begin(config, provision, transport, clock(), watch);
+    let run = run.inspect_err(|_| journal.note(ended(&Ok(Ending::Nothing))))?;
     tell_how_long(&run, provision, supply, &source, talk);
-    Ok(run)
+    Ok((run, journal))
+}
+
+/// What is written down of a run. Ids are no secrets; the organisation's is left out all the same, for nobody asks.
+fn began(command: &str, config: &Config, provision: Provision) -> What {
+    What::RunBegan {
+        command: command.to_owned(),
+        delivery: match provision {
+            Provision::Credential(delivery) => delivery.to_string(),
+            Provision::IdentityToken => "identity-token".to_owned(),
+        },
+        source: config.source.description(),
+        rule: config.grant.federation_rule_id.clone(),
+        service_account: config.grant.service_account_id.clone(),
+        workspace: config.grant.workspace_id.clone(),
+    }
+}
+
+/// How its end is written down.
+pub(crate) fn ended(ending: &Result<Ending, StoreError>) -> What {
+    let credential = match ending {
+        Ok(Ending::Shared) => "shared",
+        Ok(Ending::Removed) => "removed",
+        Ok(Ending::Kept(_)) | Err(_) => "kept",
+        Ok(Ending::Nothing) => "nothing",
+    };
+    What::RunEnded { credential: credential.to_owned() }
 }
 
 fn tell_how_long(run: &Run, provision: Provision, supply: Supply, source: &str, talk: Talk) {

@@ -13,13 +13,18 @@ use crate::catalogue::code;
 use crate::clock::clock;
 use crate::failure::Failure;
 use crate::joined;
+use crate::journal::Journal;
 use crate::signals;
 use crate::talk::Talk;
 
 pub(crate) fn token(arguments: &TokenArguments, environment: &Environment, talk: Talk) -> Result<u8, Failure> {
     let clock = clock();
     let credential = match joined::run_to_join(&arguments.identity, environment) {
-        Some(store) => joined::credential(&store, arguments.min_life, clock)?,
+        Some(store) => {
+            let credential = joined::credential(&store, arguments.min_life, clock)?;
+            Journal::of_a_moment(store.directory()).step(&Step::Found(&credential));
+            credential
+        }
         None => shared(arguments, environment, talk, clock)?,
     };
     talk.mask(credential.access_token.expose());
@@ -39,12 +44,14 @@ fn shared(
     let config = resolve(&arguments.identity.inputs(), own);
     let config = config.map_err(|error| joined::unconfigured(error, environment))?;
     let transport = Transport::new(own);
+    let journal = Journal::of_a_moment(config.store().directory());
     let watch = |step: &Step<'_>| {
         // Once something is at stake a signal must not end us between the exchange and the store.
         if matches!(step, Step::Locked | Step::Waiting { .. }) {
             signals::listen();
         }
         talk.step(step);
+        journal.step(step);
         crate::exec::die_if_told_to(step);
     };
     Ok(match arguments.min_life {

@@ -146,6 +146,16 @@ pub fn parse(response: &Response, sent_at: SystemTime) -> Result<Credential, Tok
 }
 
 impl TokenError {
+    /// The id that the endpoint gave the request.
+    pub fn request_id(&self) -> Option<&str> {
+        match self {
+            TokenError::Refused { request_id, .. }
+            | TokenError::Busy { request_id, .. }
+            | TokenError::Unexpected { request_id, .. } => request_id.strip_prefix(REQUEST_ID),
+            TokenError::Redirected(_) => None,
+        }
+    }
+
     /// What the person at the terminal can do about it.
     pub fn hint(&self) -> String {
         let text = match self {
@@ -214,9 +224,12 @@ fn message(body: &[u8]) -> String {
     parts.iter().map(|part| format!(": {}", safe_text(part))).collect()
 }
 
+/// What parts the id of a request from what stands before it.
+const REQUEST_ID: &str = ", request id ";
+
 fn request_id(response: &Response) -> String {
     let id = response.headers().get("request-id").and_then(|value| value.to_str().ok());
-    id.map(|id| format!(", request id {}", safe_text(id))).unwrap_or_default()
+    id.map(|id| format!("{REQUEST_ID}{}", safe_text(id))).unwrap_or_default()
 }
 
 /// The seconds form of RFC 9110 §10.2.3; a date is left aside, our own pauses serve as well.

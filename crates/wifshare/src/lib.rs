@@ -27,6 +27,7 @@ mod code;
 mod credential;
 mod diagnosis;
 mod environment;
+mod event;
 mod identity_token;
 mod message;
 mod private_file;
@@ -35,6 +36,8 @@ mod step;
 // -- rooms --
 mod child;
 mod delivery;
+mod descendants;
+mod events;
 mod exchange;
 mod identity;
 mod store;
@@ -57,8 +60,11 @@ pub use config::{
 };
 pub use credential::{Credential, Freshness};
 pub use delivery::{Delivery, UnknownDelivery, without_what_buys};
+pub use descendants::{Descendants, Sighting, program_name};
 pub use diagnosis::Diagnosis;
 pub use environment::Environment;
+pub use event::{Event, What, moment};
+pub use events::EventLog;
 pub use exchange::{Grant, TokenError};
 pub use holder::Holder;
 pub use identity::{Detected, Endpoint, IdentityError, IdentitySource, Supply};
@@ -71,7 +77,7 @@ pub use run::{DELIVERED_VARIABLE, Ending, Provision, RUN_VARIABLE, Run, delivere
 pub use secret::Secret;
 pub use step::{Step, Watch};
 pub use store::{
-    Afterwards, Keeper, Lease, Location, Owner, PATIENCE, Refusal, Spent, Starting, Store, StoreError, Turn, Use,
-    clear, is_alive, keepers, sweep,
+    Afterwards, Keeper, Lease, Location, Look, Owner, PATIENCE, Refusal, Spent, Starting, Store, StoreError, Turn, Use,
+    clear, is_alive, keepers, look, sweep,
 };
 pub use transport::{Connection, MaybeSent, NotSent, SendError, Transport};

@@ -212,10 +212,18 @@ fn carry_out(
                 remember(failure.as_ref().expect("there is a failure to remember"), turn, clock);
                 Ok(Heard::Done)
             }
-            (Act::Serve, _) => return Ok(found.or(bought).expect("found or bought before")),
+            (Act::Serve, _) => {
+                if let Some(found) = &found {
+                    watch(&Step::Found(found));
+                }
+                return Ok(found.or(bought).expect("found or bought before"));
+            }
             (Act::Fail, _) => return Err(failure.expect("a failure ends it")),
             (_, None) => unreachable!("the lock is taken before anything that needs it"),
         };
+        if let Err(error) = &done {
+            tell(error, purchase.act(), watch);
+        }
         let is_late = (clock.monotonic)().saturating_sub(start) > ENOUGH;
         let heard = match &done {
             Ok(heard) => *heard,
@@ -226,6 +234,19 @@ fn carry_out(
         };
         failure = done.err().or(failure);
         purchase = purchase.after(heard);
+    }
+}
+
+/// Tells of a failure, whatever becomes of it; what was told already, or was our own end, is not told again.
+fn tell(error: &ObtainError, act: Act, watch: Watch<'_>) {
+    let code = error.code().to_owned();
+    match error {
+        ObtainError::Interrupted(_) | ObtainError::Spent { .. } => {}
+        ObtainError::Remembered(..) => watch(&Step::Remembered { code }),
+        _ => {
+            let request_id = error.request_id().map(str::to_owned);
+            watch(&Step::Failed { code, message: whole_message(error), request_id, sent: act == Act::Send });
+        }
     }
 }
 

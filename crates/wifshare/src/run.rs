@@ -14,6 +14,7 @@ use crate::config::{Config, DEFAULT_BASE_URL};
 use crate::credential::{Credential, Freshness};
 use crate::delivery::{self, Delivery, HandedOutToken, Handout, ProfileDirectory, UnknownDelivery};
 use crate::environment::Environment;
+use crate::events::EventLog;
 use crate::identity::Supply;
 use crate::identity_token::IdentityToken;
 use crate::message::whole_message;
@@ -121,6 +122,8 @@ impl Run {
     ) -> Result<Run, ObtainError> {
         let lease = config.store().lease(clock, &*watch)?;
         store::sweep(&config.location.root, clock, &*watch);
+        EventLog::below(&config.location.root).iter().for_each(|(_, log)| log.tidy(clock.now()));
+        watch(&Step::Begun);
         let directory = lease.directory().to_owned();
         let desk = Desk {
             lease: Some(lease),

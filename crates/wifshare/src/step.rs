@@ -9,6 +9,8 @@ use crate::identity_token::IdentityToken;
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Step<'a> {
+    /// A run has its lease; it is about to obtain.
+    Begun,
     /// The lock is held by another process, described by itself; told once a second while we wait.
     Waiting {
         /// What the holder wrote about itself, where it could be read.
@@ -16,6 +18,15 @@ pub enum Step<'a> {
         /// How long we have waited so far.
         since: Duration,
     },
+    /// The lock became ours, or what we waited for was there, after another process had held it for so long.
+    Waited {
+        /// What the holder wrote about itself the last time that we looked, once a second.
+        holder: Option<String>,
+        /// How long the whole wait was.
+        time: Duration,
+    },
+    /// An acceptable credential is in the store; nothing is exchanged.
+    Found(&'a Credential),
     /// The lock is ours and there is still no usable credential.
     Locked,
     /// The source is about to be asked for an identity token.
@@ -24,6 +35,22 @@ pub enum Step<'a> {
     Identified(&'a IdentityToken),
     /// The source handed out a token that the ledger knows as spent; it is asked again where that can help.
     AlreadySpent,
+    /// A failure of a moment ago is remembered and counts for us too; nothing is sent.
+    Remembered {
+        /// Its stable code.
+        code: String,
+    },
+    /// A try to obtain a credential failed.
+    Failed {
+        /// The stable code of the error.
+        code: String,
+        /// The error and its causes, safe to show.
+        message: String,
+        /// The id of the request, where the endpoint gave one.
+        request_id: Option<String>,
+        /// Whether the identity token may have left.
+        sent: bool,
+    },
     /// A try failed and another one follows.
     Retrying {
         /// What failed, safe to show.

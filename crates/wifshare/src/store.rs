@@ -20,6 +20,7 @@ mod file_lock;
 mod keepers;
 mod lease;
 mod ledger;
+mod look;
 mod owner;
 mod refusal;
 
@@ -28,6 +29,7 @@ pub use keepers::{Keeper, Starting, keepers};
 pub use lease::{Afterwards, Lease, clear, is_alive, sweep};
 use ledger::Ledger;
 pub use ledger::{Spent, Use};
+pub use look::{Look, look};
 pub use owner::Owner;
 pub use refusal::Refusal;
 

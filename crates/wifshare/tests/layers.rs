@@ -4,20 +4,21 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-const VOCABULARY: [&str; 11] = [
+const VOCABULARY: [&str; 12] = [
     "alarm",
     "clock",
     "code",
     "credential",
     "diagnosis",
     "environment",
+    "event",
     "identity_token",
     "message",
     "private_file",
     "secret",
     "step",
 ];
-const ROOMS: [&str; 6] = ["child", "delivery", "exchange", "identity", "store", "transport"];
+const ROOMS: [&str; 8] = ["child", "delivery", "descendants", "events", "exchange", "identity", "store", "transport"];
 const JOURNEYS: [&str; 7] = ["config", "purchase", "obtain", "renew", "holder", "run", "lib"];
 
 /// The modules of this crate that a text names with `crate::`, in `use` lines and elsewhere.

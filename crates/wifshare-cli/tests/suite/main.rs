@@ -23,5 +23,6 @@ mod runs;
 mod scenarios;
 mod secrecy;
 mod signals;
+mod status;
 mod steps;
 mod token;

@@ -159,6 +159,14 @@ impl ObtainError {
         }
     }
 
+    /// The id that the token endpoint gave the request, for its side to look it up.
+    pub fn request_id(&self) -> Option<&str> {
+        match self {
+            ObtainError::Token { source, .. } => source.request_id(),
+            _ => None,
+        }
+    }
+
     /// What the person at the terminal can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {

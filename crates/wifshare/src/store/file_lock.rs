@@ -52,22 +52,34 @@ impl FileLock {
         let mut told = Duration::ZERO;
         // The lock is a file of its own: a rename would leave us holding a lock on the old inode.
         let mut file = private_file::open_in_place(path)?;
+        let mut was_held = false;
+        let mut last_holder = None;
         loop {
             let waited = (clock.monotonic)().saturating_sub(start);
             match file.try_lock() {
-                Ok(()) if is_still_there(&file, path)? => return Ok(Some(FileLock { file })),
+                Ok(()) if is_still_there(&file, path)? => {
+                    if was_held {
+                        watch(&Step::Waited { holder: last_holder, time: waited });
+                    }
+                    return Ok(Some(FileLock { file }));
+                }
                 // Somebody removed the directory meanwhile; whoever comes next would lock another file.
                 Ok(()) => file = private_file::open_in_place(path)?,
                 Err(TryLockError::WouldBlock) => {
                     if settled()? {
+                        if was_held {
+                            watch(&Step::Waited { holder: last_holder, time: waited });
+                        }
                         return Ok(None);
                     }
+                    was_held = true;
                     if waited >= patience {
                         return Err(StoreError::Held { path: path.to_owned(), holder: holder(path, clock), waited });
                     }
                     if waited >= told + Duration::from_secs(1) {
                         told = waited;
-                        watch(&Step::Waiting { holder: holder(path, clock), since: waited });
+                        last_holder = holder(path, clock);
+                        watch(&Step::Waiting { holder: last_holder.clone(), since: waited });
                         // So that nobody waits for the holder of a file that is gone.
                         file = private_file::open_in_place(path)?;
                     }
@@ -114,7 +126,7 @@ fn pause_after(waited: Duration) -> Duration {
 }
 
 /// "pid 4711, exchanging since 2 s", where it can be read.
-fn holder(path: &Path, clock: Clock) -> Option<String> {
+pub(super) fn holder(path: &Path, clock: Clock) -> Option<String> {
     let bytes = private_file::read(path).ok()??;
     let Holder { owner, doing, since } = serde_json::from_slice(&bytes).ok()?;
     let doing = crate::message::safe_text(&doing);

@@ -1,0 +1,54 @@
+//! `wifshare report`: what happened in this job, told from the logs.
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::path::Path;
+use std::time::SystemTime;
+
+use wifshare::{Environment, EventLog, Look, look};
+
+mod story;
+
+use story::Log;
+pub(crate) use story::{Extent, Identity, Numbers, Process, Role, Story};
+
+use crate::arguments::{ReportArguments, ReportFormat};
+use crate::catalogue::code;
+use crate::clock::clock;
+use crate::failure::Failure;
+
+pub(crate) fn report(arguments: &ReportArguments, environment: &Environment) -> Result<u8, Failure> {
+    let root = arguments.state.root(environment);
+    let now = clock().now();
+    let extent = match (arguments.all, arguments.since) {
+        (true, _) => Extent::All,
+        (false, Some(since)) => Extent::Since(now - since),
+        (false, None) => Extent::LastJob,
+    };
+    let looks = look(&root, clock())?;
+    let Some(story) = story(&root, &looks, extent, now) else {
+        return Err(Failure::new(
+            code!("nothing-to-report"),
+            format!("no event of this time is in the logs below {}", root.display()),
+            Some("run a command with wifshare first; --state-dir names another place, and --all tells of earlier jobs"),
+        ));
+    };
+    let text = match arguments.format {
+        ReportFormat::Json => format!("{}\n", serde_json::to_string_pretty(&story).expect("texts and numbers")),
+    };
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(|error| {
+        Failure::new(code!("stdout"), format!("could not print the report: {error}"), Some("look who reads the output"))
+    })?;
+    Ok(0)
+}
+
+/// The story of this state directory, as far as its logs hold one.
+pub(crate) fn story(root: &Path, looks: &[Look], extent: Extent, now: SystemTime) -> Option<Story> {
+    let logs = EventLog::below(root).into_iter().map(|(key, log)| {
+        let alive = looks.iter().filter(|look| look.key == key).flat_map(|look| &look.runs);
+        let alive: BTreeSet<_> = alive.map(|run| run.pid).collect();
+        Log { events: log.read(), is_full: log.is_full(), alive, key }
+    });
+    Story::of(logs.collect(), extent, now)
+}

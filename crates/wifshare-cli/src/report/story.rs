@@ -1,0 +1,633 @@
+//! What the events tell, put together: who was there, when, which exchanges there were, and the numbers of it all. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, SystemTime};
+
+use serde::{Serialize, Serializer};
+use wifshare::{Event, What, moment};
+
+/// A job begins anew where nothing was told for so long and no run lived.
+const QUIET: Duration = Duration::from_secs(3600);
+
+/// The whole of it.
+#[derive(Debug, Serialize)]
+pub(crate) struct Story {
+    /// The first moment that is told of.
+    #[serde(serialize_with = "as_text")]
+    pub(crate) begin: SystemTime,
+    /// The last one.
+    #[serde(serialize_with = "as_text")]
+    pub(crate) end: SystemTime,
+    /// The sums over all identities.
+    pub(crate) numbers: Numbers,
+    pub(crate) identities: Vec<Identity>,
+    /// How many events of earlier jobs are in the logs and left out here.
+    pub(crate) earlier_events: usize,
+    /// Whether a log was full, so that processes may be missing.
+    pub(crate) is_cut: bool,
+}
+
+/// What happened for one identity key.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Identity {
+    pub(crate) key: String,
+    pub(crate) rule: Option<String>,
+    pub(crate) service_account: Option<String>,
+    pub(crate) workspace: Option<String>,
+    pub(crate) source: Option<String>,
+    pub(crate) numbers: Numbers,
+    pub(crate) exchanges: Vec<Exchange>,
+    pub(crate) processes: Vec<Process>,
+    pub(crate) incidents: Vec<Incident>,
+}
+
+/// The numbers that a lead would ask for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct Numbers {
+    /// Processes that were told of or seen.
+    pub(crate) processes: u64,
+    /// Exchanges that were sent.
+    pub(crate) exchanges: u64,
+    /// Those of them that bought a credential.
+    pub(crate) accepted: u64,
+    /// Those that were answered otherwise, or whose answer was lost.
+    pub(crate) failed: u64,
+    /// How often a process took the credential that was there.
+    pub(crate) shared: u64,
+    /// How often the commands' processes opened the credential's file.
+    pub(crate) opened: u64,
+    /// How many exchanges there would have been at most, had each process asked for itself: the callers of wifshare,
+    /// and of the processes under a run no more than were seen, and no more than opened the credential.
+    pub(crate) exchanges_without: u64,
+    /// How many of those would have been refused at most, because the identity token was used already.
+    pub(crate) refusals_avoided: u64,
+    /// How often a remembered failure spared a process an exchange.
+    pub(crate) refusals_heard: u64,
+    /// How often a run put a new credential in place.
+    pub(crate) renewals: u64,
+    /// The longest wait for the lock, in milliseconds.
+    pub(crate) longest_wait_ms: u64,
+    /// When the last credential ends or ended.
+    #[serde(serialize_with = "as_optional_text")]
+    pub(crate) signed_in_until: Option<SystemTime>,
+}
+
+/// One exchange.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Exchange {
+    pub(crate) pid: u32,
+    #[serde(serialize_with = "as_text")]
+    pub(crate) sent: SystemTime,
+    /// When its outcome was known; not at all where the process ended before.
+    #[serde(serialize_with = "as_optional_text")]
+    pub(crate) answered: Option<SystemTime>,
+    #[serde(flatten)]
+    pub(crate) outcome: Outcome,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "outcome", rename_all = "kebab-case")]
+pub(crate) enum Outcome {
+    Accepted {
+        generation: u64,
+        #[serde(serialize_with = "as_text")]
+        expires_at: SystemTime,
+    },
+    Failed {
+        code: String,
+        message: String,
+        request_id: Option<String>,
+    },
+    /// Nobody told.
+    Unknown,
+}
+
+/// One process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Process {
+    pub(crate) pid: u32,
+    pub(crate) parent: Option<u32>,
+    #[serde(skip)]
+    started: Option<u64>,
+    pub(crate) name: String,
+    pub(crate) role: Role,
+    #[serde(serialize_with = "as_text")]
+    pub(crate) begin: SystemTime,
+    /// Not at all where it still lives, or where nobody saw its end.
+    #[serde(serialize_with = "as_optional_text")]
+    pub(crate) end: Option<SystemTime>,
+    pub(crate) exit_code: Option<u8>,
+    pub(crate) delivery: Option<String>,
+    /// How far below the run it stands.
+    pub(crate) depth: usize,
+    /// How long it waited for the lock, in milliseconds.
+    pub(crate) waited_ms: u64,
+    /// When it took the shared credential, the last time.
+    #[serde(serialize_with = "as_optional_text")]
+    pub(crate) served: Option<SystemTime>,
+    #[serde(skip)]
+    pub(crate) waits: Vec<(SystemTime, SystemTime)>,
+    #[serde(skip)]
+    pub(crate) renewals: Vec<SystemTime>,
+    /// The last moment at which it is told of.
+    #[serde(skip)]
+    pub(crate) last: SystemTime,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Role {
+    /// `wifshare exec` and the like.
+    Run,
+    /// `wifshare token`.
+    Caller,
+    /// What a run started.
+    Command,
+    /// What that started.
+    Descendant,
+}
+
+/// Something that did not go well.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Incident {
+    #[serde(serialize_with = "as_text")]
+    pub(crate) time: SystemTime,
+    pub(crate) pid: u32,
+    /// What it is called among the errors, where it is one of them.
+    pub(crate) code: Option<String>,
+    pub(crate) message: String,
+    pub(crate) request_id: Option<String>,
+}
+
+/// What the log of one identity key holds.
+pub(crate) struct Log {
+    pub(crate) key: String,
+    pub(crate) events: Vec<Event>,
+    pub(crate) is_full: bool,
+    /// The runs that live at this moment.
+    pub(crate) alive: BTreeSet<u32>,
+}
+
+/// How much of the logs is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Extent {
+    /// The last job: what came after the last long quiet.
+    LastJob,
+    /// Nothing before this moment.
+    Since(SystemTime),
+    /// Everything.
+    All,
+}
+
+impl Story {
+    /// Puts together what these logs hold; `None` where they hold nothing.
+    pub(crate) fn of(logs: Vec<Log>, extent: Extent, now: SystemTime) -> Option<Story> {
+        let first = match extent {
+            Extent::All => None,
+            Extent::Since(moment) => Some(moment),
+            Extent::LastJob => beginning_of_the_last_job(&logs, now),
+        };
+        let is_told = |event: &Event| first.is_none_or(|first| event.time >= first);
+        let is_cut = logs.iter().any(|log| log.is_full);
+        let mut earlier_events = 0;
+        let mut identities = Vec::new();
+        for mut log in logs {
+            let before = log.events.len();
+            log.events.retain(is_told);
+            earlier_events += before - log.events.len();
+            // A process may be told of late; sorting keeps the order of what has the same moment.
+            log.events.sort_by_key(|event| event.time);
+            if !log.events.is_empty() {
+                identities.push(Identity::of(&log, now));
+            }
+        }
+        let begin = identities.iter().flat_map(|identity| identity.processes.iter().map(|it| it.begin)).min()?;
+        let last = |process: &Process| process.end.unwrap_or(process.last);
+        let end = identities.iter().flat_map(|identity| identity.processes.iter().map(last)).max()?;
+        let numbers = identities.iter().fold(Numbers::default(), |sum, identity| sum.plus(&identity.numbers));
+        Some(Story { begin, end, numbers, identities, earlier_events, is_cut })
+    }
+}
+
+impl Identity {
+    fn of(log: &Log, now: SystemTime) -> Identity {
+        let mut identity = Identity { key: log.key.clone(), ..Identity::default() };
+        for event in &log.events {
+            identity.hear(event);
+        }
+        for process in &mut identity.processes {
+            if process.role == Role::Run && process.end.is_none() && log.alive.contains(&process.pid) {
+                process.last = now;
+            }
+        }
+        let living: BTreeSet<_> = log.alive.iter().copied().collect();
+        identity.follow_their_parents(&living, now);
+        identity.count();
+        identity
+    }
+
+    fn hear(&mut self, event: &Event) {
+        let (time, pid) = (event.time, event.pid);
+        let incident = |code: Option<&String>, message: &str, request_id: Option<&String>| Incident {
+            time,
+            pid,
+            code: code.cloned(),
+            message: message.to_owned(),
+            request_id: request_id.cloned(),
+        };
+        match &event.what {
+            What::RunBegan { command, delivery, source, rule, service_account, workspace } => {
+                self.rule = Some(rule.clone()).filter(|rule| !rule.is_empty());
+                self.service_account.clone_from(service_account);
+                self.workspace.clone_from(workspace);
+                self.source = Some(source.clone());
+                let process = self.process(event);
+                process.name = format!("wifshare {command}");
+                process.role = Role::Run;
+                process.delivery = Some(delivery.clone());
+            }
+            What::RunJoined { command } => self.process(event).name = format!("wifshare {command}"),
+            What::RunEnded { .. } => self.process(event).end = Some(time),
+            What::LockWaited { ms, .. } => {
+                let process = self.process(event);
+                let begin = time - Duration::from_millis(*ms);
+                process.begin = process.begin.min(begin);
+                process.waited_ms = process.waited_ms.max(*ms);
+                process.waits.push((begin, time));
+                self.numbers.longest_wait_ms = self.numbers.longest_wait_ms.max(*ms);
+            }
+            What::Found { expires_at, .. } => {
+                self.process(event).served = Some(time);
+                self.numbers.shared += 1;
+                self.numbers.signed_in_until = self.numbers.signed_in_until.max(Some(*expires_at));
+            }
+            What::ExchangeSent => {
+                self.process(event);
+                self.numbers.exchanges += 1;
+                self.exchanges.push(Exchange { pid, sent: time, answered: None, outcome: Outcome::Unknown });
+            }
+            What::ExchangeAccepted { generation, expires_at } => {
+                self.process(event);
+                self.numbers.accepted += 1;
+                self.numbers.signed_in_until = self.numbers.signed_in_until.max(Some(*expires_at));
+                self.answer(pid, time, Outcome::Accepted { generation: *generation, expires_at: *expires_at });
+            }
+            What::ExchangeFailed { code, message, request_id } => {
+                self.process(event);
+                self.numbers.failed += 1;
+                self.incidents.push(incident(Some(code), message, request_id.as_ref()));
+                let (code, message, request_id) = (code.clone(), message.clone(), request_id.clone());
+                self.answer(pid, time, Outcome::Failed { code, message, request_id });
+            }
+            What::ObtainFailed { code, message } => {
+                self.process(event);
+                self.incidents.push(incident(Some(code), message, None));
+            }
+            What::RefusalHeard { .. } => {
+                self.process(event);
+                self.numbers.refusals_heard += 1;
+            }
+            What::Renewed { expires_at, .. } | What::Adopted { expires_at, .. } => {
+                self.process(event).renewals.push(time);
+                self.numbers.renewals += 1;
+                self.numbers.signed_in_until = self.numbers.signed_in_until.max(Some(*expires_at));
+            }
+            What::NotKept { message }
+            | What::NotRenewed { message }
+            | What::IdentityNotHandedOut { message }
+            | What::CredentialEnded { message } => {
+                self.process(event);
+                self.incidents.push(incident(None, message, None));
+            }
+            What::IdentityRepeated => {
+                self.process(event);
+                self.incidents.push(incident(None, "the source handed out a token that was spent before", None));
+            }
+            What::ChildStarted { process, program } => {
+                self.process(event);
+                let child = self.somebody(*process, None, time, Role::Command);
+                child.name.clone_from(program);
+                child.parent = Some(pid);
+            }
+            What::ChildEnded { process, code } => {
+                self.process(event);
+                let child = self.somebody(*process, None, time, Role::Command);
+                child.end = Some(time);
+                child.exit_code = Some(*code);
+            }
+            What::ProcessSeen { process, process_started, parent, program } => {
+                let descendant = self.somebody(*process, Some(*process_started), time, Role::Descendant);
+                // What wifshare says of itself is more than its name.
+                if descendant.role == Role::Descendant {
+                    descendant.name.clone_from(program);
+                }
+                descendant.parent = Some(*parent);
+            }
+            What::ProcessEnded { process, process_started } => {
+                self.somebody(*process, Some(*process_started), time, Role::Descendant).end = Some(time);
+            }
+            What::CredentialOpened { times } => self.numbers.opened += times,
+            What::IdentityAsked | What::IdentityHandedOut | What::Retrying { .. } | What::Swept => {
+                self.process(event);
+            }
+            // What a newer version of the library tells.
+            _ => {}
+        }
+    }
+
+    /// The process that tells this.
+    fn process(&mut self, event: &Event) -> &mut Process {
+        let process = self.somebody(event.pid, event.started, event.time, Role::Caller);
+        if process.role == Role::Descendant {
+            process.role = Role::Caller;
+            process.name = "wifshare token".to_owned();
+        }
+        process
+    }
+
+    /// A process by its number. One of the same number that ended before, or started at another time, is another one.
+    fn somebody(&mut self, pid: u32, started: Option<u64>, time: SystemTime, role: Role) -> &mut Process {
+        let is_it = |process: &Process| {
+            let same_start = process.started.zip(started).is_none_or(|(one, other)| one == other);
+            process.pid == pid && same_start && process.end.is_none_or(|end| end + Duration::from_millis(50) >= time)
+        };
+        let place = self.processes.iter().rposition(is_it).unwrap_or_else(|| {
+            let name = if role == Role::Caller { "wifshare token" } else { "?" }.to_owned();
+            self.processes.push(Process {
+                pid,
+                parent: None,
+                started,
+                name,
+                role,
+                begin: time,
+                end: None,
+                exit_code: None,
+                delivery: None,
+                depth: 0,
+                waited_ms: 0,
+                served: None,
+                waits: Vec::new(),
+                renewals: Vec::new(),
+                last: time,
+            });
+            self.processes.len() - 1
+        });
+        let process = &mut self.processes[place];
+        process.started = process.started.or(started);
+        process.last = process.last.max(time);
+        process
+    }
+
+    fn answer(&mut self, pid: u32, time: SystemTime, outcome: Outcome) {
+        let open = |exchange: &&mut Exchange| exchange.pid == pid && exchange.answered.is_none();
+        if let Some(exchange) = self.exchanges.iter_mut().rev().find(open) {
+            exchange.answered = Some(time);
+            exchange.outcome = outcome;
+        }
+    }
+
+    /// Puts each process below its parent, in the order of their beginnings, and ends with its run what nobody saw end.
+    fn follow_their_parents(&mut self, living: &BTreeSet<u32>, now: SystemTime) {
+        let mut processes = std::mem::take(&mut self.processes);
+        processes.sort_by_key(|process| process.begin);
+        let mut below: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        let mut roots = Vec::new();
+        for (place, process) in processes.iter().enumerate() {
+            let parent = process.parent.and_then(|parent| {
+                let is_it = |other: &Process| other.pid == parent && other.begin <= process.begin;
+                (0..processes.len()).rev().find(|other| *other != place && is_it(&processes[*other]))
+            });
+            match parent {
+                Some(parent) => below.entry(parent).or_default().push(place),
+                None => roots.push(place),
+            }
+        }
+        // From the last to the first, for the first is on top.
+        let mut to_visit: Vec<(usize, usize)> = roots.into_iter().rev().map(|place| (place, 0)).collect();
+        let mut visited = BTreeSet::new();
+        while let Some((place, depth)) = to_visit.pop() {
+            if !visited.insert(place) {
+                continue;
+            }
+            let mut process = processes[place].clone();
+            process.depth = depth;
+            // Somebody who is still there under a living run.
+            if process.end.is_none() && process.role != Role::Caller && depth > 0 && !living.is_empty() {
+                process.last = now;
+            }
+            self.processes.push(process);
+            let children = below.get(&place).into_iter().flatten().rev();
+            to_visit.extend(children.map(|child| (*child, depth + 1)));
+        }
+    }
+
+    fn count(&mut self) {
+        self.numbers.processes = self.processes.len() as u64;
+        let with_role = |roles: &[Role]| self.processes.iter().filter(|it| roles.contains(&it.role)).count() as u64;
+        let under_runs = with_role(&[Role::Command, Role::Descendant]);
+        // Each command would have asked at least once, whether or not we could see it look.
+        let clients = under_runs.min(self.numbers.opened.max(with_role(&[Role::Command])));
+        self.numbers.exchanges_without = with_role(&[Role::Caller]) + clients;
+        self.numbers.refusals_avoided = self.numbers.exchanges_without.saturating_sub(self.numbers.exchanges);
+    }
+
+    /// What it is called where its key says little.
+    pub(crate) fn title(&self) -> String {
+        let rule = self.rule.clone().unwrap_or_else(|| format!("identity {}", self.key.get(..8).unwrap_or(&self.key)));
+        match &self.workspace {
+            Some(workspace) => format!("{rule} in {workspace}"),
+            None => rule,
+        }
+    }
+}
+
+impl Numbers {
+    fn plus(&self, other: &Numbers) -> Numbers {
+        Numbers {
+            processes: self.processes + other.processes,
+            exchanges: self.exchanges + other.exchanges,
+            accepted: self.accepted + other.accepted,
+            failed: self.failed + other.failed,
+            shared: self.shared + other.shared,
+            opened: self.opened + other.opened,
+            exchanges_without: self.exchanges_without + other.exchanges_without,
+            refusals_avoided: self.refusals_avoided + other.refusals_avoided,
+            refusals_heard: self.refusals_heard + other.refusals_heard,
+            renewals: self.renewals + other.renewals,
+            longest_wait_ms: self.longest_wait_ms.max(other.longest_wait_ms),
+            signed_in_until: self.signed_in_until.max(other.signed_in_until),
+        }
+    }
+}
+
+/// The first moment after the last long quiet.
+fn beginning_of_the_last_job(logs: &[Log], now: SystemTime) -> Option<SystemTime> {
+    let mut times: Vec<_> = logs.iter().flat_map(|log| log.events.iter().map(|event| event.time)).collect();
+    times.sort();
+    let spans: Vec<_> = logs.iter().flat_map(|log| spans_of_runs(log, now)).collect();
+    let is_quiet = |pair: &&[SystemTime]| {
+        let length = pair[1].duration_since(pair[0]).unwrap_or_default();
+        length > QUIET && !spans.iter().any(|(begin, end)| *begin <= pair[0] && *end >= pair[1])
+    };
+    times.windows(2).rev().find(is_quiet).map(|pair| pair[1])
+}
+
+fn spans_of_runs(log: &Log, now: SystemTime) -> Vec<(SystemTime, SystemTime)> {
+    let mut open = BTreeMap::new();
+    let mut spans = Vec::new();
+    for event in &log.events {
+        match &event.what {
+            What::RunBegan { .. } => drop(open.insert(event.pid, event.time)),
+            What::RunEnded { .. } => spans.extend(open.remove(&event.pid).map(|begin| (begin, event.time))),
+            _ => {}
+        }
+    }
+    spans.extend(open.into_iter().filter(|(pid, _)| log.alive.contains(pid)).map(|(_, begin)| (begin, now)));
+    spans
+}
+
+fn as_text<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&moment(*time))
+}
+
+fn as_optional_text<S: Serializer>(time: &Option<SystemTime>, serializer: S) -> Result<S::Ok, S::Error> {
+    match time {
+        Some(time) => as_text(time, serializer),
+        None => serializer.serialize_none(),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn at(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000 + seconds)
+    }
+
+    pub(crate) fn event(seconds: u64, pid: u32, what: What) -> Event {
+        Event { time: at(seconds), pid, started: None, what }
+    }
+
+    pub(crate) fn began() -> What {
+        What::RunBegan {
+            command: "exec".to_owned(),
+            delivery: "profile".to_owned(),
+            source: "GitHub Actions".to_owned(),
+            rule: "fdrl_1".to_owned(),
+            service_account: None,
+            workspace: None,
+        }
+    }
+
+    pub(crate) fn seen(process: u32, parent: u32, program: &str) -> What {
+        What::ProcessSeen { process, process_started: u64::from(process), parent, program: program.to_owned() }
+    }
+
+    pub(crate) fn ended() -> What {
+        What::RunEnded { credential: "removed".to_owned() }
+    }
+
+    /// A run of one exchange, whose command starts two clients.
+    pub(crate) fn events() -> Vec<Event> {
+        let accepted = What::ExchangeAccepted { generation: 1, expires_at: at(600) };
+        vec![
+            event(0, 10, began()),
+            event(0, 10, What::ExchangeSent),
+            event(1, 10, accepted),
+            event(1, 10, What::ChildStarted { process: 11, program: "job.sh".to_owned() }),
+            event(2, 10, seen(12, 11, "claude")),
+            event(2, 10, seen(13, 11, "python3")),
+            event(3, 10, What::CredentialOpened { times: 2 }),
+            event(5, 20, What::LockWaited { holder: None, ms: 1500 }),
+            event(5, 20, What::Found { generation: 1, expires_at: at(600) }),
+            event(6, 10, What::ProcessEnded { process: 12, process_started: 12 }),
+            event(7, 10, What::ProcessEnded { process: 13, process_started: 13 }),
+            event(8, 10, What::ChildEnded { process: 11, code: 0 }),
+            event(8, 10, ended()),
+        ]
+    }
+
+    pub(crate) fn story(events: Vec<Event>) -> Story {
+        let log = Log { key: "0".repeat(32), events, is_full: false, alive: BTreeSet::new() };
+        Story::of(vec![log], Extent::LastJob, at(100_000)).unwrap()
+    }
+
+    #[test]
+    fn the_numbers_are_those_of_what_happened() {
+        let story = story(events());
+        assert_eq!(
+            story.numbers,
+            Numbers {
+                processes: 5,
+                exchanges: 1,
+                accepted: 1,
+                shared: 1,
+                opened: 2,
+                // Two that opened the credential, and the caller.
+                exchanges_without: 3,
+                refusals_avoided: 2,
+                longest_wait_ms: 1500,
+                signed_in_until: Some(at(600)),
+                ..Numbers::default()
+            }
+        );
+        assert_eq!((story.begin, story.end), (at(0), at(8)));
+    }
+
+    #[test]
+    fn a_process_stands_below_its_parent() {
+        let story = story(events());
+        let lanes: Vec<_> = story.identities[0].processes.iter().map(|it| (it.name.as_str(), it.depth)).collect();
+        let expected = [("wifshare exec", 0), ("job.sh", 1), ("claude", 2), ("python3", 2), ("wifshare token", 0)];
+        assert_eq!(lanes, expected);
+    }
+
+    #[test]
+    fn an_exchange_has_the_outcome_that_its_process_told() {
+        let failed = What::ExchangeFailed {
+            code: "exchange-refused".to_owned(),
+            message: "no".to_owned(),
+            request_id: Some("req_1".to_owned()),
+        };
+        let accepted = What::ExchangeAccepted { generation: 1, expires_at: at(600) };
+        let story = story(vec![
+            event(0, 1, What::ExchangeSent),
+            event(0, 2, What::ExchangeSent),
+            event(1, 1, failed),
+            event(2, 1, What::ExchangeSent),
+            event(3, 1, accepted),
+        ]);
+        let outcomes: Vec<_> = story.identities[0].exchanges.iter().map(|it| (it.pid, &it.outcome)).collect();
+        assert!(matches!(outcomes[0], (1, Outcome::Failed { request_id: Some(id), .. }) if id == "req_1"));
+        assert!(matches!(outcomes[1], (2, Outcome::Unknown)), "its process told nothing more");
+        assert!(matches!(outcomes[2], (1, Outcome::Accepted { .. })));
+        assert_eq!((story.numbers.exchanges, story.numbers.accepted, story.numbers.failed), (3, 1, 1));
+        assert_eq!(story.identities[0].incidents.len(), 1);
+    }
+
+    #[test]
+    fn a_number_that_is_used_again_is_another_process() {
+        let gone = What::ProcessEnded { process: 12, process_started: 12 };
+        let again = What::ProcessSeen { process: 12, process_started: 99, parent: 11, program: "git".to_owned() };
+        let story = story(vec![event(0, 10, seen(12, 11, "sh")), event(1, 10, gone), event(5, 10, again)]);
+        assert_eq!(story.numbers.processes, 2);
+    }
+
+    #[test]
+    fn the_last_job_begins_after_an_hour_of_quiet_unless_a_run_spans_it() {
+        let two = || vec![event(0, 1, began()), event(9, 1, ended()), event(5000, 2, began()), event(5009, 2, ended())];
+        let last = story(two());
+        assert_eq!((last.begin, last.earlier_events), (at(5000), 2));
+        let spanned = story([two(), vec![event(1, 3, began()), event(6000, 3, ended())]].concat());
+        assert_eq!((spanned.begin, spanned.earlier_events), (at(0), 0));
+        let log = Log { key: String::new(), events: two(), is_full: false, alive: BTreeSet::new() };
+        let all = Story::of(vec![log], Extent::All, at(100_000)).unwrap();
+        assert_eq!((all.begin, all.numbers.processes), (at(0), 2));
+    }
+
+    #[test]
+    fn what_no_log_tells_is_no_story() {
+        assert!(Story::of(Vec::new(), Extent::All, at(0)).is_none());
+    }
+}

@@ -1,0 +1,161 @@
+//! What the terminal is like, and what it can be asked to do.
+
+use std::io::IsTerminal;
+
+use wifshare::Environment;
+
+/// How a stream is written to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Terminal {
+    /// Whether somebody looks at it, so that a line can be written anew.
+    pub(crate) is_live: bool,
+    /// Whether colours are wanted.
+    pub(crate) is_coloured: bool,
+    /// How many characters fit in a line.
+    pub(crate) width: usize,
+}
+
+/// Where nobody says how wide it is, nothing is cut that could matter.
+const PLAIN_WIDTH: usize = 400;
+
+impl Terminal {
+    /// Standard output.
+    pub(crate) fn of_data(environment: &Environment) -> Terminal {
+        Terminal::of(std::io::stdout().is_terminal(), width_of(&std::io::stdout()), environment)
+    }
+
+    /// As the conventions have it: `NO_COLOR` (no-color.org) goes before `CLICOLOR_FORCE` and `CLICOLOR`
+    /// (bixense.com/clicolors), and a dumb terminal can do nothing.
+    fn of(is_terminal: bool, width: Option<usize>, environment: &Environment) -> Terminal {
+        let is_dumb = environment.text("TERM") == Some("dumb");
+        let is_forced = environment.text("CLICOLOR_FORCE").is_some_and(|value| value != "0");
+        let is_refused = environment.has("NO_COLOR") || (!is_forced && environment.text("CLICOLOR") == Some("0"));
+        let columns = environment.text("COLUMNS").and_then(|columns| columns.parse().ok());
+        Terminal {
+            is_live: is_terminal && !is_dumb,
+            is_coloured: !is_refused && (is_forced || (is_terminal && !is_dumb)),
+            width: columns.or(width).unwrap_or(PLAIN_WIDTH).clamp(20, 400),
+        }
+    }
+}
+
+/// A text cut to so many characters, with a sign that it was.
+pub(crate) fn cut(text: &str, width: usize) -> String {
+    if text.chars().count() <= width {
+        return text.to_owned();
+    }
+    let kept: String = text.chars().take(width.saturating_sub(1)).collect();
+    format!("{}…", kept.trim_end())
+}
+
+#[cfg(unix)]
+fn width_of(stream: &impl std::os::fd::AsFd) -> Option<usize> {
+    let size = rustix::termios::tcgetwinsize(stream).ok()?;
+    (size.ws_col > 0).then_some(size.ws_col.into())
+}
+
+/// Not run by us: there `COLUMNS` has to tell.
+#[cfg(not(unix))]
+fn width_of<T>(_stream: &T) -> Option<usize> {
+    None
+}
+
+#[cfg(unix)]
+pub(crate) use keys::Keys;
+
+#[cfg(unix)]
+mod keys {
+    use std::io::IsTerminal;
+    use std::time::Duration;
+
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
+
+    /// What Ctrl-D sends.
+    const END: u8 = 4;
+
+    /// Keys as they are pressed, without their echo, for as long as it lives.
+    pub(crate) struct Keys {
+        before: Option<Termios>,
+    }
+
+    impl Keys {
+        pub(crate) fn listen() -> Keys {
+            let stdin = std::io::stdin();
+            let before = if stdin.is_terminal() { tcgetattr(&stdin).ok() } else { None };
+            if let Some(before) = &before {
+                let mut raw = before.clone();
+                // Ctrl-C stays a signal.
+                raw.local_modes.remove(LocalModes::ICANON | LocalModes::ECHO);
+                let _ = tcsetattr(&stdin, OptionalActions::Now, &raw);
+            }
+            Keys { before }
+        }
+
+        /// Waits so long for a key, where there are keys.
+        pub(crate) fn next(&self, patience: Duration) -> Option<u8> {
+            let stdin = std::io::stdin();
+            let timeout = Timespec { tv_sec: patience.as_secs() as i64, tv_nsec: patience.subsec_nanos().into() };
+            self.before.as_ref()?;
+            let mut fds = [PollFd::new(&stdin, PollFlags::IN)];
+            poll(&mut fds, Some(&timeout)).ok().filter(|ready| *ready > 0)?;
+            let mut key = [0];
+            // A terminal that went away is an end too.
+            rustix::io::read(&stdin, &mut key)
+                .map_or(Some(END), |read| if read == 1 { Some(key[0]) } else { Some(END) })
+        }
+
+        /// Whether anybody can press one.
+        pub(crate) fn are_there(&self) -> bool {
+            self.before.is_some()
+        }
+    }
+
+    impl Drop for Keys {
+        fn drop(&mut self) {
+            if let Some(before) = &self.before {
+                let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, before);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn colour_is_for_a_terminal_that_wants_it() {
+        for (is_terminal, variables, coloured) in [
+            (true, &[][..], true),
+            (false, &[], false),
+            (true, &[("NO_COLOR", "1")], false),
+            (true, &[("NO_COLOR", "")], true),
+            (true, &[("TERM", "dumb")], false),
+            (true, &[("CLICOLOR", "0")], false),
+            (true, &[("CLICOLOR", "1")], true),
+            (false, &[("CLICOLOR_FORCE", "1")], true),
+            (false, &[("CLICOLOR_FORCE", "0")], false),
+            (false, &[("CLICOLOR_FORCE", "1"), ("NO_COLOR", "1")], false),
+        ] {
+            let environment = Environment::from_iter(variables.iter().copied());
+            assert_eq!(Terminal::of(is_terminal, None, &environment).is_coloured, coloured, "{variables:?}");
+        }
+    }
+
+    #[test]
+    fn a_width_is_what_the_variable_or_the_terminal_says_within_reason() {
+        for (columns, width, expected) in
+            [("", None, 400), ("", Some(80), 80), ("60", Some(80), 60), ("nonsense", Some(80), 80), ("1", None, 20)]
+        {
+            let environment = Environment::from_iter([("COLUMNS", columns)]);
+            assert_eq!(Terminal::of(true, width, &environment).width, expected);
+        }
+    }
+
+    #[test]
+    fn a_text_that_does_not_fit_is_cut() {
+        assert_eq!(cut("äöü", 3), "äöü");
+        assert_eq!(cut("abc def", 5), "abc…");
+    }
+}

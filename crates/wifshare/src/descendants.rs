@@ -1,0 +1,221 @@
+//! The processes that a command started, as somebody sees them who looks now and then.
+//!
+//! On Linux `/proc` tells who is whose child. A process that began and ended between two looks is not seen, nor is one
+//! whose parent ended before it was seen; what was seen once is followed, whoever its parent is by then.
+
+use std::collections::BTreeMap;
+
+/// What a look found that the one before had not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sighting {
+    /// A process, for the first time or under a new name.
+    Seen {
+        /// Its id.
+        pid: u32,
+        /// When it started, in the kernel's ticks since boot.
+        started: u64,
+        /// Its parent.
+        parent: u32,
+        /// The first word of its command line, without its directory; never an argument.
+        program: String,
+    },
+    /// A process that was seen is gone.
+    Gone {
+        /// Its id.
+        pid: u32,
+        /// When it had started.
+        started: u64,
+    },
+}
+
+/// The descendants of one process.
+#[derive(Debug)]
+pub struct Descendants {
+    root: u32,
+    /// By id and start, what they are called by the kernel and by us.
+    seen: BTreeMap<(u32, u64), Names>,
+}
+
+#[derive(Debug)]
+struct Names {
+    kernel: String,
+    told: String,
+}
+
+impl Descendants {
+    /// Those of this process, which is none of them.
+    pub fn of(root: u32) -> Descendants {
+        Descendants { root, seen: BTreeMap::new() }
+    }
+
+    /// Looks, and tells what is new.
+    pub fn look(&mut self) -> Vec<Sighting> {
+        let mut sightings = Vec::new();
+        let gone = |(pid, started): &(u32, u64)| platform::status(*pid).is_none_or(|status| status.started != *started);
+        let ended: Vec<_> = self.seen.keys().filter(|process| gone(process)).copied().collect();
+        for (pid, started) in ended {
+            self.seen.remove(&(pid, started));
+            sightings.push(Sighting::Gone { pid, started });
+        }
+        let mut to_visit: Vec<u32> = self.seen.keys().map(|(pid, _)| *pid).chain([self.root]).collect();
+        let mut visited = std::collections::BTreeSet::new();
+        while let Some(pid) = to_visit.pop() {
+            if !visited.insert(pid) {
+                continue;
+            }
+            to_visit.extend(platform::children(pid));
+            if pid != self.root {
+                sightings.extend(self.meet(pid));
+            }
+        }
+        sightings
+    }
+
+    fn meet(&mut self, pid: u32) -> Option<Sighting> {
+        let status = platform::status(pid)?;
+        let known = self.seen.get(&(pid, status.started));
+        if known.is_some_and(|names| names.kernel == status.name) {
+            return None;
+        }
+        let program = platform::program(pid).unwrap_or_else(|| status.name.clone());
+        let is_news = known.is_none_or(|names| names.told != program);
+        self.seen.insert((pid, status.started), Names { kernel: status.name, told: program.clone() });
+        is_news.then_some(Sighting::Seen { pid, started: status.started, parent: status.parent, program })
+    }
+}
+
+/// A program's name as it may be told: the last part of a path, its first word, without anything like a token.
+pub fn program_name(program: &str) -> String {
+    const LONGEST: usize = 48;
+    let name = program.rsplit('/').find(|part| !part.is_empty()).unwrap_or_default();
+    let word = name.split_whitespace().next().unwrap_or_default();
+    crate::message::safe_text(word).chars().take(LONGEST).collect()
+}
+
+#[cfg(target_os = "linux")]
+mod platform {
+    use std::fs::{self, File};
+    use std::io::Read;
+    use std::path::{Path, PathBuf};
+
+    pub(super) struct Status {
+        pub(super) name: String,
+        pub(super) parent: u32,
+        pub(super) started: u64,
+    }
+
+    fn directory(pid: u32) -> PathBuf {
+        Path::new("/proc").join(pid.to_string())
+    }
+
+    /// Field 2 is the name in parentheses, which may hold anything; 3 the state, 4 the parent, 22 the start
+    /// (proc_pid_stat(5)). One that has ended and is not waited for yet is gone to us.
+    pub(super) fn status(pid: u32) -> Option<Status> {
+        let text = short_text(&directory(pid).join("stat"))?;
+        let (before, after) = text.rsplit_once(')')?;
+        let fields: Vec<_> = after.split_ascii_whitespace().take(20).collect();
+        let name = before.split_once('(')?.1.to_owned();
+        let is_there = !["Z", "X", "x"].contains(fields.first()?);
+        let (parent, started) = (fields.get(1)?.parse().ok()?, fields.get(19)?.parse().ok()?);
+        is_there.then_some(Status { name, parent, started })
+    }
+
+    /// Each thread has its own children.
+    pub(super) fn children(pid: u32) -> Vec<u32> {
+        let threads = fs::read_dir(directory(pid).join("task")).into_iter().flatten().flatten();
+        let lists = threads.filter_map(|thread| short_text(&thread.path().join("children")));
+        lists
+            .flat_map(|list| list.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>())
+            .collect()
+    }
+
+    pub(super) fn program(pid: u32) -> Option<String> {
+        let line = short_text(&directory(pid).join("cmdline"))?;
+        let name = super::program_name(line.split('\0').next()?);
+        (!name.is_empty()).then_some(name)
+    }
+
+    fn short_text(path: &Path) -> Option<String> {
+        let mut bytes = Vec::new();
+        File::open(path).ok()?.take(64 * 1024).read_to_end(&mut bytes).ok()?;
+        Some(String::from_utf8_lossy(&bytes).into_owned())
+    }
+}
+
+/// Not run by us: elsewhere nobody is seen.
+#[cfg(not(target_os = "linux"))]
+mod platform {
+    pub(super) struct Status {
+        pub(super) name: String,
+        pub(super) parent: u32,
+        pub(super) started: u64,
+    }
+
+    pub(super) fn status(_pid: u32) -> Option<Status> {
+        None
+    }
+
+    pub(super) fn children(_pid: u32) -> Vec<u32> {
+        Vec::new()
+    }
+
+    pub(super) fn program(_pid: u32) -> Option<String> {
+        None
+    }
+}
+
+#[cfg(test)]
+#[cfg(target_os = "linux")]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    /// Looks until this was seen.
+    fn look_until(descendants: &mut Descendants, mut is_it: impl FnMut(&Sighting) -> bool) -> Sighting {
+        for _ in 0..30_000 {
+            if let Some(found) = descendants.look().into_iter().find(|sighting| is_it(sighting)) {
+                return found;
+            }
+            std::thread::yield_now();
+        }
+        panic!("it was never seen");
+    }
+
+    #[test]
+    fn a_grandchild_is_seen_with_its_parent_and_its_end_and_without_its_arguments() {
+        let mut root = Command::new("sh")
+            .args(["-c", "sleep 86399 & child=$!; read line; kill $child; wait; read line"])
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut descendants = Descendants::of(root.id());
+        let seen = look_until(
+            &mut descendants,
+            |sighting| matches!(sighting, Sighting::Seen { program, .. } if program == "sleep"),
+        );
+        let Sighting::Seen { pid, started, parent, .. } = seen else { unreachable!() };
+        assert_eq!(parent, root.id());
+        assert_eq!(descendants.look(), [], "told once");
+        use std::io::Write;
+        root.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
+        let gone = look_until(&mut descendants, |sighting| matches!(sighting, Sighting::Gone { .. }));
+        assert_eq!(gone, Sighting::Gone { pid, started });
+        drop(root.stdin.take());
+        root.wait().unwrap();
+    }
+
+    #[test]
+    fn a_program_is_told_by_its_name_alone() {
+        for (program, name) in [
+            ("/usr/bin/claude", "claude"),
+            ("node", "node"),
+            ("worker: password hunter2", "worker:"),
+            ("/opt/", "opt"),
+            ("sk-ant-oat01-x", "[redacted]"),
+            ("", ""),
+        ] {
+            assert_eq!(program_name(program), name);
+        }
+    }
+}

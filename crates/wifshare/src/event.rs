@@ -1,0 +1,324 @@
+//! What happened, as data: one fact about the sharing, with its moment and the process that tells it. Never a secret.
+
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use crate::credential::Credential;
+use crate::message::safe_text;
+use crate::step::Step;
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// When, in RFC 3339 with milliseconds, in UTC.
+    #[serde(with = "rfc3339")]
+    pub time: SystemTime,
+    /// The process that tells it.
+    pub pid: u32,
+    /// When that process started, in the kernel's ticks since boot; a process that lives for a moment leaves it out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started: Option<u64>,
+    /// What happened.
+    #[serde(flatten)]
+    pub what: What,
+}
+
+/// What can happen. In JSON the name stands in `event`, and the fields beside it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum What {
+    /// A run took its lease.
+    RunBegan {
+        /// The command of wifshare that began it.
+        command: String,
+        /// How its children come by the credential.
+        delivery: String,
+        /// Where its identity tokens come from.
+        source: String,
+        /// The federation rule.
+        rule: String,
+        /// The service account, where one is asked for.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        service_account: Option<String>,
+        /// The workspace, where one is asked for.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        workspace: Option<String>,
+    },
+    /// A command of wifshare joined the run around it.
+    RunJoined {
+        /// Which command.
+        command: String,
+    },
+    /// A run ended.
+    RunEnded {
+        /// What became of the credential: `removed`, `shared`, `kept`, or `nothing` where there was none.
+        credential: String,
+    },
+    /// The lock was another process's for so long.
+    LockWaited {
+        /// What that process said of itself.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        holder: Option<String>,
+        /// Milliseconds.
+        ms: u64,
+    },
+    /// A usable credential was in the store, and was taken.
+    Found {
+        /// Its generation.
+        generation: u64,
+        /// When it ends.
+        #[serde(with = "rfc3339")]
+        expires_at: SystemTime,
+    },
+    /// The source was asked for an identity token.
+    IdentityAsked,
+    /// The source handed out a token that was spent before.
+    IdentityRepeated,
+    /// An identity token was put in place for clients that federate by themselves.
+    IdentityHandedOut,
+    /// No unspent identity token could be put in place.
+    IdentityNotHandedOut {
+        /// Why not.
+        message: String,
+    },
+    /// The exchange was about to leave.
+    ExchangeSent,
+    /// The exchange bought a credential.
+    ExchangeAccepted {
+        /// Its generation.
+        generation: u64,
+        /// When it ends.
+        #[serde(with = "rfc3339")]
+        expires_at: SystemTime,
+    },
+    /// The exchange was sent and bought nothing, or nobody knows what became of it.
+    ExchangeFailed {
+        /// The stable code of the error.
+        code: String,
+        /// The error and its causes.
+        message: String,
+        /// The id of the request, for the server's side.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        request_id: Option<String>,
+    },
+    /// Something failed before the exchange was sent.
+    ObtainFailed {
+        /// The stable code of the error.
+        code: String,
+        /// The error and its causes.
+        message: String,
+    },
+    /// A failure of a moment ago was heard, and nothing was sent.
+    RefusalHeard {
+        /// The stable code of the error.
+        code: String,
+    },
+    /// Another try follows a failure.
+    Retrying {
+        /// Milliseconds until then.
+        ms: u64,
+    },
+    /// A credential was bought and could not be stored.
+    NotKept {
+        /// Why not.
+        message: String,
+    },
+    /// The credential of a run's delivery was replaced.
+    Renewed {
+        /// The generation of the new one.
+        generation: u64,
+        /// When it ends.
+        #[serde(with = "rfc3339")]
+        expires_at: SystemTime,
+    },
+    /// What a child had obtained by itself became the shared credential.
+    Adopted {
+        /// Its generation.
+        generation: u64,
+        /// When it ends.
+        #[serde(with = "rfc3339")]
+        expires_at: SystemTime,
+    },
+    /// A renewal failed; the credential in use stays.
+    NotRenewed {
+        /// Why.
+        message: String,
+    },
+    /// The credential ended and has no successor.
+    CredentialEnded {
+        /// Why.
+        message: String,
+    },
+    /// What a killed run had left was removed.
+    Swept,
+    /// A run started a command.
+    ChildStarted {
+        /// Its process.
+        process: u32,
+        /// The first word of its command line, without its directory; never an argument.
+        program: String,
+    },
+    /// That command ended.
+    ChildEnded {
+        /// Its process.
+        process: u32,
+        /// Its exit code, as a shell tells it.
+        code: u8,
+    },
+    /// A run saw a process among the descendants of its command, for the first time or under a new name.
+    ProcessSeen {
+        /// The process.
+        process: u32,
+        /// When it started, in the kernel's ticks since boot.
+        process_started: u64,
+        /// Its parent.
+        parent: u32,
+        /// The first word of its command line, without its directory; never an argument.
+        program: String,
+    },
+    /// That process was gone when a run looked again.
+    ProcessEnded {
+        /// The process.
+        process: u32,
+        /// When it had started.
+        process_started: u64,
+    },
+    /// The credential that a run had laid out was opened so many times since the last look.
+    CredentialOpened {
+        /// How many times.
+        times: u64,
+    },
+}
+
+impl What {
+    /// What a step is to those who read of it later, if anything.
+    pub fn of(step: &Step<'_>) -> Option<What> {
+        let end = |credential: &Credential| (credential.generation, credential.expires_at);
+        Some(match step {
+            Step::Waited { holder, time } => What::LockWaited { holder: holder.clone(), ms: milliseconds(*time) },
+            Step::Found(credential) => {
+                let (generation, expires_at) = end(credential);
+                What::Found { generation, expires_at }
+            }
+            Step::Asking => What::IdentityAsked,
+            Step::AlreadySpent => What::IdentityRepeated,
+            Step::Sending => What::ExchangeSent,
+            Step::Exchanged(credential) => {
+                let (generation, expires_at) = end(credential);
+                What::ExchangeAccepted { generation, expires_at }
+            }
+            Step::Remembered { code } => What::RefusalHeard { code: code.clone() },
+            Step::Failed { code, message, request_id, sent: true } => What::ExchangeFailed {
+                code: code.clone(),
+                message: safe_text(message),
+                request_id: request_id.as_deref().map(safe_text),
+            },
+            Step::Failed { code, message, sent: false, .. } => {
+                What::ObtainFailed { code: code.clone(), message: safe_text(message) }
+            }
+            Step::Retrying { pause, .. } => What::Retrying { ms: milliseconds(*pause) },
+            Step::NotKept(message) => What::NotKept { message: safe_text(message) },
+            Step::Swept => What::Swept,
+            Step::Adopted(credential) => {
+                let (generation, expires_at) = end(credential);
+                What::Adopted { generation, expires_at }
+            }
+            Step::NotRenewed { cause, .. } => What::NotRenewed { message: safe_text(cause) },
+            Step::NotHandedOut { cause, .. } => What::IdentityNotHandedOut { message: safe_text(cause) },
+            Step::Ended { cause } => What::CredentialEnded { message: safe_text(cause) },
+            Step::Renewed(credential) => {
+                let (generation, expires_at) = end(credential);
+                What::Renewed { generation, expires_at }
+            }
+            Step::Replaced("identity-token") => What::IdentityHandedOut,
+            // What a run is stands in no step; whoever began it tells.
+            Step::Begun
+            | Step::Waiting { .. }
+            | Step::Locked
+            | Step::Identified(_)
+            | Step::Connected
+            | Step::Recorded
+            | Step::Answered
+            | Step::Written(_)
+            | Step::Replaced(_) => return None,
+        })
+    }
+
+    /// Whether a job may have very many of these. They leave room in the log for the others.
+    pub fn is_one_of_many(&self) -> bool {
+        matches!(
+            self,
+            What::ProcessSeen { .. }
+                | What::ProcessEnded { .. }
+                | What::CredentialOpened { .. }
+                | What::Found { .. }
+                | What::RunJoined { .. }
+        )
+    }
+}
+
+/// A moment in RFC 3339 with milliseconds, in UTC.
+pub fn moment(time: SystemTime) -> String {
+    // Four digits hold no year after 9999.
+    let last = SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_799);
+    humantime::format_rfc3339_millis(time.clamp(SystemTime::UNIX_EPOCH, last)).to_string()
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+mod rfc3339 {
+    use std::time::SystemTime;
+
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&super::moment(*time))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SystemTime, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        humantime::parse_rfc3339(&text).map_err(D::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::from_epoch_seconds;
+
+    fn event(what: What) -> Event {
+        Event { time: from_epoch_seconds(1_000_000_000) + Duration::from_micros(7_400), pid: 7, started: None, what }
+    }
+
+    #[test]
+    fn an_event_is_one_flat_object_with_a_moment_of_milliseconds() {
+        let expires_at = from_epoch_seconds(1_000_000_600);
+        let text = serde_json::to_string(&event(What::Found { generation: 2, expires_at })).expect("JSON");
+        assert_eq!(
+            text,
+            r#"{"time":"2001-09-09T01:46:40.007Z","pid":7,"event":"found","generation":2,"expires_at":"2001-09-09T01:56:40.000Z"}"#
+        );
+    }
+
+    #[test]
+    fn an_event_reads_as_it_was_written() {
+        let time = from_epoch_seconds(1_000_000_000) + Duration::from_millis(7);
+        for what in [What::Swept, What::ChildEnded { process: 3, code: 143 }] {
+            let event = Event { time, started: Some(4), ..event(what) };
+            let text = serde_json::to_string(&event).expect("JSON");
+            assert_eq!(serde_json::from_str::<Event>(&text).expect(&text), event);
+        }
+    }
+
+    #[test]
+    fn a_message_that_reflects_a_token_is_made_safe() {
+        let message = format!("bad assertion eyJ{}", "a".repeat(60));
+        let step = Step::Failed { code: "c".to_owned(), message, request_id: Some("sk-ant-x".to_owned()), sent: true };
+        let text = serde_json::to_string(&event(What::of(&step).expect("an event"))).expect("JSON");
+        assert!(!text.contains("eyJ") && !text.contains("sk-ant"), "{text}");
+    }
+}

@@ -1,0 +1,210 @@
+//! The log of what happened: every process appends, and whoever wants to know reads.
+//!
+//! It is talk and no promise: an event that cannot be written is left out, and nothing waits for it. A line is written
+//! whole by one call on a file that only grows, so that the lines of many processes do not mix, and is not synced.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use crate::event::Event;
+use crate::private_file;
+
+const FILE: &str = "events.jsonl";
+const BEFORE: &str = "events.before.jsonl";
+
+/// So large the log becomes and no larger; a private file that is larger would not be read.
+const LARGEST: u64 = 4 << 20;
+/// From here on only what is rare is written: a job of a hundred thousand processes still tells how it ended.
+const LARGEST_FOR_MANY: u64 = 3 << 20;
+/// A log of this size is put aside when a run begins, and takes the place of the one put aside before.
+const LARGE: u64 = 2 << 20;
+/// No event of ours is longer.
+const LONGEST_LINE: usize = 4096;
+/// A log that nobody has written to for so long is removed when a run begins.
+const LONGEST_KEPT: Duration = Duration::from_secs(7 * 86_400);
+
+/// The log of one identity key.
+#[derive(Clone, Debug)]
+pub struct EventLog {
+    directory: PathBuf,
+}
+
+impl EventLog {
+    /// The log in the directory of an identity key. Nothing is opened or created yet.
+    pub fn of(directory: &Path) -> EventLog {
+        EventLog { directory: directory.to_owned() }
+    }
+
+    /// Appends an event, if that can be done at once. The directory has to be there.
+    pub fn append(&self, event: &Event) {
+        let Ok(mut line) = serde_json::to_vec(event) else { return };
+        line.push(b'\n');
+        let Ok(mut file) = private_file::open_in_place(&self.directory.join(FILE)) else { return };
+        let limit = if event.what.is_one_of_many() { LARGEST_FOR_MANY } else { LARGEST };
+        let size = file.metadata().map_or(u64::MAX, |metadata| metadata.len());
+        if line.len() > LONGEST_LINE || size.saturating_add(line.len() as u64) > limit {
+            return;
+        }
+        // A full disk may take a part of it; then the next event shall not be lost with this one.
+        if file.write(&line).is_ok_and(|written| written > 0 && written < line.len()) {
+            drop(file.write(b"\n"));
+        }
+    }
+
+    /// Every event that can be read, in the order in which they were written. What is damaged, or of a kind that this
+    /// version does not know, is left out.
+    pub fn read(&self) -> Vec<Event> {
+        let files = [BEFORE, FILE].map(|name| private_file::read(&self.directory.join(name)).ok().flatten());
+        let lines = files.iter().flatten().flat_map(|bytes| bytes.split(|byte| *byte == b'\n'));
+        lines.filter_map(|line| serde_json::from_slice(line).ok()).collect()
+    }
+
+    /// Whether something may be missing because the log was full.
+    pub fn is_full(&self) -> bool {
+        size(&self.directory.join(FILE)).is_some_and(|size| size + LONGEST_LINE as u64 > LARGEST_FOR_MANY)
+    }
+
+    /// The size and the moment of the last change, by which a reader sees that something is new.
+    pub fn mark(&self) -> Option<(u64, SystemTime)> {
+        let metadata = fs::symlink_metadata(self.directory.join(FILE)).ok()?;
+        Some((metadata.len(), metadata.modified().ok()?))
+    }
+
+    /// The logs of all identity keys of a state directory, by key.
+    pub fn below(root: &Path) -> Vec<(String, EventLog)> {
+        let entries = fs::read_dir(root).into_iter().flatten().flatten();
+        let mut logs: Vec<_> = entries
+            .map(|entry| (entry.file_name().to_string_lossy().into_owned(), EventLog::of(&entry.path())))
+            .filter(|(_, log)| [BEFORE, FILE].iter().any(|name| log.directory.join(name).exists()))
+            .collect();
+        logs.sort_by(|one, other| one.0.cmp(&other.0));
+        logs
+    }
+
+    /// Makes room for what comes: what nobody has written to for a week goes, and what is large is put aside.
+    pub fn tidy(&self, now: SystemTime) {
+        for name in [BEFORE, FILE] {
+            let path = self.directory.join(name);
+            let modified = fs::symlink_metadata(&path).and_then(|metadata| metadata.modified());
+            if modified.is_ok_and(|then| now.duration_since(then).is_ok_and(|age| age > LONGEST_KEPT)) {
+                drop(private_file::remove(&path));
+            }
+        }
+        self.put_aside_if_large();
+    }
+
+    /// One process at a time, and the file that was looked at: the second of two would put aside what is new.
+    fn put_aside_if_large(&self) {
+        let path = self.directory.join(FILE);
+        if size(&path).is_none_or(|size| size < LARGE) {
+            return;
+        }
+        let Ok(file) = private_file::open_in_place(&path) else { return };
+        if file.try_lock().is_ok() && size(&path).is_some_and(|size| size >= LARGE) {
+            drop(fs::rename(&path, self.directory.join(BEFORE)));
+        }
+    }
+}
+
+fn size(path: &Path) -> Option<u64> {
+    fs::symlink_metadata(path).ok().map(|metadata| metadata.len())
+}
+
+#[cfg(test)]
+#[cfg(unix)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+    use crate::clock::{Clock, from_epoch_seconds};
+    use crate::event::What;
+
+    fn log() -> (tempfile::TempDir, EventLog) {
+        let directory = tempfile::tempdir().unwrap();
+        let log = EventLog::of(directory.path());
+        (directory, log)
+    }
+
+    fn event(pid: u32, what: What) -> Event {
+        Event { time: from_epoch_seconds(1_000_000_000), pid, started: None, what }
+    }
+
+    fn path(log: &EventLog) -> PathBuf {
+        log.directory.join(FILE)
+    }
+
+    fn add(log: &EventLog, bytes: &[u8]) {
+        private_file::open_in_place(&path(log)).unwrap().write_all(bytes).unwrap();
+    }
+
+    #[test]
+    fn the_events_of_many_writers_are_all_there_and_whole() {
+        let (_directory, log) = log();
+        std::thread::scope(|scope| {
+            for pid in 0..8 {
+                let log = &log;
+                scope.spawn(move || (0..200).for_each(|_| log.append(&event(pid, What::Swept))));
+            }
+        });
+        let events = log.read();
+        assert_eq!(events.len(), 1600);
+        assert!((0..8).all(|pid| events.iter().filter(|event| event.pid == pid).count() == 200));
+        assert_eq!(fs::metadata(path(&log)).unwrap().permissions().mode() & 0o7777, 0o600);
+    }
+
+    #[test]
+    fn a_damaged_line_and_an_unknown_event_cost_themselves_and_no_more() {
+        let (_directory, log) = log();
+        log.append(&event(1, What::Swept));
+        add(
+            &log,
+            b"{\"time\":\"2001-\n\xff\xfe\n\n{\"time\":\"2001-09-09T01:46:40Z\",\"pid\":3,\"event\":\"of-tomorrow\"}\n",
+        );
+        log.append(&event(2, What::Swept));
+        assert_eq!(log.read().iter().map(|event| event.pid).collect::<Vec<_>>(), [1, 2]);
+    }
+
+    #[test]
+    fn what_is_frequent_stops_first_and_nothing_grows_beyond_the_limit() {
+        let (_directory, log) = log();
+        let found = || What::Found { generation: 1, expires_at: from_epoch_seconds(0) };
+        let fill = |to: u64| add(&log, &vec![b'\n'; (to - size(&path(&log)).unwrap_or(0)) as usize]);
+        fill(LARGEST_FOR_MANY - 10);
+        log.append(&event(1, found()));
+        log.append(&event(2, What::Swept));
+        assert!(log.is_full());
+        fill(LARGEST - 10);
+        log.append(&event(3, What::Swept));
+        assert_eq!(log.read().iter().map(|event| event.pid).collect::<Vec<_>>(), [2]);
+    }
+
+    #[test]
+    fn a_large_log_is_put_aside_once_and_still_read_and_an_old_one_goes() {
+        let (_directory, log) = log();
+        let now = Clock::system().now();
+        log.append(&event(1, What::Swept));
+        log.tidy(now);
+        assert!(!log.directory.join(BEFORE).exists());
+        add(&log, &vec![b'\n'; LARGE as usize]);
+        log.tidy(now);
+        log.append(&event(2, What::Swept));
+        log.tidy(now);
+        assert_eq!(log.read().iter().map(|event| event.pid).collect::<Vec<_>>(), [1, 2]);
+        log.tidy(now + LONGEST_KEPT + Duration::from_secs(60));
+        assert_eq!(fs::read_dir(&log.directory).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_log_that_cannot_be_written_is_left_alone() {
+        let (_directory, log) = log();
+        let victim = log.directory.join("victim");
+        fs::File::create(&victim).unwrap();
+        symlink(&victim, path(&log)).unwrap();
+        log.append(&event(1, What::Swept));
+        assert_eq!(size(&victim), Some(0), "nothing is written through a link");
+        assert!(log.read().is_empty());
+        EventLog::of(Path::new("/nonexistent")).append(&event(1, What::Swept));
+    }
+}

@@ -1,0 +1,121 @@
+//! What stands in a state directory at this moment, for people who want to know: read only, and without waiting.
+
+use std::path::{Path, PathBuf};
+
+use super::file_lock::{FileLock, holder};
+use super::lease::{is_key, is_unborn, subdirectories};
+use super::owner::Owner;
+use super::{LOCK, Refusal, StoreError, is_alive, read_credential, refusal};
+use crate::clock::Clock;
+use crate::credential::Credential;
+use crate::private_file;
+
+/// The state of one identity key, as somebody sees it who takes no part.
+#[derive(Debug)]
+pub struct Look {
+    /// The identity key.
+    pub key: String,
+    /// Its directory.
+    pub directory: PathBuf,
+    /// The stored credential, fresh or not.
+    pub credential: Option<Credential>,
+    /// Where its identity tokens come from, in words.
+    pub source: Option<String>,
+    /// Whether that source can be asked again at any time.
+    pub remintable: bool,
+    /// A failure that still counts.
+    pub refusal: Option<Refusal>,
+    /// Who has the lock and what for: "pid 4711, exchanging since 2 s".
+    pub holder: Option<String>,
+    /// The runs that live.
+    pub runs: Vec<Owner>,
+    /// What could not be read.
+    pub unreadable: Option<StoreError>,
+}
+
+/// Looks at every identity key of this state directory, in the order of their names. Where there is no directory there
+/// are none.
+pub fn look(root: &Path, clock: Clock) -> Result<Vec<Look>, StoreError> {
+    if !root.exists() {
+        return Ok(Vec::new());
+    }
+    private_file::private_directory(root)?;
+    let mut keys: Vec<_> = subdirectories(root).into_iter().filter(|path| is_key(path)).collect();
+    keys.sort();
+    Ok(keys.into_iter().map(|directory| look_at(directory, clock)).collect())
+}
+
+fn look_at(directory: PathBuf, clock: Clock) -> Look {
+    let key = directory.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let (stored, unreadable) = match read_credential(&directory) {
+        Ok(stored) => (stored, None),
+        Err(error) => (None, Some(error)),
+    };
+    let (source, remintable) = match &stored {
+        Some(stored) => (Some(stored.source.clone()), stored.remintable),
+        None => (None, false),
+    };
+    let lock = directory.join(LOCK);
+    let nobody = || "a process that does not say what it does".to_owned();
+    let runs = subdirectories(&directory.join("runs"));
+    Look {
+        key,
+        credential: stored.map(|stored| stored.credential),
+        source,
+        remintable,
+        refusal: refusal::read(&directory, clock.now()).ok().flatten(),
+        holder: FileLock::is_held(&lock).then(|| holder(&lock, clock).unwrap_or_else(nobody)),
+        runs: runs.iter().filter(|run| !is_unborn(run) && is_alive(run)).filter_map(|run| owner(run)).collect(),
+        directory,
+        unreadable,
+    }
+}
+
+fn owner(run: &Path) -> Option<Owner> {
+    serde_json::from_slice(&private_file::read(&run.join("owner")).ok()??).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::clock::{epoch_seconds, from_epoch_seconds};
+    use crate::secret::Secret;
+    use crate::store::{Location, PATIENCE, Store};
+
+    #[test]
+    fn a_look_tells_what_is_there_and_leaves_no_trace() {
+        let holder = tempfile::tempdir().unwrap();
+        let root = holder.path().join("state");
+        let clock = Clock::system();
+        assert!(look(&root, clock).unwrap().is_empty() && !root.exists());
+        let location = Location {
+            root: root.clone(),
+            key: "0123456789abcdef0123456789abcdef".to_owned(),
+            source: "a test".to_owned(),
+            remintable: true,
+        };
+        let store = Store::at(&location);
+        let obtained_at = from_epoch_seconds(epoch_seconds(clock.now()));
+        let access_token = Secret::new("t".to_owned());
+        let expires_at = obtained_at + Duration::from_secs(600);
+        let lease = store.lease(clock, &|_| {}).unwrap();
+        let mut turn = store.lock(PATIENCE, clock, &|_| {}).unwrap();
+        turn.keep(Credential { access_token, expires_at, obtained_at, generation: 0 });
+        let refusal = Refusal::new("c", "m".to_owned(), None, clock.now(), Duration::from_secs(30));
+        turn.remember(&refusal);
+        let looks = look(&root, clock).unwrap();
+        let [seen] = looks.as_slice() else { panic!("{looks:?}") };
+        assert_eq!(seen.key, location.key);
+        assert_eq!(seen.credential.as_ref().map(|credential| credential.generation), Some(1));
+        assert_eq!((seen.source.as_deref(), seen.remintable), (Some("a test"), true));
+        assert_eq!(seen.refusal.as_ref(), Some(&refusal));
+        assert!(seen.holder.as_ref().is_some_and(|it| it.contains("storing since")), "{:?}", seen.holder);
+        assert_eq!(seen.runs, [Owner::current()]);
+        drop(turn);
+        lease.end(|| crate::store::Afterwards::Remove).unwrap();
+        let looks = look(&root, clock).unwrap();
+        assert!(looks[0].credential.is_none() && looks[0].holder.is_none() && looks[0].runs.is_empty());
+    }
+}
