@@ -55,7 +55,9 @@ pub(crate) fn start(arguments: &StartArguments, environment: &Environment, talk:
         None => {
             let launched = launch(&config, provision, arguments, &own, talk);
             if let Some(code) = signals::code_of_interruption() {
-                launched.iter().for_each(stop::end);
+                if let Ok(keeper) = &launched {
+                    stop::end(keeper);
+                }
                 return Ok(code);
             }
             (launched?, true)

@@ -39,20 +39,38 @@ pub(crate) fn stop(arguments: &StopArguments, environment: &Environment, talk: T
         _ => keeper.agrees_with(said.iter().copied()),
     };
     let meant: Vec<Keeper> = found.into_iter().filter(is_meant).collect();
+    let mut ends_later = false;
     for keeper in &meant {
-        end(keeper);
+        ends_later |= end(keeper) == Ending::Later;
         talk.detail(&format!("the keeper with {} has ended", keeper.owner));
     }
     let mut keys: Vec<PathBuf> = meant.iter().filter_map(Keeper::key_directory).map(Path::to_owned).collect();
     keys.extend(resolve(&inputs, &own).ok().map(|config| config.store().directory().to_owned()));
     let names_nothing = said.is_empty() && around.is_none();
     let keys = if arguments.all || names_nothing { None } else { Some(keys) };
-    clear(&root, keys.as_deref(), clock(), &|step| talk.step(step))?;
+    let start = (clock().monotonic)();
+    while !clear(&root, keys.as_deref(), clock(), &|step| talk.step(step))?
+        && ends_later
+        && (clock().monotonic)() - start < LAST_MOMENTS
+        && signals::pause(Duration::from_millis(100)).is_ok()
+    {}
     Ok(0)
 }
 
+/// What a keeper takes to notice that its directory is gone, and to end.
+const LAST_MOMENTS: Duration = Duration::from_secs(10);
+
+/// How a keeper ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// It has ended.
+    Now,
+    /// It lives where we cannot see it, and ends with its directory, which is gone.
+    Later,
+}
+
 /// Ends a keeper: politely, and where it does not listen, not. Only the process that wrote down who it is gets a signal.
-pub(crate) fn end(keeper: &Keeper) {
+pub(crate) fn end(keeper: &Keeper) -> Ending {
     // Longer than the end of a run takes when nobody else needs a renewal in flight.
     const POLITE: Duration = Duration::from_secs(10);
     const FINAL: Duration = Duration::from_secs(5);
@@ -64,10 +82,12 @@ pub(crate) fn end(keeper: &Keeper) {
                 process.kill();
                 process.has_ended_within(FINAL);
             }
+            Ending::Now
         }
-        // It lives where we cannot signal it, in another container for instance: it ends with its directory.
+        // In another container, for instance.
         None => {
             let _ = std::fs::remove_dir_all(&keeper.directory);
+            Ending::Later
         }
     }
 }

@@ -217,3 +217,65 @@ fn what_the_action_declares_is_what_it_reads() {
         assert!(is_read, "{name} is declared and not read");
     }
 }
+
+/// What the base action of claude-code-action does once it has its inputs (base-action/src/workload-identity.ts at
+/// 007b8384, install-plugins.ts, parse-sdk-options.ts): it asks for an identity token, writes it to a file, leaves a
+/// profile that is chosen already alone, installs plugins one by one, and starts the query without GitHub's variables.
+const BASE_ACTION: &str = r#"
+    dir="$RUNNER_TEMP/claude-workload-identity"; (umask 077; mkdir -p "$dir")
+    "$CURL" "$dir/identity-token"
+    export ANTHROPIC_IDENTITY_TOKEN_FILE="$dir/identity-token"
+    [ -n "$ANTHROPIC_CONFIG_DIR" ] || exit 9
+    export HOME="$PWD/home-$CLIENT"; mkdir -p "$HOME"
+    "$CLIENTS/$CLIENT" plugin marketplace add "$MARKETPLACE" &&
+    "$CLIENTS/$CLIENT" plugin install alpha@wifshare-fixture &&
+    "$CLIENTS/$CLIENT" plugin install beta@wifshare-fixture || exit 8
+    unset ACTIONS_ID_TOKEN_REQUEST_URL ACTIONS_ID_TOKEN_REQUEST_TOKEN
+    CLAUDE_CODE_ENTRYPOINT=claude-code-github-action "$CLIENTS/$CLIENT" -p 'say hi' --model claude-sonnet-4-6 \
+        --output-format text < /dev/null; code=$?
+    rm -rf "$dir"; exit $code"#;
+
+/// Asks GitHub's endpoint as the toolkit's `getIDToken` does.
+const GET_ID_TOKEN: &str = r#"#!/usr/bin/env node
+const { ACTIONS_ID_TOKEN_REQUEST_URL: url, ACTIONS_ID_TOKEN_REQUEST_TOKEN: bearer } = process.env;
+const answer = await fetch(`${url}&audience=${encodeURIComponent("https://api.anthropic.com")}`,
+    { headers: { Authorization: `Bearer ${bearer}` } });
+const { value } = await answer.json();
+console.log(`::add-mask::${value}`);
+(await import("node:fs")).writeFileSync(process.argv[2], value, { mode: 0o600 });
+"#;
+
+#[test]
+fn after_the_action_what_the_base_action_starts_makes_no_exchange() {
+    let Some(job) = job_with_clients(knobs()) else { return };
+    let ids: Vec<(&str, String)> =
+        ["ANTHROPIC_FEDERATION_RULE_ID", "ANTHROPIC_ORGANIZATION_ID", "ANTHROPIC_SERVICE_ACCOUNT_ID"]
+            .into_iter()
+            .map(|name| (name, job.variable(name).unwrap_or_default().to_owned()))
+            .collect();
+    let (mut runner, inputs) = runner_with_inputs(job);
+    let inputs = borrowed(&inputs);
+    let main = part(&runner, "main", &inputs);
+    assert_eq!(runner.step(main).code, 0);
+    let get_id_token = runner.job.path("get-id-token.mjs");
+    std::fs::write(&get_id_token, GET_ID_TOKEN).unwrap();
+    rustix::fs::chmod(&get_id_token, rustix::fs::Mode::from_raw_mode(0o755)).unwrap();
+    for client in ["claude-2.1.173", "claude-2.1.330"] {
+        let mut command = runner.job.command("sh", &["-c", BASE_ACTION]);
+        command.env("CURL", &get_id_token).env("CLIENT", client);
+        command.env("MARKETPLACE", repository().join("tests/clients/marketplace"));
+        let mut step = command;
+        // The action's own inputs, which it puts into the environment of its step: they go before what GITHUB_ENV says.
+        step.envs(&runner.variables);
+        step.envs(ids.iter().map(|(name, value)| (*name, value)));
+        let kept = std::mem::take(&mut runner.variables);
+        let ended = runner.step(step);
+        runner.variables = kept;
+        assert_eq!(ended.code, 0, "{client}: {} {}", ended.stdout, ended.stderr);
+    }
+    post(&mut runner, &inputs);
+    runner.assert_everything_is_masked();
+    runner.job.assert_exchanges(1);
+    assert_eq!(runner.job.counters().messages_refused, 0);
+    assert_nothing_is_left(&runner);
+}

@@ -8,6 +8,7 @@ mod action;
 mod catalogue;
 mod clients;
 mod conformance;
+mod containers;
 mod crash;
 mod demo;
 mod doctor;

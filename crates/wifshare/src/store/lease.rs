@@ -217,8 +217,9 @@ fn remove_credential_of_nobody(key: &Path, last_run_was_killed: bool, clock: Clo
 }
 
 /// Removes what nobody lives for, the credential included: of these keys, or of all where none is named. What living
-/// runs share stays.
-pub fn clear(root: &Path, keys: Option<&[PathBuf]>, clock: Clock, watch: Watch<'_>) -> Result<(), StoreError> {
+/// runs share stays. Tells whether nothing had to stay.
+pub fn clear(root: &Path, keys: Option<&[PathBuf]>, clock: Clock, watch: Watch<'_>) -> Result<bool, StoreError> {
+    let mut is_clear = true;
     sweep(root, clock, watch);
     let is_meant = |key: &PathBuf| is_key(key) && keys.is_none_or(|keys| keys.contains(key));
     for key in subdirectories(root).into_iter().filter(is_meant) {
@@ -229,9 +230,11 @@ pub fn clear(root: &Path, keys: Option<&[PathBuf]>, clock: Clock, watch: Watch<'
             if read_credential(&key)?.is_some() {
                 private_file::remove(&key.join(CREDENTIAL))?;
             }
+        } else {
+            is_clear = false;
         }
     }
-    Ok(())
+    Ok(is_clear)
 }
 
 /// What a killed process was writing: whoever has the key's lock knows that nobody writes.
