@@ -5,9 +5,10 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
-use wifshare::{Delivery, Environment, Inputs, RUN_VARIABLE, state_directory};
+use wifshare::{Delivery, Environment, Inputs, Places, RUN_VARIABLE, platforms, state_directory};
 use wifshare_sandbox::conformance::Case;
 
 /// One identity token, one exchange, every process.
@@ -117,6 +118,14 @@ pub(crate) struct IdentityArguments {
     /// A command that prints an identity token: words parted by blanks, run without a shell (no variable)
     #[arg(long, value_name = "COMMAND")]
     identity_command: Option<String>,
+    /// The platform to ask for identity tokens, whatever else is set (no variable; docs/ci/ tells of each)
+    #[arg(
+        long,
+        value_name = "NAME",
+        value_parser = PossibleValuesParser::new(platforms()),
+        conflicts_with_all = ["identity_command", "identity_token_file"]
+    )]
+    identity_source: Option<String>,
     /// Where state is kept (WIFSHARE_STATE_DIR)
     #[arg(long, value_name = "DIRECTORY")]
     state_dir: Option<PathBuf>,
@@ -136,6 +145,8 @@ impl IdentityArguments {
             identity_token_file: self.identity_token_file.clone(),
             // Blank counts as unset, as it does for every other input.
             identity_command: self.identity_command.as_ref().map(words).filter(|words: &Vec<_>| !words.is_empty()),
+            identity_source: self.identity_source.clone(),
+            places: places(),
             state_dir: self.state_dir.clone(),
             // Without one, an absolute path still leads somewhere, and a relative one fails where it is used.
             working_directory: std::env::current_dir().unwrap_or_default(),
@@ -166,6 +177,7 @@ impl IdentityArguments {
             &self.workspace_id,
             &self.audience,
             &self.identity_command,
+            &self.identity_source,
         ];
         let is_said = |text: &&Option<String>| text.as_ref().is_some_and(|text| !text.trim().is_empty());
         texts.iter().any(is_said) || self.identity_token_file.is_some()
@@ -429,6 +441,28 @@ pub(crate) enum DemoChild {
     Shared,
     /// Starts the shared ones, as a job does.
     Job,
+}
+
+/// Where the platforms have what never moves. For our own tests, a practice ground that stands in their place; release
+/// builds do not have it.
+#[cfg(debug_assertions)]
+#[expect(clippy::disallowed_methods, reason = "a switch of debug builds, for tests with a platform of their own")]
+fn places() -> Places {
+    let given = |name: &str| std::env::var(name).ok();
+    let mut places = Places::default();
+    if let Some(address) = given("WIFSHARE_TEST_METADATA") {
+        places.google_metadata.clone_from(&address);
+        places.azure_metadata = address;
+    }
+    if let Some(volume) = given("WIFSHARE_TEST_KUBERNETES") {
+        places.kubernetes_volume = volume.into();
+    }
+    places
+}
+
+#[cfg(not(debug_assertions))]
+fn places() -> Places {
+    Places::default()
 }
 
 /// One variable, by its name alone.

@@ -70,12 +70,16 @@ pub(crate) const CATALOGUE: &[Entry] = &[
         meaning: "This job has no way to an identity token, or the CI withholds it.",
         causes: &[
             "the job lacks the permission `id-token: write` (GitHub Actions)",
-            "it is a pull request of a fork, which GitHub gives no identity token",
+            "the job's file does not ask for one: `id_tokens` (GitLab), `oidc: true` (Bitbucket)",
+            "it is a pull request of a fork, to which the CI gives no identity token",
+            "it runs on a machine of a cloud, for which nothing speaks",
             "it is no CI job at all, and neither ANTHROPIC_IDENTITY_TOKEN_FILE nor ANTHROPIC_IDENTITY_TOKEN is set",
         ],
         evidence: &["in GitHub Actions: are ACTIONS_ID_TOKEN_REQUEST_URL and ACTIONS_ID_TOKEN_REQUEST_TOKEN set?"],
         cures: &[
             "add `id-token: write` (and `contents: read`) to the job's `permissions`",
+            "do what the hint says for the CI that was recognised; docs/ci has a page for each",
+            "on a machine of a cloud, name it with --identity-source",
             "elsewhere, set one of the two variables, or name a program with --identity-command",
             "where a job may run without the credential, pass --optional",
         ],
@@ -84,11 +88,14 @@ pub(crate) const CATALOGUE: &[Entry] = &[
         code: "broken-identity-source",
         meaning: "The CI would give identity tokens, and what is needed to ask for one did not arrive whole.",
         causes: &[
-            "a container or a step passes on only one of the two ACTIONS_ID_TOKEN_REQUEST_… variables",
+            "a container or a step passes on only a part of the CI's variables, such as one of ACTIONS_ID_TOKEN_REQUEST_…",
             "the request URL was changed on the way",
+            "the program that the CI's agent comes with is not on PATH",
+            "Azure Pipelines: nobody mapped System.AccessToken into the step",
+            "GitLab: the job's `id_tokens` are meant for another audience",
         ],
         evidence: &["the message says which part is missing or wrong"],
-        cures: &["pass both variables on as GitHub sets them"],
+        cures: &["pass all of it on as the CI sets it; docs/ci has a page for each"],
     },
     Entry {
         code: "base-url",
@@ -102,7 +109,7 @@ pub(crate) const CATALOGUE: &[Entry] = &[
     },
     Entry {
         code: "implausible-value",
-        meaning: "A value holds what no such id can hold.",
+        meaning: "A value holds what no such id or name can hold.",
         causes: &["a blank or a line end was copied along", "a whole page or a file's content was pasted"],
         evidence: &["the message names the variable"],
         cures: &["copy the id anew from the Claude Console"],

@@ -53,7 +53,10 @@ pub(crate) fn credential(store: &Store, min_life: Option<Duration>, clock: Clock
 pub(crate) fn unconfigured(error: ConfigError, environment: &Environment) -> Failure {
     let is_missing = match error {
         ConfigError::Unconfigured | ConfigError::Incomplete { .. } | ConfigError::NoSource { .. } => true,
-        ConfigError::BrokenSource { .. } | ConfigError::BaseUrl { .. } | ConfigError::Value { .. } => false,
+        ConfigError::BrokenSource { .. }
+        | ConfigError::UnknownSource { .. }
+        | ConfigError::BaseUrl { .. }
+        | ConfigError::Value { .. } => false,
     };
     let mut failure = Failure::from(error);
     if is_missing && environment.has(RUN_VARIABLE) {

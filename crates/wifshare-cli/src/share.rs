@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use wifshare::{
-    Arrangement, Config, ConfigError, DELIVERED_VARIABLE, Delivery, Ending, Environment, Provision, Purpose, Run, Step,
-    StoreError, Supply, Transport, What, arrangement, delivered, resolve_for, without_what_buys,
+    Arrangement, Config, ConfigError, DELIVERED_VARIABLE, Delivery, Ending, Environment, Outlook, Provision, Purpose,
+    Run, Step, StoreError, Supply, Transport, What, arrangement, delivered, resolve_for, variables_of_the_cis,
+    without_what_buys,
 };
 
 use crate::arguments::ShareArguments;
@@ -62,7 +63,7 @@ fn join(
     let is_kept = joined::keeper_around(environment).is_some();
     if is_kept {
         // A CI gives these to each of its steps anew, whatever the keeper took.
-        without_what_buys(&mut joined, &arguments.keep_env);
+        without_what_buys(&mut joined, &arguments.keep_env, &variables_of_the_cis().collect::<Vec<_>>());
         if let Ok(Some(held)) = store.read() {
             // It may have been renewed since the last step, and this log has not seen its mask.
             talk.mask(held.access_token.expose());
@@ -219,12 +220,8 @@ fn tell_how_long(run: &Run, provision: Provision, supply: Supply, source: &str, 
     // Another run may have bought it, and this log has not seen its mask.
     talk.mask(held.access_token.expose());
     let left: Duration = held.remaining(clock().now());
-    match supply {
-        Supply::Remintable | Supply::Rotating => talk.detail(&format!("signed in; the credential lives {}", whole(left))),
-        Supply::Fixed(_) => talk.notice(&format!(
-            "this command can stay signed in for {}, because {source} holds one identity token and each is accepted once",
-            whole(left)
-        )),
+    if let Some(outlook) = run.outlook() {
+        outlook_of(&outlook, supply, left, talk);
     }
     if provision == Provision::Credential(Delivery::Environment) {
         talk.notice(&format!(
@@ -237,4 +234,24 @@ fn tell_how_long(run: &Run, provision: Provision, supply: Supply, source: &str, 
             "{source} cannot be asked for a token to spare, so a client that federates by itself finds a spent one"
         ));
     }
+}
+
+/// How long the job can stay signed in, and why: said aloud where there is an end within sight.
+fn outlook_of(outlook: &Outlook, supply: Supply, left: Duration, talk: Talk) {
+    const SIGHT: Duration = Duration::from_secs(3600);
+    let because = &outlook.because;
+    let Some(ends_at) = outlook.ends_at else {
+        return talk.detail(&format!(
+            "signed in; the credential lives {} and is renewed while the command runs, because {because}",
+            whole(left)
+        ));
+    };
+    let until_then = ends_at.duration_since(clock().now()).unwrap_or_default();
+    let (about, is_aloud) = match supply {
+        Supply::Fixed(0 | 1) => ("", true),
+        Supply::Fixed(_) => ("about ", true),
+        Supply::Remintable | Supply::Rotating => ("about ", until_then < SIGHT),
+    };
+    let text = format!("this command can stay signed in for {about}{}, because {because}", whole(until_then.max(left)));
+    if is_aloud { talk.notice(&text) } else { talk.detail(&text) }
 }

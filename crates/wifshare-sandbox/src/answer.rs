@@ -57,6 +57,11 @@ pub(crate) fn text(status: StatusCode, text: &'static str) -> Response<Body> {
     whole(status, "text/plain", text)
 }
 
+/// An answer in plain text that was made for it.
+pub(crate) fn plain(status: StatusCode, text: String) -> Response<Body> {
+    whole(status, "text/plain", text)
+}
+
 /// An error in the API's shape, with the type that goes with the status.
 pub(crate) fn error(status: StatusCode, message: &str, request_id: &str) -> Response<Body> {
     let kind = match status.as_u16() {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use http::{HeaderMap, StatusCode};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{
     Fault,
@@ -20,7 +20,6 @@ pub(crate) const QUERY: &str = "api-version=2.0";
 /// Issues an identity token for the audience in `query` to the bearer of the request token.
 pub(crate) async fn answer(state: &State, headers: &HeaderMap, query: &str) -> Outcome {
     const DEFAULT_AUDIENCE: &str = "https://github.com/octo-org";
-    const LARGER_THAN_ACCEPTED: usize = 16 << 10;
     tokio::time::sleep(Duration::from_millis(state.knobs().identity_token_latency_ms)).await;
     if bearer(headers) != Some(&state.request_token) {
         state.ledger().counters.identity_tokens_refused += 1;
@@ -37,17 +36,25 @@ pub(crate) async fn answer(state: &State, headers: &HeaderMap, query: &str) -> O
         ));
     }
 
+    let audience = form_urlencoded::parse(query.as_bytes())
+        .find(|(name, value)| name == "audience" && !value.is_empty())
+        .map_or_else(|| DEFAULT_AUDIENCE.to_owned(), |(_, value)| value.into_owned());
+    let (value, fault) = issue(state, &audience);
+    fault.spoil(json!({"count": 1, "value": value})).await
+}
+
+/// Issues an identity token for this audience, or what the next fault puts in its place; what is left of the fault is
+/// for the answer as a whole.
+pub(crate) fn issue(state: &State, audience: &str) -> (Value, Fault) {
+    const LARGER_THAN_ACCEPTED: usize = 16 << 10;
     let fault = state.take_fault(|knobs| &mut knobs.identity_token_faults);
     if fault != Fault::None {
         state.ledger().counters.identity_tokens_faulted += 1;
     }
-    let audience = form_urlencoded::parse(query.as_bytes())
-        .find(|(name, value)| name == "audience" && !value.is_empty())
-        .map_or_else(|| DEFAULT_AUDIENCE.to_owned(), |(_, value)| value.into_owned());
-    let issue = || state.issue_identity_token(&audience, |_| {});
+    let issue = || state.issue_identity_token(audience, |_| {});
     // Held apart from the match: a lock taken in its head would be held in its arms.
     let previous = state.ledger().last_identity_token();
-    let (value, fault) = match fault {
+    match fault {
         Fault::WrongTypes => (json!(42), Fault::None),
         Fault::DuplicateIdentityToken => (json!(previous.unwrap_or_else(issue)), Fault::None),
         Fault::MalformedIdentityToken => {
@@ -59,9 +66,8 @@ pub(crate) async fn answer(state: &State, headers: &HeaderMap, query: &str) -> O
             let pad = |claims: &mut serde_json::Map<_, _>| {
                 claims.insert("padding".to_owned(), json!("a".repeat(LARGER_THAN_ACCEPTED)));
             };
-            (json!(state.issue_identity_token(&audience, pad)), Fault::None)
+            (json!(state.issue_identity_token(audience, pad)), Fault::None)
         }
         other => (json!(issue()), other),
-    };
-    fault.spoil(json!({"count": 1, "value": value})).await
+    }
 }

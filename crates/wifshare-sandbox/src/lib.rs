@@ -21,6 +21,11 @@
 //! | path | what answers |
 //! |---|---|
 //! | `GET /idtoken` | the CI: an identity token for the bearer of the request token |
+//! | `POST /azure-pipelines/oidctoken` | Azure Pipelines, for the same bearer |
+//! | `GET /computeMetadata/v1/…/identity` | Google Cloud's metadata server |
+//! | `GET /metadata/identity/oauth2/token` | Azure's instance metadata service |
+//! | `GET /msi/token` | App Service's identity endpoint; the request token is its header |
+//! | `POST /entra/TENANT/oauth2/v2.0/token` | Microsoft Entra, for an identity token of this issuer |
 //! | `GET /.well-known/openid-configuration`, `GET /.well-known/jwks` | the issuer's metadata and public keys |
 //! | `POST /v1/oauth/token` | the token endpoint |
 //! | `POST /v1/messages`, `POST /v1/messages/count_tokens`, `GET /v1/models` | the API, for live access tokens |
@@ -41,6 +46,7 @@ mod issuer;
 mod knobs;
 mod ledger;
 mod messages;
+mod platforms;
 mod random;
 mod sandbox;
 mod server;

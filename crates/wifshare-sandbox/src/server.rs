@@ -18,7 +18,7 @@ use tokio::net::{TcpListener, TcpSocket};
 
 use crate::{
     answer::{self, Body, HangUp, Outcome, Stop},
-    identity_endpoint, issuer, messages, random,
+    identity_endpoint, issuer, messages, platforms, random,
     state::State,
     token_endpoint,
 };
@@ -124,6 +124,22 @@ async fn route(state: &State, request: Request<Incoming>, request_id: &str) -> O
         (&Method::GET, identity_endpoint::PATH) => {
             let query = head.uri.query().unwrap_or_default();
             identity_endpoint::answer(state, &head.headers, query).await
+        }
+        (&Method::POST, platforms::AZURE_PIPELINES) => {
+            platforms::azure_pipelines(state, &head.headers, head.uri.query().unwrap_or_default()).await
+        }
+        (&Method::GET, platforms::GOOGLE_CLOUD) => {
+            platforms::google_cloud(state, &head.headers, head.uri.query().unwrap_or_default()).await
+        }
+        (&Method::GET, platforms::AZURE_VM) => {
+            platforms::azure_vm(state, &head.headers, head.uri.query().unwrap_or_default()).await
+        }
+        (&Method::GET, platforms::AZURE_APP_SERVICE) => {
+            platforms::azure_app_service(state, &head.headers, head.uri.query().unwrap_or_default()).await
+        }
+        (&Method::POST, path) if path.starts_with(platforms::ENTRA) && path.ends_with(platforms::ENTRA_TOKEN) => {
+            let body = read(body, SMALL_BODY_LIMIT).await?;
+            platforms::entra(state, &body).await
         }
         (&Method::GET, "/.well-known/openid-configuration") => ok(issuer::metadata(&state.base_url)),
         (&Method::GET, "/.well-known/jwks") => ok(issuer::jwks()),

@@ -2,6 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use http::Uri;
 use sha2::{Digest, Sha256};
@@ -9,9 +10,10 @@ use sha2::{Digest, Sha256};
 use crate::code::Code;
 use crate::environment::Environment;
 use crate::exchange::Grant;
-use crate::identity::{self, Detected, IdentitySource, Supply};
+use crate::identity::{self, Detected, IdentitySource, Places, Program, Reach, Supply, Surroundings};
 use crate::message;
 use crate::store::Location;
+use crate::transport::Transport;
 
 /// What the user said on the command line. It goes before the environment.
 #[derive(Clone, Debug, Default)]
@@ -33,6 +35,11 @@ pub struct Inputs {
     /// A command that prints an identity token. There is no variable for it: a checked-out repository must not be
     /// able to start a program of its own.
     pub identity_command: Option<Vec<OsString>>,
+    /// The platform to ask, by its name (see [`platforms`](crate::platforms)), whatever else the environment names. There
+    /// is no variable for it: it may start a program.
+    pub identity_source: Option<String>,
+    /// Where the platforms have what never moves.
+    pub places: Places,
     /// Where state is kept (`WIFSHARE_STATE_DIR`).
     pub state_dir: Option<PathBuf>,
     /// What a relative path begins at. A child may work elsewhere, and a key means one file.
@@ -106,6 +113,14 @@ pub enum ConfigError {
         reason: String,
         /// The cure.
         hint: String,
+    },
+    /// No platform has this name.
+    #[error("there is no identity source `{name}`")]
+    UnknownSource {
+        /// The name as it was given, safe to show.
+        name: String,
+        /// The names that there are.
+        known: String,
     },
     /// The base URL cannot be used.
     #[error("the base URL `{url}` {what}")]
@@ -209,6 +224,16 @@ pub fn state_directory(asked: Option<&Path>, environment: &Environment) -> PathB
 }
 
 impl Config {
+    /// How the source is reached. A CI's endpoint is near; each of three tries gets a third of a minute. A metadata
+    /// service is nearer still, and whoever waits for it waits for a machine that has none.
+    pub fn way_to_the_source(&self, transport: &Transport) -> Transport {
+        let seconds = Duration::from_secs;
+        match self.source.reach() {
+            Reach::Network => transport.clone().with_patience(seconds(5), seconds(15)),
+            Reach::Link => transport.clone().without_proxies().with_patience(seconds(1), seconds(5)),
+        }
+    }
+
     /// The store of this identity.
     pub fn store(&self) -> crate::store::Store {
         crate::store::Store::at(&self.location)
@@ -223,6 +248,7 @@ impl ConfigError {
             ConfigError::Incomplete { .. } => Code::ConfiguredInPart,
             ConfigError::NoSource { .. } => Code::NoIdentitySource,
             ConfigError::BrokenSource { .. } => Code::BrokenIdentitySource,
+            ConfigError::UnknownSource { .. } => Code::ImplausibleValue,
             ConfigError::BaseUrl { .. } => Code::BaseUrl,
             ConfigError::Value { .. } => Code::ImplausibleValue,
         }
@@ -238,6 +264,7 @@ impl ConfigError {
                 format!("set {missing}; an expression such as `vars.{missing}` that names nothing sets a blank one")
             }
             ConfigError::NoSource { hint, .. } | ConfigError::BrokenSource { hint, .. } => hint.clone(),
+            ConfigError::UnknownSource { known, .. } => format!("--identity-source takes one of {known}"),
             ConfigError::BaseUrl { .. } => {
                 "ANTHROPIC_BASE_URL has to be https://HOST, or http:// on loopback for practice".to_owned()
             }
@@ -270,21 +297,42 @@ fn endpoint(base_url: &str) -> Result<(String, Uri), ConfigError> {
 
 fn source(inputs: &Inputs, environment: &Environment, audience: &str) -> Result<IdentitySource, ConfigError> {
     if let Some(argv) = &inputs.identity_command {
-        return Ok(IdentitySource::Command { argv: argv.clone(), environment: environment.clone() });
+        return Ok(IdentitySource::Command(Program::of_the_user(argv.clone(), environment.clone())));
     }
     if let Some(path) = &inputs.identity_token_file {
-        return Ok(IdentitySource::File(inputs.working_directory.join(path)));
+        return Ok(IdentitySource::file(inputs.working_directory.join(path)));
     }
-    match identity::detect(environment, audience) {
-        Detected::Source(IdentitySource::File(path)) => Ok(IdentitySource::File(inputs.working_directory.join(path))),
+    let surroundings =
+        Surroundings { environment, audience, places: &inputs.places, exists: &|path| path.exists(), is_chosen: false };
+    let detected = match &inputs.identity_source {
+        Some(name) => identity::choose(name, &surroundings).ok_or_else(|| ConfigError::UnknownSource {
+            name: message::safe_text(name),
+            known: identity::platforms().collect::<Vec<_>>().join(", "),
+        })?,
+        None => identity::detect(&surroundings),
+    };
+    match detected {
+        Detected::Source(IdentitySource::File { path, hint }) => {
+            Ok(IdentitySource::File { path: inputs.working_directory.join(path), hint })
+        }
         Detected::Source(source) => Ok(source),
         Detected::Withheld { reason, hint } => Err(ConfigError::NoSource { reason, hint }),
         Detected::Broken { reason, hint } => Err(ConfigError::BrokenSource { reason, hint }),
+        Detected::Absent if environment.has("KUBERNETES_SERVICE_HOST") => Err(ConfigError::NoSource {
+            reason: format!(
+                "ANTHROPIC_IDENTITY_TOKEN_FILE is not set, and no token for the Claude API is projected at {}",
+                inputs.places.kubernetes_volume.join("token").display()
+            ),
+            hint: "mount a projected volume with a serviceAccountToken there (docs/ci/kubernetes.md), \
+                   or name another source with --identity-source"
+                .to_owned(),
+        }),
         Detected::Absent => Err(ConfigError::NoSource {
             reason: "neither ANTHROPIC_IDENTITY_TOKEN_FILE nor ANTHROPIC_IDENTITY_TOKEN is set, \
                      and no CI that issues identity tokens was recognised"
                 .to_owned(),
-            hint: "in GitHub Actions, add `id-token: write` to the job's `permissions`; elsewhere, set one of the two"
+            hint: "in GitHub Actions, add `id-token: write` to the job's `permissions`; on a machine of a cloud, \
+                   name it with --identity-source; elsewhere, set one of the two"
                 .to_owned(),
         }),
     }
@@ -357,7 +405,7 @@ mod tests {
         assert_eq!(config.grant.token_endpoint, "https://api.anthropic.com/v1/oauth/token");
         assert_eq!(config.audience, "https://api.anthropic.com");
         assert_eq!(config.location.root, Path::new("/runner/wifshare"));
-        assert!(matches!(config.source, IdentitySource::File(_)));
+        assert!(matches!(config.source, IdentitySource::File { .. }));
         assert_eq!(config.grant.workspace_id, None);
     }
 
@@ -425,7 +473,7 @@ mod tests {
         };
         let config = resolve(&inputs, &with(&[])).expect("complete");
         assert_eq!(config.grant.federation_rule_id, "fdrl_flag");
-        assert!(matches!(config.source, IdentitySource::Command { .. }));
+        assert!(matches!(config.source, IdentitySource::Command(_)));
         assert_eq!(config.location.root, Path::new("/state"));
     }
 
@@ -434,7 +482,7 @@ mod tests {
         let inputs = Inputs { working_directory: "/here".into(), state_dir: Some("st".into()), ..Inputs::default() };
         let config = resolve(&inputs, &with(&[("ANTHROPIC_IDENTITY_TOKEN_FILE", "token")])).expect("complete");
         assert_eq!(config.location.root, Path::new("/here/st"));
-        assert!(matches!(&config.source, IdentitySource::File(path) if path == Path::new("/here/token")));
+        assert!(matches!(&config.source, IdentitySource::File { path, .. } if path == Path::new("/here/token")));
     }
 
     #[test]

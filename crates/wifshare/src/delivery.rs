@@ -26,13 +26,9 @@ pub enum Delivery {
     Environment,
 }
 
-/// The variables from which a child could buy a credential of its own.
-const BUYS: [&str; 4] = [
-    "ACTIONS_ID_TOKEN_REQUEST_URL",
-    "ACTIONS_ID_TOKEN_REQUEST_TOKEN",
-    "ANTHROPIC_IDENTITY_TOKEN",
-    "ANTHROPIC_IDENTITY_TOKEN_FILE",
-];
+/// The variables with an identity token from which a child could buy a credential of its own. Those by which it could
+/// ask for one are the platforms', and handed in.
+const BUYS: [&str; 2] = ["ANTHROPIC_IDENTITY_TOKEN", "ANTHROPIC_IDENTITY_TOKEN_FILE"];
 
 /// The variables that make a client federate, or fill the gaps of a profile.
 const FEDERATION: [&str; 6] = [
@@ -48,14 +44,15 @@ const FEDERATION: [&str; 6] = [
 /// choice and then fails for lack of authentication (wif-protocol §3.5).
 const PREFERRED: [&str; 3] = ["ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN"];
 
-/// Every variable that a delivery may take away.
+/// Every variable that a delivery may take away, besides those that ask a platform.
 pub fn taken() -> impl Iterator<Item = &'static str> {
     BUYS.iter().chain(&FEDERATION).chain(&PREFERRED).copied()
 }
 
-/// Takes from an environment what could buy another credential, and nothing that is named in `keep`.
-pub fn without_what_buys(environment: &mut Environment, keep: &[String]) {
-    for name in BUYS.iter().filter(|name| !keep.iter().any(|kept| kept == *name)) {
+/// Takes from an environment what could buy another credential, and nothing that is named in `keep`. `asks` are the
+/// variables by which a platform could be asked for identity tokens.
+pub fn without_what_buys(environment: &mut Environment, keep: &[String], asks: &[&str]) {
+    for name in BUYS.iter().chain(asks).filter(|name| !keep.iter().any(|kept| kept == *name)) {
         environment.remove(name);
     }
 }
@@ -82,14 +79,17 @@ pub enum Handout<'a> {
 }
 
 /// The environment for a child: its parent's, without what could buy another credential and with what the delivery
-/// hands out. A variable named in `keep` is never taken away.
-pub fn environment(handout: Handout<'_>, parent: &Environment, keep: &[String]) -> Environment {
+/// hands out. `asks` are the variables by which a platform could be asked for identity tokens. A variable named in `keep`
+/// is never taken away.
+pub fn environment(handout: Handout<'_>, parent: &Environment, keep: &[String], asks: &[String]) -> Environment {
     let mut child = parent.clone();
+    let asks: Vec<&str> = asks.iter().map(String::as_str).collect();
     let mut remove = |names: &[&str]| {
         for name in names.iter().filter(|name| !keep.iter().any(|kept| kept == *name)) {
             child.remove(name);
         }
     };
+    remove(&asks);
     match handout {
         Handout::Profile(_) | Handout::Environment(_) => {
             remove(&BUYS);
@@ -102,13 +102,12 @@ pub fn environment(handout: Handout<'_>, parent: &Environment, keep: &[String]) 
         }
         // The operator's own identity token is the only one there is.
         Handout::Federation { identity_token_file: None, .. } => {
-            remove(&BUYS[..2]);
             remove(&PREFERRED);
         }
         Handout::IdentityToken(_) => remove(&BUYS),
     }
     // Blank counts as unset for us, and as a value for some clients.
-    for name in BUYS.iter().chain(&FEDERATION).filter(|name| parent.is_blank(name)) {
+    for name in BUYS.iter().chain(&asks).chain(&FEDERATION).filter(|name| parent.is_blank(name)) {
         child.remove(name);
     }
     match handout {
@@ -160,8 +159,14 @@ mod tests {
     use crate::clock::from_epoch_seconds;
     use crate::secret::Secret;
 
+    const ASKS: [&str; 2] = ["ACTIONS_ID_TOKEN_REQUEST_URL", "ACTIONS_ID_TOKEN_REQUEST_TOKEN"];
+
+    fn environment(handout: Handout<'_>, parent: &Environment, keep: &[String]) -> Environment {
+        super::environment(handout, parent, keep, &ASKS.map(str::to_owned))
+    }
+
     fn parent() -> Environment {
-        let everything = BUYS.iter().chain(&FEDERATION).chain(&PREFERRED).map(|name| (*name, "x"));
+        let everything = BUYS.iter().chain(&ASKS).chain(&FEDERATION).chain(&PREFERRED).map(|name| (*name, "x"));
         everything.chain([("PATH", "/bin"), ("ANTHROPIC_BASE_URL", "https://api.example")]).collect()
     }
 

@@ -1,57 +1,98 @@
 //! Where identity tokens come from, how one is asked for, and whether it can be asked again.
 
-use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
-use std::time::Duration;
+use std::time::SystemTime;
 
-use http::{Method, StatusCode, Uri, header};
-use serde::Deserialize;
+use http::StatusCode;
 
 use crate::clock::{Clock, Interrupted};
-use crate::environment::Environment;
 use crate::identity_token::{self, IdentityToken, Malformed};
-use crate::message::{Body, Request, Response, safe_text, status_text};
+use crate::message::{Request, Response, status_text};
 use crate::secret::Secret;
-use crate::step::{Step, Watch};
+use crate::step::Watch;
 
+mod answer;
+mod endpoint;
+mod given;
+mod outlook;
+mod program;
+mod surroundings;
+// -- platforms, one file each: what they are recognised by, and what is asked of them --
+mod aws;
+mod azure;
+mod azure_pipelines;
+mod bitbucket;
+mod buildkite;
+mod circleci;
 mod github;
+mod gitlab;
+mod google_cloud;
+mod kubernetes;
+mod spiffe;
 
-/// The platforms that a job can be recognised by, in the order in which they are looked for.
-const PLATFORMS: [fn(&Environment, &str) -> Detected; 1] = [github::detect];
+pub use answer::Answer;
+pub use endpoint::{Endpoint, Question, Reach};
+pub use given::Given;
+pub use outlook::Outlook;
+pub use program::Program;
+pub use surroundings::{Places, Surroundings};
+
+/// A platform that hands out identity tokens.
+struct Platform {
+    /// What it is chosen by.
+    name: &'static str,
+    look: fn(&Surroundings<'_>) -> Detected,
+}
+
+/// The platforms, in the order in which they are looked for: first the CIs, of which a job has one; then what was laid
+/// out for this very workload; last what every workload of a cloud could ask. One that withholds its tokens ends the
+/// search: a pull request of a fork shall not sign in as the machine that it runs on.
+const PLATFORMS: [Platform; 13] = [
+    Platform { name: "github-actions", look: github::look },
+    Platform { name: "gitlab", look: gitlab::look },
+    Platform { name: "bitbucket", look: bitbucket::look },
+    Platform { name: "circleci", look: circleci::look },
+    Platform { name: "buildkite", look: buildkite::look },
+    Platform { name: "azure-pipelines", look: azure_pipelines::look },
+    Platform { name: "kubernetes", look: kubernetes::look },
+    Platform { name: "azure-workload-identity", look: azure::look_for_workload_identity },
+    Platform { name: "azure-app-service", look: azure::look_for_app_service },
+    Platform { name: "google-cloud", look: google_cloud::look },
+    Platform { name: "aws", look: aws::look },
+    Platform { name: "spiffe", look: spiffe::look },
+    // Nothing speaks for it: it is asked where the user names it.
+    Platform { name: "azure-vm", look: azure::look_for_vm },
+];
+
+/// The variables by which the CIs let a job have identity tokens. Children do not inherit them, whichever source is in
+/// use; what a cloud's variables buy is taken away where that cloud is the source ([`IdentitySource::variables`]).
+const OF_THE_CIS: [&[&str]; 5] = [
+    &github::VARIABLES,
+    &bitbucket::VARIABLES,
+    &circleci::VARIABLES,
+    &buildkite::VARIABLES,
+    &azure_pipelines::VARIABLES,
+];
 
 /// Where a job's identity tokens come from.
 #[derive(Clone, Debug)]
 pub enum IdentitySource {
-    /// An endpoint of the CI that issues a new token for each request.
+    /// An endpoint of the platform.
     Endpoint(Endpoint),
-    /// A program that prints a token. It is started directly, without a shell, and only where the user named it.
-    Command {
-        /// The program and its arguments.
-        argv: Vec<OsString>,
-        /// The variables it is started with.
-        environment: Environment,
+    /// A program that prints a token. It is started directly, without a shell, and only where the user named it or
+    /// where the variables of a platform's agent speak for it.
+    Command(Program),
+    /// A file that holds a token and that somebody may replace. It is read anew each time.
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What to do when it cannot be read.
+        hint: &'static str,
     },
-    /// A file that holds a token and that somebody may replace, such as a projected Kubernetes token. It is read anew
-    /// each time.
-    File(PathBuf),
-    /// One token, handed to the job in a variable.
-    Given(Secret),
-}
-
-/// A CI's endpoint for identity tokens.
-#[derive(Clone, Debug)]
-pub struct Endpoint {
-    /// The platform's name as people say it.
-    pub platform: &'static str,
-    /// The URL, audience included.
-    pub url: Uri,
-    /// What the platform gave the job to authenticate with; it can buy any number of identity tokens.
-    pub bearer: Secret,
-    /// What to do when the platform refuses.
-    pub refusal_hint: &'static str,
+    /// Tokens that were handed to the job in variables.
+    Given(Vec<Given>),
 }
 
 /// What a source can do after it has handed out a token.
@@ -67,6 +108,7 @@ pub enum Supply {
 
 /// What a look at the environment found.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "made once at the start, and taken apart at once")]
 pub enum Detected {
     /// The job does not run there.
     Absent,
@@ -88,6 +130,16 @@ pub enum Detected {
     },
 }
 
+impl Detected {
+    fn withheld(reason: &str, hint: &str) -> Detected {
+        Detected::Withheld { reason: reason.to_owned(), hint: hint.to_owned() }
+    }
+
+    fn broken(reason: &str, hint: &str) -> Detected {
+        Detected::Broken { reason: reason.to_owned(), hint: hint.to_owned() }
+    }
+}
+
 /// Why no identity token could be had.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
@@ -98,6 +150,8 @@ pub enum IdentityError {
         platform: &'static str,
         /// The endpoint's host.
         host: String,
+        /// How it was to be reached.
+        reach: Reach,
         /// The last failure.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
@@ -120,13 +174,17 @@ pub enum IdentityError {
         /// The platform's name.
         platform: &'static str,
         /// What was wrong.
-        what: &'static str,
+        what: String,
+        /// How it was reached.
+        reach: Reach,
     },
     /// The token file could not be read.
     #[error("could not read the identity token file {}", path.display())]
     File {
         /// The file.
         path: PathBuf,
+        /// What to do about it.
+        hint: &'static str,
         /// Why not.
         #[source]
         source: io::Error,
@@ -138,6 +196,8 @@ pub enum IdentityError {
         program: String,
         /// What happened.
         what: String,
+        /// What to do about it.
+        hint: &'static str,
     },
     /// What the source handed out is no identity token.
     #[error("what {origin} handed out is no identity token: {reason}")]
@@ -152,29 +212,76 @@ pub enum IdentityError {
     Interrupted(#[from] Interrupted),
 }
 
-/// Finds the source that the environment names: a token file first, a token in a variable next, then the platforms.
-/// `audience` is for whom the token shall be meant, where the platform can be told.
-pub fn detect(environment: &Environment, audience: &str) -> Detected {
-    if let Some(path) = environment.os("ANTHROPIC_IDENTITY_TOKEN_FILE") {
-        return Detected::Source(IdentitySource::File(path.into()));
+/// Finds the source: a token file first, tokens in variables next, then the platforms.
+pub fn detect(surroundings: &Surroundings<'_>) -> Detected {
+    if let Some(path) = surroundings.environment.os("ANTHROPIC_IDENTITY_TOKEN_FILE") {
+        return Detected::Source(IdentitySource::file(path.into()));
     }
-    if let Some(token) = environment.text("ANTHROPIC_IDENTITY_TOKEN") {
-        return Detected::Source(IdentitySource::Given(Secret::new(token.to_owned())));
+    match given::detect(surroundings.environment) {
+        Detected::Absent => {}
+        detected => return detected,
     }
     PLATFORMS
         .iter()
-        .map(|platform| platform(environment, audience))
+        .map(|platform| (platform.look)(surroundings))
         .find(|detected| !matches!(detected, Detected::Absent))
         .unwrap_or(Detected::Absent)
 }
 
+/// Looks for this platform alone; `None` where no platform has that name.
+pub fn choose(name: &str, surroundings: &Surroundings<'_>) -> Option<Detected> {
+    let platform = PLATFORMS.iter().find(|platform| platform.name == name)?;
+    let is_elsewhere = matches!((platform.look)(surroundings), Detected::Absent);
+    let explained = |reason| format!("{name} was named, and nothing says that this job runs there: {reason}");
+    Some(match (platform.look)(&Surroundings { is_chosen: true, ..*surroundings }) {
+        Detected::Withheld { reason, hint } if is_elsewhere => Detected::Withheld { reason: explained(reason), hint },
+        Detected::Broken { reason, hint } if is_elsewhere => Detected::Broken { reason: explained(reason), hint },
+        detected => detected,
+    })
+}
+
+/// The names that [`choose`] knows, in the order in which [`detect`] looks.
+pub fn platforms() -> impl Iterator<Item = &'static str> {
+    PLATFORMS.iter().map(|platform| platform.name)
+}
+
+/// The variables by which the CIs let a job have identity tokens.
+pub fn variables_of_the_cis() -> impl Iterator<Item = &'static str> {
+    OF_THE_CIS.iter().flat_map(|names| names.iter()).copied()
+}
+
 impl IdentitySource {
+    /// A file that the user named.
+    pub fn file(path: PathBuf) -> IdentitySource {
+        let hint = "ANTHROPIC_IDENTITY_TOKEN_FILE (or --identity-token-file) has to name a regular file that this user can read; \
+                    for the output of a command there is --identity-command";
+        IdentitySource::File { path, hint }
+    }
+
     /// What it can do after it has handed out a token.
     pub fn supply(&self) -> Supply {
         match self {
-            IdentitySource::Endpoint(_) | IdentitySource::Command { .. } => Supply::Remintable,
-            IdentitySource::File(_) => Supply::Rotating,
-            IdentitySource::Given(_) => Supply::Fixed(1),
+            IdentitySource::Endpoint(_) | IdentitySource::Command(_) => Supply::Remintable,
+            IdentitySource::File { .. } => Supply::Rotating,
+            IdentitySource::Given(tokens) => Supply::Fixed(tokens.len()),
+        }
+    }
+
+    /// Whether it hands out the same token again until that one is old, as metadata services do. One without a `jti`
+    /// may then be sent more than once: the token endpoint counts by `jti` alone.
+    pub fn repeats(&self) -> bool {
+        match self {
+            IdentitySource::Endpoint(endpoint) => endpoint.repeats,
+            IdentitySource::Command(program) => program.repeats,
+            IdentitySource::File { .. } | IdentitySource::Given(_) => false,
+        }
+    }
+
+    /// How it is reached.
+    pub fn reach(&self) -> Reach {
+        match self {
+            IdentitySource::Endpoint(endpoint) => endpoint.reach,
+            IdentitySource::Command(_) | IdentitySource::File { .. } | IdentitySource::Given(_) => Reach::Network,
         }
     }
 
@@ -182,9 +289,10 @@ impl IdentitySource {
     pub fn description(&self) -> String {
         match self {
             IdentitySource::Endpoint(endpoint) => endpoint.platform.to_owned(),
-            IdentitySource::Command { argv, .. } => format!("the command `{}`", program(argv)),
-            IdentitySource::File(path) => format!("the file {}", path.display()),
-            IdentitySource::Given(_) => "the variable ANTHROPIC_IDENTITY_TOKEN".to_owned(),
+            IdentitySource::Command(Program { platform: Some(platform), .. }) => (*platform).to_owned(),
+            IdentitySource::Command(program) => format!("the command `{}`", program.name()),
+            IdentitySource::File { path, .. } => format!("the file {}", path.display()),
+            IdentitySource::Given(tokens) => given::described(tokens),
         }
     }
 
@@ -193,31 +301,59 @@ impl IdentitySource {
     pub fn identity(&self) -> String {
         match self {
             IdentitySource::Endpoint(endpoint) => format!("endpoint {}", endpoint.url),
-            IdentitySource::Command { argv, .. } => format!("command {argv:?}"),
-            IdentitySource::File(path) => format!("file {}", path.display()),
-            IdentitySource::Given(token) => match IdentityToken::parse(token) {
-                Ok(token) => format!("given {:?} {:?}", token.claims().issuer, token.claims().subject),
-                Err(_) => "given".to_owned(),
-            },
+            IdentitySource::Command(program) => format!("command {:?}", program.argv),
+            IdentitySource::File { path, .. } => format!("file {}", path.display()),
+            IdentitySource::Given(tokens) => {
+                match tokens.first().and_then(|given| IdentityToken::parse(&given.text).ok()) {
+                    Some(token) => format!("given {:?} {:?}", token.claims().issuer, token.claims().subject),
+                    None => "given".to_owned(),
+                }
+            }
         }
     }
 
-    /// Asks for an identity token. An endpoint is asked up to three times: asking spends nothing.
+    /// The variables by which a child could have an identity token of its own: those of every CI, and those of this
+    /// source. (`ANTHROPIC_IDENTITY_TOKEN` and its file are the delivery's to decide.)
+    pub fn variables(&self) -> Vec<String> {
+        let own: Vec<String> = match self {
+            IdentitySource::Endpoint(endpoint) => endpoint.variables.iter().map(|name| (*name).to_owned()).collect(),
+            IdentitySource::Command(program) => program.variables.iter().map(|name| (*name).to_owned()).collect(),
+            IdentitySource::File { .. } => Vec::new(),
+            IdentitySource::Given(tokens) => tokens.iter().map(|given| given.variable.clone()).collect(),
+        };
+        let of_the_cis = variables_of_the_cis().map(str::to_owned);
+        let mut all: Vec<String> = of_the_cis.chain(own).filter(|name| name != "ANTHROPIC_IDENTITY_TOKEN").collect();
+        all.sort();
+        all.dedup();
+        all
+    }
+
+    /// How many of its tokens can still be exchanged; `None` where it can be asked for new ones.
+    pub fn tokens_left(&self, is_spent: impl Fn(&IdentityToken) -> bool, now: SystemTime) -> Option<usize> {
+        match self {
+            IdentitySource::Given(tokens) => Some(given::unspent(tokens, is_spent, now).len()),
+            IdentitySource::Endpoint(_) | IdentitySource::Command(_) | IdentitySource::File { .. } => None,
+        }
+    }
+
+    /// Asks for an identity token. An endpoint is asked up to three times: asking spends nothing. Of given tokens it is
+    /// the first that is not spent, which `is_spent` knows.
     ///
     /// `send` carries one request to the endpoint; its errors mean that no whole answer came back.
     pub fn token<E: std::error::Error + Send + Sync + 'static>(
         &self,
+        is_spent: impl Fn(&IdentityToken) -> bool,
         send: impl Fn(Request) -> Result<Response, E>,
         clock: Clock,
         watch: Watch<'_>,
     ) -> Result<IdentityToken, IdentityError> {
         let text = match self {
             IdentitySource::Endpoint(endpoint) => endpoint.ask(send, clock, watch)?,
-            IdentitySource::Command { argv, environment } => run(argv, environment, clock)?,
-            IdentitySource::File(path) => {
-                read(path).map_err(|source| IdentityError::File { path: path.clone(), source })?
+            IdentitySource::Command(program) => program.token(clock)?,
+            IdentitySource::File { path, hint } => {
+                read(path).map_err(|source| IdentityError::File { path: path.clone(), hint, source })?
             }
-            IdentitySource::Given(token) => token.clone(),
+            IdentitySource::Given(tokens) => return given::next(tokens, is_spent, clock.now()),
         };
         let malformed = |reason| IdentityError::Malformed { origin: self.description(), reason };
         IdentityToken::parse(&text).map_err(malformed)
@@ -228,20 +364,21 @@ impl IdentityError {
     /// What the person at the terminal can do about it.
     pub fn hint(&self) -> Option<String> {
         let text = match self {
-            IdentityError::Unreachable { .. } => {
+            IdentityError::Unreachable { reach: Reach::Network, .. } => {
                 "look whether this host reaches it; HTTPS_PROXY, NO_PROXY and SSL_CERT_FILE are honoured"
             }
+            IdentityError::Unreachable { reach: Reach::Link, .. } => {
+                "look whether this is such a machine, and whether it lets this user or container reach its metadata service \
+                 (no proxy is used for it); for another source there is --identity-source"
+            }
             IdentityError::Refused { hint, .. } => hint,
-            IdentityError::Unexpected { .. } => {
+            IdentityError::Unexpected { reach: Reach::Link, .. } => {
+                "something else answers at that address; look whether this is such a machine"
+            }
+            IdentityError::Unexpected { reach: Reach::Network, .. } => {
                 "something between this host and the platform answers in its place; a proxy?"
             }
-            IdentityError::File { .. } => {
-                "ANTHROPIC_IDENTITY_TOKEN_FILE (or --identity-token-file) has to name a regular file that this user can read; \
-                 for the output of a command there is --identity-command"
-            }
-            IdentityError::Command { .. } => {
-                "run the command by hand; it has to print one identity token and exit with 0"
-            }
+            IdentityError::File { hint, .. } | IdentityError::Command { hint, .. } => hint,
             IdentityError::Malformed { reason: Malformed::Oversized(_), .. } => {
                 "ask the identity provider for a token with fewer claims"
             }
@@ -257,90 +394,6 @@ impl IdentityError {
     pub fn is_transient(&self) -> bool {
         matches!(self, IdentityError::Unreachable { .. })
     }
-}
-
-impl Endpoint {
-    fn ask<E: std::error::Error + Send + Sync + 'static>(
-        &self,
-        send: impl Fn(Request) -> Result<Response, E>,
-        clock: Clock,
-        watch: Watch<'_>,
-    ) -> Result<Secret, IdentityError> {
-        const TRIES: u32 = 3;
-        let mut tries = 0;
-        loop {
-            tries += 1;
-            let failure = match send(self.request()) {
-                Ok(response) if response.status().is_server_error() || response.status() == 429 => {
-                    self.refusal(&response)
-                }
-                Ok(response) => return self.parse(&response),
-                Err(error) => IdentityError::Unreachable {
-                    platform: self.platform,
-                    host: self.url.host().unwrap_or_default().to_owned(),
-                    source: Box::new(error),
-                },
-            };
-            if tries == TRIES {
-                return Err(failure);
-            }
-            let pause = pause_after(tries);
-            watch(&Step::Retrying { cause: failure.to_string(), pause });
-            (clock.pause)(pause)?;
-        }
-    }
-
-    fn request(&self) -> Request {
-        http::Request::builder()
-            .method(Method::GET)
-            .uri(self.url.clone())
-            .header(header::AUTHORIZATION, format!("Bearer {}", self.bearer.expose()))
-            .header(header::ACCEPT, "application/json")
-            .body(Body::default())
-            .expect("the parts were parsed when the source was detected")
-    }
-
-    fn parse(&self, response: &Response) -> Result<Secret, IdentityError> {
-        #[derive(Deserialize)]
-        struct Answer {
-            value: String,
-        }
-        if response.status().is_redirection() {
-            return Err(self.unexpected("a redirect, which is not followed"));
-        }
-        if !response.status().is_success() {
-            return Err(self.refusal(response));
-        }
-        let answer: Answer = serde_json::from_slice(response.body())
-            .map_err(|_| self.unexpected("JSON with a text in `value` was expected"))?;
-        Ok(Secret::new(answer.value))
-    }
-
-    fn unexpected(&self, what: &'static str) -> IdentityError {
-        IdentityError::Unexpected { platform: self.platform, what }
-    }
-
-    fn refusal(&self, response: &Response) -> IdentityError {
-        #[derive(Deserialize)]
-        struct Answer {
-            message: String,
-        }
-        let message = serde_json::from_slice(response.body())
-            .map(|Answer { message }| format!(": {}", safe_text(&message)))
-            .unwrap_or_default();
-        let status = response.status();
-        let hint = match status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
-            true => "the platform is busy or broken: try again in a while, and look at its status page",
-            false => self.refusal_hint,
-        };
-        IdentityError::Refused { platform: self.platform, status, message, hint }
-    }
-}
-
-/// A growing pause with up to a half of jitter, so that a fleet does not knock in step.
-fn pause_after(tries: u32) -> Duration {
-    let whole = Duration::from_millis(250) * 2u32.pow(tries);
-    whole.mul_f64(1.0 - fastrand::f64() / 2.0)
 }
 
 fn read(path: &Path) -> io::Result<Secret> {
@@ -363,136 +416,73 @@ fn text(source: impl Read) -> io::Result<Secret> {
     Ok(Secret::new(std::mem::take(&mut *text)))
 }
 
-fn program(argv: &[OsString]) -> String {
-    argv.first().map(|program| program.to_string_lossy().into_owned()).unwrap_or_default()
-}
-
-fn run(argv: &[OsString], environment: &Environment, clock: Clock) -> Result<Secret, IdentityError> {
-    const PATIENCE: Duration = Duration::from_secs(30);
-    const LOOK: Duration = Duration::from_millis(10);
-    let failed = |what: String| IdentityError::Command { program: program(argv), what };
-    let (first, rest) = argv.split_first().ok_or_else(|| failed("it is empty".to_owned()))?;
-    let mut child = Command::new(first)
-        .args(rest)
-        .env_clear()
-        .envs(environment.iter())
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .map_err(|error| failed(format!("it could not be started: {error}")))?;
-    let stdout = child.stdout.take().expect("it was piped above");
-    // Its output is read beside the wait: a command that prints more than a pipe holds would never end otherwise.
-    let reader = std::thread::spawn(move || text(stdout));
-    let start = (clock.monotonic)();
-    let status: Option<ExitStatus> = loop {
-        match child.try_wait() {
-            Ok(Some(status)) => break Some(status),
-            // As process 1 we bury every child as it comes, and somebody was faster. Its output will tell.
-            Err(_) => break None,
-            Ok(None) if (clock.monotonic)() - start > PATIENCE => {
-                end(&mut child);
-                return Err(failed(format!("it was still running after {} s and was ended", PATIENCE.as_secs())));
-            }
-            Ok(None) => {
-                if let Err(interrupted) = (clock.pause)(LOOK) {
-                    end(&mut child);
-                    return Err(interrupted.into());
-                }
-            }
-        }
-    };
-    if let Some(status) = status.filter(|status| !status.success()) {
-        return Err(failed(status.to_string()));
-    }
-    // A grandchild may hold the pipe open for ever; the token was printed by the time that the command ended.
-    while !reader.is_finished() && (clock.monotonic)() - start <= PATIENCE {
-        (clock.pause)(LOOK)?;
-    }
-    if !reader.is_finished() {
-        return Err(failed("it left a process behind that keeps its output open".to_owned()));
-    }
-    match reader.join() {
-        Ok(text) => text.map_err(|error| failed(format!("its output is not text: {error}"))),
-        Err(_) => Err(failed("its output could not be read".to_owned())),
-    }
-}
-
-fn end(child: &mut std::process::Child) {
-    // It may have ended meanwhile; there is nobody left to tell.
-    let _ = child.kill();
-    let _ = child.wait();
-}
-
 #[cfg(test)]
 mod tests {
+    use super::surroundings::tests::look;
     use super::*;
+    use crate::environment::Environment;
 
-    fn endpoint() -> Endpoint {
-        Endpoint {
-            platform: "Test CI",
-            url: Uri::from_static("https://ci.invalid/token"),
-            bearer: Secret::new("b".to_owned()),
-            refusal_hint: "hint",
-        }
-    }
-
-    fn answer(status: u16, body: &str) -> Response {
-        let mut response = Response::new(Body::new(body.as_bytes().to_vec()));
-        *response.status_mut() = StatusCode::from_u16(status).expect("a status");
-        response
-    }
-
-    const QUICK: Clock =
-        Clock { wall: || std::time::SystemTime::UNIX_EPOCH, monotonic: || Duration::ZERO, pause: |_| Ok(()) };
-
-    #[test]
-    fn an_endpoint_is_asked_three_times_when_it_is_busy_and_once_when_it_refuses() {
-        for (status, asked) in [(500, 3), (429, 3), (401, 1), (403, 1), (302, 1), (200, 1)] {
-            let count = std::cell::Cell::new(0);
-            let send = |_| {
-                count.set(count.get() + 1);
-                Ok::<_, io::Error>(answer(status, "{}"))
-            };
-            assert!(endpoint().ask(send, QUICK, &|_| {}).is_err());
-            assert_eq!(count.get(), asked, "status {status}");
-        }
+    fn detected(variables: &[(&str, &str)]) -> Detected {
+        look(detect, variables, &[], false)
     }
 
     #[test]
-    fn a_busy_endpoint_that_recovers_is_forgiven() {
-        let count = std::cell::Cell::new(0);
-        let send = |_| {
-            count.set(count.get() + 1);
-            match count.get() {
-                1 => Err(io::Error::from(io::ErrorKind::ConnectionReset)),
-                2 => Ok(answer(503, "")),
-                _ => Ok(answer(200, r#"{"count":1,"value":"t"}"#)),
-            }
-        };
-        assert_eq!(endpoint().ask(send, QUICK, &|_| {}).expect("the third try").expose(), "t");
-    }
-
-    #[test]
-    fn what_the_platform_says_is_shown_without_anything_like_a_token() {
-        let send = |_| Ok::<_, io::Error>(answer(403, r#"{"message":"no eyJhbGci.eyJzdWIi.c2ln for you"}"#));
-        let error = endpoint().ask(send, QUICK, &|_| {}).expect_err("refused");
+    fn what_the_user_laid_out_goes_before_every_platform() {
+        let platform =
+            [("ACTIONS_ID_TOKEN_REQUEST_URL", "https://ci.invalid/t"), ("ACTIONS_ID_TOKEN_REQUEST_TOKEN", "t")];
+        let with = |more: (&'static str, &'static str)| detected(&[platform[0], platform[1], more]);
+        let Detected::Source(source) = with(("ANTHROPIC_IDENTITY_TOKEN_FILE", "/t")) else { panic!("found") };
+        assert_eq!(source.description(), "the file /t");
+        let Detected::Source(source) = with(("ANTHROPIC_IDENTITY_TOKEN", "t")) else { panic!("found") };
         assert_eq!(
-            error.to_string(),
-            "Test CI refused to issue an identity token (HTTP 403 Forbidden: no [redacted] for you)"
+            (source.description().as_str(), source.supply()),
+            ("the variable ANTHROPIC_IDENTITY_TOKEN", Supply::Fixed(1))
         );
+        let Detected::Source(source) = detected(&platform) else { panic!("found") };
+        assert_eq!((source.description().as_str(), source.supply()), ("GitHub Actions", Supply::Remintable));
     }
 
     #[test]
-    fn a_command_is_run_without_a_shell_and_its_failure_is_told() {
-        let argv = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
-        let environment = Environment::from_iter([("PATH", "/usr/bin:/bin"), ("T", "abc")]);
-        let clock = Clock::system();
-        let printed = run(&argv(&["sh", "-c", "printf $T"]), &environment, clock).expect("it prints");
-        assert_eq!(printed.expose(), "abc");
-        let error = run(&argv(&["sh", "-c", "exit 3"]), &environment, clock).expect_err("it fails");
-        assert_eq!(error.to_string(), "the identity command `sh` failed: exit status: 3");
-        assert!(run(&argv(&["/nonexistent/x"]), &environment, clock).is_err());
-        let endless = run(&argv(&["sh", "-c", "yes"]), &environment, clock);
-        assert!(endless.is_err(), "a command that prints without end loses its reader and dies");
+    fn a_ci_that_withholds_its_tokens_ends_the_search() {
+        let job = [("GITHUB_ACTIONS", "true"), ("CLOUD_RUN_JOB", "runner")];
+        assert!(matches!(detected(&job), Detected::Withheld { .. }), "the machine's own identity is not the fork's");
+        assert!(matches!(detected(&job[1..]), Detected::Source(_)));
+        assert!(matches!(detected(&[]), Detected::Absent));
+    }
+
+    #[test]
+    fn every_platform_is_chosen_by_its_name_and_explains_itself_where_it_is_not() {
+        let environment = Environment::default();
+        let surroundings = Surroundings {
+            environment: &environment,
+            audience: "a",
+            places: &Places::default(),
+            exists: &|_| false,
+            is_chosen: false,
+        };
+        for name in platforms() {
+            match choose(name, &surroundings) {
+                Some(Detected::Source(source)) => {
+                    assert_eq!(source.reach(), Reach::Link, "{name} needs nothing to speak for it");
+                }
+                Some(Detected::Withheld { reason, hint } | Detected::Broken { reason, hint }) => {
+                    assert!(!reason.is_empty() && !hint.is_empty(), "{name}");
+                }
+                other => panic!("{name}: {other:?}"),
+            }
+        }
+        assert!(choose("GitHub", &surroundings).is_none());
+    }
+
+    #[test]
+    fn children_lose_what_every_ci_gives_and_what_the_source_in_use_has() {
+        let names = IdentitySource::file("/t".into()).variables();
+        for name in ["ACTIONS_ID_TOKEN_REQUEST_TOKEN", "CIRCLE_OIDC_TOKEN_V2", "SYSTEM_ACCESSTOKEN"] {
+            assert!(names.iter().any(|found| found == name), "{name}");
+        }
+        assert!(!names.iter().any(|name| name == "AZURE_FEDERATED_TOKEN_FILE"), "another cloud's are left alone");
+        let listed = [("WIFSHARE_IDENTITY_TOKEN_VARIABLES", "CLAUDE_A CLAUDE_B"), ("CLAUDE_A", "t"), ("CLAUDE_B", "t")];
+        let Detected::Source(source) = detected(&listed) else { panic!("found") };
+        assert!(source.variables().iter().any(|name| name == "CLAUDE_B"));
     }
 }

@@ -178,7 +178,8 @@ impl fmt::Debug for Fingerprint {
 }
 
 impl Claims {
-    fn peek(token: &str) -> Result<Claims, Malformed> {
+    /// Reads the claims of any JWT, identity token or not.
+    pub(crate) fn peek(token: &str) -> Result<Claims, Malformed> {
         let segments: Vec<&str> = token.split('.').collect();
         let [_header, payload, _signature] = segments[..] else { return Err(Malformed::NotThreeSegments) };
         let payload = URL_SAFE_NO_PAD.decode(payload).map_err(|_| Malformed::NotThreeSegments)?;

@@ -67,7 +67,10 @@ pub use event::{Event, What, moment};
 pub use events::EventLog;
 pub use exchange::{Grant, TokenError};
 pub use holder::Holder;
-pub use identity::{Detected, Endpoint, IdentityError, IdentitySource, Supply};
+pub use identity::{
+    Answer, Detected, Endpoint, Given, IdentityError, IdentitySource, Outlook, Places, Program, Question, Reach,
+    Supply, Surroundings, choose, detect, platforms, variables_of_the_cis,
+};
 pub use identity_token::{Claims, Fingerprint, IdentityToken, Malformed};
 pub use message::{Request, Response, answered_at, safe_text, whole_message};
 pub use obtain::{ObtainError, obtain, obtain_lasting};

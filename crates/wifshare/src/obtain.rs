@@ -10,7 +10,7 @@ use crate::config::Config;
 use crate::credential::{Credential, Freshness};
 use crate::diagnosis::Diagnosis;
 use crate::exchange;
-use crate::identity::{IdentityError, IdentitySource, Supply};
+use crate::identity::{IdentityError, Supply};
 use crate::identity_token::IdentityToken;
 use crate::message::{answered_at, whole_message};
 use crate::purchase::{Act, Heard, Purchase};
@@ -95,7 +95,12 @@ pub(crate) fn replace_unless(
     clock: Clock,
     watch: Watch<'_>,
 ) -> Result<Credential, ObtainError> {
-    let purchase = Purchase::by_exchange(config.source.supply() == Supply::Remintable);
+    let can_be_asked_again = match config.source.supply() {
+        Supply::Remintable => true,
+        Supply::Rotating => false,
+        Supply::Fixed(_) => tokens_left(config, clock) > 1,
+    };
+    let purchase = Purchase::by_exchange(can_be_asked_again);
     carry_out(purchase, None, acceptable, may_keep, config, transport, patience, clock, watch)
 }
 
@@ -182,10 +187,15 @@ fn carry_out(
                     Heard::Done
                 })
             }
-            (Act::Spend, Some(turn)) => match turn.spend(identity_token.as_ref().expect("asked before"))? {
-                Some(spent) => Err(already_spent(spent, config, clock.now())),
-                None => Ok(Heard::Done),
-            },
+            (Act::Spend, Some(turn)) => {
+                let identity_token = identity_token.as_ref().expect("asked before");
+                match turn.spend(identity_token)? {
+                    Some(spent) if !may_be_sent_again(identity_token, config) => {
+                        Err(already_spent(spent, config, clock.now()))
+                    }
+                    _ => Ok(Heard::Done),
+                }
+            }
             (Act::Send, Some(turn)) => {
                 turn.doing("exchanging");
                 let connection = connection.take().expect("connected before");
@@ -259,10 +269,10 @@ fn unspent_token(
     watch: Watch<'_>,
 ) -> Result<IdentityToken, ObtainError> {
     watch(&Step::Asking);
-    let identity_token = ask(&config.source, transport, clock, watch)?;
+    let identity_token = ask(config, transport, clock, watch)?;
     watch(&Step::Identified(&identity_token));
     let now = clock.now();
-    if let Some(spent) = turn.find(&identity_token)? {
+    if let Some(spent) = turn.find(&identity_token)?.filter(|_| !may_be_sent_again(&identity_token, config)) {
         watch(&Step::AlreadySpent);
         return Err(already_spent(spent, config, now));
     }
@@ -298,6 +308,12 @@ fn send(
     })
 }
 
+/// A metadata service hands out the same token until that is old. The token endpoint counts uses by the `jti`, so one
+/// without it is taken as often as it comes (wif-protocol §7.2), and waiting for another would end the job.
+fn may_be_sent_again(identity_token: &IdentityToken, config: &Config) -> bool {
+    config.source.repeats() && identity_token.claims().jti.is_none()
+}
+
 fn already_spent(spent: Spent, config: &Config, now: SystemTime) -> ObtainError {
     let (origin, supply) = (config.source.description(), config.source.supply());
     ObtainError::Spent { origin, supply, spent: Box::new(spent), now }
@@ -311,17 +327,27 @@ fn remember(failure: &ObtainError, turn: &Turn<'_>, clock: Clock) {
     }
 }
 
-/// Asks a source for one identity token, by way of this transport. A CI's endpoint is near; each of three tries gets a
-/// third of a minute.
+/// Asks the source for one identity token, by way of this transport.
 pub(crate) fn ask(
-    source: &IdentitySource,
+    config: &Config,
     transport: &Transport,
     clock: Clock,
     watch: Watch<'_>,
 ) -> Result<IdentityToken, ObtainError> {
-    let transport = transport.clone().with_patience(Duration::from_secs(5), Duration::from_secs(15));
-    source.token(|request| transport.send(request), clock, watch).map_err(|error| match error {
+    let transport = config.way_to_the_source(transport);
+    let is_spent = |token: &IdentityToken| is_spent(token, config);
+    config.source.token(is_spent, |request| transport.send(request), clock, watch).map_err(|error| match error {
         IdentityError::Interrupted(interrupted) => ObtainError::Interrupted(interrupted),
-        error => ObtainError::Identity { origin: source.description(), source: error },
+        error => ObtainError::Identity { origin: config.source.description(), source: error },
     })
+}
+
+/// How many given tokens can still be exchanged; a source of another kind has none to count.
+pub(crate) fn tokens_left(config: &Config, clock: Clock) -> usize {
+    config.source.tokens_left(|token| is_spent(token, config), clock.now()).unwrap_or_default()
+}
+
+/// What the ledger says. One that cannot be read now stops whoever spends the token next, with its reason.
+pub(crate) fn is_spent(token: &IdentityToken, config: &Config) -> bool {
+    matches!(config.store().spent(token), Ok(Some(_)))
 }

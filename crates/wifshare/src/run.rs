@@ -15,7 +15,7 @@ use crate::credential::{Credential, Freshness};
 use crate::delivery::{self, Delivery, HandedOutToken, Handout, ProfileDirectory, UnknownDelivery};
 use crate::environment::Environment;
 use crate::events::EventLog;
-use crate::identity::Supply;
+use crate::identity::{Outlook, Supply};
 use crate::identity_token::IdentityToken;
 use crate::message::whole_message;
 use crate::obtain::{self, ObtainError};
@@ -177,7 +177,9 @@ impl Run {
     /// Writes into the run's directory what later commands need to join it: who keeps it, what it gives to children and
     /// what it takes from them. `parent` and `keep` are as for [`environment`](Run::environment).
     pub fn announce(&self, parent: &Environment, keep: &[String]) -> Result<(), ObtainError> {
-        let everything: Environment = delivery::taken().map(|name| (name, "x")).collect();
+        let asks = self.config.source.variables();
+        let taken: Vec<String> = delivery::taken().map(str::to_owned).chain(asks).collect();
+        let everything: Environment = taken.iter().map(|name| (name, "x")).collect();
         let left = self.environment(&everything, keep);
         let given = self.environment(&Environment::default(), &[]);
         let is_read_anew = self.provision == Provision::Credential(Delivery::Environment);
@@ -194,7 +196,7 @@ impl Run {
             owner: Owner::current(),
             provides: self.provision.to_string(),
             identity: self.identity_variables().into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
-            takes: delivery::taken().filter(|name| !left.has(name)).map(str::to_owned).collect(),
+            takes: taken.into_iter().filter(|name| !left.has(name)).collect(),
             gives,
         };
         Ok(keeper.announce(self.watch())?)
@@ -217,6 +219,7 @@ impl Run {
             },
             parent,
             keep,
+            &self.config.source.variables(),
         );
         child.set(RUN_VARIABLE, &self.directory);
         if self.provision == Provision::Credential(Delivery::Environment)
@@ -235,6 +238,12 @@ impl Run {
     /// The credential as the run holds it now.
     pub fn held(&self) -> Option<Credential> {
         self.desk().held.clone()
+    }
+
+    /// How long the job can stay signed in, as far as the source knows; `None` where nothing is held.
+    pub fn outlook(&self) -> Option<Outlook> {
+        let is_spent = |token: &IdentityToken| obtain::is_spent(token, &self.config);
+        Some(self.config.source.outlook(&self.held()?, is_spent, self.clock.now()))
     }
 
     /// Whether children find an unspent identity token of ours.
@@ -258,6 +267,7 @@ impl Run {
             if schedule.is_due(self) {
                 match self.config.source.supply() {
                     Supply::Remintable | Supply::Rotating => self.renew(&mut schedule),
+                    Supply::Fixed(_) if obtain::tokens_left(&self.config, self.clock) > 0 => self.renew(&mut schedule),
                     Supply::Fixed(_) => self.follow(&mut schedule),
                 }
             }
@@ -371,7 +381,7 @@ impl Run {
         let Some(handed_out) = &self.handed_out else { return Ok(()) };
         let watch = self.watch();
         for tries in 1.. {
-            let token = obtain::ask(&self.config.source, &self.transport, self.clock, watch)?;
+            let token = obtain::ask(&self.config, &self.transport, self.clock, watch)?;
             watch(&Step::Identified(&token));
             let now = self.clock.now();
             let mut desk = self.desk();
@@ -548,7 +558,7 @@ impl Run {
             _ => {
                 let _ = schedule.failed(self);
                 if !held.is_usable(now) {
-                    self.tell_the_end(schedule, "its source had one identity token");
+                    self.tell_the_end(schedule, "its source has no identity token left");
                 }
             }
         }
@@ -615,7 +625,7 @@ impl Run {
             Supply::Remintable => Afterwards::Remove,
             Supply::Fixed(_) => Afterwards::Keep,
             Supply::Rotating => {
-                let token = obtain::ask(&self.config.source, &self.transport, self.clock, &|_| {});
+                let token = obtain::ask(&self.config, &self.transport, self.clock, &|_| {});
                 match token.ok().and_then(|token| self.config.store().spent(&token).ok()) {
                     Some(Some(_spent)) => Afterwards::Keep,
                     _ => Afterwards::Remove,

@@ -127,6 +127,12 @@ impl Transport {
         Some(format!("{scheme}://{host}{}", proxy.uri().port_u16().map(|port| format!(":{port}")).unwrap_or_default()))
     }
 
+    /// The same without proxies: for a service on this machine's own link, which a proxy's is another one.
+    pub fn without_proxies(mut self) -> Transport {
+        self.proxies = Arc::new(Matcher::builder().build());
+        self
+    }
+
     /// Connects to the host of this URL, TLS and proxy included. Nothing of a request leaves here.
     pub fn connect(&self, url: &Uri) -> Result<Connection, NotSent> {
         let host = host_of(url);
@@ -300,4 +306,18 @@ fn chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_metadata_service_is_not_asked_through_a_proxy() {
+        let environment = Environment::from_iter([("ALL_PROXY", "http://proxy.example:3128")]);
+        let metadata = Uri::from_static("http://169.254.169.254/metadata");
+        let transport = Transport::new(&environment);
+        assert!(transport.proxies.intercept(&metadata).is_some(), "the proxy would have it");
+        assert!(transport.without_proxies().proxies.intercept(&metadata).is_none());
+    }
 }

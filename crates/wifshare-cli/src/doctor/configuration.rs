@@ -117,7 +117,9 @@ pub(super) fn shadows(environment: &Environment) -> Vec<Finding> {
 /// Why there is no configuration. Where something else signs the job in, that is worth knowing and no failure.
 pub(super) fn missing(error: ConfigError, environment: &Environment, arrangement: Arrangement) -> Finding {
     let check = match error {
-        ConfigError::NoSource { .. } | ConfigError::BrokenSource { .. } => "identity source",
+        ConfigError::NoSource { .. } | ConfigError::BrokenSource { .. } | ConfigError::UnknownSource { .. } => {
+            "identity source"
+        }
         ConfigError::Unconfigured
         | ConfigError::Incomplete { .. }
         | ConfigError::BaseUrl { .. }

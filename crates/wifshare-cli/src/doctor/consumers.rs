@@ -14,7 +14,7 @@ use super::finding::Finding;
 const LARGEST: u64 = 1 << 20;
 
 pub(super) fn of(source: &IdentitySource) -> Vec<Finding> {
-    let IdentitySource::File(path) = source else { return Vec::new() };
+    let IdentitySource::File { path, .. } = source else { return Vec::new() };
     let others = others(path);
     if others.is_empty() {
         return vec![Finding::ok("other consumers", "no other process of this user was started with this token file")];

@@ -22,10 +22,11 @@ pub(super) fn source(config: &Config) -> Finding {
 
 /// One token, asked for as an exchange would. Asking spends nothing.
 pub(super) fn ask(config: &Config, transport: &Transport) -> Result<IdentityToken, Finding> {
-    let transport = transport.clone().with_patience(Duration::from_secs(5), Duration::from_secs(15));
+    let transport = config.way_to_the_source(transport);
+    let is_spent = |token: &IdentityToken| matches!(config.store().spent(token), Ok(Some(_)));
     config
         .source
-        .token(|request| transport.send(request), clock(), &|_| {})
+        .token(is_spent, |request| transport.send(request), clock(), &|_| {})
         .map_err(|error| Finding::failed("identity token", whole_message(&error), error.hint()))
 }
 
@@ -43,6 +44,10 @@ pub(super) fn judge(token: &IdentityToken, config: &Config, there: Option<Date>,
             "identity token",
             match claims.jti {
                 Some(_) => "it has a `jti`: the endpoint accepts it once",
+                None if config.source.repeats() => {
+                    "it has no `jti`: the endpoint cannot tell a second use, and wifshare sends it again while the \
+                     platform hands out no other"
+                }
                 None => {
                     "it has no `jti`: the endpoint cannot tell a second use, and wifshare sends it once all the same"
                 }

@@ -24,6 +24,7 @@ mod runs;
 mod scenarios;
 mod secrecy;
 mod signals;
+mod sources;
 mod status;
 mod steps;
 mod token;

@@ -17,7 +17,7 @@ use wifshare_sandbox::{Knobs, Sandbox, SigningAlgorithm};
 use crate::job::{Ended, WIFSHARE, files, finish};
 
 /// As many as the suite promises; a folder that is lost by a mistake is missed.
-const FEWEST: usize = 60;
+const FEWEST: usize = 280;
 
 /// One case, as `scenario.json` has it.
 #[derive(Debug, Deserialize)]
@@ -407,6 +407,10 @@ impl World {
             "[IDENTITY-TOKEN-OF-A-FORK]" => issue(|claims| {
                 claims.insert("sub".to_owned(), "repo:somebody/else:pull_request".into());
             }),
+            "[IDENTITY-TOKEN-FOR-A-VAULT]" => issue(|claims| {
+                claims.insert("aud".to_owned(), "https://vault.example".into());
+            }),
+            "[REQUEST-TOKEN]" => self.sandbox.identity_token_request_token(),
             "[VERY-LONG]" => "x".repeat(20_000),
             other => unreachable!("{other} is not in the list"),
         }
@@ -523,7 +527,7 @@ fn strace() -> Option<PathBuf> {
 }
 
 /// What a scenario can name in its arguments, variables and files.
-const PLACEHOLDERS: [&str; 11] = [
+const PLACEHOLDERS: [&str; 13] = [
     "[DIRECTORY]",
     "[STATE]",
     "[KEY]",
@@ -534,6 +538,8 @@ const PLACEHOLDERS: [&str; 11] = [
     "[EXPIRED-IDENTITY-TOKEN]",
     "[OVERSIZED-IDENTITY-TOKEN]",
     "[IDENTITY-TOKEN-OF-A-FORK]",
+    "[IDENTITY-TOKEN-FOR-A-VAULT]",
+    "[REQUEST-TOKEN]",
     "[VERY-LONG]",
 ];
 

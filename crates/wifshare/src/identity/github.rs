@@ -1,62 +1,91 @@
-//! GitHub Actions: an endpoint that issues a new token, about five minutes long, for each request.
+//! GitHub Actions, and the runners of Gitea and Forgejo, which have its variables and its answer: an endpoint that
+//! issues a new token, about five minutes long at GitHub, for each request.
 //!
-//! Source: GitHub's "OpenID Connect reference" and `getIDToken` of the actions toolkit. The request token itself ends
-//! about six hours after the job began.
+//! Source: <https://docs.github.com/en/actions/reference/security/oidc> and `getIDToken` of the actions toolkit;
+//! <https://forgejo.org/docs/latest/user/actions/security-openid-connect/> for Forgejo 15 and later;
+//! <https://github.com/go-gitea/gitea/issues/33681> for Gitea. GitHub's request token itself ends about six hours after
+//! the job began.
 
-use http::Uri;
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use super::endpoint::with_parameters;
+use super::{Detected, Endpoint, IdentitySource, Surroundings};
 
-use super::{Detected, Endpoint, IdentitySource};
-use crate::environment::Environment;
-use crate::secret::Secret;
+pub(super) const VARIABLES: [&str; 2] = ["ACTIONS_ID_TOKEN_REQUEST_URL", "ACTIONS_ID_TOKEN_REQUEST_TOKEN"];
 
-const PERMISSION: &str = "add `id-token: write` to the job's `permissions`; \
-     GitHub withholds it from pull requests of forks (--optional runs the command without the credential there)";
+/// What differs between those who speak this protocol.
+struct Runner {
+    platform: &'static str,
+    /// What to do where a job may not ask.
+    permission: &'static str,
+    refusal_hint: &'static str,
+    end: Option<&'static str>,
+}
 
-pub(super) fn detect(environment: &Environment, audience: &str) -> Detected {
-    let url = environment.text("ACTIONS_ID_TOKEN_REQUEST_URL");
-    let bearer = environment.text("ACTIONS_ID_TOKEN_REQUEST_TOKEN");
-    let broken = |reason: &str, hint: &str| Detected::Broken { reason: reason.to_owned(), hint: hint.to_owned() };
+const GITHUB: Runner = Runner {
+    platform: "GitHub Actions",
+    permission: "add `id-token: write` to the job's `permissions`; \
+                 GitHub withholds it from pull requests of forks (--optional runs the command without the credential there)",
+    refusal_hint: "the request token ends about six hours after the job began; \
+                   in a shorter job, look at the status page of GitHub Actions",
+    end: Some("about six hours after the job began"),
+};
+
+const FORGEJO: Runner = Runner {
+    platform: "Forgejo Actions",
+    permission: "add `enable-openid-connect: true` to the workflow or to the job (Forgejo 15 or later); \
+                 --optional runs the command without the credential where a job may not have one",
+    refusal_hint: "the request token ends with the job; look at the log of the Forgejo instance",
+    end: None,
+};
+
+const GITEA: Runner = Runner {
+    platform: "Gitea Actions",
+    permission: "this Gitea gives its jobs no request URL: it has to be a version that issues OpenID Connect tokens, and the \
+                 job may need `id-token: write` in its `permissions`",
+    refusal_hint: "the request token ends with the job; look at the log of the Gitea instance",
+    end: None,
+};
+
+pub(super) fn look(job: &Surroundings<'_>) -> Detected {
+    // Both set GitHub's variable too.
+    let runner = match () {
+        () if job.says_yes("FORGEJO_ACTIONS") => FORGEJO,
+        () if job.says_yes("GITEA_ACTIONS") => GITEA,
+        () => GITHUB,
+    };
+    let url = job.environment.text(VARIABLES[0]);
+    let bearer = job.environment.text(VARIABLES[1]);
     match (url, bearer) {
-        (Some(url), Some(bearer)) => match with_audience(url, audience) {
+        (Some(url), Some(bearer)) => match with_parameters(url, &[("audience", job.audience)]) {
             Some(url) => Detected::Source(IdentitySource::Endpoint(Endpoint {
-                platform: "GitHub Actions",
-                url,
-                bearer: Secret::new(bearer.to_owned()),
-                refusal_hint: "the request token ends about six hours after the job began; \
-                               in a shorter job, look at the status page of GitHub Actions",
+                end: runner.end,
+                variables: &VARIABLES,
+                refusal_hint: runner.refusal_hint,
+                ..Endpoint::with_bearer(runner.platform, url, bearer)
             })),
-            None => broken(
+            None => Detected::broken(
                 "ACTIONS_ID_TOKEN_REQUEST_URL is not a URL that can be asked",
-                "leave the variable as GitHub sets it",
+                "leave the variable as the runner sets it; it has to be https",
             ),
         },
-        (Some(_), None) | (None, Some(_)) => broken(
+        (Some(_), None) | (None, Some(_)) => Detected::broken(
             "only one of ACTIONS_ID_TOKEN_REQUEST_URL and ACTIONS_ID_TOKEN_REQUEST_TOKEN is set",
             "both have to reach this process; look for a step or a container that passes on only one",
         ),
-        (None, None) if environment.text("GITHUB_ACTIONS") == Some("true") => Detected::Withheld {
-            reason: "this GitHub Actions job may not request identity tokens".to_owned(),
-            hint: PERMISSION.to_owned(),
-        },
+        (None, None) if job.is_chosen || job.environment.text("GITHUB_ACTIONS") == Some("true") => Detected::withheld(
+            &format!("this {} job may not request identity tokens", runner.platform),
+            runner.permission,
+        ),
         (None, None) => Detected::Absent,
     }
 }
 
-/// The URL already has a query; https is required except on loopback, as for the token endpoint.
-fn with_audience(url: &str, audience: &str) -> Option<Uri> {
-    let audience = utf8_percent_encode(audience, NON_ALPHANUMERIC);
-    let separator = if url.contains('?') { '&' } else { '?' };
-    let url: Uri = format!("{url}{separator}audience={audience}").parse().ok()?;
-    (url.host().is_some() && crate::message::is_secure(&url)).then_some(url)
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::surroundings::tests;
     use super::*;
 
-    fn detect(variables: &[(&str, &str)]) -> Detected {
-        super::detect(&variables.iter().copied().collect(), "https://api.anthropic.com")
+    fn look(variables: &[(&str, &str)]) -> Detected {
+        tests::look(super::look, variables, &[], false)
     }
 
     const URL: (&str, &str) = ("ACTIONS_ID_TOKEN_REQUEST_URL", "https://ci.invalid/idtoken?api-version=2.0");
@@ -64,7 +93,7 @@ mod tests {
 
     #[test]
     fn the_audience_joins_the_query() {
-        let Detected::Source(IdentitySource::Endpoint(endpoint)) = detect(&[URL, TOKEN]) else { panic!("detected") };
+        let Detected::Source(IdentitySource::Endpoint(endpoint)) = look(&[URL, TOKEN]) else { panic!("detected") };
         assert_eq!(
             endpoint.url.to_string(),
             "https://ci.invalid/idtoken?api-version=2.0&audience=https%3A%2F%2Fapi%2Eanthropic%2Ecom"
@@ -73,14 +102,30 @@ mod tests {
 
     #[test]
     fn a_missing_permission_is_recognised_and_explained() {
-        let Detected::Withheld { hint, .. } = detect(&[("GITHUB_ACTIONS", "true")]) else { panic!("recognised") };
-        assert!(hint.contains("id-token: write"), "{hint}");
+        let hint = |variables: &[(&str, &str)]| match look(variables) {
+            Detected::Withheld { hint, .. } => hint,
+            other => panic!("{other:?}"),
+        };
+        assert!(hint(&[("GITHUB_ACTIONS", "true")]).contains("id-token: write"));
+        assert!(hint(&[("GITHUB_ACTIONS", "true"), ("FORGEJO_ACTIONS", "true")]).contains("enable-openid-connect"));
+    }
+
+    #[test]
+    fn the_runners_are_told_apart_in_words() {
+        for (variable, platform) in
+            [("X", "GitHub Actions"), ("GITEA_ACTIONS", "Gitea Actions"), ("FORGEJO_ACTIONS", "Forgejo Actions")]
+        {
+            let Detected::Source(source) = look(&[URL, TOKEN, ("GITHUB_ACTIONS", "true"), (variable, "true")]) else {
+                panic!("detected")
+            };
+            assert_eq!(source.description(), platform);
+        }
     }
 
     #[test]
     fn elsewhere_nothing_is_found() {
-        assert!(matches!(detect(&[]), Detected::Absent));
-        assert!(matches!(detect(&[("GITHUB_ACTIONS", "")]), Detected::Absent));
+        assert!(matches!(look(&[]), Detected::Absent));
+        assert!(matches!(look(&[("GITHUB_ACTIONS", "")]), Detected::Absent));
     }
 
     #[test]
@@ -91,7 +136,7 @@ mod tests {
             vec![("ACTIONS_ID_TOKEN_REQUEST_URL", "http://ci.invalid/x"), TOKEN],
             vec![("ACTIONS_ID_TOKEN_REQUEST_URL", "not a url"), TOKEN],
         ] {
-            assert!(matches!(detect(&variables), Detected::Broken { .. }), "{variables:?}");
+            assert!(matches!(look(&variables), Detected::Broken { .. }), "{variables:?}");
         }
     }
 }

@@ -1,0 +1,53 @@
+//! How an identity token stands in what a platform hands out.
+
+use serde_json::Value;
+
+use crate::secret::Secret;
+
+/// Where the token is in an answer, or in what a program prints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// It is the answer.
+    Text,
+    /// The text at this place of a JSON document (a JSON Pointer, RFC 6901).
+    Json(&'static str),
+}
+
+impl Answer {
+    /// The token; `None` where it is not in its place.
+    pub(super) fn token(self, bytes: &[u8]) -> Option<Secret> {
+        match self {
+            Answer::Text => std::str::from_utf8(bytes).ok().map(|text| Secret::new(text.to_owned())),
+            Answer::Json(pointer) => {
+                let document: Value = serde_json::from_slice(bytes).ok()?;
+                document.pointer(pointer)?.as_str().map(|text| Secret::new(text.to_owned()))
+            }
+        }
+    }
+
+    /// What was expected, for whoever reads that something else came.
+    pub(super) fn expected(self) -> String {
+        match self {
+            Answer::Text => "an identity token and nothing else was expected".to_owned(),
+            Answer::Json(pointer) => {
+                format!("JSON with a text in `{}` was expected", pointer.trim_start_matches('/').replace('/', "."))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_found_in_its_place_alone() {
+        let token = |answer: Answer, text: &str| answer.token(text.as_bytes()).map(|token| token.expose().to_owned());
+        assert_eq!(token(Answer::Text, "t\n").as_deref(), Some("t\n"));
+        assert_eq!(token(Answer::Json("/value"), r#"{"count":1,"value":"t"}"#).as_deref(), Some("t"));
+        assert_eq!(token(Answer::Json("/0/svids/0/svid"), r#"[{"svids":[{"svid":"t"}]}]"#).as_deref(), Some("t"));
+        for text in ["{}", "", "<html>", r#"{"value":42}"#, r#"["value"]"#] {
+            assert_eq!(token(Answer::Json("/value"), text), None, "{text}");
+        }
+    }
+}

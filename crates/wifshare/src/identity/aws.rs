@@ -1,0 +1,90 @@
+//! AWS: STS signs a token about the calling role, for any audience, whenever it is asked.
+//!
+//! By way of the AWS CLI and not of the AWS SDK: the CLI knows the caller's credentials in all their forms (container,
+//! instance, web identity, SSO), is there in CodeBuild's and most CI images, and costs the others nothing; the SDK would
+//! more than double what wifshare is built of, with a second HTTP client that knows other proxies.
+//!
+//! Source: <https://docs.aws.amazon.com/cli/latest/reference/sts/get-web-identity-token.html>,
+//! <https://docs.aws.amazon.com/STS/latest/APIReference/API_GetWebIdentityToken.html> (regional endpoints alone have
+//! it), and <https://platform.claude.com/docs/en/manage-claude/wif-providers/aws>.
+
+use super::{Answer, Detected, IdentitySource, Program, Surroundings};
+
+/// Set in CodeBuild; and in Lambda, ECS and CloudShell.
+const SPEAK_FOR_IT: [&str; 2] = ["CODEBUILD_BUILD_ARN", "AWS_EXECUTION_ENV"];
+
+/// Where the CLI finds its credentials, <https://docs.aws.amazon.com/sdkref/latest/guide/standardized-credentials.html>.
+const VARIABLES: [&str; 9] = [
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+    "AWS_PROFILE",
+];
+
+pub(super) fn look(job: &Surroundings<'_>) -> Detected {
+    let speaks = SPEAK_FOR_IT.iter().find(|name| job.environment.has(name));
+    if !job.is_chosen && speaks.is_none() {
+        return Detected::Absent;
+    }
+    let Some(program) = job.program("aws") else {
+        return Detected::broken(
+            "there is no AWS CLI on PATH to ask STS for an identity token",
+            "install an AWS CLI that knows `aws sts get-web-identity-token`; it is asked with this job's own AWS credentials",
+        );
+    };
+    let mut environment = job.environment.clone();
+    // The global endpoint does not have this call, and the CLI's first version asks it by itself.
+    environment.set("AWS_STS_REGIONAL_ENDPOINTS", "regional");
+    environment.set("AWS_PAGER", "");
+    let audience = job.audience;
+    let arguments = [
+        "sts",
+        "get-web-identity-token",
+        "--audience",
+        audience,
+        "--signing-algorithm",
+        "RS256",
+        "--duration-seconds",
+        "900",
+        "--output",
+        "json",
+    ];
+    Detected::Source(IdentitySource::Command(Program {
+        platform: Some("AWS STS"),
+        argv: std::iter::once(program.into()).chain(arguments.map(Into::into)).collect(),
+        environment,
+        answer: Answer::Json("/WebIdentityToken"),
+        repeats: false,
+        variables: &VARIABLES,
+        failure_hint: "what the AWS CLI said stands above; the account needs outbound web identity federation, the role the \
+                       action sts:GetWebIdentityToken, and the CLI a version that knows the command and a region (AWS_REGION)",
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::surroundings::tests;
+    use super::*;
+
+    #[test]
+    fn the_cli_is_asked_where_aws_speaks_for_itself_or_the_user_names_it() {
+        let look =
+            |variables: &[(&str, &str)], files: &[&str], is_chosen| tests::look(look, variables, files, is_chosen);
+        let path = ("PATH", "/usr/bin");
+        let build = [path, ("CODEBUILD_BUILD_ARN", "arn:aws:codebuild:x")];
+        let Detected::Source(IdentitySource::Command(program)) = look(&build, &["/usr/bin/aws"], false) else {
+            panic!("found")
+        };
+        assert_eq!(program.argv[0], "/usr/bin/aws");
+        assert_eq!(program.environment.text("AWS_STS_REGIONAL_ENDPOINTS"), Some("regional"));
+        assert!(matches!(look(&build, &[], false), Detected::Broken { .. }));
+        let keys = [path, ("AWS_ACCESS_KEY_ID", "x"), ("AWS_SECRET_ACCESS_KEY", "y")];
+        assert!(matches!(look(&keys, &["/usr/bin/aws"], false), Detected::Absent), "keys alone do not start a program");
+        assert!(matches!(look(&keys, &["/usr/bin/aws"], true), Detected::Source(_)));
+    }
+}

@@ -1,0 +1,39 @@
+//! Bitbucket Pipelines: a step with `oidc: true` finds one token in a variable, fixed for the step.
+//!
+//! Source: <https://support.atlassian.com/bitbucket-cloud/docs/integrate-pipelines-with-resource-servers-using-oidc/>;
+//! `oidc: audiences:` names other audiences than the workspace's own.
+
+use super::{Detected, Given, IdentitySource, Surroundings};
+use crate::secret::Secret;
+
+pub(super) const VARIABLES: [&str; 1] = ["BITBUCKET_STEP_OIDC_TOKEN"];
+
+pub(super) fn look(job: &Surroundings<'_>) -> Detected {
+    match job.environment.text(VARIABLES[0]) {
+        Some(token) => {
+            let given = Given { variable: VARIABLES[0].to_owned(), text: Secret::new(token.to_owned()) };
+            Detected::Source(IdentitySource::Given(vec![given]))
+        }
+        None if job.is_chosen || job.environment.has("BITBUCKET_PIPELINE_UUID") => Detected::withheld(
+            "this Bitbucket step holds no identity token",
+            "add `oidc: true` to the step, or `oidc: { audiences: [https://api.anthropic.com] }`",
+        ),
+        None => Detected::Absent,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Supply, surroundings::tests};
+    use super::*;
+
+    #[test]
+    fn a_step_has_one_token_or_is_told_how_to_have_one() {
+        let look = |variables: &[(&str, &str)]| tests::look(look, variables, &[], false);
+        let Detected::Source(source) = look(&[("BITBUCKET_STEP_OIDC_TOKEN", "t")]) else { panic!("found") };
+        assert_eq!(source.supply(), Supply::Fixed(1));
+        let Detected::Withheld { hint, .. } = look(&[("BITBUCKET_PIPELINE_UUID", "{x}")]) else { panic!("recognised") };
+        assert!(hint.contains("oidc: true"), "{hint}");
+        assert!(matches!(look(&[]), Detected::Absent));
+    }
+}

@@ -1,0 +1,61 @@
+//! CircleCI: the agent's program `circleci` issues a token for any audience whenever it is asked; without it there is
+//! one token in a variable, for the organisation as its audience.
+//!
+//! Source: <https://circleci.com/docs/oidc-tokens-with-custom-claims/> and
+//! <https://circleci.com/docs/openid-connect-tokens/>. Of the two variables, V2 says more in its subject, and a rule is
+//! written for one of them; so the other is no second round.
+
+use super::{Answer, Detected, Given, IdentitySource, Program, Surroundings};
+use crate::secret::Secret;
+
+pub(super) const VARIABLES: [&str; 2] = ["CIRCLE_OIDC_TOKEN_V2", "CIRCLE_OIDC_TOKEN"];
+
+const FORKS: &str = "CircleCI issues no identity tokens for forks unless `Pass secrets to builds from forked pull requests` is \
+                     set (--optional runs the command without the credential there)";
+
+pub(super) fn look(job: &Surroundings<'_>) -> Detected {
+    if !job.is_chosen && !job.says_yes("CIRCLECI") {
+        return Detected::Absent;
+    }
+    // A job that was given no token gets none from the program either.
+    if let Some(program) = job.program("circleci").filter(|_| job.says_yes("CIRCLECI")) {
+        let claims = serde_json::json!({ "aud": job.audience }).to_string();
+        return Detected::Source(IdentitySource::Command(Program {
+            platform: Some("CircleCI"),
+            argv: vec![program.into(), "run".into(), "oidc".into(), "get".into(), "--claims".into(), claims.into()],
+            environment: job.environment.clone(),
+            answer: Answer::Text,
+            repeats: false,
+            variables: &VARIABLES,
+            failure_hint: FORKS,
+        }));
+    }
+    let given = VARIABLES.iter().find_map(|name| {
+        let text = Secret::new(job.environment.text(name)?.to_owned());
+        Some(Given { variable: (*name).to_owned(), text })
+    });
+    match given {
+        Some(given) => Detected::Source(IdentitySource::Given(vec![given])),
+        None => Detected::withheld("this CircleCI job holds no identity token", FORKS),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Supply, surroundings::tests};
+    use super::*;
+
+    const JOB: [(&str, &str); 3] = [("CIRCLECI", "true"), ("CIRCLE_OIDC_TOKEN_V2", "t"), ("PATH", "/bin")];
+
+    #[test]
+    fn the_program_is_asked_where_it_is_and_the_variable_is_used_where_it_is_not() {
+        let Detected::Source(source) = tests::look(look, &JOB, &["/bin/circleci"], false) else { panic!("found") };
+        assert_eq!((source.supply(), source.description().as_str()), (Supply::Remintable, "CircleCI"));
+        let IdentitySource::Command(program) = source else { panic!("a program") };
+        assert_eq!(program.argv.last().unwrap(), r#"{"aud":"https://api.anthropic.com"}"#);
+        let Detected::Source(source) = tests::look(look, &JOB, &[], false) else { panic!("found") };
+        assert_eq!(source.supply(), Supply::Fixed(1));
+        assert!(matches!(tests::look(look, &JOB[2..], &["/bin/circleci"], false), Detected::Absent));
+        assert!(matches!(tests::look(look, &JOB[..1], &[], false), Detected::Withheld { .. }));
+    }
+}

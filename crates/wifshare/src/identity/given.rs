@@ -1,0 +1,162 @@
+//! Identity tokens that a platform handed to the job in variables: so many tokens, so many exchanges.
+
+use std::time::{Duration, SystemTime};
+
+use super::{Detected, IdentityError, IdentitySource};
+use crate::environment::Environment;
+use crate::identity_token::{IdentityToken, Malformed};
+use crate::secret::Secret;
+
+/// One token and the variable it stands in.
+#[derive(Clone, Debug)]
+pub struct Given {
+    /// The variable's name.
+    pub variable: String,
+    /// What it holds.
+    pub text: Secret,
+}
+
+/// The variable that every official client knows.
+const FIRST: &str = "ANTHROPIC_IDENTITY_TOKEN";
+/// The variable that names others, in the order in which they are used.
+const LIST: &str = "WIFSHARE_IDENTITY_TOKEN_VARIABLES";
+/// More identity tokens than anybody writes into a job's file.
+const MOST: usize = 64;
+
+/// The tokens that the user laid out: in the variables that the list names, else in `ANTHROPIC_IDENTITY_TOKEN`,
+/// `ANTHROPIC_IDENTITY_TOKEN_2`, `ANTHROPIC_IDENTITY_TOKEN_3` and so on.
+pub(super) fn detect(environment: &Environment) -> Detected {
+    let given = |variable: &str| {
+        let text = Secret::new(environment.text(variable)?.to_owned());
+        Some(Given { variable: variable.to_owned(), text })
+    };
+    let Some(list) = environment.text(LIST) else {
+        let numbered = (2..=MOST).map(|number| format!("{FIRST}_{number}"));
+        let tokens: Vec<Given> =
+            std::iter::once(FIRST.to_owned()).chain(numbered).filter_map(|name| given(&name)).collect();
+        return match tokens.is_empty() {
+            true => Detected::Absent,
+            false => Detected::Source(IdentitySource::Given(tokens)),
+        };
+    };
+    let names: Vec<&str> = list.split([',', ' ', '\n', '\t']).filter(|name| !name.is_empty()).take(MOST).collect();
+    match names.iter().map(|name| given(name).ok_or(name)).collect::<Result<Vec<Given>, _>>() {
+        Ok(tokens) => Detected::Source(IdentitySource::Given(tokens)),
+        Err(missing) => Detected::Broken {
+            reason: format!("{LIST} names {missing}, which is not set"),
+            hint: format!("declare {missing} where the job's identity tokens are declared, or take it from the list"),
+        },
+    }
+}
+
+/// The first that is neither spent nor over. Where there is none it is the last one, which tells why.
+pub(super) fn next(
+    tokens: &[Given],
+    is_spent: impl Fn(&IdentityToken) -> bool,
+    now: SystemTime,
+) -> Result<IdentityToken, IdentityError> {
+    let mut last = Err(IdentityError::Malformed { origin: described(tokens), reason: Malformed::Empty });
+    for given in tokens {
+        match parsed(given) {
+            Ok(token) if !is_over(&token, now) && !is_spent(&token) => return Ok(token),
+            // One that is no token is worth telling only where there is no better.
+            Err(_) if last.is_ok() => {}
+            other => last = other,
+        }
+    }
+    last
+}
+
+/// Those that can still be exchanged.
+pub(super) fn unspent(
+    tokens: &[Given],
+    is_spent: impl Fn(&IdentityToken) -> bool,
+    now: SystemTime,
+) -> Vec<IdentityToken> {
+    let readable = tokens.iter().filter_map(|given| parsed(given).ok());
+    readable.filter(|token| !is_over(token, now) && !is_spent(token)).collect()
+}
+
+/// "the variable A", "the variables A, B and C".
+pub(super) fn described(tokens: &[Given]) -> String {
+    let names: Vec<&str> = tokens.iter().map(|given| given.variable.as_str()).collect();
+    match &names[..] {
+        [] => "no variable".to_owned(),
+        [one] => format!("the variable {one}"),
+        [first @ .., last] => format!("the variables {} and {last}", first.join(", ")),
+    }
+}
+
+fn parsed(given: &Given) -> Result<IdentityToken, IdentityError> {
+    IdentityToken::parse(&given.text)
+        .map_err(|reason| IdentityError::Malformed { origin: format!("the variable {}", given.variable), reason })
+}
+
+/// The server allows 30 s of difference between the clocks.
+fn is_over(token: &IdentityToken, now: SystemTime) -> bool {
+    let ago = token.claims().expires_at.and_then(|end| now.duration_since(end).ok());
+    ago.is_some_and(|ago| ago > Duration::from_secs(30))
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use base64::Engine;
+
+    use super::*;
+    use crate::clock::from_epoch_seconds;
+
+    pub(in crate::identity) fn token(claims: &str) -> String {
+        format!("e30.{}.c2ln", base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(claims))
+    }
+
+    fn names(detected: Detected) -> Vec<String> {
+        let Detected::Source(IdentitySource::Given(tokens)) = detected else { panic!("{detected:?}") };
+        tokens.into_iter().map(|given| given.variable).collect()
+    }
+
+    #[test]
+    fn tokens_are_used_in_the_order_of_their_numbers_or_of_the_list() {
+        let numbered = [
+            ("ANTHROPIC_IDENTITY_TOKEN_10", "t"),
+            ("ANTHROPIC_IDENTITY_TOKEN", "t"),
+            ("ANTHROPIC_IDENTITY_TOKEN_2", "t"),
+            ("ANTHROPIC_IDENTITY_TOKEN_3", " "),
+            ("ANTHROPIC_IDENTITY_TOKEN_FILE", "/x"),
+        ];
+        let found = names(detect(&numbered.into_iter().collect()));
+        assert_eq!(found, ["ANTHROPIC_IDENTITY_TOKEN", "ANTHROPIC_IDENTITY_TOKEN_2", "ANTHROPIC_IDENTITY_TOKEN_10"]);
+        let listed = [("WIFSHARE_IDENTITY_TOKEN_VARIABLES", "B, A"), ("A", "t"), ("B", "t"), ("C", "t")];
+        assert_eq!(names(detect(&listed.into_iter().collect())), ["B", "A"]);
+        assert!(matches!(detect(&Environment::default()), Detected::Absent));
+    }
+
+    #[test]
+    fn a_listed_variable_that_is_missing_is_named() {
+        let listed = [("WIFSHARE_IDENTITY_TOKEN_VARIABLES", "A,B"), ("A", "t")];
+        let Detected::Broken { reason, .. } = detect(&listed.into_iter().collect()) else { panic!("broken") };
+        assert!(reason.contains("names B"), "{reason}");
+    }
+
+    #[test]
+    fn the_first_that_is_neither_spent_nor_over_is_next() {
+        let given = |name: &str, claims: &str| Given { variable: name.to_owned(), text: Secret::new(token(claims)) };
+        let tokens = [
+            given("A", r#"{"jti":"1","exp":500}"#),
+            given("B", r#"{"jti":"2","exp":2000}"#),
+            given("C", r#"{"jti":"3","exp":2000}"#),
+            Given { variable: "D".to_owned(), text: Secret::new("nonsense".to_owned()) },
+        ];
+        let now = from_epoch_seconds(1000);
+        let is_two = |token: &IdentityToken| token.claims().jti.as_deref() == Some("2");
+        assert_eq!(next(&tokens, |_| false, now).unwrap().claims().jti.as_deref(), Some("2"));
+        assert_eq!(next(&tokens, is_two, now).unwrap().claims().jti.as_deref(), Some("3"));
+        assert_eq!(
+            next(&tokens, |_| true, now).unwrap().claims().jti.as_deref(),
+            Some("3"),
+            "spent, and it will say so"
+        );
+        assert!(next(&tokens[3..], |_| false, now).is_err());
+        assert_eq!(unspent(&tokens, is_two, now).len(), 1);
+        assert_eq!(described(&tokens[..3]), "the variables A, B and C");
+    }
+}

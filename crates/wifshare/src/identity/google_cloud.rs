@@ -1,0 +1,57 @@
+//! Google Cloud: the metadata server signs a token about the attached service account, for any audience. It hands out
+//! the same one until that is old; its tokens have no `jti`.
+//!
+//! Source: <https://cloud.google.com/compute/docs/instances/verifying-instance-identity> and
+//! <https://cloud.google.com/run/docs/securing/service-identity>; the variables are those of the container contract,
+//! <https://cloud.google.com/run/docs/container-contract>. A virtual machine and a pod of GKE have none, so there it is
+//! to be named.
+
+use super::endpoint::on_the_link;
+use super::{Answer, Detected, Endpoint, IdentitySource, Surroundings};
+use crate::secret::Secret;
+
+/// Set in Cloud Run services and functions, Cloud Run jobs, and App Engine.
+const SPEAK_FOR_IT: [&str; 3] = ["K_SERVICE", "CLOUD_RUN_JOB", "GAE_SERVICE"];
+
+pub(super) fn look(job: &Surroundings<'_>) -> Detected {
+    if !job.is_chosen && !SPEAK_FOR_IT.iter().any(|name| job.environment.has(name)) {
+        return Detected::Absent;
+    }
+    let url = format!("{}/computeMetadata/v1/instance/service-accounts/default/identity", job.places.google_metadata);
+    let Some(url) = on_the_link(&url, &[("audience", job.audience), ("format", "full")]) else {
+        return Detected::broken("the metadata server has no usable address", "leave it where it is");
+    };
+    let headers = vec![("metadata-flavor", Secret::new("Google".to_owned()))];
+    Detected::Source(IdentitySource::Endpoint(Endpoint {
+        answer: Answer::Text,
+        signature: Some(("metadata-flavor", "Google")),
+        refusal_hint: "a service account has to be attached to this machine, service or pod; \
+                       look at its name under Service accounts of the project",
+        ..Endpoint::on_the_link("Google Cloud's metadata server", url, headers)
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::surroundings::tests;
+    use super::super::{Reach, Supply};
+    use super::*;
+
+    #[test]
+    fn it_is_asked_where_a_variable_speaks_for_it_or_the_user_names_it() {
+        let look = |variables: &[(&str, &str)], is_chosen| tests::look(look, variables, &[], is_chosen);
+        for name in SPEAK_FOR_IT {
+            let Detected::Source(source) = look(&[(name, "x")], false) else { panic!("{name}") };
+            assert_eq!((source.supply(), source.reach(), source.repeats()), (Supply::Remintable, Reach::Link, true));
+        }
+        let Detected::Source(IdentitySource::Endpoint(endpoint)) = look(&[("GCE_METADATA_HOST", "evil")], true) else {
+            panic!("found")
+        };
+        assert_eq!(
+            endpoint.url,
+            "http://169.254.169.254/computeMetadata/v1/instance/service-accounts/default/identity\
+             ?audience=https%3A%2F%2Fapi%2Eanthropic%2Ecom&format=full"
+        );
+        assert!(matches!(look(&[("GCE_METADATA_HOST", "evil")], false), Detected::Absent));
+    }
+}

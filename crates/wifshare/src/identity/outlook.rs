@@ -1,0 +1,131 @@
+//! How long a job can stay signed in, as far as its source knows, and why.
+
+use std::time::{Duration, SystemTime};
+
+use super::{IdentitySource, given};
+use crate::credential::Credential;
+use crate::identity_token::IdentityToken;
+
+/// How long a job can stay signed in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outlook {
+    /// Until when; `None` where no end is known.
+    pub ends_at: Option<SystemTime>,
+    /// Why, in words that follow "because".
+    pub because: String,
+}
+
+impl IdentitySource {
+    /// How long a job that holds this credential can stay signed in.
+    ///
+    /// A given token buys a credential that lives as long as the one held, or twice as long as the token still has
+    /// itself, whichever is less (wif-protocol §7.3).
+    pub fn outlook(&self, held: &Credential, is_spent: impl Fn(&IdentityToken) -> bool, now: SystemTime) -> Outlook {
+        match self {
+            IdentitySource::Endpoint(endpoint) => Outlook {
+                ends_at: endpoint.ends_at,
+                because: match (endpoint.ends_at, endpoint.end) {
+                    (Some(_), _) => format!("what the job asks {} with ends then", endpoint.platform),
+                    (None, Some(end)) => {
+                        format!("{} issues an identity token whenever it is asked, until {end}", endpoint.platform)
+                    }
+                    (None, None) => format!("{} issues an identity token whenever it is asked", endpoint.platform),
+                },
+            },
+            IdentitySource::Command(_) => Outlook {
+                ends_at: None,
+                because: format!("{} issues an identity token whenever it is asked", self.description()),
+            },
+            IdentitySource::File { .. } => Outlook {
+                ends_at: None,
+                because: format!(
+                    "{} is read anew each time, and whoever writes it has to replace its token",
+                    self.description()
+                ),
+            },
+            IdentitySource::Given(tokens) => {
+                let unspent = given::unspent(tokens, is_spent, now);
+                let unused = match unspent.len() {
+                    0 => "all of them used".to_owned(),
+                    left => format!("{left} of them unused"),
+                };
+                let because = match tokens.len() {
+                    1 => format!("{} holds one identity token and each is accepted once", self.description()),
+                    all => {
+                        format!(
+                            "{} hold {all} identity tokens, {unused}, and each is accepted once",
+                            self.description()
+                        )
+                    }
+                };
+                Outlook { ends_at: Some(last_of(held, &unspent)), because }
+            }
+        }
+    }
+}
+
+/// When the last credential ends that these tokens buy, one after another, each when its predecessor is due.
+fn last_of(held: &Credential, unspent: &[IdentityToken]) -> SystemTime {
+    let lead = held.expires_at.duration_since(held.refresh_at()).unwrap_or_default();
+    unspent.iter().fold(held.expires_at, |end, token| {
+        let due = end.checked_sub(lead).unwrap_or(end);
+        let of_the_token = match token.claims().expires_at {
+            Some(over) => over.duration_since(due).unwrap_or(Duration::ZERO) * 2,
+            None => held.lifetime(),
+        };
+        end.max(due + held.lifetime().min(of_the_token))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Given;
+    use super::super::given::tests::token;
+    use super::*;
+    use crate::clock::from_epoch_seconds;
+    use crate::secret::Secret;
+
+    /// Ten minutes from the 1000th second on; a successor is due 150 seconds before its end.
+    fn held() -> Credential {
+        Credential {
+            access_token: Secret::new("t".to_owned()),
+            expires_at: from_epoch_seconds(1600),
+            obtained_at: from_epoch_seconds(1000),
+            generation: 1,
+        }
+    }
+
+    fn ends_after(exps: &[u64]) -> u64 {
+        let given = exps.iter().enumerate().map(|(number, exp)| Given {
+            variable: format!("T{number}"),
+            text: Secret::new(token(&format!(r#"{{"jti":"{number}","exp":{exp}}}"#))),
+        });
+        let source = IdentitySource::Given(given.collect());
+        let is_first = |token: &IdentityToken| token.claims().jti.as_deref() == Some("0");
+        let outlook = source.outlook(&held(), is_first, from_epoch_seconds(1000));
+        crate::clock::epoch_seconds(outlook.ends_at.expect("an end"))
+    }
+
+    #[test]
+    fn each_given_token_is_good_for_one_credential_more() {
+        assert_eq!(ends_after(&[9000]), 1600, "the first is spent");
+        assert_eq!(ends_after(&[9000, 9000]), 1450 + 600);
+        assert_eq!(ends_after(&[9000, 9000, 9000]), 1900 + 600);
+    }
+
+    #[test]
+    fn a_token_near_its_end_is_good_for_twice_what_it_has() {
+        assert_eq!(ends_after(&[9000, 1550]), 1450 + 200, "100 seconds left when it is used");
+        assert_eq!(ends_after(&[9000, 1400]), 1600, "over when it would be used");
+    }
+
+    #[test]
+    fn an_end_is_told_with_its_reason() {
+        let given = Given { variable: "T".to_owned(), text: Secret::new(token("{}")) };
+        let source = IdentitySource::Given(vec![given]);
+        let outlook = source.outlook(&held(), |_| true, from_epoch_seconds(1000));
+        assert_eq!(outlook.because, "the variable T holds one identity token and each is accepted once");
+        let outlook = IdentitySource::file("/t".into()).outlook(&held(), |_| true, from_epoch_seconds(1000));
+        assert_eq!(outlook.ends_at, None);
+    }
+}

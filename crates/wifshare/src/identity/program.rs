@@ -1,0 +1,157 @@
+//! A program that prints an identity token: the user's own, or the one that a platform's agent comes with.
+
+use std::ffi::OsString;
+use std::io;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use super::{Answer, IdentityError, text};
+use crate::clock::Clock;
+use crate::environment::Environment;
+use crate::secret::Secret;
+
+/// A program and how it is started: directly, without a shell.
+#[derive(Clone, Debug)]
+pub struct Program {
+    /// The platform's name as people say it; `None` where the user named the command.
+    pub platform: Option<&'static str>,
+    /// The program and its arguments.
+    pub argv: Vec<OsString>,
+    /// The variables it is started with.
+    pub environment: Environment,
+    /// Where the token is in what it prints.
+    pub answer: Answer,
+    /// Whether it may print the same token again.
+    pub repeats: bool,
+    /// The variables from which it has what it needs; children do not inherit them.
+    pub variables: &'static [&'static str],
+    /// What to do when it fails.
+    pub failure_hint: &'static str,
+}
+
+impl Program {
+    /// The command that the user named.
+    pub fn of_the_user(argv: Vec<OsString>, environment: Environment) -> Program {
+        Program {
+            platform: None,
+            argv,
+            environment,
+            answer: Answer::Text,
+            repeats: false,
+            variables: &[],
+            failure_hint: "run the command by hand; it has to print one identity token and exit with 0",
+        }
+    }
+
+    /// The program's name, without its arguments.
+    pub(super) fn name(&self) -> String {
+        self.argv.first().map(|program| program.to_string_lossy().into_owned()).unwrap_or_default()
+    }
+
+    /// Runs it and reads the token from what it prints.
+    pub(super) fn token(&self, clock: Clock) -> Result<Secret, IdentityError> {
+        let printed = self.run(clock)?;
+        match self.answer {
+            Answer::Text => Ok(printed),
+            Answer::Json(_) => self
+                .answer
+                .token(printed.expose().as_bytes())
+                .ok_or_else(|| self.failed(format!("it printed something else: {}", self.answer.expected()))),
+        }
+    }
+
+    fn failed(&self, what: String) -> IdentityError {
+        IdentityError::Command { program: self.name(), what, hint: self.failure_hint }
+    }
+
+    fn run(&self, clock: Clock) -> Result<Secret, IdentityError> {
+        const PATIENCE: Duration = Duration::from_secs(30);
+        const LOOK: Duration = Duration::from_millis(10);
+        let (first, rest) = self.argv.split_first().ok_or_else(|| self.failed("it is empty".to_owned()))?;
+        let mut child = Command::new(first)
+            .args(rest)
+            .env_clear()
+            .envs(self.environment.iter())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(|error| self.failed(format!("it could not be started: {error}")))?;
+        let stdout = child.stdout.take().expect("it was piped above");
+        // Its output is read beside the wait: a command that prints more than a pipe holds would never end otherwise.
+        let reader = std::thread::spawn(move || text(stdout));
+        let start = (clock.monotonic)();
+        let status: Option<ExitStatus> = loop {
+            match child.try_wait() {
+                Ok(Some(status)) => break Some(status),
+                // As process 1 we bury every child as it comes, and somebody was faster. Its output will tell.
+                Err(_) => break None,
+                Ok(None) if (clock.monotonic)() - start > PATIENCE => {
+                    end(&mut child);
+                    return Err(
+                        self.failed(format!("it was still running after {} s and was ended", PATIENCE.as_secs()))
+                    );
+                }
+                Ok(None) => {
+                    if let Err(interrupted) = (clock.pause)(LOOK) {
+                        end(&mut child);
+                        return Err(interrupted.into());
+                    }
+                }
+            }
+        };
+        if let Some(status) = status.filter(|status| !status.success()) {
+            return Err(self.failed(status.to_string()));
+        }
+        // A grandchild may hold the pipe open for ever; the token was printed by the time that the command ended.
+        while !reader.is_finished() && (clock.monotonic)() - start <= PATIENCE {
+            (clock.pause)(LOOK)?;
+        }
+        if !reader.is_finished() {
+            return Err(self.failed("it left a process behind that keeps its output open".to_owned()));
+        }
+        let printed: io::Result<Secret> =
+            reader.join().map_err(|_| self.failed("its output could not be read".to_owned()))?;
+        printed.map_err(|error| self.failed(format!("its output is not text: {error}")))
+    }
+}
+
+fn end(child: &mut Child) {
+    // It may have ended meanwhile; there is nobody left to tell.
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn program(words: &[&str]) -> Program {
+        let environment = Environment::from_iter([("PATH", "/usr/bin:/bin"), ("T", "abc")]);
+        Program::of_the_user(words.iter().map(OsString::from).collect(), environment)
+    }
+
+    #[test]
+    fn a_command_is_run_without_a_shell_and_its_failure_is_told() {
+        let clock = Clock::system();
+        let printed = program(&["sh", "-c", "printf $T"]).token(clock).expect("it prints");
+        assert_eq!(printed.expose(), "abc");
+        let error = program(&["sh", "-c", "exit 3"]).token(clock).expect_err("it fails");
+        assert_eq!(error.to_string(), "the identity command `sh` failed: exit status: 3");
+        assert!(program(&["/nonexistent/x"]).token(clock).is_err());
+        let endless = program(&["sh", "-c", "yes"]).token(clock);
+        assert!(endless.is_err(), "a command that prints without end loses its reader and dies");
+    }
+
+    #[test]
+    fn a_token_is_taken_out_of_what_a_program_prints() {
+        let printing = |text: &'static str| Program {
+            answer: Answer::Json("/0/svids/0/svid"),
+            ..program(&["printf", "%s", text])
+        };
+        let clock = Clock::system();
+        let token = printing(r#"[{"svids":[{"svid":"t"}]}]"#).token(clock).expect("it is there");
+        assert_eq!(token.expose(), "t");
+        let error = printing("[]").token(clock).expect_err("it is not");
+        assert!(error.to_string().contains("`0.svids.0.svid`"), "{error}");
+    }
+}
