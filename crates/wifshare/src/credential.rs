@@ -35,6 +35,11 @@ const CLIENTS_LOOK_AGAIN: Duration = Duration::from_secs(150);
 /// The SDKs refuse a credential with 30 s left or less (wif-protocol §4.1).
 const CLIENTS_REFUSE: Duration = Duration::from_secs(30);
 
+/// Whether a text can be a bearer token: it has to stand in a header (RFC 6750 §2.1), in one piece.
+pub fn is_bearer_token(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
 impl Credential {
     /// How long it lives from beginning to end.
     pub fn lifetime(&self) -> Duration {

@@ -11,6 +11,8 @@ mod handed_out;
 mod profile_directory;
 
 pub use handed_out::HandedOutToken;
+#[cfg(any(test, fuzzing))]
+pub(crate) use profile_directory::parse as parse_delivered;
 pub use profile_directory::{ProfileDirectory, fingerprint};
 
 /// A way out.

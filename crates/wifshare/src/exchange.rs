@@ -11,7 +11,7 @@ use serde_json::Value;
 use zeroize::Zeroizing;
 
 use crate::clock::{epoch_seconds, from_epoch_seconds};
-use crate::credential::Credential;
+use crate::credential::{Credential, is_bearer_token};
 use crate::identity_token::IdentityToken;
 use crate::message::{Request, Response, safe_text, status_text};
 use crate::secret::Secret;
@@ -133,7 +133,7 @@ pub fn parse(response: &Response, sent_at: SystemTime) -> Result<Credential, Tok
         Some(Value::String(text)) => Secret::new(text),
         _ => return Err(unexpected("it has no `access_token`")),
     };
-    if access_token.expose().is_empty() || !access_token.expose().bytes().all(|byte| byte.is_ascii_graphic()) {
+    if !is_bearer_token(access_token.expose()) {
         return Err(unexpected("its `access_token` could not stand in a header"));
     }
     if answer.token_type.is_some_and(|kind| !kind.as_str().is_some_and(|kind| kind.eq_ignore_ascii_case("bearer"))) {
@@ -313,6 +313,23 @@ mod tests {
             assert_eq!(credential.ok().map(|credential| credential.lifetime().as_secs()), seconds, "{expires_in}");
         }
         assert!(parse_body(r#"{"access_token":"t"}"#).is_err(), "a credential without an end would be kept for ever");
+    }
+
+    #[test]
+    fn each_cure_fits_its_cause() {
+        for (status, words) in [
+            (401, "on the page Workload identity"),
+            (403, "without a path of its own"),
+            (404, "without a path of its own"),
+            (405, "without a path of its own"),
+            (400, "the request itself is wrong"),
+            (503, "a new identity token is taken for each try"),
+            (302, "has to name the API itself"),
+            (200, "a proxy or login page"),
+        ] {
+            let error = parse(&answer(status, "{}"), SystemTime::UNIX_EPOCH).expect_err("no token");
+            assert!(error.hint().contains(words), "{status}: {}", error.hint());
+        }
     }
 
     #[test]

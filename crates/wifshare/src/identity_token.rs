@@ -306,5 +306,8 @@ mod tests {
     fn debug_hides_the_token() {
         let text = format!("{:?}", token(r#"{"jti":"7"}"#).expect("well formed"));
         assert!(!text.contains("e30."), "{text}");
+        assert!(text.starts_with("IdentityToken") && text.contains(r#"jti: Some("7")"#), "{text}");
+        let fingerprint = token(r#"{"jti":"7"}"#).expect("well formed").fingerprint();
+        assert_eq!(format!("{fingerprint:?}"), format!("Fingerprint({fingerprint})"));
     }
 }

@@ -50,6 +50,11 @@ mod purchase;
 mod renew;
 mod run;
 
+// Not a part of the library: what holds for any bytes, for the tests and for a fuzzer.
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
+
 #[cfg(unix)]
 pub use child::Signaller;
 pub use child::{Child, SpawnError, Streams, exit_code};

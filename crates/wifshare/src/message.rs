@@ -109,6 +109,13 @@ mod tests {
     }
 
     #[test]
+    fn a_whole_message_names_each_cause() {
+        let inner = std::io::Error::other("the cause");
+        let outer = crate::private_file::PrivateFileError::Io { action: "read", path: "a".into(), source: inner };
+        assert_eq!(whole_message(&outer), "could not read a: the cause");
+    }
+
+    #[test]
     fn a_safe_text_keeps_words_and_drops_what_could_be_a_token() {
         let jwt = format!("eyJ{}.eyJ{}.sig", "a".repeat(50), "b".repeat(50));
         for (text, safe) in [
@@ -116,6 +123,8 @@ mod tests {
             ("line\nbreak\x1b[31m", "line break [31m".to_owned()),
             (&format!("bad assertion {jwt}!"), "bad assertion [redacted]!".to_owned()),
             ("sk-ant-oat01-x", "[redacted]".to_owned()),
+            (&"x".repeat(48), "x".repeat(48)),
+            (&"x".repeat(49), "[redacted]".to_owned()),
             ("\"eyJhbGciOi\"", "\"[redacted]\"".to_owned()),
             (&"w ".repeat(400), format!("{}…", "w ".repeat(150))),
         ] {

@@ -5,7 +5,7 @@
 //! between any two acts: what runs is what was explored.
 
 /// What is to be done next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Act {
     /// Look whether the stored credential is acceptable.
     Look,
@@ -37,7 +37,7 @@ pub(crate) enum Act {
 }
 
 /// What came of an act.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Heard {
     /// It was done, and nothing stands in the way of the next.
     Done,
@@ -54,7 +54,7 @@ pub(crate) enum Heard {
 }
 
 /// One process's way to a credential.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Purchase {
     act: Act,
     kind: Kind,
@@ -64,7 +64,7 @@ pub(crate) struct Purchase {
     duplicates: u8,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     /// From a source that has a new token whenever it is asked.
     Remintable,
@@ -137,3 +137,7 @@ impl Purchase {
 
 #[cfg(test)]
 mod explored;
+#[cfg(test)]
+mod model;
+#[cfg(test)]
+mod sampled;

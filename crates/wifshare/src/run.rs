@@ -29,6 +29,8 @@ mod nesting;
 mod schedule;
 
 use nesting::INPUTS;
+#[cfg(any(test, fuzzing))]
+pub(crate) use nesting::parse as parse_inputs;
 pub use nesting::{DELIVERED_VARIABLE, RUN_VARIABLE, delivered, enclosing};
 use schedule::Schedule;
 

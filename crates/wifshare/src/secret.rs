@@ -55,5 +55,6 @@ mod tests {
         assert_ne!(secret("abc"), secret("abd"));
         assert_ne!(secret("abc"), secret("abcd"));
         assert_ne!(secret(""), secret("a"));
+        assert_ne!(secret("ab"), secret("ba"), "two differences do not make up for one another");
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use crate::clock::{Clock, Interrupted, epoch_seconds, from_epoch_seconds};
-use crate::credential::Credential;
+use crate::credential::{Credential, is_bearer_token};
 use crate::identity_token::IdentityToken;
 use crate::message::whole_message;
 use crate::private_file::{self, PrivateFileError};
@@ -280,6 +280,20 @@ impl Turn<'_> {
     }
 }
 
+/// The parsers of what lies in a state directory, for those who try them with bytes that nobody wrote.
+#[cfg(any(test, fuzzing))]
+pub(crate) mod parsers {
+    pub(crate) use super::file_lock::describe as holder;
+    pub(crate) use super::ledger::parse as ledger;
+    pub(crate) use super::owner::start_time_in as start_time;
+    pub(crate) use super::refusal::{LONGEST as LONGEST_REFUSAL, parse as refusal};
+    use super::*;
+
+    pub(crate) fn credential(bytes: &[u8]) -> Result<Option<Credential>, StoreError> {
+        Ok(parse_credential(bytes, PathBuf::new())?.map(|stored| stored.credential))
+    }
+}
+
 /// A credential with what stands beside it in its file.
 struct Stored {
     credential: Credential,
@@ -300,6 +314,7 @@ struct Wire<'a> {
 
 #[derive(Deserialize)]
 struct Read {
+    version: u32,
     generation: u64,
     access_token: String,
     expires_at: u64,
@@ -315,13 +330,22 @@ struct Version {
 
 fn read_credential(directory: &Path) -> Result<Option<Stored>, StoreError> {
     let path = directory.join(CREDENTIAL);
-    let Some(bytes) = private_file::read(&path)? else { return Ok(None) };
-    match serde_json::from_slice(&bytes) {
+    match private_file::read(&path)? {
+        Some(bytes) => parse_credential(&bytes, path),
+        None => Ok(None),
+    }
+}
+
+fn parse_credential(bytes: &[u8], path: PathBuf) -> Result<Option<Stored>, StoreError> {
+    match serde_json::from_slice(bytes) {
         Ok(Version { version }) if version > u64::from(FORMAT) => return Err(StoreError::Newer { path, version }),
         _ => {}
     }
     // A damaged file counts as none: our own are replaced whole, so somebody else wrote it.
-    let Ok(read) = serde_json::from_slice::<Read>(&bytes) else { return Ok(None) };
+    let Ok(read) = serde_json::from_slice::<Read>(bytes) else { return Ok(None) };
+    if read.version != FORMAT || !is_bearer_token(&read.access_token) {
+        return Ok(None);
+    }
     let moments = |seconds: u64| -> SystemTime { from_epoch_seconds(seconds) };
     let credential = Credential {
         access_token: Secret::new(read.access_token),
@@ -378,6 +402,43 @@ mod tests {
             }
         });
         assert_eq!(store.read().unwrap().unwrap().generation, 100);
+    }
+
+    #[test]
+    fn each_cure_fits_its_cause() {
+        let path = PathBuf::from("/state");
+        let held = StoreError::Held { path: path.clone(), holder: None, waited: Duration::ZERO };
+        let unreliable = StoreError::UnreliableLocks { directory: path.clone(), file_system: "NFS" };
+        for (error, words) in [
+            (held, Some("end it and try again")),
+            (StoreError::Newer { path: path.clone(), version: 2 }, Some("one version of wifshare")),
+            (unreliable, Some("one on a local file system")),
+            (StoreError::File(PrivateFileError::Link(path)), Some("look who put it there")),
+            (StoreError::Interrupted(Interrupted), None),
+        ] {
+            let hint = error.hint();
+            assert!(
+                hint.as_deref().is_some_and(|hint| hint.contains(words.unwrap_or("-")))
+                    || hint.is_none() && words.is_none(),
+                "{hint:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_spent_or_refused_is_found_by_whoever_looks() {
+        let holder = tempfile::tempdir().unwrap();
+        let store = Store::at(&location(holder.path()));
+        let token = IdentityToken::parse(&Secret::new("e30.e30.YQ".to_owned())).unwrap();
+        assert_eq!(store.spent(&token).unwrap(), None);
+        assert_eq!(store.hand_out(&token, Clock::system(), &|_| {}).unwrap(), None);
+        let turn = turn(&store);
+        assert_eq!(turn.spend(&token).unwrap().map(|spent| spent.used), Some(Use::HandedOut));
+        assert_eq!(turn.find(&token).unwrap().map(|spent| spent.used), Some(Use::HandedOut));
+        assert_eq!(turn.remembered_refusal().unwrap(), None);
+        let now = Clock::system().now();
+        turn.remember(&Refusal::new("code", "message".to_owned(), None, now, Duration::from_secs(30)));
+        assert_eq!(turn.remembered_refusal().unwrap().map(|refusal| refusal.message), Some("message".to_owned()));
     }
 
     #[test]
@@ -450,7 +511,7 @@ mod tests {
         let holder = tempfile::tempdir().unwrap();
         let location = location(holder.path());
         let store = Store::at(&location);
-        keep(&store, "left behind");
+        keep(&store, "left-behind");
         sweep(&location.root, Clock::system(), &|_| {});
         assert!(store.read().unwrap().is_some(), "what `token` left behind lives until it expires");
         let later = Clock { wall: || from_epoch_seconds(5_000_000_000), ..Clock::system() };

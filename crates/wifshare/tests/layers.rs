@@ -19,7 +19,7 @@ const VOCABULARY: [&str; 12] = [
     "step",
 ];
 const ROOMS: [&str; 8] = ["child", "delivery", "descendants", "events", "exchange", "identity", "store", "transport"];
-const JOURNEYS: [&str; 7] = ["config", "purchase", "obtain", "renew", "holder", "run", "lib"];
+const JOURNEYS: [&str; 8] = ["config", "purchase", "obtain", "renew", "holder", "run", "lib", "fuzzing"];
 
 /// The modules of this crate that a text names with `crate::`, in `use` lines and elsewhere.
 fn named_in(text: &str) -> BTreeSet<String> {

@@ -22,7 +22,7 @@ pub(crate) const KEYS: [&[&str]; 3] = [&[], &["--workspace-id", "default"], &["-
 const CROWD: usize = 20;
 
 /// Tells when the API refused, and goes on.
-const ASK: &str = r#"ask() { "$WIFSHARE" demo --child shared || echo "refused $(date +%s.%N)"; }; "#;
+const ASK: &str = r#"ask() { "$WIFSHARE" demo --child shared || echo "refused $(LD_PRELOAD= date +%s.%N)"; }; "#;
 
 pub(crate) struct Crowd {
     living: BTreeMap<u64, Process>,
@@ -144,8 +144,8 @@ impl Crowd {
             }
             6 => {
                 let script = format!(
-                    r#"{ASK} ask; "$WIFSHARE" exec -- "$WIFSHARE" exec -- "$WIFSHARE" demo --child shared || echo "refused $(date +%s.%N)"
-                    "$WIFSHARE" token > /dev/null || echo "refused $(date +%s.%N)"; ask"#
+                    r#"{ASK} ask; "$WIFSHARE" exec -- "$WIFSHARE" exec -- "$WIFSHARE" demo --child shared || echo "refused $(LD_PRELOAD= date +%s.%N)"
+                    "$WIFSHARE" token > /dev/null || echo "refused $(LD_PRELOAD= date +%s.%N)"; ask"#
                 );
                 (Work::Run, vec!["exec"], Some(script))
             }

@@ -4,21 +4,23 @@ use std::collections::BTreeMap;
 
 use wifshare_sandbox::{Fault, Knobs};
 
+use crate::clock;
 use crate::job::{Job, living};
 use crate::processes::Crowd;
-use crate::{RECOVERY, now};
+use crate::{LONG_RECOVERY, RECOVERY, now};
 
 pub(crate) struct Weather {
     begun: f64,
     end: f64,
-    /// When each storm began and ended.
-    storms: Vec<(f64, f64)>,
+    /// When each storm began, when it ended, and how long its consequences last.
+    storms: Vec<(f64, f64, f64)>,
     next_fault: f64,
     next_round: f64,
     /// What was scripted last, to be counted when it has been taken.
     scripted: (Vec<Fault>, Vec<Fault>),
     taken: BTreeMap<String, u32>,
     revocations: u32,
+    clock_steps: u32,
 }
 
 impl Weather {
@@ -35,6 +37,7 @@ impl Weather {
             scripted: (Vec::new(), Vec::new()),
             taken: BTreeMap::new(),
             revocations: 0,
+            clock_steps: 0,
         }
     }
 
@@ -43,30 +46,32 @@ impl Weather {
     }
 
     pub(crate) fn is_stormy(&self) -> bool {
-        self.storms.last().is_some_and(|(_, end)| now() < *end)
+        self.storms.last().is_some_and(|(_, end, _)| now() < *end)
     }
 
     /// When the last storm has no consequences any more.
     pub(crate) fn well_from(&self) -> f64 {
-        self.storms.last().map_or(self.begun, |(_, end)| end + RECOVERY)
+        self.storms.last().map_or(self.begun, |(_, end, recovery)| end + recovery)
     }
 
     /// When the storms were, to be compared with a complaint.
     pub(crate) fn storms(&self) -> String {
-        self.storms.iter().map(|(begin, end)| format!("{begin:.1}-{end:.1} ")).collect()
+        self.storms.iter().map(|(begin, end, _)| format!("{begin:.1}-{end:.1} ")).collect()
     }
 
     /// Whether there was a storm, or its consequences, at any moment between these two.
     pub(crate) fn excuses(&self, from: f64, to: f64) -> bool {
-        self.storms.iter().any(|(begin, end)| from < end + RECOVERY && to > *begin)
+        self.storms.iter().any(|(begin, end, recovery)| from < end + recovery && to > *begin)
     }
 
     pub(crate) fn change(&mut self, job: &Job, crowd: &mut Crowd, random: &mut fastrand::Rng) {
         let moment = now();
-        let was_stormy = self.storms.last().is_some_and(|(_, end)| end.is_finite());
+        let was_stormy = self.storms.last().is_some_and(|(_, end, _)| end.is_finite());
         if moment >= self.next_round && moment + 4.0 < self.end {
             // Long enough for a stop of more than a token's life; and calm for a while after the recovery.
-            self.storms.push((moment, moment + 9.0 + random.f64()));
+            // Each third one is of the kind that is remembered for long.
+            let recovery = if self.storms.len() % 3 == 2 { LONG_RECOVERY } else { RECOVERY };
+            self.storms.push((moment, moment + 9.0 + random.f64(), recovery));
             self.next_round = self.well_from() + 9.0;
             self.next_fault = moment;
         } else if was_stormy && !self.is_stormy() && self.next_fault < self.well_from() {
@@ -88,15 +93,16 @@ impl Weather {
     /// The end of a storm: everything answers again, and who was stopped goes on.
     pub(crate) fn clear(&mut self, job: &Job, crowd: &mut Crowd) {
         crowd.let_all_go_on();
+        clock::set(job, 0);
         self.script(job, Vec::new(), Vec::new(), 6);
-        if let Some((_, end)) = self.storms.last_mut() {
+        if let Some((_, end, _)) = self.storms.last_mut() {
             *end = end.min(now());
         }
     }
 
     /// A single failure, which nobody may notice.
     fn breeze(&mut self, job: &Job, random: &mut fastrand::Rng) {
-        let exchange = match random.u8(0..9) {
+        let exchange = match random.u8(0..14) {
             0 => vec![Fault::DropBeforeCommit],
             1 => vec![Fault::DropAfterCommit],
             2 => vec![status(503, None, false)],
@@ -104,12 +110,17 @@ impl Weather {
             4 => vec![status(429, Some(1), false)],
             5 => vec![Fault::TruncatedBody],
             6 => vec![Fault::Stall { ms: 300 }],
+            7 => vec![Fault::ResetBeforeCommit],
+            8 => vec![Fault::ResetAfterCommit],
+            9 => vec![Fault::Drip { ms: 300 }],
+            10 => vec![Fault::ExpiresIn("6".into())],
             _ => vec![],
         };
-        let identity = match random.u8(0..6) {
+        let identity = match random.u8(0..8) {
             0 | 1 => vec![Fault::DuplicateIdentityToken],
             2 => vec![status(503, None, false)],
             3 => vec![Fault::DropAfterCommit],
+            4 => vec![Fault::Stall { ms: 300 }],
             _ => vec![],
         };
         self.script(job, exchange, identity, random.u64(4..=8));
@@ -118,9 +129,26 @@ impl Weather {
     /// One after another until somebody fails.
     fn storm(&mut self, job: &Job, crowd: &mut Crowd, random: &mut fastrand::Rng) {
         let (mut exchange, mut identity) = (Vec::new(), Vec::new());
-        match random.u8(0..8) {
+        let is_remembered_for_long = self.storms.last().is_some_and(|(_, _, recovery)| *recovery == LONG_RECOVERY);
+        match random.u8(0..if is_remembered_for_long { 15 } else { 11 }) {
             0 => exchange = twice([503, 429, 529, 500].map(|code| status(code, Some(1), random.bool()))),
             1 => exchange = twice([Fault::DropAfterCommit, Fault::DropBeforeCommit, Fault::TruncatedBody]),
+            8 => {
+                exchange =
+                    twice([Fault::ResetAfterCommit, Fault::ResetBeforeCommit, Fault::Oversized { bytes: 20 << 20 }]);
+            }
+            9 => {
+                let lifetimes = [0.into(), (-5).into(), serde_json::Value::Null];
+                exchange = lifetimes.map(Fault::ExpiresIn).into();
+                exchange.extend([Fault::NoAccessToken, Fault::WrongTokenType, Fault::TruncatedJson]);
+            }
+            10 => self.step_the_clock(job, random),
+            11 => exchange = vec![Fault::Redirect { status: 307, location: "https://evil.invalid/".to_owned() }],
+            12 => exchange = vec![Fault::ReflectAssertion],
+            13 => exchange = vec![status([400, 401, 403, 404][random.usize(0..4)], None, random.bool())],
+            14 => {
+                identity = vec![Fault::MalformedIdentityToken, Fault::OversizedIdentityToken, status(403, None, false)];
+            }
             2 => exchange = vec![Fault::Stall { ms: 2500 }; 4],
             3 => exchange = vec![Fault::EmptyBody, Fault::WrongTypes, Fault::NotJson, Fault::ExpiresIn("x".into())],
             4 => identity = vec![status(503, None, false); 12],
@@ -133,6 +161,12 @@ impl Weather {
         }
         crowd.stop_some(random);
         self.script(job, exchange, identity, random.u64(4..=8));
+    }
+
+    /// The clock of every process steps by a minute or two, ahead or back: more than what is forgiven as inexact.
+    fn step_the_clock(&mut self, job: &Job, random: &mut fastrand::Rng) {
+        let seconds = random.i64(45..=120) * if random.bool() { 1 } else { -1 };
+        self.clock_steps += u32::from(clock::set(job, seconds));
     }
 
     /// Replaces the script and counts what was taken of the one before.
@@ -157,7 +191,7 @@ impl Weather {
 
     /// The figures of the crowd with ours, as a table.
     pub(crate) fn figures(&self, crowd: &[(String, u64)]) -> String {
-        let stormy: f64 = self.storms.iter().map(|(begin, end)| end + RECOVERY - begin).sum();
+        let stormy: f64 = self.storms.iter().map(|(begin, end, recovery)| end + recovery - begin).sum();
         let whole = self.end.max(self.well_from()) - self.begun;
         let mut rows = vec![
             ("seconds, the last recovery included".to_owned(), whole as u64),
@@ -166,6 +200,7 @@ impl Weather {
         ];
         rows.extend(crowd.iter().cloned());
         rows.push(("revocations of all access tokens".to_owned(), self.revocations.into()));
+        rows.push(("steps of the clock of all processes".to_owned(), self.clock_steps.into()));
         rows.extend(self.taken.iter().map(|(kind, times)| (format!("fault, {kind}"), (*times).into())));
         rows.iter().map(|(what, number)| format!("  {what:<58}{number:>7}\n")).collect()
     }

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 use crate::clock::{epoch_seconds, from_epoch_seconds};
-use crate::credential::Credential;
+use crate::credential::{Credential, is_bearer_token};
 use crate::environment::Environment;
 use crate::private_file::{self, PrivateFileError};
 use crate::secret::Secret;
@@ -96,16 +96,7 @@ impl ProfileDirectory {
 
     /// What stands in place now; a child of a federation profile may have replaced it. `None` where it cannot be read.
     pub fn in_place(&self) -> Option<InPlace> {
-        #[derive(serde::Deserialize)]
-        struct Read {
-            access_token: String,
-            expires_at: u64,
-        }
-        let bytes = private_file::read(&self.credentials().join(self.kind.file())).ok()??;
-        let Read { access_token, expires_at } = serde_json::from_slice(&bytes).ok()?;
-        let access_token = Secret::new(access_token);
-        (!access_token.expose().is_empty())
-            .then(|| InPlace { access_token, expires_at: from_epoch_seconds(expires_at) })
+        parse(&private_file::read(&self.credentials().join(self.kind.file())).ok()??)
     }
 
     /// Points a client at this profile, by name: that ranks above a login of the user's own.
@@ -118,6 +109,18 @@ impl ProfileDirectory {
     pub fn credentials(&self) -> PathBuf {
         self.path.join("credentials")
     }
+}
+
+/// A credential file, whoever wrote it. A token that could not stand in a header is none.
+pub(crate) fn parse(bytes: &[u8]) -> Option<InPlace> {
+    #[derive(serde::Deserialize)]
+    struct Read {
+        access_token: String,
+        expires_at: u64,
+    }
+    let Read { access_token, expires_at } = serde_json::from_slice(bytes).ok()?;
+    let access_token = Secret::new(access_token);
+    is_bearer_token(access_token.expose()).then(|| InPlace { access_token, expires_at: from_epoch_seconds(expires_at) })
 }
 
 /// The published action's name for a directory of these inputs: the first 16 hexadecimal digits of the SHA-256 of

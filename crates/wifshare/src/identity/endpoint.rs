@@ -234,6 +234,10 @@ pub(super) fn on_the_link(url: &str, parameters: &[(&str, &str)]) -> Option<Uri>
 }
 
 fn parsed(url: &str, parameters: &[(&str, &str)]) -> Option<Uri> {
+    // A fragment would swallow the parameters, and the token would be meant for somebody else.
+    if url.contains('#') {
+        return None;
+    }
     let mut url = url.to_owned();
     for (name, value) in parameters {
         let separator = if url.contains('?') { '&' } else { '?' };

@@ -42,8 +42,65 @@ pub fn enclosing(environment: &Environment) -> Option<Store> {
         return None;
     }
     let inputs = private_file::read(&directory.join(INPUTS)).ok()??;
-    let inputs: BTreeMap<String, String> = serde_json::from_slice(&inputs).ok()?;
+    let inputs = parse(&inputs)?;
     let agrees =
         |name: &str| environment.text(name).is_none_or(|said| inputs.get(name).is_some_and(|ours| ours == said));
     IDENTITY.iter().all(|name| agrees(name)).then(|| Store::of_run(directory))?
+}
+
+/// The identity that a run wrote down, by variable.
+pub(crate) fn parse(inputs: &[u8]) -> Option<BTreeMap<String, String>> {
+    serde_json::from_slice(inputs).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::clock::{Clock, epoch_seconds, from_epoch_seconds};
+    use crate::credential::Credential;
+    use crate::store::{Afterwards, Location};
+
+    #[test]
+    fn a_living_run_is_joined_by_whoever_means_the_same_identity() {
+        let holder = tempfile::tempdir().unwrap();
+        let (root, key) = (holder.path().join("state"), "0123456789abcdef0123456789abcdef".to_owned());
+        let store = Store::at(&Location { root, key, source: "a test".to_owned(), remintable: true });
+        let lease = store.lease(Clock::system(), &|_| {}).unwrap();
+        let inputs = br#"{"ANTHROPIC_FEDERATION_RULE_ID":"fdrl_1","ANTHROPIC_BASE_URL":"https://a"}"#;
+        private_file::replace(lease.directory(), INPUTS, inputs, &|_| {}).unwrap();
+        let directory = lease.directory().to_owned();
+        let joins = |variables: &[(&str, &str)]| {
+            let mut environment: Environment = variables.iter().copied().collect();
+            environment.set(RUN_VARIABLE, &directory);
+            enclosing(&environment).map(|store| store.directory().to_owned())
+        };
+        assert_eq!(joins(&[]), None, "it shares nothing yet");
+        let obtained_at = from_epoch_seconds(epoch_seconds(Clock::system().now()));
+        let expires_at = obtained_at + Duration::from_secs(600);
+        let access_token = Secret::new("t".to_owned());
+        let credential = Credential { access_token, expires_at, obtained_at, generation: 0 };
+        store.lock(Duration::ZERO, Clock::system(), &|_| {}).unwrap().keep(credential);
+        let ours = Some(store.directory().to_owned());
+        for (variables, joined) in [
+            (&[][..], &ours),
+            (&[("ANTHROPIC_FEDERATION_RULE_ID", "fdrl_1")], &ours),
+            (&[("ANTHROPIC_WORKSPACE_ID", " ")], &ours),
+            (&[("ANTHROPIC_FEDERATION_RULE_ID", "fdrl_2")], &None),
+            (&[("ANTHROPIC_BASE_URL", "https://b")], &None),
+            (&[("ANTHROPIC_WORKSPACE_ID", "default")], &None),
+        ] {
+            assert_eq!(joins(variables), *joined, "{variables:?}");
+        }
+        assert!(enclosing(&Environment::default()).is_none());
+        lease.end(|| Afterwards::Keep).unwrap();
+        assert_eq!(joins(&[]), None, "it is over");
+    }
+
+    #[test]
+    fn a_mark_is_the_hash_of_the_token() {
+        let mark = delivered(&Secret::new("abc".to_owned()));
+        assert_eq!(mark, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+    }
 }

@@ -3,7 +3,7 @@
 use std::fs::{self, File, TryLockError};
 use std::io::{Seek, Write};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -127,10 +127,13 @@ fn pause_after(waited: Duration) -> Duration {
 
 /// "pid 4711, exchanging since 2 s", where it can be read.
 pub(super) fn holder(path: &Path, clock: Clock) -> Option<String> {
-    let bytes = private_file::read(path).ok()??;
-    let Holder { owner, doing, since } = serde_json::from_slice(&bytes).ok()?;
+    describe(&private_file::read(path).ok()??, clock.now())
+}
+
+pub(crate) fn describe(holder: &[u8], now: SystemTime) -> Option<String> {
+    let Holder { owner, doing, since } = serde_json::from_slice(holder).ok()?;
     let doing = crate::message::safe_text(&doing);
-    Some(format!("{owner}, {doing} since {} s", epoch_seconds(clock.now()).saturating_sub(since)))
+    Some(format!("{owner}, {doing} since {} s", epoch_seconds(now).saturating_sub(since)))
 }
 
 #[cfg(unix)]

@@ -103,19 +103,11 @@ impl Ledger {
     }
 
     fn read(&self) -> Result<Vec<Spent>, StoreError> {
-        let Some(bytes) = private_file::read(&self.root.join(FILE))? else { return Ok(Vec::new()) };
-        let mut entries = Vec::new();
-        for line in bytes.split(|byte| *byte == b'\n') {
-            match serde_json::from_slice::<Version>(line) {
-                Ok(Version { version }) if version != u64::from(FORMAT) => {
-                    return Err(StoreError::Newer { path: self.root.join(FILE), version });
-                }
-                Ok(_) => entries.extend(serde_json::from_slice::<Spent>(line)),
-                // A line that was torn by a crash was never synced, so its token never left: it can be skipped.
-                Err(_) => {}
-            }
+        let path = self.root.join(FILE);
+        match private_file::read(&path)? {
+            Some(bytes) => parse(&bytes, &path),
+            None => Ok(Vec::new()),
         }
-        Ok(entries)
     }
 
     fn append(&self, entry: &Spent) -> Result<(), StoreError> {
@@ -147,6 +139,22 @@ impl Ledger {
         }
         Ok(private_file::replace(&self.root, FILE, &bytes, watch)?)
     }
+}
+
+/// The entries that these bytes hold, one a line.
+pub(crate) fn parse(bytes: &[u8], path: &Path) -> Result<Vec<Spent>, StoreError> {
+    let mut entries = Vec::new();
+    for line in bytes.split(|byte| *byte == b'\n') {
+        match serde_json::from_slice::<Version>(line) {
+            Ok(Version { version }) if version != u64::from(FORMAT) => {
+                return Err(StoreError::Newer { path: path.to_owned(), version });
+            }
+            Ok(_) => entries.extend(serde_json::from_slice::<Spent>(line)),
+            // A line that was torn by a crash was never synced, so its token never left: it can be skipped.
+            Err(_) => {}
+        }
+    }
+    Ok(entries)
 }
 
 /// An hour after its end, or a day from now where it does not say when it ends: the clocks of this machine and of the
@@ -191,6 +199,48 @@ mod tests {
         assert_eq!(again.owner.pid, std::process::id());
         assert_eq!(ledger.find(&token("1", 5_000_000_000)).expect("a ledger"), Some(again));
         assert_eq!(ledger.find(&token("3", 5_000_000_000)).expect("a ledger"), None);
+    }
+
+    #[test]
+    fn each_entry_has_a_line_of_its_own() {
+        let (_holder, ledger) = ledger();
+        spend(&ledger, &token("1", 5_000_000_000));
+        spend(&ledger, &token("2", 5_000_000_000));
+        let bytes = private_file::read(&ledger.root.join(FILE)).expect("readable").expect("there");
+        let lines: Vec<_> = bytes.split(|byte| *byte == b'\n').collect();
+        assert!(lines.len() == 2 && lines.iter().all(|line| line.starts_with(b"{")), "{lines:?}");
+    }
+
+    #[test]
+    fn forgetting_waits_until_it_is_worth_it() {
+        const END: u64 = 1_000_000;
+        for (ended, lasting, left) in
+            [(511, 0, 511), (512, 0, 0), (256, 256, 256), (255, 257, 512), (100, 500, 600), (300, 300, 300)]
+        {
+            let (_holder, ledger) = ledger();
+            let entry = |number: usize| {
+                let forget_at = if number < ended { END } else { END + 1 };
+                let fingerprint = number.to_string();
+                let used = Use::Sent;
+                let entry = Spent { version: FORMAT, fingerprint, used, owner: Owner::current(), at: 1, forget_at };
+                serde_json::to_string(&entry).expect("JSON") + "\n"
+            };
+            let lines: String = (0..ended + lasting).map(entry).collect();
+            private_file::replace(&ledger.root, FILE, lines.as_bytes(), &|_| {}).expect("written");
+            let clock = Clock { wall: || crate::clock::from_epoch_seconds(END), ..Clock::system() };
+            ledger.spend(&token("new", END + 300), Use::Sent, clock, &|_| {}).expect("a ledger");
+            assert_eq!(ledger.read().expect("a ledger").len(), left + 1, "{ended} ended and {lasting} lasting");
+        }
+    }
+
+    #[test]
+    fn an_entry_stays_an_hour_longer_than_its_token() {
+        let now = crate::clock::from_epoch_seconds(1000);
+        for (end, forgotten) in [(2000, 5600), (500, 4600)] {
+            assert_eq!(forget_at(&token("1", end), now), forgotten, "{end}");
+        }
+        let endless = IdentityToken::parse(&Secret::new("e30.e30.YQ".to_owned())).expect("a token");
+        assert_eq!(forget_at(&endless, now), 1000 + 86_400);
     }
 
     #[test]

@@ -47,7 +47,10 @@ impl fmt::Display for Owner {
 }
 
 fn start_time(pid: u32) -> Option<u64> {
-    let stat = short_text(&Path::new("/proc").join(pid.to_string()).join("stat"))?;
+    start_time_in(&short_text(&Path::new("/proc").join(pid.to_string()).join("stat"))?)
+}
+
+pub(crate) fn start_time_in(stat: &str) -> Option<u64> {
     // The command name stands in parentheses and may hold anything; field 22 counts from behind it (proc_pid_stat(5)).
     let after_name = &stat[stat.rfind(')')? + 1..];
     after_name.split_ascii_whitespace().nth(19)?.parse().ok()

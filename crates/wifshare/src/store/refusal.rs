@@ -15,6 +15,9 @@ use crate::step::Watch;
 
 const FILE: &str = "refusal.json";
 
+/// A refusal that nobody can have meant to last longer than this.
+pub(crate) const LONGEST: Duration = Duration::from_secs(60);
+
 /// Why the last exchange failed, in texts that are safe to show.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {
@@ -56,19 +59,24 @@ impl Refusal {
         self
     }
 
-    /// How much longer it counts; `None` when it no longer does. A clock that was stepped back ends it too.
+    /// How much longer it counts; `None` when it no longer does. A clock that was stepped back ends it too, and none
+    /// counts longer than [`LONGEST`], whatever its file says.
     pub fn remaining(&self, now: SystemTime) -> Option<Duration> {
         let begun = from_epoch_seconds(self.at) <= now + Duration::from_secs(1);
-        from_epoch_seconds(self.until).duration_since(now).ok().filter(|left| begun && !left.is_zero())
+        let until = from_epoch_seconds(self.until).min(from_epoch_seconds(self.at) + LONGEST);
+        until.duration_since(now).ok().filter(|left| begun && !left.is_zero())
     }
 }
 
 /// What is remembered in this directory, if it still counts. One that cannot be read counts as none.
 pub(super) fn read(directory: &Path, now: SystemTime) -> Result<Option<Refusal>, StoreError> {
     let bytes = private_file::read(&directory.join(FILE))?;
-    let parsed = bytes.and_then(|bytes| serde_json::from_slice::<Versioned>(&bytes).ok());
-    let ours = parsed.filter(|parsed| parsed.version == FORMAT).map(|parsed| parsed.refusal);
-    Ok(ours.filter(|refusal| refusal.remaining(now).is_some()))
+    Ok(bytes.and_then(|bytes| parse(&bytes)).filter(|refusal| refusal.remaining(now).is_some()))
+}
+
+pub(crate) fn parse(bytes: &[u8]) -> Option<Refusal> {
+    let parsed = serde_json::from_slice::<Versioned>(bytes).ok()?;
+    (parsed.version == FORMAT).then_some(parsed.refusal)
 }
 
 pub(super) fn remember(directory: &Path, refusal: &Refusal, watch: Watch<'_>) -> Result<(), StoreError> {

@@ -1,0 +1,77 @@
+//! More processes than can be explored: eight of them, with six crashes, in orders that chance gives. What breaks a
+//! promise is shrunk to the shortest order that does so. The guards are taken out here too, and have to be missed.
+
+use proptest::collection::vec;
+use proptest::num::u16;
+use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
+
+use super::model::{Removed, World};
+
+type Crowd = World<8, 24>;
+
+/// Follows an order: each choice is who goes on, or, one time in twelve, which misfortune happens. Afterwards everybody
+/// has to come to an end without any more of those.
+fn follow(order: &[u16], can_be_asked_again: bool, removed: Removed) -> Result<(), &'static str> {
+    let mut world = Crowd::new(can_be_asked_again);
+    world.crashes_left = 6;
+    world.expiries_left = 3;
+    for choice in order {
+        let misfortunes = if choice % 12 == 0 { world.misfortunes(can_be_asked_again) } else { Vec::new() };
+        let next = if misfortunes.is_empty() { world.steps(can_be_asked_again, removed) } else { misfortunes };
+        let Some(next) = (!next.is_empty()).then(|| next[usize::from(*choice) / 12 % next.len()].clone()) else {
+            break;
+        };
+        world = next;
+        world.broken_promise().map_or(Ok(()), Err)?;
+    }
+    // The longest way has three tries of six acts, with four spent tokens before each.
+    const LONGEST: usize = 8 * 3 * (6 + 4 * 2);
+    for _ in 0..LONGEST {
+        let Some(next) = world.steps(can_be_asked_again, removed).pop() else { break };
+        world = next;
+        world.broken_promise().map_or(Ok(()), Err)?;
+    }
+    match world.processes.iter().all(|process| process.is_over()) {
+        true => Ok(()),
+        false => Err("somebody waits for ever"),
+    }
+}
+
+/// The same orders each time: what a machine finds, every machine finds.
+fn sample(orders: u32, can_be_asked_again: bool, removed: Removed) -> Result<(), (String, usize)> {
+    let config = Config { cases: orders, failure_persistence: None, ..Config::default() };
+    let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
+    let outcome = runner
+        .run(&vec(u16::ANY, 0..300), |order| follow(&order, can_be_asked_again, removed).map_err(TestCaseError::fail));
+    outcome.map_err(|error| match error {
+        TestError::Fail(reason, order) => (reason.message().to_owned(), order.len()),
+        TestError::Abort(reason) => panic!("{reason}"),
+    })
+}
+
+#[test]
+fn eight_processes_and_six_crashes_break_no_promise() {
+    for can_be_asked_again in [true, false] {
+        sample(2_000, can_be_asked_again, Removed::Nothing).expect("every promise holds");
+    }
+}
+
+#[test]
+fn each_guard_is_missed_by_a_crowd() {
+    for (removed, broken) in [
+        (Removed::Lock, "two processes had the turn at once"),
+        (Removed::LockToTheEnd, "two processes had the turn at once"),
+        (Removed::SecondLook, "an exchange began beside a usable credential"),
+        (Removed::Recall, "somebody knocked although all had been refused"),
+        (Removed::Remembering, "somebody knocked although all had been refused"),
+        (Removed::LedgerLook, "an identity token was sent twice"),
+        (Removed::LedgerWrite, "an identity token was sent twice"),
+        (Removed::LedgerSync, "an identity token was sent twice"),
+        (Removed::NewToken, "an identity token was sent twice"),
+        (Removed::Keeping, "a credential was bought and lost"),
+    ] {
+        let (found, steps) = sample(20_000, true, removed).expect_err("a promise is broken");
+        assert_eq!(found, broken, "without {removed:?}, in {steps} steps");
+        assert!(steps < 60, "without {removed:?} it takes {steps} steps: the order was not shrunk");
+    }
+}

@@ -1,0 +1,331 @@
+//! Journeys one and two at their boundaries: real files, real locks and a real server, and a clock that is set by hand.
+#![expect(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test makes its own world, and fails loudly")]
+
+use std::cell::{Cell, RefCell};
+use std::path::Path;
+use std::sync::Mutex;
+use std::time::{Duration, SystemTime};
+
+use wifshare::{
+    Clock, Config, Credential, Environment, Inputs, ObtainError, Step, StoreError, Transport, obtain, obtain_lasting,
+    renew, resolve,
+};
+use wifshare_sandbox::{Fault, Knobs, Sandbox, SigningAlgorithm};
+
+thread_local! {
+    /// How far the clocks of this test are ahead of where they began.
+    static AHEAD: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+    static BEGAN: SystemTime = SystemTime::now();
+    static PAUSES: RefCell<Vec<Duration>> = const { RefCell::new(Vec::new()) };
+    /// How much longer each pause takes than was asked.
+    static DELAY: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+}
+
+/// A wait takes no time, and puts both clocks ahead by what it should have taken.
+const CLOCK: Clock = Clock {
+    wall: || BEGAN.with(|began| *began) + AHEAD.get(),
+    monotonic: || AHEAD.get(),
+    pause: |time| {
+        PAUSES.with_borrow_mut(|pauses| pauses.push(time));
+        pass(time + DELAY.get());
+        Ok(())
+    },
+};
+
+fn pass(time: Duration) {
+    AHEAD.set(AHEAD.get() + time);
+}
+
+const fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+struct World {
+    sandbox: Sandbox,
+    config: Config,
+    transport: Transport,
+    _holder: tempfile::TempDir,
+}
+
+/// Identity tokens that live for an hour, so that this clock may be ahead of the server's.
+fn knobs(exchange_faults: Vec<Fault>) -> Knobs {
+    Knobs {
+        algorithm: SigningAlgorithm::Es256,
+        identity_token_lifetime_s: 3600,
+        access_token_lifetime_s: 600,
+        exchange_faults,
+        ..Knobs::default()
+    }
+}
+
+fn status(status: u16, retry_after_s: Option<u64>) -> Fault {
+    Fault::Status { status, retry_after_s, commit: false }
+}
+
+impl World {
+    fn new(knobs: Knobs) -> World {
+        World::with(knobs, |_| None)
+    }
+
+    /// With this identity token in a variable, if there is one, and else the CI's endpoint.
+    fn with(knobs: Knobs, given: impl FnOnce(&Sandbox) -> Option<String>) -> World {
+        // To the second, as credentials are.
+        let sandbox = Sandbox::start(knobs).unwrap();
+        let holder = tempfile::tempdir().unwrap();
+        let mut environment: Environment = sandbox.environment().into_iter().collect();
+        if let Some(token) = given(&sandbox) {
+            environment.set("ANTHROPIC_IDENTITY_TOKEN", token);
+        }
+        let config = configured(&environment, holder.path());
+        World { sandbox, config, transport: Transport::new(&environment), _holder: holder }
+    }
+
+    fn obtain(&self) -> Result<Credential, ObtainError> {
+        obtain(&self.config, &self.transport, CLOCK, &|_| {})
+    }
+
+    fn lasting(&self, asked: u64) -> Result<Credential, ObtainError> {
+        obtain_lasting(seconds(asked), &self.config, &self.transport, CLOCK, &|_| {})
+    }
+
+    fn renew(&self, held: &Credential) -> Result<Credential, ObtainError> {
+        renew(held, &self.config, &self.transport, CLOCK, &|_| {})
+    }
+
+    /// Exchanges received and accepted.
+    fn exchanges(&self) -> (u64, u64) {
+        let counters = self.sandbox.counters();
+        assert_eq!(counters.assertions_repeated, 0, "{counters:#?}");
+        (counters.exchanges_received, counters.exchanges_accepted)
+    }
+}
+
+fn configured(environment: &Environment, state: &Path) -> Config {
+    let inputs = Inputs { state_dir: Some(state.join("state")), ..Inputs::default() };
+    resolve(&inputs, environment).unwrap()
+}
+
+fn code(result: Result<Credential, ObtainError>) -> String {
+    match result {
+        Ok(_) => "served".to_owned(),
+        Err(error) => error.code().to_string(),
+    }
+}
+
+/// To where a credential's life has this many seconds left.
+fn pass_until_left(credential: &Credential, left: u64) {
+    let end = credential.expires_at.duration_since(CLOCK.now()).unwrap();
+    pass(end - seconds(left));
+}
+
+#[test]
+fn one_that_is_fresh_is_served_and_one_whose_successor_is_due_is_renewed() {
+    let world = World::new(knobs(vec![]));
+    let first = world.obtain().unwrap();
+    pass_until_left(&first, 151);
+    assert_eq!(world.obtain().unwrap(), first);
+    assert_eq!(world.exchanges(), (1, 1));
+    pass_until_left(&first, 150);
+    let second = world.obtain().unwrap();
+    assert_eq!((second.generation, world.exchanges()), (2, (2, 2)));
+}
+
+#[test]
+fn who_cannot_have_a_successor_is_served_what_is_usable_and_nothing_that_is_not() {
+    let world = World::new(knobs([vec![Fault::None], vec![status(503, None); 12]].concat()));
+    let first = world.obtain().unwrap();
+    pass_until_left(&first, 100);
+    let told = Mutex::new(Vec::new());
+    let watch = |step: &Step<'_>| {
+        if let Step::NotRenewed { cause, .. } = step {
+            told.lock().unwrap().push(cause.clone());
+        }
+    };
+    assert_eq!(obtain(&world.config, &world.transport, CLOCK, &watch).unwrap(), first);
+    let told = told.into_inner().unwrap();
+    assert!(told.len() == 1 && told[0].contains("HTTP 503"), "{told:?}");
+    assert_eq!(world.exchanges(), (4, 1), "three tries");
+    // Ended, or so near to it that a client refuses it.
+    pass_until_left(&first, 30);
+    assert_eq!(code(world.obtain()), "endpoint-busy");
+}
+
+#[test]
+fn a_failure_that_may_pass_is_tried_three_times_with_growing_pauses_and_a_refusal_once() {
+    for (faults, tries, told, pauses) in [
+        (vec![status(503, None); 5], 3, "endpoint-busy", vec![500..750, 1000..1500]),
+        (vec![status(429, Some(4)); 5], 3, "endpoint-busy", vec![4000..4001, 4000..4001]),
+        (vec![status(529, Some(3600)); 5], 3, "endpoint-busy", vec![10_000..10_001, 10_000..10_001]),
+        (vec![Fault::DropAfterCommit; 5], 3, "answer-lost", vec![500..750, 1000..1500]),
+        (vec![status(401, None); 5], 1, "exchange-refused", vec![]),
+        (vec![Fault::NotJson; 5], 1, "answer-unexpected", vec![]),
+        (vec![status(503, None); 2], 3, "served", vec![500..750, 1000..1500]),
+    ] {
+        let world = World::new(knobs(faults));
+        PAUSES.take();
+        assert_eq!(code(world.obtain()), told);
+        assert_eq!(world.exchanges().0, tries, "{told}");
+        let taken = PAUSES.take();
+        let are_as_expected = taken.iter().zip(&pauses).all(|(taken, pause)| pause.contains(&taken.as_millis()));
+        assert!(taken.len() == pauses.len() && are_as_expected, "{told}: {taken:?}, and {pauses:?} was expected");
+    }
+}
+
+#[test]
+fn no_further_try_is_begun_after_a_minute() {
+    for (delay, tries) in [(40, 3), (70, 2)] {
+        let world = World::new(knobs(vec![status(503, None); 5]));
+        DELAY.set(seconds(delay));
+        assert_eq!(code(world.obtain()), "endpoint-busy");
+        assert_eq!(world.exchanges().0, tries, "with pauses that take {delay} s longer");
+        DELAY.set(Duration::ZERO);
+    }
+}
+
+#[test]
+fn a_failure_is_remembered_for_as_long_as_it_is_sure() {
+    let forbidden = || Knobs { identity_token_faults: vec![status(403, None); 2], ..knobs(vec![]) };
+    let broken = || Knobs { identity_token_faults: vec![status(503, None); 3], ..knobs(vec![]) };
+    let busy = || Knobs { identity_token_faults: vec![status(429, None); 3], ..knobs(vec![]) };
+    for (knobs, told, remembered) in [
+        (knobs(vec![status(401, None)]), "exchange-refused", 30),
+        (
+            knobs(vec![Fault::Redirect { status: 307, location: "https://a.invalid/".to_owned() }]),
+            "endpoint-redirects",
+            30,
+        ),
+        (knobs(vec![status(503, None); 3]), "endpoint-busy", 5),
+        (knobs(vec![Fault::DropBeforeCommit; 3]), "answer-lost", 5),
+        (knobs(vec![Fault::EmptyBody]), "answer-unexpected", 5),
+        (forbidden(), "identity-refused", 30),
+        (broken(), "identity-refused", 5),
+        (busy(), "identity-refused", 5),
+        (Knobs { identity_token_faults: vec![Fault::NotJson], ..knobs(vec![]) }, "identity-unexpected", 5),
+    ] {
+        let world = World::new(knobs);
+        assert_eq!(code(world.obtain()), told);
+        world.sandbox.set_knobs(self::knobs(vec![]));
+        let (asked, exchanged) = (world.sandbox.counters().identity_tokens_issued, world.exchanges());
+        // Counted in whole seconds from the one in which it happened.
+        pass(seconds(remembered - 2));
+        let error = world.obtain().unwrap_err();
+        assert!(matches!(error, ObtainError::Remembered(..)), "{told}: {error}");
+        assert_eq!(error.code().to_string(), told);
+        assert!(error.hint().is_some_and(|hint| hint.len() > 20), "{told}: the cure is remembered too");
+        assert_eq!((world.sandbox.counters().identity_tokens_issued, world.exchanges()), (asked, exchanged));
+        pass(seconds(2));
+        assert_eq!(code(world.obtain()), "served", "{told}: after {remembered} s");
+    }
+}
+
+#[test]
+fn what_is_spent_or_malformed_is_looked_at_anew_each_time() {
+    let spoiled = Knobs { identity_token_faults: vec![Fault::MalformedIdentityToken], ..knobs(vec![]) };
+    let world = World::new(spoiled);
+    assert_eq!(code(world.obtain()), "identity-malformed");
+    assert_eq!(code(world.obtain()), "served");
+}
+
+#[test]
+fn an_identity_token_may_be_half_a_minute_over_its_end_and_no_more() {
+    for (over, received, told) in [(29, 1, "exchange-refused"), (32, 0, "identity-expired")] {
+        let end = CLOCK.now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+        let world = World::with(knobs(vec![status(401, None)]), |sandbox| {
+            Some(sandbox.issue_identity_token_with(|claims| drop(claims.insert("exp".to_owned(), end.into()))))
+        });
+        pass(seconds(over));
+        assert_eq!(code(world.obtain()), told, "{over} s over");
+        assert_eq!(world.exchanges().0, received);
+    }
+}
+
+#[test]
+fn one_token_is_sent_once_and_its_second_use_is_told_with_the_cure() {
+    let world = World::with(knobs(vec![Fault::DropAfterCommit]), |sandbox| Some(sandbox.issue_identity_token()));
+    let lost = world.obtain().unwrap_err();
+    assert_eq!(lost.code().to_string(), "answer-lost");
+    pass(seconds(31));
+    let error = world.obtain().unwrap_err();
+    assert_eq!(error.code().to_string(), "identity-spent");
+    let told = error.to_string();
+    let expected = format!("was already taken for an exchange by pid {}, 3", std::process::id());
+    assert!(told.contains(&expected), "{told}");
+    for error in [lost, error] {
+        assert!(error.hint().is_some_and(|hint| hint.contains("this job was given no other")), "{error}");
+    }
+    assert_eq!(world.exchanges().0, 1, "a source with one token has one try");
+}
+
+#[test]
+fn who_can_be_asked_again_hears_another_cure_than_who_cannot() {
+    let remintable = World::new(knobs(vec![status(503, None); 3]));
+    let hint = remintable.obtain().unwrap_err().hint().unwrap();
+    assert!(hint.contains("a new identity token is taken for each try"), "{hint}");
+    let given = World::with(knobs(vec![status(503, None); 3]), |sandbox| Some(sandbox.issue_identity_token()));
+    let hint = given.obtain().unwrap_err().hint().unwrap();
+    assert!(hint.contains("this job was given no other"), "{hint}");
+}
+
+#[test]
+fn a_renewal_replaces_what_is_held_and_takes_what_others_renewed() {
+    let world = World::new(knobs(vec![]));
+    let first = world.obtain().unwrap();
+    let second = world.renew(&first).unwrap();
+    assert_eq!((second.generation, world.exchanges()), (2, (2, 2)));
+    // Who holds the first still finds its successor, and sends nothing.
+    assert_eq!(world.renew(&first).unwrap(), second);
+    assert_eq!(world.exchanges(), (2, 2));
+    // A successor that has ended is none.
+    pass_until_left(&second, 10);
+    assert_eq!(world.renew(&first).unwrap().generation, 3);
+}
+
+#[test]
+fn one_that_has_to_last_lasts_and_what_no_exchange_can_give_is_not_bought_twice() {
+    let world = World::new(knobs(vec![]));
+    let first = world.obtain().unwrap();
+    pass_until_left(&first, 400);
+    assert_eq!(world.lasting(400).unwrap(), first, "just long enough");
+    let second = world.lasting(401).unwrap();
+    assert_eq!(world.exchanges(), (2, 2));
+    assert!(second.remaining(CLOCK.now()) >= seconds(401));
+    // As long as one lives: one more, for the last is a moment old. A second more: it would be in vain.
+    pass(seconds(5));
+    assert_eq!(code(world.lasting(601)), "credential-short-lived");
+    assert_eq!(world.exchanges(), (2, 2), "the one in hand says how long they live");
+    pass_until_left(&second, 20);
+    assert_eq!(code(world.lasting(601)), "credential-short-lived");
+    assert_eq!(world.exchanges(), (3, 3), "with nothing in hand, one is bought to see");
+    let hint = world.lasting(601).unwrap_err().hint().unwrap();
+    assert!(hint.contains("--min-life"), "{hint}");
+}
+
+#[test]
+fn who_has_something_usable_waits_a_moment_and_who_has_nothing_waits_long() {
+    let world = World::new(knobs(vec![]));
+    let store = world.config.store();
+    let waited = |what: &dyn Fn()| {
+        let before = AHEAD.get();
+        what();
+        (AHEAD.get() - before).as_secs()
+    };
+    let turn = store.lock(seconds(1), CLOCK, &|_| {}).unwrap();
+    let held = waited(&|| {
+        let error = world.obtain().unwrap_err();
+        assert!(matches!(&error, ObtainError::Store(StoreError::Held { .. })), "{error}");
+        assert_eq!(error.code().to_string(), "lock-held");
+        assert!(error.hint().is_some_and(|hint| hint.contains("end it and try again")));
+    });
+    assert_eq!(held, 180);
+    drop(turn);
+    let first = world.obtain().unwrap();
+    pass_until_left(&first, 140);
+    let turn = store.lock(seconds(1), CLOCK, &|_| {}).unwrap();
+    assert_eq!(waited(&|| assert_eq!(world.obtain().unwrap(), first)), 2, "it is usable, and served");
+    // What is in hand ends while we wait: then a moment is not enough any more.
+    pass_until_left(&first, 31);
+    let held = waited(&|| assert_eq!(code(world.obtain()), "lock-held"));
+    assert!(held >= 180, "{held} s");
+    drop(turn);
+    assert_eq!(world.exchanges(), (1, 1));
+}
