@@ -154,3 +154,27 @@ fn the_end_of_what_the_platform_is_asked_with_is_told_when_it_is_near() {
         "the run before has removed the credential, and this request token is refused"
     );
 }
+
+#[test]
+fn a_gitlab_job_of_several_steps_is_served_by_start_and_stop() {
+    let mut job = job(knobs());
+    let issuer = job.sandbox.base_url();
+    job.set("GITLAB_CI", "true");
+    job.set("CI_SERVER_URL", &issuer);
+    for name in ["CLAUDE_ONE", "CLAUDE_TWO"] {
+        let token = job.sandbox.issue_identity_token();
+        job.set(name, &token);
+    }
+    // As docs/ci/gitlab.md has it: one script, several commands, each of which finds the credential.
+    let script = r#"set -e
+        eval "$("$WIFSHARE" start --format env)"
+        [ -z "$CLAUDE_ONE$CLAUDE_TWO" ]
+        "$WIFSHARE" demo --child shared
+        sh -c '"$WIFSHARE" demo --child shared'
+        "$WIFSHARE" stop"#;
+    let ended = crate::job::finish(job.command("sh", &["-c", script]).spawn().unwrap());
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    assert!(ended.stderr.contains("can stay signed in for about"), "{}", ended.stderr);
+    assert_eq!(job.counters().messages_accepted, 2);
+    job.assert_exchanges(1);
+}

@@ -10,4 +10,5 @@ mod faults;
 mod forgeries;
 mod identity;
 mod lifecycle;
+mod platforms;
 mod single_use;
