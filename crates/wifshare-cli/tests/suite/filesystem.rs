@@ -176,6 +176,20 @@ fn a_disk_that_fails_to_sync_costs_no_credential() {
 }
 
 #[test]
+fn an_interrupted_system_call_is_made_again() {
+    // Every so many-th, from one on that the loader of the program has behind it. `write` is left out: it also wakes the
+    // I/O driver through a descriptor that does not block, where no system is interrupted and tokio expects it.
+    for call in ["openat", "read", "fsync", "sendto", "recvfrom", "epoll_wait"] {
+        let first = if matches!(call, "openat" | "read") { "12+7" } else { "1+3" };
+        let mut job = Job::new(knobs());
+        let Some(ended) = injected(&job, &format!("{call}:error=EINTR:when={first}"), &["token"]) else { return };
+        job.may_keep_credential();
+        assert_eq!(ended.code, 0, "{call}: {}", ended.stderr);
+        job.assert_exchanges(1);
+    }
+}
+
+#[test]
 fn too_few_descriptors_cost_no_credential() {
     let mut served = 0;
     for limit in 4..=20 {

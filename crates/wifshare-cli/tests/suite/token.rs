@@ -118,6 +118,50 @@ fn twenty_processes_with_a_refused_identity_make_one_request_and_hear_one_reason
     assert_eq!(job.counters().exchanges_received, 1);
 }
 
+/// A stranger to our ledger, an SDK say, has exchanged the one token of the job before.
+#[test]
+fn twenty_processes_whose_token_was_spent_elsewhere_make_one_request_and_fail_with_one_cause() {
+    for is_file in [true, false] {
+        let mut job = Job::new(Knobs { exchange_latency_ms: 300, ..knobs() });
+        let token = job.sandbox.issue_identity_token();
+        if is_file {
+            job.use_token_file(&token);
+        } else {
+            job.without_endpoint();
+            job.set("ANTHROPIC_IDENTITY_TOKEN", &token);
+        }
+        let elsewhere = job.path("elsewhere");
+        assert_eq!(job.token(&["--state-dir", elsewhere.to_str().unwrap()]).code, 0);
+        let begun = std::time::Instant::now();
+        let start = |number: usize| match number % 2 {
+            0 => job.wifshare(&["token"]).spawn().unwrap(),
+            _ => job.wifshare(&["exec", "--", "true"]).spawn().unwrap(),
+        };
+        let children: Vec<_> = (0..20).map(start).collect();
+        for ended in children.into_iter().map(finish) {
+            assert_eq!(ended.code, 125, "{}", ended.stderr);
+            assert!(ended.stderr.contains("error[exchange-refused]"), "{}", ended.stderr);
+            assert!(ended.stderr.contains("jti_reused"), "the hint names what happened: {}", ended.stderr);
+            job.search(&ended.stderr, "standard error");
+        }
+        // A client with retries would knock for minutes; on a busy machine twenty processes take a while to start.
+        assert!(begun.elapsed() < std::time::Duration::from_secs(25), "{:?}", begun.elapsed());
+        let counters = job.counters();
+        assert_eq!(
+            (counters.exchanges_accepted, counters.exchanges_received),
+            (1, 2),
+            "the stranger's, and one of ours"
+        );
+        // Later, when the refusal is forgotten, the ledger says who tried it and when, and what to do.
+        let refusal = crate::job::files(&job.state()).into_iter().find(|path| path.ends_with("refusal.json"));
+        std::fs::remove_file(refusal.unwrap()).unwrap();
+        let later = job.token(&[]);
+        assert!(later.stderr.contains("was already taken for an exchange by pid "), "{}", later.stderr);
+        assert!(later.stderr.contains("hint: each identity token is accepted once"), "{}", later.stderr);
+        assert_eq!(job.counters().exchanges_received, 2);
+    }
+}
+
 #[test]
 fn a_refusal_is_remembered_by_exec_as_well() {
     let mut refusing = knobs();
