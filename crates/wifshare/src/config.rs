@@ -420,6 +420,31 @@ mod tests {
     }
 
     #[test]
+    fn where_a_credential_comes_from_is_kept_with_it() {
+        let file = resolved(&[]).expect("a configuration").location;
+        assert_eq!((file.remintable, file.source.as_str()), (false, "the file /run/token"));
+        let (url, bearer) = ("ACTIONS_ID_TOKEN_REQUEST_URL", "ACTIONS_ID_TOKEN_REQUEST_TOKEN");
+        let github = resolved(&[("ANTHROPIC_IDENTITY_TOKEN_FILE", ""), (url, "https://ci.invalid"), (bearer, "t")]);
+        let github = github.expect("a configuration").location;
+        assert_eq!((github.remintable, github.source.as_str()), (true, "GitHub Actions"));
+    }
+
+    #[test]
+    fn a_base_url_that_is_none_is_told_from_one_in_the_clear() {
+        for (url, words) in [
+            ("api.example", "with a scheme and a host"),
+            ("/path", "with a scheme and a host"),
+            ("http://api.example", "in the clear"),
+            ("https://api.example?x", "a query or a fragment"),
+            ("https://api.example#x", "a query or a fragment"),
+            ("https://u@api.example", "a user name or password"),
+        ] {
+            let told = endpoint(url).expect_err(url).to_string();
+            assert!(told.contains(words), "{url}: {told}");
+        }
+    }
+
+    #[test]
     fn a_base_url_is_parsed_and_not_compared_by_prefix() {
         for (url, endpoint) in [
             ("https://api.example", Some("https://api.example/v1/oauth/token")),

@@ -303,6 +303,8 @@ mod tests {
             ("0.9", None),
             ("0", None),
             ("-5", None),
+            ("315360000", Some(315_360_000)),
+            ("315360001", None),
             ("1e30", None),
             ("null", None),
             ("true", None),

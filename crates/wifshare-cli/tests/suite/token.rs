@@ -145,7 +145,7 @@ fn twenty_processes_whose_token_was_spent_elsewhere_make_one_request_and_fail_wi
             job.search(&ended.stderr, "standard error");
         }
         // A client with retries would knock for minutes; on a busy machine twenty processes take a while to start.
-        assert!(begun.elapsed() < std::time::Duration::from_secs(25), "{:?}", begun.elapsed());
+        assert!(begun.elapsed() < Duration::from_secs(25), "{:?}", begun.elapsed());
         let counters = job.counters();
         assert_eq!(
             (counters.exchanges_accepted, counters.exchanges_received),

@@ -77,6 +77,8 @@ mod tests {
         assert!(!ours.is_dead());
         assert!(Owner { start_time: ours.start_time.map(|time| time + 1), ..ours.clone() }.is_dead());
         assert!(Owner { boot: Some("another".to_owned()), ..ours.clone() }.is_dead());
-        assert!(Owner { pid: u32::MAX, ..ours }.is_dead());
+        assert!(Owner { pid: u32::MAX, ..ours.clone() }.is_dead());
+        assert_eq!(ours.to_string(), format!("pid {}", std::process::id()));
+        assert!(ours.start_time.is_some_and(|ticks| ticks > 1));
     }
 }
