@@ -188,6 +188,18 @@ fn a_cancelled_main_and_a_cancelled_step_are_cleaned_up_by_the_post() {
     }
 }
 
+#[test]
+fn a_signal_to_main_alone_reaches_wifshare_and_leaves_nothing() {
+    let (mut runner, inputs) = runner_with_inputs(Job::new(Knobs { exchange_latency_ms: 3000, ..knobs() }));
+    let main = part(&runner, "main", &borrowed(&inputs));
+    let main = runner.begin(main);
+    eventually("an exchange is under way", || runner.job.counters().exchanges_received > 0);
+    rustix::process::kill_process(Pid::from_child(&main.child), Signal::INT).unwrap();
+    assert_eq!(runner.end(main).code, 130);
+    assert!(runner.variables.is_empty());
+    assert_nothing_is_left(&runner);
+}
+
 /// As the runner cancels, with a shorter patience: INT, TERM, KILL.
 fn cancel(child: &std::process::Child) {
     let group = Pid::from_child(child);
