@@ -74,6 +74,12 @@ pub(crate) enum Command {
     /// Tell what happened in this job: processes, exchanges, and what sharing saved.
     #[command(after_help = "Example:\n  wifshare report --format json > report.json")]
     Report(ReportArguments),
+    /// Serve the gateway without a command: print where it listens and the capability that it wants to see, and put the
+    /// credential into what comes by, until a signal ends it.
+    #[command(
+        after_help = "Example:\n  wifshare gateway --listen 127.0.0.1:8787 --format env > gateway.env\n\nEnds with 0 on SIGTERM or SIGINT, after what is under way."
+    )]
+    Gateway(GatewayArguments),
     /// Serve a practice ground on loopback: an identity provider and a token endpoint that accepts a token once. Or try
     /// a client against the rules of single use.
     #[command(after_help = CONFORMANCE)]
@@ -245,7 +251,8 @@ pub(crate) struct ShareArguments {
     #[command(flatten)]
     pub(crate) identity: IdentityArguments,
     /// profile: a credential file, kept fresh (default); federation: the same, and an unspent identity token for old
-    /// clients; environment: ANTHROPIC_AUTH_TOKEN as it is at the start
+    /// clients; environment: ANTHROPIC_AUTH_TOKEN as it is at the start; gateway: an address on this machine and a
+    /// capability that is worthless elsewhere, so that no child ever holds the credential
     #[arg(long, value_name = "DELIVERY")]
     pub(crate) delivery: Option<Delivery>,
     /// Let the children inherit this variable, which would be taken away (repeatable)
@@ -353,6 +360,32 @@ pub(crate) enum Format {
     Header,
     /// ANTHROPIC_AUTH_TOKEN=…
     Env,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct GatewayArguments {
+    #[command(flatten)]
+    pub(crate) identity: IdentityArguments,
+    /// Where to listen; only addresses of this machine alone are accepted, and port 0 takes any free one
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
+    pub(crate) listen: SocketAddr,
+    /// Listen at a Unix socket instead, for this user alone; clients say `Host: localhost`
+    #[arg(long, value_name = "PATH", conflicts_with = "listen")]
+    pub(crate) unix: Option<PathBuf>,
+    /// How long what is under way may go on after a signal
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration)]
+    pub(crate) grace: Duration,
+    /// How address and capability are printed
+    #[arg(long, value_enum, default_value_t = GatewayFormat::Env)]
+    pub(crate) format: GatewayFormat,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum GatewayFormat {
+    /// ANTHROPIC_BASE_URL=… and ANTHROPIC_AUTH_TOKEN=…
+    Env,
+    /// A JSON object with base_url and capability, and socket for a Unix socket
+    Json,
 }
 
 #[derive(Args, Debug)]

@@ -360,6 +360,16 @@ pub(crate) const CATALOGUE: &[Entry] = &[
     },
     // -- processes --
     Entry {
+        code: "gateway-not-opened",
+        meaning: "The gateway could not be opened. Nothing was asked for and nothing was spent.",
+        causes: &[
+            "the port of --listen is taken, or the address is not one of this machine alone",
+            "there is something at the path of --unix already, or its directory cannot be written",
+        ],
+        evidence: &["the cause names the address or the path"],
+        cures: &["leave --listen out for a free port, or choose another path"],
+    },
+    Entry {
         code: "interrupted",
         meaning: "The process was asked to end before anything was spent.",
         causes: &["a signal: Ctrl-C, or the CI cancels the job"],

@@ -50,8 +50,8 @@ pub(crate) fn doctor(arguments: &DoctorArguments, environment: &Environment, tal
 }
 
 fn examine(arguments: &DoctorArguments, rule: Option<&Rule>, environment: &Environment, talk: Talk) -> Vec<Finding> {
-    if let Some(store) = joined::run_to_join(&arguments.identity, environment) {
-        return [state::of_the_run(&store), clients::find(environment)].concat();
+    if let Some(around) = joined::run_to_join(&arguments.identity, environment) {
+        return [state::of_the_run(&around), clients::find(environment)].concat();
     }
     let own = &joined::without_a_run(environment);
     let inputs = arguments.identity.inputs();

@@ -4,22 +4,34 @@ use std::path::Path;
 use std::time::Duration;
 
 use wifshare::{
-    Clock, ConfigError, Credential, DELIVERED_VARIABLE, Environment, Keeper, ObtainError, RUN_VARIABLE, Secret, Store,
-    delivered, enclosing,
+    BASE_URL_VARIABLE, CAPABILITY_LIFE, Clock, ConfigError, Credential, DELIVERED_VARIABLE, Enclosing, Environment,
+    GATEWAY_VARIABLE, Keeper, ObtainError, RUN_VARIABLE, Secret, Store, delivered, enclosing,
 };
 
 use crate::arguments::IdentityArguments;
 use crate::catalogue::code;
 use crate::failure::Failure;
 
-/// The store of the run to join, unless the command line says that another identity is meant.
-pub(crate) fn run_to_join(identity: &IdentityArguments, environment: &Environment) -> Option<Store> {
+/// The run to join, unless the command line says that another identity is meant.
+pub(crate) fn run_to_join(identity: &IdentityArguments, environment: &Environment) -> Option<Enclosing> {
     enclosing(environment).filter(|_| !identity.name_an_identity())
 }
 
 /// The keeper that this process is inside of, whatever identity is meant.
 pub(crate) fn keeper_around(environment: &Environment) -> Option<Keeper> {
     Keeper::of_run(Path::new(environment.os(RUN_VARIABLE)?))
+}
+
+/// What the run around us shares: its credential, or the capability of its gateway, which is good for as long as the run.
+pub(crate) fn shared_by(run: &Enclosing, min_life: Option<Duration>, clock: Clock) -> Result<Credential, Failure> {
+    match run {
+        Enclosing::Store(store) => credential(store, min_life, clock),
+        Enclosing::Gateway { capability, .. } => {
+            let now = clock.now();
+            let expires_at = now + CAPABILITY_LIFE.max(min_life.unwrap_or_default());
+            Ok(Credential { access_token: capability.clone(), expires_at, obtained_at: now, generation: 0 })
+        }
+    }
 }
 
 /// The run's credential. Its supervisor renews, and we have nothing to renew with: when a successor is due it is waited
@@ -88,8 +100,15 @@ pub(crate) fn without_a_run(environment: &Environment) -> Environment {
     if own.is_some_and(|mark| environment.text(DELIVERED_VARIABLE) == Some(&mark)) {
         environment.remove("ANTHROPIC_AUTH_TOKEN");
     }
-    environment.remove(DELIVERED_VARIABLE);
-    environment.remove(RUN_VARIABLE);
+    if environment.text("ANTHROPIC_BASE_URL").is_some_and(|url| environment.text(GATEWAY_VARIABLE) == Some(url)) {
+        match environment.text(BASE_URL_VARIABLE).map(str::to_owned) {
+            Some(before) => environment.set("ANTHROPIC_BASE_URL", before),
+            None => environment.remove("ANTHROPIC_BASE_URL"),
+        }
+    }
+    for name in [DELIVERED_VARIABLE, GATEWAY_VARIABLE, BASE_URL_VARIABLE, RUN_VARIABLE] {
+        environment.remove(name);
+    }
     environment
 }
 
@@ -116,6 +135,15 @@ mod tests {
             ("ANTHROPIC_AUTH_TOKEN", "theirs"),
             (DELIVERED_VARIABLE, &delivered(&Secret::new("t".to_owned()))),
         ]);
+        let behind_a_gateway = |more: &[(&str, &str)]| {
+            let usual = [(RUN_VARIABLE, "/state/key/runs/1-a"), (GATEWAY_VARIABLE, "http://127.0.0.1:9")];
+            without_a_run(&usual.iter().chain(more).copied().collect())
+        };
+        let of_the_run = ("ANTHROPIC_BASE_URL", "http://127.0.0.1:9");
+        assert_eq!(behind_a_gateway(&[of_the_run]), Environment::default());
+        let before = Environment::from_iter([("ANTHROPIC_BASE_URL", "https://api.example")]);
+        assert_eq!(behind_a_gateway(&[of_the_run, (BASE_URL_VARIABLE, "https://api.example")]), before);
+        assert_eq!(behind_a_gateway(&[("ANTHROPIC_BASE_URL", "https://api.example")]), before);
         assert!(without_a_run(&own).has("ANTHROPIC_AUTH_TOKEN"));
         assert!(without_a_run(&own).has("ANTHROPIC_CONFIG_DIR") && without_a_run(&own).has("ANTHROPIC_PROFILE"));
     }

@@ -10,6 +10,7 @@ mod doctor;
 mod exec;
 mod explain;
 mod failure;
+mod gateway;
 mod handover;
 mod hardening;
 mod job_process;
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
         Command::Token(arguments) => token::token(&arguments, &environment, talk),
         Command::Report(arguments) => report::report(&arguments, &environment),
         Command::Status(arguments) => status::status(&arguments, &environment),
+        Command::Gateway(arguments) => gateway::gateway(&arguments, &environment, talk),
         Command::Sandbox(arguments) => sandbox::sandbox(arguments, &environment, talk),
         Command::Doctor(arguments) => doctor::doctor(&arguments, &environment, talk),
         Command::Explain(arguments) => explain::explain(&arguments),

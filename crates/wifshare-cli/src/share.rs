@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use wifshare::{
-    Arrangement, Config, ConfigError, DELIVERED_VARIABLE, Delivery, Ending, Environment, Outlook, Provision, Purpose,
-    Run, Step, StoreError, Supply, Transport, What, arrangement, delivered, resolve_for, variables_of_the_cis,
+    Arrangement, Config, ConfigError, DELIVERED_VARIABLE, Delivery, Enclosing, Ending, Environment, Outlook, Provision,
+    Purpose, Run, Step, StoreError, Supply, Transport, What, arrangement, delivered, resolve_for, variables_of_the_cis,
     without_what_buys,
 };
 
@@ -55,16 +55,18 @@ fn join(
     environment: &Environment,
     talk: Talk,
 ) -> Result<Option<(Environment, Option<Journal>)>, Failure> {
-    let Some(store) = joined::run_to_join(&arguments.identity, environment) else { return Ok(None) };
+    let Some(around) = joined::run_to_join(&arguments.identity, environment) else { return Ok(None) };
     talk.detail("inside a run of wifshare: joining it");
-    let journal = Journal::of_a_run(store.directory());
+    let journal = Journal::of_a_run(around.directory());
     journal.note(What::RunJoined { command: command.to_owned() });
     let mut joined = environment.clone();
     let is_kept = joined::keeper_around(environment).is_some();
     if is_kept {
         // A CI gives these to each of its steps anew, whatever the keeper took.
         without_what_buys(&mut joined, &arguments.keep_env, &variables_of_the_cis().collect::<Vec<_>>());
-        if let Ok(Some(held)) = store.read() {
+        if let Enclosing::Store(store) = &around
+            && let Ok(Some(held)) = store.read()
+        {
             // It may have been renewed since the last step, and this log has not seen its mask.
             talk.mask(held.access_token.expose());
         }
@@ -72,12 +74,12 @@ fn join(
     match arguments.delivery {
         None => {}
         Some(Delivery::Environment) => {
-            let credential = joined::credential(&store, None, clock())?;
+            let credential = joined::shared_by(&around, None, clock())?;
             talk.mask(credential.access_token.expose());
             joined.set("ANTHROPIC_AUTH_TOKEN", credential.access_token.expose());
             joined.set(DELIVERED_VARIABLE, delivered(&credential.access_token));
         }
-        Some(delivery @ (Delivery::Profile | Delivery::Federation)) => talk.notice(&format!(
+        Some(delivery @ (Delivery::Profile | Delivery::Federation | Delivery::Gateway)) => talk.notice(&format!(
             "--delivery {delivery} is left aside: the run around this command has chosen its delivery"
         )),
     }
@@ -145,6 +147,8 @@ fn run(
     // Not joined: a request that hangs must not keep a finished command from ending. `Run::end` sees to the rest.
     std::thread::spawn(move || keeper.keep_fresh(fastrand::f64()));
     let worked = work(&run.environment(environment, keep), Some(&journal));
+    // What the command left behind may be in the middle of an answer.
+    run.close_gateway(Duration::from_secs(5));
     let ending = run.end();
     journal.note(ended(&ending));
     match ending {

@@ -98,6 +98,20 @@ impl Talk {
     /// Tells of a journey's step what is worth telling.
     pub(crate) fn step(self, step: &Step<'_>) {
         match step {
+            Step::Obtained(credential) => {
+                self.mask(credential.access_token.expose());
+                self.detail(&format!(
+                    "signed in; generation {} lives {}",
+                    credential.generation,
+                    whole(credential.lifetime())
+                ));
+            }
+            Step::NotObtained { cause, hint, .. } => {
+                let hint = hint.as_ref().map(|hint| format!("\n  hint: {hint}")).unwrap_or_default();
+                self.warning(&format!(
+                    "no credential could be had, and requests are refused until there is one: {cause}{hint}"
+                ));
+            }
             Step::Identified(token) => {
                 self.mask(token.expose());
                 self.detail("got an identity token");

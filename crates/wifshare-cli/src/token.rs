@@ -20,9 +20,9 @@ use crate::talk::Talk;
 pub(crate) fn token(arguments: &TokenArguments, environment: &Environment, talk: Talk) -> Result<u8, Failure> {
     let clock = clock();
     let credential = match joined::run_to_join(&arguments.identity, environment) {
-        Some(store) => {
-            let credential = joined::credential(&store, arguments.min_life, clock)?;
-            Journal::of_a_moment(store.directory()).step(&Step::Found(&credential));
+        Some(around) => {
+            let credential = joined::shared_by(&around, arguments.min_life, clock)?;
+            Journal::of_a_moment(around.directory()).step(&Step::Found(&credential));
             credential
         }
         None => shared(arguments, environment, talk, clock)?,
@@ -89,7 +89,7 @@ fn print(credential: &Credential, format: Format, now: SystemTime) -> Result<u8,
 }
 
 /// In single quotes where a shell could read anything else than the text itself.
-fn quoted(text: &str) -> String {
+pub(crate) fn quoted(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_.~+/=".contains(c);
     if text.chars().all(plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
 }

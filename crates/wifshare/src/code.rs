@@ -86,6 +86,8 @@ codes! {
     /// Another process holds the lock for too long.
     LockHeld = "lock-held",
     // -- processes --
+    /// The gateway could not be opened.
+    GatewayNotOpened = "gateway-not-opened",
     /// The process was asked to end before anything was spent.
     Interrupted = "interrupted",
     /// There is no such program.

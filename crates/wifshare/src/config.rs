@@ -12,7 +12,7 @@ use crate::environment::Environment;
 use crate::exchange::Grant;
 use crate::identity::{self, Detected, IdentitySource, Places, Program, Reach, Supply, Surroundings};
 use crate::message;
-use crate::store::Location;
+use crate::store::{Location, Memory, Store};
 use crate::transport::Transport;
 
 /// What the user said on the command line. It goes before the environment.
@@ -71,6 +71,8 @@ pub struct Config {
     pub source: IdentitySource,
     /// Where the credential is kept.
     pub location: Location,
+    /// Where it is kept instead, if it shall be in no file.
+    pub memory: Option<Memory>,
 }
 
 /// What the operator already arranged, and what is therefore not ours to touch.
@@ -205,6 +207,7 @@ pub fn resolve_for(purpose: Purpose, inputs: &Inputs, environment: &Environment)
         scope: environment.text("ANTHROPIC_SCOPE").map(str::to_owned),
         source,
         location,
+        memory: None,
     })
 }
 
@@ -235,8 +238,12 @@ impl Config {
     }
 
     /// The store of this identity.
-    pub fn store(&self) -> crate::store::Store {
-        crate::store::Store::at(&self.location)
+    pub fn store(&self) -> Store {
+        let store = Store::at(&self.location);
+        match &self.memory {
+            Some(memory) => store.in_memory(memory),
+            None => store,
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use crate::credential::Credential;
 use crate::environment::Environment;
+use crate::secret::Secret;
 
 mod handed_out;
 mod profile_directory;
@@ -26,6 +27,13 @@ pub enum Delivery {
     Federation,
     /// The access token in a variable, as it is when the child starts.
     Environment,
+    /// An address on this machine and a capability that is worthless anywhere else. The credential stays with us.
+    Gateway,
+}
+
+impl Delivery {
+    /// All of them, the usual one first.
+    pub const ALL: [Delivery; 4] = [Delivery::Profile, Delivery::Federation, Delivery::Environment, Delivery::Gateway];
 }
 
 /// The variables with an identity token from which a child could buy a credential of its own. Those by which it could
@@ -76,6 +84,13 @@ pub enum Handout<'a> {
     },
     /// `ANTHROPIC_AUTH_TOKEN`.
     Environment(&'a Credential),
+    /// `ANTHROPIC_BASE_URL` and `ANTHROPIC_AUTH_TOKEN`, of a gateway.
+    Gateway {
+        /// Where it listens.
+        base_url: &'a str,
+        /// What it wants to see.
+        capability: &'a Secret,
+    },
     /// Beside the operator's own profile: the file with the unspent identity token, and nothing else.
     IdentityToken(&'a Path),
 }
@@ -93,7 +108,7 @@ pub fn environment(handout: Handout<'_>, parent: &Environment, keep: &[String], 
     };
     remove(&asks);
     match handout {
-        Handout::Profile(_) | Handout::Environment(_) => {
+        Handout::Profile(_) | Handout::Environment(_) | Handout::Gateway { .. } => {
             remove(&BUYS);
             remove(&FEDERATION);
             remove(&PREFERRED);
@@ -117,6 +132,11 @@ pub fn environment(handout: Handout<'_>, parent: &Environment, keep: &[String], 
         Handout::Environment(credential) => {
             child.set("ANTHROPIC_AUTH_TOKEN", credential.access_token.expose());
         }
+        Handout::Gateway { base_url, capability } => {
+            child.set("ANTHROPIC_BASE_URL", base_url);
+            child.set("ANTHROPIC_AUTH_TOKEN", capability.expose());
+            spare_the_proxy(&mut child);
+        }
         Handout::Federation { profile, identity_token_file, variables } => {
             for (name, value) in variables {
                 child.set(*name, value);
@@ -131,27 +151,43 @@ pub fn environment(handout: Handout<'_>, parent: &Environment, keep: &[String], 
     child
 }
 
+/// Clients that are given a proxy ask it for everything, this very machine included, unless they are told otherwise.
+fn spare_the_proxy(child: &mut Environment) {
+    const PROXIES: [&str; 4] = ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];
+    if !PROXIES.iter().any(|name| child.has(name)) {
+        return;
+    }
+    let both = ["NO_PROXY", "no_proxy"];
+    let before = both.iter().find_map(|name| child.text(name)).map(str::to_owned);
+    let spared = before.map_or_else(|| LOOPBACK.to_owned(), |before| format!("{before},{LOOPBACK}"));
+    for name in both {
+        child.set(name, &spared);
+    }
+}
+
+const LOOPBACK: &str = "127.0.0.1";
+
 impl fmt::Display for Delivery {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Delivery::Profile => "profile",
             Delivery::Federation => "federation",
             Delivery::Environment => "environment",
+            Delivery::Gateway => "gateway",
         })
     }
 }
 
 /// A name that is no delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a delivery; there are profile, federation and environment")]
+#[error("not a delivery; there are profile, federation, environment and gateway")]
 pub struct UnknownDelivery;
 
 impl FromStr for Delivery {
     type Err = UnknownDelivery;
 
     fn from_str(name: &str) -> Result<Self, UnknownDelivery> {
-        let all = [Delivery::Profile, Delivery::Federation, Delivery::Environment];
-        all.into_iter().find(|delivery| delivery.to_string() == name).ok_or(UnknownDelivery)
+        Delivery::ALL.into_iter().find(|delivery| delivery.to_string() == name).ok_or(UnknownDelivery)
     }
 }
 
@@ -194,6 +230,29 @@ mod tests {
     }
 
     #[test]
+    fn under_the_gateway_there_is_an_address_and_a_capability_and_no_more() {
+        let capability = Secret::new("c".to_owned());
+        let handout = Handout::Gateway { base_url: "http://127.0.0.1:9", capability: &capability };
+        let child = environment(handout, &parent(), &[]);
+        assert_eq!(names(&child), ["ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_BASE_URL", "PATH"]);
+        assert_eq!(child.text("ANTHROPIC_BASE_URL"), Some("http://127.0.0.1:9"));
+        assert_eq!(child.text("ANTHROPIC_AUTH_TOKEN"), Some("c"));
+    }
+
+    #[test]
+    fn no_proxy_stands_between_a_child_and_the_gateway() {
+        let capability = Secret::new("c".to_owned());
+        let handout = Handout::Gateway { base_url: "http://127.0.0.1:9", capability: &capability };
+        let proxied = |more: &[(&str, &str)]| {
+            let parent = [("HTTP_PROXY", "http://proxy")].iter().chain(more).copied().collect();
+            environment(handout, &parent, &[]).text("NO_PROXY").map(str::to_owned)
+        };
+        assert_eq!(proxied(&[]).as_deref(), Some("127.0.0.1"));
+        assert_eq!(proxied(&[("no_proxy", "a,b")]).as_deref(), Some("a,b,127.0.0.1"));
+        assert!(!environment(handout, &parent(), &[]).has("NO_PROXY"));
+    }
+
+    #[test]
     fn under_federation_the_federation_variables_stay_and_the_request_token_goes() {
         let profile = ProfileDirectory::federation("/run/p".into());
         let handout = Handout::Federation {
@@ -228,7 +287,7 @@ mod tests {
 
     #[test]
     fn deliveries_are_known_by_their_names() {
-        for delivery in [Delivery::Profile, Delivery::Federation, Delivery::Environment] {
+        for delivery in Delivery::ALL {
             assert_eq!(delivery.to_string().parse(), Ok(delivery));
         }
         assert_eq!("Profile".parse::<Delivery>(), Err(UnknownDelivery));

@@ -228,7 +228,8 @@ impl What {
             Step::NotRenewed { cause, .. } => What::NotRenewed { message: safe_text(cause) },
             Step::NotHandedOut { cause, .. } => What::IdentityNotHandedOut { message: safe_text(cause) },
             Step::Ended { cause } => What::CredentialEnded { message: safe_text(cause) },
-            Step::Renewed(credential) => {
+            Step::NotObtained { cause, .. } => What::NotRenewed { message: safe_text(cause) },
+            Step::Obtained(credential) | Step::Renewed(credential) => {
                 let (generation, expires_at) = end(credential);
                 What::Renewed { generation, expires_at }
             }

@@ -33,12 +33,14 @@ mod message;
 mod private_file;
 mod secret;
 mod step;
+mod wire;
 // -- rooms --
 mod child;
 mod delivery;
 mod descendants;
 mod events;
 mod exchange;
+mod gateway;
 mod identity;
 mod store;
 mod transport;
@@ -71,6 +73,7 @@ pub use environment::Environment;
 pub use event::{Event, What, moment};
 pub use events::EventLog;
 pub use exchange::{Grant, TokenError};
+pub use gateway::{Board, CAPABILITY_LIFE, Gateway, Limits, Listen, Served, Standing, Terms, new_capability};
 pub use holder::Holder;
 pub use identity::{
     Answer, Detected, Endpoint, Given, IdentityError, IdentitySource, Outlook, Places, Program, Question, Reach,
@@ -81,11 +84,15 @@ pub use message::{Request, Response, answered_at, safe_text, whole_message};
 pub use obtain::{ObtainError, obtain, obtain_lasting};
 pub use private_file::PrivateFileError;
 pub use renew::renew;
-pub use run::{DELIVERED_VARIABLE, Ending, Provision, RUN_VARIABLE, Run, delivered, enclosing};
+pub use run::{
+    BASE_URL_VARIABLE, DELIVERED_VARIABLE, Enclosing, Ending, GATEWAY_VARIABLE, Opening, Provision, RUN_VARIABLE, Run,
+    delivered, enclosing,
+};
 pub use secret::Secret;
 pub use step::{Step, Watch};
 pub use store::{
-    Afterwards, Keeper, Lease, Location, Look, Owner, PATIENCE, Refusal, Spent, Starting, Store, StoreError, Turn, Use,
-    clear, is_alive, keepers, look, sweep,
+    Afterwards, Keeper, Lease, Location, Look, Memory, Owner, PATIENCE, Refusal, Spent, Starting, Store, StoreError,
+    Turn, Use, clear, is_alive, keepers, look, sweep,
 };
 pub use transport::{Connection, MaybeSent, NotSent, SendError, Transport};
+pub use wire::Wire;

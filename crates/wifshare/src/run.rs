@@ -15,23 +15,27 @@ use crate::credential::{Credential, Freshness};
 use crate::delivery::{self, Delivery, HandedOutToken, Handout, ProfileDirectory, UnknownDelivery};
 use crate::environment::Environment;
 use crate::events::EventLog;
+use crate::gateway::{self, Board, Gateway, Limits, Listen, Served, Terms};
 use crate::identity::{Outlook, Supply};
 use crate::identity_token::IdentityToken;
 use crate::message::whole_message;
 use crate::obtain::{self, ObtainError};
 use crate::private_file::{self, PrivateFileError};
 use crate::renew::renew_if;
+use crate::secret::Secret;
 use crate::step::{Step, Watch};
-use crate::store::{self, Afterwards, Keeper, Lease, Owner, PATIENCE, StoreError};
+use crate::store::{self, Afterwards, Keeper, Lease, Memory, Owner, PATIENCE, StoreError};
 use crate::transport::Transport;
 
 mod nesting;
 mod schedule;
 
-use nesting::INPUTS;
 #[cfg(any(test, fuzzing))]
 pub(crate) use nesting::parse as parse_inputs;
-pub use nesting::{DELIVERED_VARIABLE, RUN_VARIABLE, delivered, enclosing};
+pub use nesting::{
+    BASE_URL_VARIABLE, DELIVERED_VARIABLE, Enclosing, GATEWAY_VARIABLE, RUN_VARIABLE, delivered, enclosing,
+};
+use nesting::{GATEWAY, INPUTS};
 use schedule::Schedule;
 
 /// What a run provides for its children.
@@ -76,17 +80,43 @@ pub struct Run {
     directory: PathBuf,
     profile: Option<ProfileDirectory>,
     handed_out: Option<HandedOutToken>,
+    passage: Option<Passage>,
     /// Guards everything that a run writes: whoever has it may write, unless the run is over.
     desk: Mutex<Desk>,
     /// Never notified: the end of the run looks at a renewal in flight now and then.
     idle: Condvar,
     /// Ends the wait of the thread that keeps things fresh.
-    alarm: Alarm,
+    alarm: Arc<Alarm>,
+    /// What a gateway says is not good any more.
+    rejected: Arc<Mutex<Option<Credential>>>,
     /// Held while a renewal is under way.
     renewing: Mutex<()>,
     over: AtomicBool,
     /// Whether the run is over when somebody removes its directory; otherwise what was there is put in place again.
     ends_with_its_directory: bool,
+}
+
+/// The gateway of a run, as its keeper knows it.
+struct Passage {
+    gateway: Mutex<Option<Gateway>>,
+    base_url: String,
+    capability: Secret,
+    board: Board,
+}
+
+/// Where a gateway listens, and who is told of what it served.
+pub struct Opening {
+    /// Where.
+    pub listen: Listen,
+    /// Told of each request when it is over.
+    pub record: Box<dyn Fn(&Served<'_>) + Send + Sync>,
+}
+
+impl Default for Opening {
+    /// At a free port of this machine, and nobody.
+    fn default() -> Opening {
+        Opening { listen: Listen::Loopback((std::net::Ipv4Addr::LOCALHOST, 0).into()), record: Box::new(|_| {}) }
+    }
 }
 
 struct Desk {
@@ -115,6 +145,9 @@ pub enum Ending {
 
 impl Run {
     /// Begins a run: sweeps what dead runs left, takes a lease, obtains the credential and lays out its delivery.
+    ///
+    /// Under [`Delivery::Gateway`] nothing is waited for: the credential is obtained in [`keep_fresh`](Run::keep_fresh),
+    /// and requests that come before it wait for it.
     pub fn begin(
         config: Config,
         provision: Provision,
@@ -122,6 +155,21 @@ impl Run {
         clock: Clock,
         watch: Arc<dyn Fn(&Step<'_>) + Send + Sync>,
     ) -> Result<Run, ObtainError> {
+        Run::begin_with(config, provision, Opening::default(), transport, clock, watch)
+    }
+
+    /// The same, with a gateway that is opened like this, if it is one.
+    pub fn begin_with(
+        mut config: Config,
+        provision: Provision,
+        opening: Opening,
+        transport: Transport,
+        clock: Clock,
+        watch: Arc<dyn Fn(&Step<'_>) + Send + Sync>,
+    ) -> Result<Run, ObtainError> {
+        if provision == Provision::Credential(Delivery::Gateway) {
+            config.memory = Some(Memory::default());
+        }
         let lease = config.store().lease(clock, &*watch)?;
         store::sweep(&config.location.root, clock, &*watch);
         EventLog::below(&config.location.root).iter().for_each(|(_, log)| log.tidy(clock.now()));
@@ -146,12 +194,14 @@ impl Run {
             handed_out: None,
             desk: Mutex::new(desk),
             idle: Condvar::new(),
-            alarm: Alarm::new(),
+            alarm: Arc::new(Alarm::new()),
+            passage: None,
+            rejected: Arc::default(),
             renewing: Mutex::new(()),
             over: AtomicBool::new(false),
             ends_with_its_directory: false,
         };
-        match run.prepare() {
+        match run.prepare(opening) {
             Ok(()) => Ok(run),
             Err(error) => {
                 // The error that stopped us is the one to tell; what cannot be removed now is left to the next start.
@@ -190,7 +240,7 @@ impl Run {
         for name in ["ANTHROPIC_AUTH_TOKEN", DELIVERED_VARIABLE].iter().filter(|_| is_read_anew) {
             gives.remove(name);
         }
-        if parent.is_blank("ANTHROPIC_BASE_URL") {
+        if parent.is_blank("ANTHROPIC_BASE_URL") && self.passage.is_none() {
             gives.set("ANTHROPIC_BASE_URL", &self.config.base_url);
         }
         let keeper = Keeper {
@@ -207,6 +257,9 @@ impl Run {
     /// The environment for a child of this run, made of its parent's. A variable named in `keep` is not taken away.
     pub fn environment(&self, parent: &Environment, keep: &[String]) -> Environment {
         let variables = self.federation_variables();
+        if let Some(passage) = &self.passage {
+            return passage.environment(parent, keep, &self.config.source.variables(), &self.directory);
+        }
         let mut child = delivery::environment(
             match (&self.provision, &self.profile, &self.handed_out, &self.desk().held) {
                 (Provision::Credential(Delivery::Environment), _, _, Some(held)) => Handout::Environment(held),
@@ -248,6 +301,19 @@ impl Run {
         Some(self.config.source.outlook(&self.held()?, is_spent, self.clock.now()))
     }
 
+    /// Where the gateway of this run listens, and what it wants to see.
+    pub fn gateway(&self) -> Option<(&str, &Secret)> {
+        self.passage.as_ref().map(|passage| (&*passage.base_url, &passage.capability))
+    }
+
+    /// Closes the gateway: nobody is let in any more, and what is under way has this long to finish.
+    pub fn close_gateway(&self, grace: Duration) {
+        let gateway = self.passage.as_ref().and_then(|passage| lock(&passage.gateway).take());
+        if let Some(gateway) = gateway {
+            gateway.close(grace);
+        }
+    }
+
     /// Whether children find an unspent identity token of ours.
     pub fn hands_out_identity_tokens(&self) -> bool {
         self.handed_out.is_some()
@@ -263,6 +329,13 @@ impl Run {
             let is_watched = self.watch_what_is_ours();
             if self.is_over() {
                 return;
+            }
+            if self.passage.is_some() && schedule.is_first_due(self) {
+                self.acquire(&mut schedule);
+            }
+            let rejected = lock(&self.rejected).take();
+            if let Some(rejected) = rejected {
+                self.replace(&rejected, &mut schedule);
             }
             self.restore(&mut schedule);
             self.look_at_what_children_did(&mut schedule);
@@ -291,6 +364,7 @@ impl Run {
             desk.lease.take()
         };
         self.alarm.ring();
+        self.close_gateway(Duration::ZERO);
         let Some(lease) = lease else { return Ok(Ending::Nothing) };
         // First of all what children could read; the lease tries again and tells if it fails.
         drop(lease.remove_directory());
@@ -301,7 +375,8 @@ impl Run {
                 Err(TryLockError::Poisoned(poison)) => break Some(poison.into_inner()),
                 Err(TryLockError::WouldBlock) => {
                     let waited = (self.clock.monotonic)().saturating_sub(start);
-                    if waited > LONGEST || (waited > GRACE && !lease.is_shared()) {
+                    // What is bought for a memory that is about to end is of no use to anybody.
+                    if self.passage.is_some() || waited > LONGEST || (waited > GRACE && !lease.is_shared()) {
                         break None;
                     }
                     // Not the clock's pause: a signal that comes now must not turn this wait into a spin.
@@ -316,13 +391,18 @@ impl Run {
             (None, _) => Ending::Shared,
             (Some(_), None) => Ending::Nothing,
             (Some(Afterwards::Remove), Some(_)) => Ending::Removed,
+            (Some(Afterwards::Keep), Some(_)) if !self.config.store().has_file() => Ending::Removed,
             (Some(Afterwards::Keep), Some(held)) => Ending::Kept(held.expires_at),
         })
     }
 
-    fn prepare(&mut self) -> Result<(), ObtainError> {
+    fn prepare(&mut self, opening: Opening) -> Result<(), ObtainError> {
         /// For the ledger's entry, the stored credential and the delivered one, with blocks of 4 KiB.
         const ROOM: usize = 32 * 1024;
+        if self.provision == Provision::Credential(Delivery::Gateway) {
+            self.passage = Some(self.open(opening)?);
+            return Ok(self.write_inputs()?);
+        }
         let watch = self.watch();
         self.write_inputs()?;
         if let Provision::Credential(delivery) = self.provision {
@@ -340,7 +420,7 @@ impl Run {
                     ]);
                     Some(ProfileDirectory::federation(self.directory.join(name)))
                 }
-                Delivery::Environment => None,
+                Delivery::Environment | Delivery::Gateway => None,
             };
             if let Some(profile) = &profile {
                 profile.create(&self.config.base_url, watch)?;
@@ -359,7 +439,7 @@ impl Run {
         }
         let wants_identity_token = match self.provision {
             Provision::IdentityToken | Provision::Credential(Delivery::Federation) => true,
-            Provision::Credential(Delivery::Profile | Delivery::Environment) => false,
+            Provision::Credential(Delivery::Profile | Delivery::Environment | Delivery::Gateway) => false,
         };
         // A source that cannot be asked again has no token to spare.
         if wants_identity_token && self.config.source.supply() == Supply::Remintable {
@@ -407,7 +487,8 @@ impl Run {
     }
 
     fn write_inputs(&self) -> Result<(), PrivateFileError> {
-        let inputs: BTreeMap<_, _> = self.identity_variables().into_iter().collect();
+        let gateway = self.passage.as_ref().map(|passage| (GATEWAY, passage.base_url.clone()));
+        let inputs: BTreeMap<_, _> = self.identity_variables().into_iter().chain(gateway).collect();
         let inputs = serde_json::to_vec(&inputs).expect("texts become JSON");
         private_file::replace_unsynced(&self.directory, INPUTS, &inputs, self.watch())
     }
@@ -423,6 +504,78 @@ impl Run {
     /// Whether there is nothing more to keep fresh.
     fn is_over(&self) -> bool {
         self.desk().is_over || (self.ends_with_its_directory && !self.is_in_place())
+    }
+
+    /// Opens the gateway. Nothing is obtained yet.
+    fn open(&self, opening: Opening) -> Result<Passage, ObtainError> {
+        let failed = |source| ObtainError::Gateway(source);
+        let capability = gateway::new_capability().map_err(failed)?;
+        let board = Board::new();
+        let (place, alarm) = (Arc::clone(&self.rejected), Arc::clone(&self.alarm));
+        let reject = move |rejected: &Credential| {
+            *lock(&place) = Some(rejected.clone());
+            alarm.ring();
+        };
+        let terms = Terms {
+            upstream: self.config.base_url.parse().expect("the border has parsed it"),
+            wire: self.transport.wire().clone(),
+            capability: capability.clone(),
+            standing: board.follow(),
+            reject: Box::new(reject),
+            record: opening.record,
+            clock: self.clock,
+            limits: Limits::default(),
+        };
+        let gateway = Gateway::open(&opening.listen, terms).map_err(failed)?;
+        let base_url = gateway.base_url().to_owned();
+        Ok(Passage { gateway: Mutex::new(Some(gateway)), base_url, capability, board })
+    }
+
+    /// The first credential of a run whose command works already.
+    fn acquire(&self, schedule: &mut Schedule) {
+        let renewing = lock(&self.renewing);
+        if self.over.load(Ordering::SeqCst) {
+            return;
+        }
+        let obtained = obtain::obtain(&self.config, &self.transport, self.clock, self.watch());
+        drop(renewing);
+        match obtained.and_then(|obtained| {
+            (self.watch)(&Step::Obtained(&obtained));
+            self.publish(obtained)
+        }) {
+            Ok(()) => schedule.succeeded(self),
+            Err(error) => {
+                let pause = schedule.failed(self);
+                if let ObtainError::Interrupted(_) = error {
+                    return;
+                }
+                self.put_up(&error);
+                let hint = error.hint();
+                self.tell(schedule, &error, |cause| Step::NotObtained { cause, hint, pause });
+            }
+        }
+    }
+
+    /// Replaces a credential that is not good any more, unless that was done already.
+    fn replace(&self, rejected: &Credential, schedule: &mut Schedule) {
+        let is_held = self.held().is_some_and(|held| held == *rejected);
+        if is_held && schedule.may_replace(self.clock) {
+            match self.config.source.supply() {
+                Supply::Remintable | Supply::Rotating => self.renew(schedule),
+                Supply::Fixed(_) => self.follow(schedule),
+            }
+        }
+        // Whatever came of it, those who wait for it shall wait no longer.
+        if let Some(passage) = &self.passage {
+            passage.board.nothing_new();
+        }
+    }
+
+    /// Tells those who ask why there is no credential.
+    fn put_up(&self, error: &ObtainError) {
+        if let Some(passage) = &self.passage {
+            passage.board.refuse(whole_message(error), error.is_passing());
+        }
     }
 
     /// Somebody may remove the state directory while we live, to make room for instance. Children look where they
@@ -591,6 +744,7 @@ impl Run {
             }
             Err(error) => {
                 let pause = schedule.failed(self);
+                self.put_up(&error);
                 match held.is_usable(self.clock.now()) {
                     true => self.tell(schedule, &error, |cause| Step::NotRenewed { cause, pause }),
                     false => self.tell_the_end(schedule, &whole_message(&error)),
@@ -617,12 +771,18 @@ impl Run {
         if let Some(profile) = &self.profile {
             profile.publish(&credential, self.watch())?;
         }
+        if let Some(passage) = &self.passage {
+            passage.board.hold(&credential);
+        }
         desk.is_delivered = true;
         Ok(())
     }
 
     /// What is to become of the credential after the last run: it stays where its source has nothing else to give.
     fn afterwards(&self) -> Afterwards {
+        if !self.config.store().has_file() {
+            return Afterwards::Remove;
+        }
         match self.config.source.supply() {
             Supply::Remintable => Afterwards::Remove,
             Supply::Fixed(_) => Afterwards::Keep,
@@ -676,8 +836,27 @@ impl Run {
     }
 
     fn desk(&self) -> MutexGuard<'_, Desk> {
-        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.desk)
     }
+}
+
+impl Passage {
+    fn environment(&self, parent: &Environment, keep: &[String], asks: &[String], run: &Path) -> Environment {
+        let handout = Handout::Gateway { base_url: &self.base_url, capability: &self.capability };
+        let mut child = delivery::environment(handout, parent, keep, asks);
+        child.set(RUN_VARIABLE, run);
+        child.set(DELIVERED_VARIABLE, delivered(&self.capability));
+        child.set(GATEWAY_VARIABLE, &self.base_url);
+        match parent.text("ANTHROPIC_BASE_URL") {
+            Some(before) => child.set(BASE_URL_VARIABLE, before),
+            None => child.remove(BASE_URL_VARIABLE),
+        }
+        child
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// When a handed-out token is replaced: at 80 % of its life, four minutes for GitHub's five.

@@ -78,6 +78,17 @@ pub enum Step<'a> {
     Swept,
     /// What a child had obtained by itself was adopted as the shared credential.
     Adopted(&'a Credential),
+    /// The first credential of a run whose command works already.
+    Obtained(&'a Credential),
+    /// There is no credential yet, and requests are refused until there is one.
+    NotObtained {
+        /// What failed, safe to show.
+        cause: String,
+        /// What a person can do about it.
+        hint: Option<String>,
+        /// How long until the next try.
+        pause: Duration,
+    },
     /// A renewal failed; the credential that we hold stays in use.
     NotRenewed {
         /// What failed, safe to show.

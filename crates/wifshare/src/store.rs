@@ -21,6 +21,7 @@ mod keepers;
 mod lease;
 mod ledger;
 mod look;
+mod memory;
 mod owner;
 mod refusal;
 
@@ -30,6 +31,7 @@ pub use lease::{Afterwards, Lease, clear, is_alive, sweep};
 use ledger::Ledger;
 pub use ledger::{Spent, Use};
 pub use look::{Look, look};
+pub use memory::Memory;
 pub use owner::Owner;
 pub use refusal::Refusal;
 
@@ -63,6 +65,7 @@ pub struct Store {
     directory: PathBuf,
     source: String,
     remintable: bool,
+    memory: Option<Memory>,
 }
 
 /// The store with its lock held: what may be done only by the one whose turn it is.
@@ -137,7 +140,14 @@ impl Store {
             directory: location.root.join(&location.key),
             source: location.source.clone(),
             remintable: location.remintable,
+            memory: None,
         }
+    }
+
+    /// The same, with the credential in this process's memory alone. Lock, ledger and refusal stay where they are. One
+    /// that another run of the key keeps in its file is seen all the same.
+    pub fn in_memory(self, memory: &Memory) -> Store {
+        Store { memory: Some(memory.clone()), ..self }
     }
 
     /// The store that a run belongs to, found by the run's own directory.
@@ -149,12 +159,20 @@ impl Store {
             directory: directory.to_owned(),
             source: stored.source,
             remintable: stored.remintable,
+            memory: None,
         })
     }
 
     /// Reads the credential as it is, fresh or not. A damaged file counts as none.
     pub fn read(&self) -> Result<Option<Credential>, StoreError> {
-        Ok(read_credential(&self.directory)?.map(|stored| stored.credential))
+        let stored = read_credential(&self.directory)?.map(|stored| stored.credential);
+        let remembered = self.memory.as_ref().and_then(Memory::get);
+        Ok(stored.into_iter().chain(remembered).max_by_key(|credential| credential.expires_at))
+    }
+
+    /// Whether a credential lies in a file.
+    pub fn has_file(&self) -> bool {
+        self.directory.join(CREDENTIAL).exists()
     }
 
     /// Waits for the lock, at most `patience`; whoever has it may replace the credential.
@@ -217,6 +235,10 @@ impl Store {
     }
 
     fn write(&self, credential: &Credential, watch: Watch<'_>) -> Result<(), StoreError> {
+        if let Some(memory) = &self.memory {
+            memory.set(credential);
+            return Ok(());
+        }
         let wire = Wire {
             version: FORMAT,
             generation: credential.generation,

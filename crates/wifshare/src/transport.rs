@@ -3,37 +3,25 @@
 //! Connecting and sending are two acts, because single use turns on the difference: while [`Transport::connect`] fails
 //! nothing has left, and once [`Connection::send`] was called everything may have.
 
-use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::uri::Scheme;
 use http::{HeaderValue, Uri, header};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::client::conn::http1;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::client::legacy::connect::proxy::Tunnel;
-use hyper_util::client::proxy::matcher::Matcher;
 use hyper_util::rt::TokioIo;
-use rustls::pki_types::ServerName;
-use rustls::pki_types::pem::PemObject;
-use rustls::{ClientConfig, RootCertStore};
-use rustls_platform_verifier::ConfigVerifierExt;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::runtime::Runtime;
-use tokio_rustls::TlsConnector;
-use tower_service::Service;
 use zeroize::Zeroizing;
 
 use crate::environment::Environment;
 use crate::message::{Body, Request, Response};
+use crate::wire::{BoxError, Stage, Stream, Wire, chain};
 
 /// How requests leave: through which proxy, trusting whom, with how much patience.
 #[derive(Clone, Debug)]
 pub struct Transport {
-    proxies: Arc<Matcher>,
-    roots: Roots,
+    wire: Wire,
     user_agent: HeaderValue,
     connect_patience: Duration,
     total_patience: Duration,
@@ -82,31 +70,12 @@ pub enum SendError {
 /// The largest answer that is read, in bytes (wif-protocol §1.5).
 const LARGEST_ANSWER: usize = 1 << 20;
 
-#[derive(Clone, Debug)]
-enum Roots {
-    /// What the platform trusts.
-    Platform,
-    /// What `SSL_CERT_FILE` lists.
-    File(std::path::PathBuf),
-}
-
 impl Transport {
     /// Reads proxies and trust roots from the environment: `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` in either case,
     /// `SSL_CERT_FILE`. Nothing is opened yet.
     pub fn new(environment: &Environment) -> Transport {
-        let variable = |name: &str| {
-            let value = environment.text(name).or_else(|| environment.text(&name.to_ascii_lowercase()));
-            value.unwrap_or_default().to_owned()
-        };
-        // Plain http is for loopback alone, and loopback is never asked by way of a proxy.
-        let proxies = Matcher::builder()
-            .all(variable("ALL_PROXY"))
-            .https(variable("HTTPS_PROXY"))
-            .no(variable("NO_PROXY"))
-            .build();
         Transport {
-            proxies: Arc::new(proxies),
-            roots: environment.os("SSL_CERT_FILE").map_or(Roots::Platform, |path| Roots::File(path.into())),
+            wire: Wire::new(environment),
             user_agent: HeaderValue::from_static(concat!("wifshare/", env!("CARGO_PKG_VERSION"))),
             connect_patience: Duration::from_secs(10),
             total_patience: Duration::from_secs(30),
@@ -122,14 +91,17 @@ impl Transport {
     /// The proxy by which this URL is reached, as `http://HOST:PORT` and without its password; `None` where it is
     /// reached directly.
     pub fn proxy_of(&self, url: &Uri) -> Option<String> {
-        let proxy = self.proxies.intercept(url).filter(|_| !is_loopback(url))?;
-        let (scheme, host) = (proxy.uri().scheme_str()?, proxy.uri().host()?);
-        Some(format!("{scheme}://{host}{}", proxy.uri().port_u16().map(|port| format!(":{port}")).unwrap_or_default()))
+        self.wire.proxy_of(url)
+    }
+
+    /// How hosts are reached.
+    pub fn wire(&self) -> &Wire {
+        &self.wire
     }
 
     /// The same without proxies: for a service on this machine's own link, which a proxy's is another one.
     pub fn without_proxies(mut self) -> Transport {
-        self.proxies = Arc::new(Matcher::builder().build());
+        self.wire = self.wire.without_proxies();
         self
     }
 
@@ -141,7 +113,7 @@ impl Transport {
             .enable_all()
             .build()
             .map_err(|error| failed(chain(&error)))?;
-        let stage = Cell::new("looking up its address and connecting");
+        let stage = Stage::new();
         let opened = runtime.block_on(async {
             let connecting = self.open(url, &stage);
             match tokio::time::timeout(self.connect_patience, connecting).await {
@@ -168,59 +140,9 @@ impl Transport {
         Ok(self.connect(request.uri())?.send(request)?)
     }
 
-    async fn open(&self, url: &Uri, stage: &Cell<&'static str>) -> Result<http1::SendRequest<Full<Bytes>>, BoxError> {
-        let loopback = is_loopback(url);
-        let mut tcp = HttpConnector::new();
-        tcp.enforce_http(false);
-        tcp.set_nodelay(true);
-        tcp.set_happy_eyeballs_timeout(Some(Duration::from_millis(300)));
-        let stream = match self.proxies.intercept(url).filter(|_| !loopback) {
-            None => tcp.call(url.clone()).await?,
-            Some(proxy) if proxy.uri().scheme() == Some(&Scheme::HTTP) => {
-                stage.set("connecting by way of the proxy");
-                let mut tunnel = Tunnel::new(proxy.uri().clone(), tcp);
-                if let Some(authorization) = proxy.basic_auth() {
-                    tunnel = tunnel.with_auth(authorization.clone());
-                }
-                tunnel.call(with_port(url)?).await.map_err(|error| format!("the proxy: {}", chain(&error)))?
-            }
-            Some(proxy) => {
-                let scheme = proxy.uri().scheme_str().unwrap_or_default().to_owned();
-                return Err(format!("proxies are reached by http://, and not by {scheme}://").into());
-            }
-        };
-        if url.scheme() == Some(&Scheme::HTTP) {
-            return handshake(stream.into_inner()).await;
-        }
-        stage.set("the TLS handshake");
-        let name = ServerName::try_from(url.host().unwrap_or_default().trim_matches(['[', ']']).to_owned())?;
-        let tls = TlsConnector::from(Arc::new(self.tls()?)).connect(name, stream.into_inner()).await;
-        let tls = tls.map_err(|error| format!("the TLS handshake: {}", chain(&error)))?;
-        handshake(tls).await
-    }
-
-    fn tls(&self) -> Result<ClientConfig, BoxError> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        match &self.roots {
-            Roots::Platform => {
-                // The verifier takes the process's provider; setting it twice is no harm, the first one stays.
-                let _ = rustls::crypto::CryptoProvider::install_default((*provider).clone());
-                Ok(ClientConfig::with_platform_verifier()?)
-            }
-            Roots::File(path) => {
-                let unusable = |what: String| format!("SSL_CERT_FILE {}: {what}", path.display());
-                let mut roots = RootCertStore::empty();
-                let certificates = rustls::pki_types::CertificateDer::pem_file_iter(path)
-                    .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-                    .map_err(|error| unusable(error.to_string()))?;
-                let (usable, _) = roots.add_parsable_certificates(certificates);
-                if usable == 0 {
-                    return Err(unusable("it lists no certificate".to_owned()).into());
-                }
-                let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
-                Ok(builder.with_root_certificates(roots).with_no_client_auth())
-            }
-        }
+    async fn open(&self, url: &Uri, stage: &Stage) -> Result<http1::SendRequest<Full<Bytes>>, BoxError> {
+        let tls = || Ok(Arc::new(self.wire.tls(&[])?));
+        handshake(self.wire.open(url, tls, stage).await?).await
     }
 }
 
@@ -258,12 +180,7 @@ impl Connection {
     }
 }
 
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
-
-async fn handshake<S>(stream: S) -> Result<http1::SendRequest<Full<Bytes>>, BoxError>
-where
-    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-{
+async fn handshake(stream: Stream) -> Result<http1::SendRequest<Full<Bytes>>, BoxError> {
     let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     // Errors of the connection reach us through the sender.
     tokio::spawn(async { drop(connection.await) });
@@ -283,31 +200,6 @@ fn host_of(url: &Uri) -> String {
     url.authority().map(|authority| authority.as_str().to_owned()).unwrap_or_default()
 }
 
-fn is_loopback(url: &Uri) -> bool {
-    let host = url.host().unwrap_or_default().trim_matches(['[', ']']);
-    host.eq_ignore_ascii_case("localhost") || host.parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback())
-}
-
-/// A CONNECT names the port, even the usual one (RFC 9110 §9.3.6).
-fn with_port(url: &Uri) -> Result<Uri, BoxError> {
-    let authority = format!("{}:{}", url.host().unwrap_or_default(), url.port_u16().unwrap_or(443));
-    Ok(Uri::builder().scheme("https").authority(authority).path_and_query("/").build()?)
-}
-
-/// An error and its causes in one line; the outermost alone often says no more than "error".
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        if !text.contains(&next) {
-            text = format!("{text}: {next}");
-        }
-        cause = error.source();
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -317,7 +209,7 @@ mod tests {
         let environment = Environment::from_iter([("ALL_PROXY", "http://proxy.example:3128")]);
         let metadata = Uri::from_static("http://169.254.169.254/metadata");
         let transport = Transport::new(&environment);
-        assert!(transport.proxies.intercept(&metadata).is_some(), "the proxy would have it");
-        assert!(transport.without_proxies().proxies.intercept(&metadata).is_none());
+        assert!(transport.proxy_of(&metadata).is_some(), "the proxy would have it");
+        assert!(transport.without_proxies().proxy_of(&metadata).is_none());
     }
 }

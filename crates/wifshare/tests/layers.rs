@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-const VOCABULARY: [&str; 12] = [
+const VOCABULARY: [&str; 13] = [
     "alarm",
     "clock",
     "code",
@@ -17,8 +17,10 @@ const VOCABULARY: [&str; 12] = [
     "private_file",
     "secret",
     "step",
+    "wire",
 ];
-const ROOMS: [&str; 8] = ["child", "delivery", "descendants", "events", "exchange", "identity", "store", "transport"];
+const ROOMS: [&str; 9] =
+    ["child", "delivery", "descendants", "events", "exchange", "gateway", "identity", "store", "transport"];
 const JOURNEYS: [&str; 8] = ["config", "purchase", "obtain", "renew", "holder", "run", "lib", "fuzzing"];
 
 /// The modules of this crate that a text names with `crate::`, in `use` lines and elsewhere.

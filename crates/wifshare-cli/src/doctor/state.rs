@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use wifshare::{Config, Credential, ObtainError, Refusal, Store, StoreError};
+use wifshare::{Config, Credential, Enclosing, ObtainError, Refusal, StoreError};
 
 use super::finding::Finding;
 use crate::clock::clock;
@@ -49,7 +49,11 @@ pub(super) fn look(config: &Config) -> (Vec<Finding>, Option<Credential>) {
 }
 
 /// Inside a run: what the run shares.
-pub(super) fn of_the_run(store: &Store) -> Vec<Finding> {
+pub(super) fn of_the_run(run: &Enclosing) -> Vec<Finding> {
+    let Enclosing::Store(store) = run else {
+        let found = "inside a run of wifshare behind its gateway; `exec` joins it, and `token` prints its capability";
+        return vec![Finding::ok("run", found)];
+    };
     let now = clock().now();
     vec![match store.read() {
         Ok(Some(credential)) if credential.is_usable(now) => Finding::ok(

@@ -6,10 +6,11 @@ use wifshare_sandbox::Knobs;
 
 use crate::job::{Ended, Job, eventually, finish, knobs};
 
-const ALL: [&str; 5] = ["claude-2.1.173", "claude-2.1.240", "claude-2.1.330", "ask-python", "ask-typescript"];
+pub(crate) const ALL: [&str; 5] =
+    ["claude-2.1.173", "claude-2.1.240", "claude-2.1.330", "ask-python", "ask-typescript"];
 
 /// Runs one client with a fresh home, and says who failed and how. `one NAME HOME [OPTION]...`
-const ONE: &str = r#"
+pub(crate) const ONE: &str = r#"
     one() {
         name=$1; home=$PWD/home-$2; shift 2; mkdir -p "$home/work"
         ( cd "$home/work"; export HOME="$home"

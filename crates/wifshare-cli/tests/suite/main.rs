@@ -14,6 +14,8 @@ mod demo;
 mod doctor;
 mod exec;
 mod filesystem;
+mod gateway;
+mod gateway_hostile;
 mod github;
 mod job;
 mod keeper;

@@ -84,6 +84,9 @@ pub enum ObtainError {
         /// What was asked for.
         asked: Duration,
     },
+    /// The gateway could not be opened; nothing was asked for.
+    #[error("could not open the gateway")]
+    Gateway(#[source] std::io::Error),
     /// The process was asked to end before anything was spent.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
@@ -138,6 +141,7 @@ impl ObtainError {
             },
             ObtainError::Remembered(refusal, _) => return &refusal.code,
             ObtainError::ShortLived { .. } => Code::CredentialShortLived,
+            ObtainError::Gateway(_) => Code::GatewayNotOpened,
         };
         code.name()
     }
@@ -155,6 +159,7 @@ impl ObtainError {
             | ObtainError::NotSent(_)
             | ObtainError::MaybeSent { .. }
             | ObtainError::ShortLived { .. }
+            | ObtainError::Gateway(_)
             | ObtainError::Interrupted(_) => None,
         }
     }
@@ -192,7 +197,23 @@ impl ObtainError {
             ObtainError::ShortLived { .. } => {
                 Some("ask for less with --min-life, or raise the rule's token lifetime in the Claude Console".to_owned())
             }
+            ObtainError::Gateway(_) => Some(
+                "choose another address with --listen (it has to be of this machine alone) or another path with --unix; \
+                 what is at the place already is left alone"
+                    .to_owned(),
+            ),
             ObtainError::Interrupted(_) => None,
+        }
+    }
+
+    /// Whether somebody who asks again in a moment may fare better.
+    pub(crate) fn is_passing(&self) -> bool {
+        match self {
+            ObtainError::Spent { supply, .. } => !matches!(supply, Supply::Fixed(_)),
+            ObtainError::Identity { .. } => {
+                self.is_worth_remembering_for().is_some_and(|lasting| lasting.as_secs() < 10)
+            }
+            error => error.may_pass(),
         }
     }
 
@@ -206,6 +227,7 @@ impl ObtainError {
             | ObtainError::TooOld { .. }
             | ObtainError::Remembered(..)
             | ObtainError::ShortLived { .. }
+            | ObtainError::Gateway(_)
             | ObtainError::Interrupted(_) => false,
         }
     }
@@ -250,6 +272,7 @@ impl ObtainError {
             ObtainError::Store(_)
             | ObtainError::Remembered(..)
             | ObtainError::ShortLived { .. }
+            | ObtainError::Gateway(_)
             | ObtainError::Interrupted(_) => None,
         }
     }

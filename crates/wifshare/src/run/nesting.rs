@@ -1,7 +1,7 @@
 //! A run inside a run: how the outer one is found, and how what it delivered is known again.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
@@ -17,6 +17,12 @@ pub const RUN_VARIABLE: &str = "WIFSHARE_RUN";
 /// mark.
 pub const DELIVERED_VARIABLE: &str = "WIFSHARE_DELIVERED";
 
+/// The variable that tells which `ANTHROPIC_BASE_URL` is a run's gateway.
+pub const GATEWAY_VARIABLE: &str = "WIFSHARE_GATEWAY";
+
+/// The variable that tells what `ANTHROPIC_BASE_URL` was before the gateway took its place.
+pub const BASE_URL_VARIABLE: &str = "WIFSHARE_BASE_URL";
+
 /// The variables by which a child can mean another identity than the run's.
 const IDENTITY: [&str; 5] = [
     "ANTHROPIC_FEDERATION_RULE_ID",
@@ -29,23 +35,65 @@ const IDENTITY: [&str; 5] = [
 /// Where a run writes down whose credential it shares.
 pub(super) const INPUTS: &str = "identity.json";
 
+/// Beside it: where its gateway listens, if it has one.
+pub(super) const GATEWAY: &str = "gateway";
+
+/// How a run around us shares its credential.
+#[derive(Clone, Debug)]
+pub enum Enclosing {
+    /// By a file in this store.
+    Store(Store),
+    /// By a gateway, to whoever shows this capability.
+    Gateway {
+        /// What its children were given.
+        capability: Secret,
+        /// The directory of its identity key.
+        directory: PathBuf,
+    },
+}
+
+impl Enclosing {
+    /// The directory of its identity key.
+    pub fn directory(&self) -> &Path {
+        match self {
+            Enclosing::Store(store) => store.directory(),
+            Enclosing::Gateway { directory, .. } => directory,
+        }
+    }
+}
+
 /// What marks an access token as delivered: the SHA-256 of it, in hexadecimal. It tells nothing of the token.
 pub fn delivered(access_token: &Secret) -> String {
     Sha256::digest(access_token.expose()).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The store of the run that this process is inside of: one that the environment names, that lives, that shares a
-/// credential, and whose identity is not contradicted by the environment.
-pub fn enclosing(environment: &Environment) -> Option<Store> {
+/// The run that this process is inside of: one that the environment names, that lives, that shares a credential, and
+/// whose identity is not contradicted by the environment.
+pub fn enclosing(environment: &Environment) -> Option<Enclosing> {
     let directory = Path::new(environment.os(RUN_VARIABLE)?);
     if !directory.is_absolute() || !store::is_alive(directory) {
         return None;
     }
     let inputs = private_file::read(&directory.join(INPUTS)).ok()??;
     let inputs = parse(&inputs)?;
-    let agrees =
-        |name: &str| environment.text(name).is_none_or(|said| inputs.get(name).is_some_and(|ours| ours == said));
-    IDENTITY.iter().all(|name| agrees(name)).then(|| Store::of_run(directory))?
+    let gateway = inputs.get(GATEWAY);
+    let agrees = |name: &str| {
+        let is_ours = |said: &str| inputs.get(name).is_some_and(|ours| ours == said);
+        let is_the_gateway = |said: &str| name == "ANTHROPIC_BASE_URL" && gateway.is_some_and(|ours| ours == said);
+        environment.text(name).is_none_or(|said| is_ours(said) || is_the_gateway(said))
+    };
+    if !IDENTITY.iter().all(|name| agrees(name)) {
+        return None;
+    }
+    match gateway {
+        Some(_) => {
+            let capability = Secret::new(environment.text("ANTHROPIC_AUTH_TOKEN")?.to_owned());
+            let is_ours = environment.text(DELIVERED_VARIABLE) == Some(&delivered(&capability));
+            let directory = directory.parent()?.parent()?.to_owned();
+            is_ours.then_some(Enclosing::Gateway { capability, directory })
+        }
+        None => Store::of_run(directory).map(Enclosing::Store),
+    }
 }
 
 /// The identity that a run wrote down, by variable.
@@ -74,7 +122,7 @@ mod tests {
         let joins = |variables: &[(&str, &str)]| {
             let mut environment: Environment = variables.iter().copied().collect();
             environment.set(RUN_VARIABLE, &directory);
-            enclosing(&environment).map(|store| store.directory().to_owned())
+            enclosing(&environment).map(|around| around.directory().to_owned())
         };
         assert_eq!(joins(&[]), None, "it shares nothing yet");
         let obtained_at = from_epoch_seconds(epoch_seconds(Clock::system().now()));
@@ -94,6 +142,18 @@ mod tests {
             assert_eq!(joins(variables), *joined, "{variables:?}");
         }
         assert!(enclosing(&Environment::default()).is_none());
+        let inputs = br#"{"ANTHROPIC_BASE_URL":"https://a","gateway":"http://127.0.0.1:9"}"#;
+        private_file::replace(&directory, INPUTS, inputs, &|_| {}).unwrap();
+        let mark = delivered(&Secret::new("c".to_owned()));
+        let shown = [("ANTHROPIC_AUTH_TOKEN", "c"), (DELIVERED_VARIABLE, &mark)];
+        for (more, joined) in [
+            (None, &ours),
+            (Some(("ANTHROPIC_BASE_URL", "http://127.0.0.1:9")), &ours),
+            (Some(("ANTHROPIC_BASE_URL", "http://127.0.0.1:8")), &None),
+            (Some(("ANTHROPIC_AUTH_TOKEN", "somebody's own")), &None),
+        ] {
+            assert_eq!(joins(&shown.into_iter().chain(more).collect::<Vec<_>>()), *joined, "{more:?}");
+        }
         lease.end(|| Afterwards::Keep).unwrap();
         assert_eq!(joins(&[]), None, "it is over");
     }

@@ -19,6 +19,9 @@ pub(super) struct Schedule {
     adopt_from: Duration,
     /// Set while something has to be put in place again.
     restore_from: Option<Duration>,
+    /// When the credential may be replaced again because somebody refuses it, and how long it is left alone then.
+    replace_from: Duration,
+    replace_pause: Duration,
     /// The code of the failure that was told last.
     pub(super) told: Option<String>,
     pub(super) end_was_told: bool,
@@ -28,6 +31,7 @@ impl Schedule {
     /// How long after a removal, and after a try that failed.
     pub(super) const RESTORE_AFTER: Duration = Duration::from_millis(500);
     const QUICKEST: Duration = Duration::from_millis(200);
+    const SHORTEST_REPLACEMENT: Duration = Duration::from_secs(3);
 
     pub(super) fn new(run: &Run, jitter: f64) -> Schedule {
         let mut schedule = Schedule {
@@ -41,6 +45,8 @@ impl Schedule {
             pace: Schedule::QUICKEST,
             adopt_from: Duration::ZERO,
             restore_from: None,
+            replace_from: Duration::ZERO,
+            replace_pause: Schedule::SHORTEST_REPLACEMENT,
             told: None,
             end_was_told: false,
         };
@@ -130,6 +136,26 @@ impl Schedule {
 
     pub(super) fn may_adopt(&self, clock: Clock) -> bool {
         (clock.monotonic)() >= self.adopt_from
+    }
+
+    /// Whether a credential that was refused may be replaced at once. An API that refuses one after another shall not
+    /// have us buy one after another: each time it is left alone for twice as long, until it was quiet for a while.
+    pub(super) fn may_replace(&mut self, clock: Clock) -> bool {
+        const CALM: Duration = Duration::from_secs(600);
+        const LONGEST: Duration = Duration::from_secs(300);
+        let now = (clock.monotonic)();
+        if now < self.replace_from {
+            return false;
+        }
+        let is_calm = now > self.replace_from + CALM;
+        self.replace_pause = if is_calm { Self::SHORTEST_REPLACEMENT } else { (self.replace_pause * 2).min(LONGEST) };
+        self.replace_from = now + self.replace_pause;
+        true
+    }
+
+    /// Whether the first credential is to be had now.
+    pub(super) fn is_first_due(&self, run: &Run) -> bool {
+        run.held().is_none() && (run.clock.now() >= self.due_wall || (run.clock.monotonic)() >= self.due_monotonic)
     }
 
     pub(super) fn adopt_later(&mut self, clock: Clock) -> Duration {

@@ -1,0 +1,74 @@
+//! `wifshare gateway`: the gateway without a command of its own.
+
+use std::io::Write;
+use std::sync::Arc;
+use std::time::Duration;
+
+use wifshare::{Delivery, Environment, Listen, Opening, Provision, Run, Secret, Step, Transport, resolve};
+use zeroize::Zeroizing;
+
+use crate::arguments::{GatewayArguments, GatewayFormat};
+use crate::catalogue::code;
+use crate::clock::clock;
+use crate::failure::Failure;
+use crate::joined;
+use crate::signals;
+use crate::talk::Talk;
+
+pub(crate) fn gateway(arguments: &GatewayArguments, environment: &Environment, talk: Talk) -> Result<u8, Failure> {
+    signals::listen();
+    let own = &joined::without_a_run(environment);
+    let config = resolve(&arguments.identity.inputs(), own);
+    let config = config.map_err(|error| joined::unconfigured(error, environment))?;
+    let listen = match &arguments.unix {
+        Some(path) => Listen::Unix(path.clone()),
+        None => Listen::Loopback(arguments.listen),
+    };
+    let opening = Opening { listen, ..Opening::default() };
+    let watch = Arc::new(move |step: &Step<'_>| {
+        talk.step(step);
+        crate::exec::die_if_told_to(step);
+    });
+    let provision = Provision::Credential(Delivery::Gateway);
+    let run = Arc::new(Run::begin_with(config, provision, opening, Transport::new(own), clock(), watch)?);
+    let keeper = Arc::clone(&run);
+    std::thread::spawn(move || keeper.keep_fresh(fastrand::f64()));
+    let (base_url, capability) = run.gateway().expect("a run with this delivery has a gateway");
+    talk.mask(capability.expose());
+    let printed = print(base_url, capability, arguments.format);
+    if printed.is_ok() {
+        // Until a signal asks us to end.
+        while (clock().pause)(Duration::from_secs(3600)).is_ok() {}
+        talk.detail("closing; what is under way may finish");
+        run.close_gateway(arguments.grace);
+    }
+    if let Err(error) = run.end() {
+        talk.warning(&format!("could not remove what the run left: {error}"));
+    }
+    printed.map(|()| 0)
+}
+
+fn print(base_url: &str, capability: &Secret, format: GatewayFormat) -> Result<(), Failure> {
+    let capability = capability.expose();
+    let socket = base_url.strip_prefix("unix:");
+    let base_url = if socket.is_some() { "http://localhost" } else { base_url };
+    let text = Zeroizing::new(match format {
+        GatewayFormat::Env => {
+            let socket = socket.map(|path| format!("WIFSHARE_GATEWAY_SOCKET={}\n", crate::token::quoted(path)));
+            let socket = socket.unwrap_or_default();
+            format!("ANTHROPIC_BASE_URL={base_url}\nANTHROPIC_AUTH_TOKEN={capability}\n{socket}")
+        }
+        GatewayFormat::Json => {
+            let mut object = serde_json::json!({"base_url": base_url, "capability": capability});
+            if let Some(socket) = socket {
+                object["socket"] = socket.into();
+            }
+            format!("{object}\n")
+        }
+    });
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(|error| {
+        let message = format!("could not print where the gateway listens: {error}");
+        Failure::new(code!("stdout"), message, Some("look who reads the output"))
+    })
+}

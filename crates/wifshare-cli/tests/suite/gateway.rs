@@ -1,0 +1,210 @@
+//! The gateway: children that never hold the credential, and everything that they do all the same.
+
+use std::time::{Duration, Instant};
+
+use wifshare_sandbox::{Fault, Knobs};
+
+use crate::clients::{ALL, ONE, job_with_clients};
+use crate::job::{Job, eventually, finish, knobs, living};
+
+/// Asks the API by curl, as the environment says. `ask [OPTION]...`
+const ASK: &str = r#"
+    ask() {
+        curl -sS --fail-with-body --max-time 60 "$ANTHROPIC_BASE_URL/v1/messages" \
+            -H "authorization: Bearer $ANTHROPIC_AUTH_TOKEN" -H "content-type: application/json" \
+            -d '{"model":"m","max_tokens":1,"messages":[{"role":"user","content":"hi"}]}' "$@"
+    }
+"#;
+
+#[test]
+fn every_client_works_behind_the_gateway_with_one_exchange_and_streams() {
+    let Some(job) = job_with_clients(Knobs { exchange_latency_ms: 1200, ..knobs() }) else { return };
+    let all = ALL.join(" ");
+    let script = format!(
+        r#"{ONE}
+        for name in {all}; do for twin in 1 2; do one $name $name-$twin & pids="$pids $!"; done; done
+        one ask-python p-s --stream & pids="$pids $!"
+        one ask-typescript t-s --stream & pids="$pids $!"
+        failed=0; for pid in $pids; do wait $pid || failed=1; done; exit $failed"#
+    );
+    let ended = job.exec(&["--delivery", "gateway"], &script);
+    assert_eq!((ended.code, ended.stdout.as_str()), (0, ""), "{}", ended.stderr);
+    assert_eq!((job.counters().messages_accepted, job.counters().messages_refused), (12, 0));
+    job.assert_exchanges(1);
+}
+
+#[test]
+fn a_client_that_insists_on_federating_gets_the_capability_and_nothing_is_forwarded() {
+    let Some(job) = job_with_clients(knobs()) else { return };
+    let all = ALL.join(" ");
+    let script = format!(
+        r#"{ONE}
+        unset ANTHROPIC_AUTH_TOKEN
+        printf %s 'e30.eyJqdGkiOiJ4In0.YQ' > {0}/own-token
+        export ANTHROPIC_IDENTITY_TOKEN_FILE={0}/own-token
+        export ANTHROPIC_FEDERATION_RULE_ID=fdrl_01SandboxRule
+        export ANTHROPIC_ORGANIZATION_ID=00000000-0000-4000-8000-0000005a4db0
+        export ANTHROPIC_SERVICE_ACCOUNT_ID=svac_01SandboxAccount
+        for name in {all}; do one $name $name || exit 1; done"#,
+        job.path("").display()
+    );
+    let ended = job.exec(&["--delivery", "gateway"], &script);
+    assert_eq!((ended.code, ended.stdout.as_str()), (0, ""), "{}", ended.stderr);
+    assert_eq!((job.counters().messages_accepted, job.counters().messages_refused), (5, 0));
+    job.assert_exchanges(1);
+}
+
+#[test]
+fn the_command_starts_at_once_and_its_first_request_waits_for_the_exchange() {
+    let job = Job::new(Knobs { exchange_latency_ms: 3000, ..knobs() });
+    let script = format!("{ASK} touch begun; ask > /dev/null");
+    let start = Instant::now();
+    let child = job.wifshare(&["exec", "--delivery", "gateway", "--", "sh", "-c", &script]).spawn().unwrap();
+    eventually("the command has begun", || job.path("begun").exists());
+    let exchanged = job.counters().exchanges_accepted;
+    let ended = finish(child);
+    assert_eq!(ended.code, 0, "{}{}", ended.stdout, ended.stderr);
+    assert_eq!(exchanged, 0, "it began before there was a credential");
+    assert!(start.elapsed() >= Duration::from_secs(3));
+    job.assert_exchanges(1);
+}
+
+#[test]
+fn a_command_that_asks_for_nothing_does_not_wait_for_the_exchange() {
+    let job = Job::new(Knobs { exchange_latency_ms: 20_000, ..knobs() });
+    let start = Instant::now();
+    let ended = job.exec(&["--delivery", "gateway"], "exit 7");
+    assert_eq!(ended.code, 7);
+    assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
+}
+
+#[test]
+fn a_refused_exchange_is_told_on_standard_error_and_to_whoever_asks() {
+    let refusal = Fault::Status { status: 401, retry_after_s: None, commit: false };
+    let job = Job::new(Knobs { exchange_faults: vec![refusal; 20], ..knobs() });
+    let ended = job.exec(&["--delivery", "gateway"], &format!("{ASK} ask; echo; exit 3"));
+    assert_eq!(ended.code, 3, "the command's own");
+    assert!(ended.stdout.contains(r#""type":"authentication_error""#), "{}", ended.stdout);
+    assert!(ended.stdout.contains("could not exchange the identity token"), "{}", ended.stdout);
+    assert!(ended.stderr.contains("no credential could be had") && ended.stderr.contains("hint:"), "{}", ended.stderr);
+}
+
+#[test]
+fn an_exchange_that_fails_for_a_moment_costs_the_first_request_time_and_no_more() {
+    let job = Job::new(Knobs::fail_first(2, 503));
+    let ended = job.exec(&["--delivery", "gateway"], &format!("{ASK} ask > /dev/null"));
+    assert_eq!(ended.code, 0, "{}{}", ended.stdout, ended.stderr);
+    job.assert_exchanges(1);
+}
+
+/// Four workers that ask for so many seconds, 150 requests on a connection; the first failure ends it.
+const LOAD: &str = r#"
+    load() {
+        printf '%s\n' "header = \"authorization: Bearer $ANTHROPIC_AUTH_TOKEN\"" 'header = "content-type: application/json"' \
+            'data = "{\"model\":\"m\",\"max_tokens\":1,\"messages\":[]}"' fail silent show-error 'output = /dev/null' > ask.curl
+        end=$(( $(date +%s) + $1 ))
+        worker() {
+            while [ $(date +%s) -lt $end ]; do curl --config ask.curl "$ANTHROPIC_BASE_URL/v1/messages?[1-150]" || return 1; done
+        }
+        for worker in 1 2 3 4; do worker & pids="$pids $!"; done
+        failed=0; for pid in $pids; do wait $pid || failed=1; done; return $failed
+    }
+"#;
+
+#[test]
+fn renewals_under_load_fail_nothing() {
+    let job = Job::new(living(3));
+    let ended = job.exec(&["--delivery", "gateway"], &format!("{LOAD} load 8"));
+    assert_eq!((ended.code, ended.stdout.as_str()), (0, ""), "{}", ended.stderr);
+    let counters = job.counters();
+    assert!(counters.messages_accepted >= 1000, "{counters:#?}");
+    assert!(counters.exchanges_accepted >= 4, "{counters:#?}");
+    assert_eq!(counters.messages_refused, 0, "{counters:#?}");
+    job.assert_nothing_sent_twice();
+}
+
+#[test]
+fn a_401_is_healed_by_a_renewal_and_one_more_try() {
+    let job = Job::new(knobs());
+    let script = format!(
+        "{ASK} ask > /dev/null || exit 1
+        touch worked; while ! [ -e revoked ]; do sleep 0.05; done
+        ask > /dev/null || exit 2
+        ask > /dev/null"
+    );
+    let child = job.wifshare(&["exec", "--delivery", "gateway", "--", "sh", "-c", &script]).spawn().unwrap();
+    eventually("the first request was answered", || job.path("worked").exists());
+    job.sandbox.revoke_access_tokens();
+    std::fs::File::create(job.path("revoked")).unwrap();
+    let ended = finish(child);
+    assert_eq!(ended.code, 0, "{}{}", ended.stdout, ended.stderr);
+    assert_eq!((job.counters().messages_accepted, job.counters().messages_refused), (3, 1));
+    job.assert_exchanges(2);
+}
+
+#[test]
+fn commands_inside_join_the_run_and_its_token_is_the_capability() {
+    let job = Job::new(knobs());
+    let script = format!(
+        r#"{ASK}
+        [ "$("$WIFSHARE" token)" = "$ANTHROPIC_AUTH_TOKEN" ] || exit 1
+        "$WIFSHARE" token --format header | grep -qx "Authorization: Bearer $ANTHROPIC_AUTH_TOKEN" || exit 2
+        "$WIFSHARE" token --format json --min-life 2h | grep -q '"expires_in":' || exit 3
+        before=$ANTHROPIC_BASE_URL
+        "$WIFSHARE" exec -- sh -c 'echo $ANTHROPIC_BASE_URL' | grep -qx "$before" || exit 4
+        "$WIFSHARE" exec --delivery profile -- sh -c 'echo $ANTHROPIC_AUTH_TOKEN' 2> said | grep -qx "$ANTHROPIC_AUTH_TOKEN" || exit 5
+        grep -q 'left aside' said || exit 6
+        "$WIFSHARE" exec -- "$WIFSHARE" exec -- sh -c '[ -n "$ANTHROPIC_AUTH_TOKEN" ]' || exit 7"#
+    );
+    let ended = job.exec(&["--delivery", "gateway"], &script);
+    assert_eq!(ended.code, 0, "{}{}", ended.stdout, ended.stderr);
+}
+
+#[test]
+fn a_gateway_takes_what_another_run_of_the_identity_keeps_already() {
+    let mut job = Job::new(knobs());
+    job.set("ASK", &format!("{ASK} ask > /dev/null"));
+    let mut options = vec!["--delivery", "profile"];
+    for name in [
+        "ACTIONS_ID_TOKEN_REQUEST_URL",
+        "ACTIONS_ID_TOKEN_REQUEST_TOKEN",
+        "ANTHROPIC_FEDERATION_RULE_ID",
+        "ANTHROPIC_ORGANIZATION_ID",
+        "ANTHROPIC_SERVICE_ACCOUNT_ID",
+    ] {
+        options.extend(["--keep-env", name]);
+    }
+    let script = r#"
+        unset WIFSHARE_RUN ANTHROPIC_CONFIG_DIR ANTHROPIC_PROFILE
+        exec "$WIFSHARE" exec --delivery gateway -- sh -c "$ASK""#;
+    let ended = job.exec(&options, script);
+    assert_eq!(ended.code, 0, "{}{}", ended.stdout, ended.stderr);
+    job.assert_exchanges(1);
+}
+
+#[test]
+fn gateways_of_one_identity_buy_for_themselves_and_send_nothing_twice() {
+    let job = Job::new(knobs());
+    let script = format!("{ASK} for n in 1 2 3; do ask > /dev/null || exit 1; done");
+    let run = || job.wifshare(&["exec", "--delivery", "gateway", "--", "sh", "-c", &script]).spawn().unwrap();
+    let runs = [run(), run(), run()];
+    for ended in runs.map(finish) {
+        assert_eq!(ended.code, 0, "{}{}", ended.stdout, ended.stderr);
+    }
+    job.assert_exchanges(3);
+}
+
+#[test]
+fn a_fixed_token_serves_one_gateway() {
+    let mut job = Job::new(knobs());
+    let token = job.sandbox.issue_identity_token();
+    job.without_endpoint();
+    job.set("ANTHROPIC_IDENTITY_TOKEN", &token);
+    let script = format!("{ASK} [ -z \"$ANTHROPIC_IDENTITY_TOKEN\" ] && ask > /dev/null");
+    let ended = job.exec(&["--delivery", "gateway"], &script);
+    assert_eq!(ended.code, 0, "{}{}", ended.stdout, ended.stderr);
+    let again = job.exec(&["--delivery", "gateway"], &format!("{ASK} ask"));
+    assert_ne!(again.code, 0);
+    assert!(again.stdout.contains("was already taken for an exchange"), "{}", again.stdout);
+    job.assert_exchanges(1);
+}

@@ -1,0 +1,264 @@
+//! Who may come in, and which paths lead out. Pure.
+
+use crate::secret::Secret;
+
+/// Why a request is not let through: a status and a sentence for whoever sent it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Refusal {
+    pub(super) status: u16,
+    pub(super) message: std::borrow::Cow<'static, str>,
+}
+
+impl Refusal {
+    pub(super) const fn new(status: u16, message: &'static str) -> Refusal {
+        Refusal { status, message: std::borrow::Cow::Borrowed(message) }
+    }
+}
+
+/// What a request must show at the door.
+#[derive(Debug)]
+pub(super) struct Door {
+    /// The listener as a `Host` header names it, literally: a name that a web page could have its browser resolve to us
+    /// is not it.
+    pub(super) host: String,
+    /// What the children of this run were given.
+    pub(super) capability: Secret,
+}
+
+/// What a request showed, as far as the door is concerned.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Shown<'a> {
+    pub(super) host: Option<&'a [u8]>,
+    pub(super) authorization: Option<&'a [u8]>,
+    pub(super) api_key: Option<&'a [u8]>,
+    /// A header that only a browser sends.
+    pub(super) of_a_browser: bool,
+    /// A header that only another proxy sends.
+    pub(super) of_a_proxy: bool,
+}
+
+impl Door {
+    /// Whether whoever asks may ask at all, capability or not.
+    pub(super) fn is_local(&self, shown: &Shown<'_>) -> Result<(), Refusal> {
+        const FOREIGN_HOST: Refusal = Refusal::new(403, "the Host header does not name this gateway's address");
+        const BROWSER: Refusal = Refusal::new(403, "requests of web pages are not served");
+        const PROXY: Refusal = Refusal::new(403, "requests by way of another proxy are not served");
+        if shown.host != Some(self.host.as_bytes()) {
+            return Err(FOREIGN_HOST);
+        }
+        if shown.of_a_browser {
+            return Err(BROWSER);
+        }
+        if shown.of_a_proxy { Err(PROXY) } else { Ok(()) }
+    }
+
+    /// Whether it showed the capability, as a bearer token or as an API key, and nothing else beside it.
+    pub(super) fn has_capability(&self, shown: &Shown<'_>) -> Result<(), Refusal> {
+        const MISSING: Refusal = Refusal::new(
+            401,
+            "the gateway wants the capability of its run, which its children find in ANTHROPIC_AUTH_TOKEN",
+        );
+        const WRONG: Refusal = Refusal::new(401, "this is not the capability of this gateway's run");
+        let bearer = match shown.authorization.filter(|value| !value.is_empty()) {
+            Some(value) => Some(bearer(value).ok_or(WRONG)?),
+            None => None,
+        };
+        let api_key = shown.api_key.filter(|value| !value.is_empty());
+        if bearer.is_none() && api_key.is_none() {
+            return Err(MISSING);
+        }
+        // Both are compared whatever the first comparison says.
+        let are_right = bearer.is_none_or(|given| self.is_capability(given))
+            & api_key.is_none_or(|given| self.is_capability(given));
+        if are_right { Ok(()) } else { Err(WRONG) }
+    }
+
+    /// Looks at every byte, so that the time it takes says nothing about where two texts part.
+    pub(super) fn is_capability(&self, given: &[u8]) -> bool {
+        let ours = self.capability.expose().as_bytes();
+        let difference = given.iter().zip(ours).fold(0, |difference, (x, y)| difference | (x ^ y));
+        std::hint::black_box(difference) == 0 && given.len() == ours.len()
+    }
+}
+
+/// The token of an `Authorization: Bearer …` value (RFC 6750 §2.1).
+fn bearer(value: &[u8]) -> Option<&[u8]> {
+    let (scheme, rest) = value.split_at_checked(7)?;
+    scheme.eq_ignore_ascii_case(b"bearer ").then(|| rest.trim_ascii())
+}
+
+/// Where requests go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// To the API.
+    Out,
+    /// To the token endpoint, which the gateway answers by itself.
+    Token,
+}
+
+/// Where a request target leads, if it is a path that two readers read alike. What is not in its normal form is
+/// refused and not repaired: no empty, `.` or `..` segment, no encoded slash, backslash or control character.
+pub(super) fn way_of(target: &str) -> Result<Way, Refusal> {
+    const NO_PATH: Refusal = Refusal::new(400, "the request target has to be a path");
+    const ODD: Refusal = Refusal::new(400, "the path is not in its normal form");
+    const ELSEWHERE: Refusal = Refusal::new(404, "the gateway leads to the API's own paths alone");
+    if !target.starts_with('/') {
+        return Err(NO_PATH);
+    }
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    // A query is the API's own affair, as long as no reader can take a piece of it for something else.
+    let is_plain = |byte: u8| matches!(byte, b'!'..=b'~') && !b"#\\\"<>`{|}^".contains(&byte);
+    let is_query = |byte: u8| matches!(byte, b'!'..=b'~') && byte != b'#';
+    if !path.bytes().all(is_plain) || !query.bytes().all(is_query) {
+        return Err(ODD);
+    }
+    let segments = path[1..].strip_suffix('/').unwrap_or(&path[1..]);
+    if path != "/" && !segments.split('/').all(is_normal) {
+        return Err(ODD);
+    }
+    match path {
+        "/v1/oauth/token" => Ok(Way::Token),
+        _ if path.starts_with("/v1/oauth/") => Err(ELSEWHERE),
+        _ if path.starts_with("/v1/") || OF_CLAUDE.contains(&path) => Ok(Way::Out),
+        _ if OF_CLAUDE_BELOW.iter().any(|prefix| path.starts_with(prefix)) => Ok(Way::Out),
+        _ => Err(ELSEWHERE),
+    }
+}
+
+/// What claude asks for besides the API: whether there is a connection.
+const OF_CLAUDE: [&str; 2] = ["/", "/api/hello"];
+
+/// The rest of it: settings, metrics, and what its account may do.
+const OF_CLAUDE_BELOW: [&str; 4] = ["/api/claude_code/", "/api/claude_cli/", "/api/oauth/", "/api/event_logging/"];
+
+/// Neither empty nor a step elsewhere, and percent-encoded only where it has to be (RFC 3986 §6.2.2.2): what could be
+/// written plainly and is not, is there for a reader who decodes once more than we do.
+fn is_normal(segment: &str) -> bool {
+    let digit = |byte: Option<u8>| byte.and_then(|byte| (byte as char).to_digit(16));
+    let mut bytes = segment.bytes();
+    while let Some(byte) = bytes.next() {
+        if byte != b'%' {
+            continue;
+        }
+        let Some(byte) = digit(bytes.next()).zip(digit(bytes.next())).map(|(high, low)| (high * 16 + low) as u8) else {
+            return false;
+        };
+        let is_unreserved = byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+        if is_unreserved || byte.is_ascii_control() || b"/\\%".contains(&byte) {
+            return false;
+        }
+    }
+    !matches!(segment, "" | "." | "..")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn door() -> Door {
+        Door { host: "127.0.0.1:4711".to_owned(), capability: Secret::new("c4p4".to_owned()) }
+    }
+
+    #[test]
+    fn the_host_is_the_listener_literally() {
+        for (host, is_ours) in [
+            (Some("127.0.0.1:4711"), true),
+            (Some("127.0.0.1"), false),
+            (Some("127.0.0.1:4712"), false),
+            (Some("localhost:4711"), false),
+            (Some("evil.example"), false),
+            (Some("127.0.0.1:4711 "), false),
+            (Some(""), false),
+            (None, false),
+        ] {
+            let shown = Shown { host: host.map(str::as_bytes), ..Shown::default() };
+            assert_eq!(door().is_local(&shown).is_ok(), is_ours, "{host:?}");
+        }
+        let shown = Shown { host: Some(b"127.0.0.1:4711"), of_a_browser: true, ..Shown::default() };
+        assert!(door().is_local(&shown).is_err());
+        assert!(door().is_local(&Shown { of_a_browser: false, of_a_proxy: true, ..shown }).is_err());
+    }
+
+    #[test]
+    fn the_capability_comes_as_a_bearer_token_or_as_an_api_key_and_whole() {
+        for (authorization, api_key, is_right) in [
+            (Some("Bearer c4p4"), None, true),
+            (Some("bearer  c4p4 "), None, true),
+            (None, Some("c4p4"), true),
+            (Some("Bearer c4p4"), Some("c4p4"), true),
+            (Some("Bearer c4p4"), Some(""), true),
+            (Some("Bearer c4p4"), Some("other"), false),
+            (Some("Bearer other"), Some("c4p4"), false),
+            (Some("Bearer c4p"), None, false),
+            (Some("Bearer c4p4x"), None, false),
+            (Some("Bearer "), None, false),
+            (Some("Basic c4p4"), None, false),
+            (Some("c4p4"), None, false),
+            (Some(""), None, false),
+            (None, Some("C4P4"), false),
+            (None, None, false),
+        ] {
+            let [authorization, api_key] = [authorization, api_key].map(|value| value.map(str::as_bytes));
+            let shown = Shown { authorization, api_key, ..Shown::default() };
+            assert_eq!(door().has_capability(&shown).is_ok(), is_right, "{shown:?}");
+        }
+    }
+
+    #[test]
+    fn only_paths_in_their_normal_form_lead_out() {
+        for (target, status) in [
+            ("/v1/messages", None),
+            ("/v1/messages?beta=true&x=%2f..", None),
+            ("/v1/models/claude%20sandbox", None),
+            ("/v1/files/", None),
+            ("/v1/a..b/.c", None),
+            ("/", None),
+            ("/api/hello", None),
+            ("/api/claude_code/settings", None),
+            ("/v1", Some(404)),
+            ("/v10/messages", Some(404)),
+            ("/admin", Some(404)),
+            ("/V1/messages", Some(404)),
+            ("/sandbox/counters", Some(404)),
+            ("//v1/messages", Some(400)),
+            ("/v1//messages", Some(400)),
+            ("/v1/messages//", Some(400)),
+            ("/v1/../admin", Some(400)),
+            ("/v1/./messages", Some(400)),
+            ("/v1/..", Some(400)),
+            ("/v1/%2e%2e/admin", Some(400)),
+            ("/v1/.%2E/admin", Some(400)),
+            ("/v1/%2e", Some(400)),
+            ("/v1/a%2fb", Some(400)),
+            ("/v1/a%2Fb", Some(400)),
+            ("/v1/a%5cb", Some(400)),
+            ("/v1/a\\b", Some(400)),
+            ("/v1/a%252fb", Some(400)),
+            ("/v1/a%00", Some(400)),
+            ("/v1/a%0d%0ax", Some(400)),
+            ("/v1/a%7f", Some(400)),
+            ("/v1/a%", Some(400)),
+            ("/v1/a%4", Some(400)),
+            ("/v1/a%zz", Some(400)),
+            ("/v1/a%+1", Some(400)),
+            ("/v1/oauth/%74oken", Some(400)),
+            ("/v1/%6fauth/token", Some(400)),
+            ("/v1/oauth/token/", Some(404)),
+            ("/v1/oauth/authorize", Some(404)),
+            ("/", None),
+            ("/v1/a#b", Some(400)),
+            ("/v1/a?b#c", Some(400)),
+            ("/v1/a\tb", Some(400)),
+            ("/v1/ä", Some(400)),
+            ("/v1/a?ä", Some(400)),
+            ("http://127.0.0.1/v1/messages", Some(400)),
+            ("127.0.0.1:443", Some(400)),
+            ("*", Some(400)),
+            ("", Some(400)),
+        ] {
+            assert_eq!(way_of(target).err().map(|refusal| refusal.status), status, "{target}");
+        }
+        assert_eq!(way_of("/v1/oauth/token"), Ok(Way::Token));
+        assert_eq!(way_of("/v1/oauth/token?x"), Ok(Way::Token));
+    }
+}

@@ -1,0 +1,100 @@
+//! Who is at the other end of a connection, where the system can tell.
+
+use std::net::SocketAddr;
+
+/// The other end of a connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Peer {
+    /// By TCP on loopback: its address and ours.
+    Tcp(SocketAddr, SocketAddr),
+    /// By a Unix socket; the system tells the process.
+    Unix(Option<u32>),
+}
+
+impl Peer {
+    /// The process there, found at the price of a look at every process of this user.
+    pub(super) fn process(self) -> Option<u32> {
+        match self {
+            Peer::Unix(process) => process,
+            Peer::Tcp(theirs, ours) => platform::process_of(theirs, ours),
+        }
+    }
+
+    /// Whether the process there is a descendant of ours: then it was given the capability anyway.
+    pub(super) fn is_a_child(self) -> bool {
+        self.process().is_some_and(platform::is_a_descendant)
+    }
+}
+
+#[cfg(target_os = "linux")]
+mod platform {
+    use std::fs::{self, File};
+    use std::io::Read;
+    use std::net::SocketAddr;
+    use std::path::Path;
+
+    fn text(path: impl AsRef<Path>, limit: u64) -> Option<String> {
+        let mut text = String::new();
+        File::open(path).ok()?.take(limit).read_to_string(&mut text).ok()?;
+        Some(text)
+    }
+
+    /// An address as `/proc/net/tcp` writes it: each word of it in the machine's order.
+    fn written(address: SocketAddr) -> String {
+        let word = |bytes: &[u8]| {
+            let bytes: [u8; 4] = bytes.try_into().unwrap_or_default();
+            format!("{:08X}", u32::from_ne_bytes(bytes))
+        };
+        match address {
+            SocketAddr::V4(address) => format!("{}:{:04X}", word(&address.ip().octets()), address.port()),
+            SocketAddr::V6(address) => {
+                let words: String = address.ip().octets().chunks(4).map(word).collect();
+                format!("{words}:{:04X}", address.port())
+            }
+        }
+    }
+
+    pub(super) fn process_of(theirs: SocketAddr, ours: SocketAddr) -> Option<u32> {
+        const TABLE: u64 = 16 << 20;
+        let table = text(if theirs.is_ipv4() { "/proc/net/tcp" } else { "/proc/net/tcp6" }, TABLE)?;
+        let (theirs, ours) = (written(theirs), written(ours));
+        let inode = table.lines().find_map(|line| {
+            let mut words = line.split_whitespace().skip(1);
+            (words.next()? == theirs && words.next()? == ours).then(|| words.nth(6))?
+        })?;
+        let socket = format!("socket:[{inode}]");
+        let holds_it = |process: &Path| {
+            let files = fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
+            files.into_iter().any(|file| fs::read_link(file.path()).is_ok_and(|target| target.as_os_str() == &*socket))
+        };
+        let processes = fs::read_dir("/proc").ok()?.flatten().filter_map(|entry| {
+            let number = entry.file_name().to_str()?.parse().ok()?;
+            Some((number, entry.path()))
+        });
+        processes.into_iter().find(|(_, path)| holds_it(path)).map(|(number, _)| number)
+    }
+
+    pub(super) fn is_a_descendant(process: u32) -> bool {
+        const DEEPEST: usize = 64;
+        let parent = |process: &u32| {
+            let status = text(format!("/proc/{process}/status"), 16 * 1024)?;
+            status.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse().ok())
+        };
+        let ancestors = std::iter::successors(Some(process), parent).take(DEEPEST);
+        ancestors.skip(1).any(|ancestor| ancestor == std::process::id())
+    }
+}
+
+/// Not run by us: elsewhere nobody is known.
+#[cfg(not(target_os = "linux"))]
+mod platform {
+    use std::net::SocketAddr;
+
+    pub(super) fn process_of(_theirs: SocketAddr, _ours: SocketAddr) -> Option<u32> {
+        None
+    }
+
+    pub(super) fn is_a_descendant(_process: u32) -> bool {
+        false
+    }
+}

@@ -1,0 +1,451 @@
+//! One connection of a client: request after request, each let in, given the credential, sent on, answered and recorded.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Instant, Sleep, sleep};
+
+use super::admission::{Door, Refusal, Way};
+use super::caller::Peer;
+use super::inbox::Inbox;
+use super::incoming::{Bounds, Failed, Incoming};
+use super::request::{self, Request};
+use super::upstream::Line;
+use super::visitors::{Doing, Visitor};
+use super::{Answering, Ended, House, Served, answer, http1, http2};
+
+/// Serves one connection until it ends.
+pub(super) async fn attend<S>(mut stream: S, peer: Peer, visitor: Arc<Visitor>, house: Arc<House>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    let mut connection = Connection {
+        stream: &mut stream,
+        inbox: Inbox::default(),
+        watchdog: Watchdog::new(),
+        house: &house,
+        visitor: &visitor,
+        peer,
+        is_known: false,
+    };
+    if connection.attend().await {
+        answer::linger(&mut stream).await;
+    }
+}
+
+struct Connection<'a, S> {
+    stream: &'a mut S,
+    inbox: Inbox,
+    watchdog: Watchdog,
+    house: &'a House,
+    visitor: &'a Visitor,
+    peer: Peer,
+    /// Whether it has shown the capability before.
+    is_known: bool,
+}
+
+/// What there is to tell of a request when it is over.
+struct Account {
+    start: Duration,
+    status: u16,
+    bytes_in: u64,
+    bytes_out: u64,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
+    /// Serves request after request. Says whether something may still be unread when it ends.
+    async fn attend(&mut self) -> bool {
+        loop {
+            self.visitor.is(if self.is_known { Doing::Idle } else { Doing::Stranger });
+            let mut request = match self.request().await {
+                Some(Ok(request)) => request,
+                Some(Err(refusal)) => {
+                    let start = (self.house.clock.monotonic)();
+                    let answer = answer::refusal(&refusal, true);
+                    answer::write(self.stream, &answer).await;
+                    let account =
+                        Account { start, status: refusal.status, bytes_in: 0, bytes_out: answer.len() as u64 };
+                    self.record("-", "-", &account);
+                    return true;
+                }
+                None => return false,
+            };
+            self.inbox.consume(request.head_length);
+            self.visitor.is(Doing::Busy);
+            self.is_known |= request.capability.is_ok();
+            let mut account = Account { start: (self.house.clock.monotonic)(), status: 0, bytes_in: 0, bytes_out: 0 };
+            let may_stay = match request.way {
+                Way::Token => self.token(&mut request, &mut account).await,
+                Way::Out => self.forward(&mut request, &mut account).await,
+            };
+            self.record(request.outgoing.method(), request.outgoing.path(), &account);
+            if !may_stay {
+                return true;
+            }
+            if self.house.is_closing.load(Ordering::Relaxed) {
+                return false;
+            }
+        }
+    }
+
+    /// The next request; `None` where the client has left, or has kept us waiting too long.
+    async fn request(&mut self) -> Option<Result<Request, Refusal>> {
+        const TOO_LONG: Refusal = Refusal::new(431, "the head of the request is too large");
+        let limits = &self.house.limits;
+        let idle = if self.is_known { limits.idle } else { limits.head };
+        self.watchdog.begin();
+        poll_fn(|cx| {
+            loop {
+                if !self.inbox.is_empty() {
+                    let bytes = self.inbox.bytes();
+                    let destination = &self.house.upstream.destination;
+                    match request::read(bytes, &self.house.door, destination, limits.largest_body) {
+                        Ok(Some(request)) => return Poll::Ready(Some(Ok(request))),
+                        Err(refusal) => return Poll::Ready(Some(Err(refusal))),
+                        Ok(None) if self.inbox.is_full() => return Poll::Ready(Some(Err(TOO_LONG))),
+                        Ok(None) => {}
+                    }
+                }
+                let was_empty = self.inbox.is_empty();
+                match self.inbox.poll_fill(cx, self.stream) {
+                    Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(None),
+                    // Each byte of a head does not buy more time: what counts is when it began.
+                    Poll::Ready(Ok(_)) if was_empty => self.watchdog.begin(),
+                    Poll::Ready(Ok(_)) => {}
+                    Poll::Pending => {
+                        let patience = if self.inbox.is_empty() { idle } else { limits.head };
+                        ready!(self.watchdog.poll(cx, patience));
+                        return Poll::Ready(None);
+                    }
+                }
+            }
+        })
+        .await
+    }
+
+    /// Sends a request on and its answer back. Says whether the connection is in order for another one.
+    async fn forward(&mut self, request: &mut Request, account: &mut Account) -> bool {
+        let mut held = match self.house.credential().await {
+            Ok(held) => held,
+            Err(refusal) => return self.refuse(&refusal, request, account).await,
+        };
+        request.outgoing.set_access_token(held.access_token.expose());
+        let Ok(there) = request.body.advance(self.inbox.bytes()) else {
+            return self.refuse(&Refusal::new(400, "the body is not what its head says"), request, account).await;
+        };
+        request.outgoing.keep(&self.inbox.bytes()[..there]);
+        self.inbox.consume(there);
+        account.bytes_in += there as u64;
+        let mut may_reject = true;
+        let mut must_be_new = false;
+        loop {
+            let line = match must_be_new {
+                true => self.house.upstream.new_line().await,
+                false => self.house.upstream.line().await,
+            };
+            let line = match line {
+                Ok(line) => line,
+                Err(cause) => return self.refuse(&unreachable(&cause), request, account).await,
+            };
+            let was_used = matches!(line, Line::Http1(_, true));
+            let closes = !request.may_stay || self.house.is_closing.load(Ordering::Relaxed);
+            let answering = Answering { may_reject, closes, ..Answering::default() };
+            let kept_body = self.house.limits.kept_body;
+            let bounds = Bounds { largest_body: self.house.limits.largest_body, kept_body };
+            let can_send_again = request.body.is_over();
+            let incoming = Incoming::new(self.stream, &mut self.inbox, request, bounds, true);
+            let mut relay = match line {
+                Line::Http1(line, _) => Relay::Http1(http1::Relay::new(incoming, line, answering)),
+                Line::Http2(line) => {
+                    let scheme = self.house.upstream.scheme();
+                    match http2::begin(incoming, line, answering, scheme).await {
+                        Ok(relay) => Relay::Http2(Box::new(relay)),
+                        Err(Failed::NoAnswer(true)) if can_send_again && !must_be_new => {
+                            must_be_new = true;
+                            continue;
+                        }
+                        Err(failed) => return self.fail(failed, false, request, account).await,
+                    }
+                }
+            };
+            self.watchdog.begin();
+            let mut ended = relay.run(&mut self.watchdog, &self.house.limits).await;
+            if let Ok(Ended::Rejected) = ended {
+                let renewed = match relay.collect(&mut self.watchdog, &self.house.limits).await {
+                    Ok(true) => self.house.successor_of(&held).await,
+                    // What cannot be sent again still tells that the credential is not good any more.
+                    Ok(false) => {
+                        self.house.reject(&held);
+                        None
+                    }
+                    Err(failed) => {
+                        drop(relay);
+                        return self.fail(failed, false, request, account).await;
+                    }
+                };
+                match renewed {
+                    Some(renewed) => {
+                        drop(relay);
+                        held = renewed;
+                        request.outgoing.set_access_token(held.access_token.expose());
+                        may_reject = false;
+                        continue;
+                    }
+                    None => {
+                        ended = match relay.pass_on() {
+                            Ok(()) => relay.run(&mut self.watchdog, &self.house.limits).await,
+                            Err(failed) => Err(failed),
+                        };
+                    }
+                }
+            }
+            let answering = relay.answering();
+            account.bytes_out += answering.bytes_out;
+            account.status = answering.status.unwrap_or(0);
+            let has_begun = answering.has_begun;
+            let incoming = relay.incoming();
+            account.bytes_in += incoming.bytes_in;
+            let is_kept_whole = incoming.is_kept_whole();
+            let line = relay.into_line();
+            match ended {
+                Ok(Ended::Answered { may_stay }) => {
+                    if let Some(line) = line {
+                        self.house.upstream.give_back(line);
+                    }
+                    return may_stay;
+                }
+                Ok(Ended::Rejected) => return false,
+                Err(Failed::NoAnswer(nothing_was_done))
+                    if !has_begun
+                        && is_kept_whole
+                        && !must_be_new
+                        && (nothing_was_done || (was_used && request.is_idempotent)) =>
+                {
+                    must_be_new = true;
+                }
+                Err(failed) => return self.fail(failed, has_begun, request, account).await,
+            }
+        }
+    }
+
+    /// Answers in the place of the token endpoint: whoever signs in by itself gets the capability for its access token.
+    /// Nothing is forwarded, whatever it sent.
+    async fn token(&mut self, request: &mut Request, account: &mut Account) -> bool {
+        const LARGEST: usize = 64 * 1024;
+        const METHOD: Refusal = Refusal::new(405, "the token endpoint answers POST");
+        const TOO_LARGE: Refusal = Refusal::new(413, "the request for a token is too large");
+        const NOBODY: Refusal = Refusal::new(401, "only a child of this gateway's run is given its capability");
+        if request.outgoing.method() != "POST" {
+            return self.refuse(&METHOD, request, account).await;
+        }
+        request.outgoing.set_access_token("");
+        let bounds = Bounds { largest_body: LARGEST as u64, kept_body: LARGEST };
+        let mut incoming = Incoming::new(self.stream, &mut self.inbox, request, bounds, true);
+        let watchdog = &mut self.watchdog;
+        watchdog.begin();
+        let body = poll_fn(|cx| match incoming.poll_collect(cx) {
+            Poll::Pending => {
+                ready!(watchdog.poll(cx, self.house.limits.head));
+                Poll::Ready(Err(Failed::Abandoned))
+            }
+            ended => ended,
+        });
+        let heard = body.await;
+        account.bytes_in += incoming.bytes_in;
+        let is_whole = incoming.is_kept_whole();
+        match heard {
+            Ok(()) if is_whole => {}
+            Ok(()) => return self.refuse(&TOO_LARGE, request, account).await,
+            Err(failed) => return self.fail(failed, false, request, account).await,
+        }
+        let knows_it = request.capability.is_ok() || is_assertion(&self.house.door, request);
+        if !knows_it && !self.peer.is_a_child() {
+            return self.refuse(&NOBODY, request, account).await;
+        }
+        self.is_known = true;
+        let closes = !request.may_stay;
+        let answer = answer::token(&self.house.door.capability, closes);
+        account.status = 200;
+        account.bytes_out = answer.len() as u64;
+        answer::write(self.stream, &answer).await && !closes
+    }
+
+    /// Answers with a refusal; the connection stays only where the request was heard to its end.
+    async fn refuse(&mut self, refusal: &Refusal, request: &Request, account: &mut Account) -> bool {
+        let closes = !request.body.is_over() || !request.may_stay || self.house.is_closing.load(Ordering::Relaxed);
+        let answer = answer::refusal(refusal, closes);
+        account.status = refusal.status;
+        account.bytes_out = answer.len() as u64;
+        answer::write(self.stream, &answer).await && !closes
+    }
+
+    async fn fail(&mut self, failed: Failed, has_begun: bool, request: &Request, account: &mut Account) -> bool {
+        const NO_ANSWER: Refusal = Refusal::new(502, "the API closed the connection before it answered");
+        const BAD_ANSWER: Refusal = Refusal::new(502, "what came back from the API is no answer");
+        const LATE: Refusal = Refusal::new(504, "the API did not answer in time");
+        let refusal = match failed {
+            _ if has_begun => return false,
+            Failed::Abandoned => {
+                // As nginx has it: the client closed its request.
+                account.status = 499;
+                return false;
+            }
+            Failed::Broken => return false,
+            Failed::Client(refusal) => refusal,
+            Failed::NoAnswer(_) => NO_ANSWER,
+            Failed::BadAnswer => BAD_ANSWER,
+            Failed::Late => LATE,
+        };
+        self.refuse(&refusal, request, account).await
+    }
+
+    fn record(&self, method: &str, path: &str, account: &Account) {
+        (self.house.record)(&Served {
+            method,
+            path,
+            status: account.status,
+            bytes_in: account.bytes_in,
+            bytes_out: account.bytes_out,
+            took: (self.house.clock.monotonic)().saturating_sub(account.start),
+            caller: self.peer,
+        });
+    }
+}
+
+/// Whether the capability was presented in the place of an identity token (RFC 7523 §2.1).
+fn is_assertion(door: &Door, request: &Request) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Grant<'a> {
+        #[serde(borrow)]
+        assertion: &'a str,
+    }
+    let content = request.content();
+    serde_json::from_slice(&content).is_ok_and(|Grant { assertion }| door.is_capability(assertion.as_bytes()))
+}
+
+fn unreachable(cause: &str) -> Refusal {
+    let message = format!("could not connect to the API: {}", crate::message::safe_text(cause));
+    Refusal { status: 502, message: message.into() }
+}
+
+/// A request under way, whatever the other side speaks.
+#[expect(clippy::large_enum_variant, reason = "the larger one is the one that must not cost an allocation")]
+enum Relay<'a, S> {
+    Http1(http1::Relay<'a, S>),
+    Http2(Box<http2::Relay<'a, S>>),
+}
+
+impl<'a, S: AsyncRead + AsyncWrite + Unpin> Relay<'a, S> {
+    async fn run(&mut self, watchdog: &mut Watchdog, limits: &super::Limits) -> Result<Ended, Failed> {
+        poll_fn(|cx| {
+            let ended = match self {
+                Relay::Http1(relay) => relay.poll(cx),
+                Relay::Http2(relay) => relay.poll(cx),
+            };
+            match ended {
+                Poll::Pending => self.poll_late(cx, watchdog, limits),
+                ended => ended,
+            }
+        })
+        .await
+    }
+
+    /// Hears the rest of the body of a request whose answer is held back, and says whether it can be sent once more.
+    async fn collect(&mut self, watchdog: &mut Watchdog, limits: &super::Limits) -> Result<bool, Failed> {
+        let incoming = self.incoming();
+        if incoming.could_be_kept() {
+            watchdog.begin();
+            poll_fn(|cx| match incoming.poll_collect(cx) {
+                Poll::Pending => {
+                    ready!(watchdog.poll(cx, limits.body));
+                    Poll::Ready(Err(Failed::Abandoned))
+                }
+                ended => ended,
+            })
+            .await?;
+        }
+        Ok(self.incoming().is_kept_whole())
+    }
+
+    /// Ends a request that has stood still for too long.
+    fn poll_late(
+        &mut self,
+        cx: &mut Context<'_>,
+        watchdog: &mut Watchdog,
+        limits: &super::Limits,
+    ) -> Poll<Result<Ended, Failed>> {
+        let incoming = self.incoming();
+        if std::mem::take(&mut incoming.moved) {
+            watchdog.begin();
+        }
+        let is_heard = incoming.request.body.is_over();
+        ready!(watchdog.poll(cx, if is_heard { limits.answer } else { limits.body }));
+        Poll::Ready(Err(if is_heard { Failed::Late } else { Failed::Abandoned }))
+    }
+
+    fn pass_on(&mut self) -> Result<(), Failed> {
+        match self {
+            Relay::Http1(relay) => relay.pass_on(),
+            Relay::Http2(relay) => relay.pass_on(),
+        }
+    }
+
+    fn incoming(&mut self) -> &mut Incoming<'a, S> {
+        match self {
+            Relay::Http1(relay) => relay.incoming(),
+            Relay::Http2(relay) => relay.incoming(),
+        }
+    }
+
+    fn answering(&mut self) -> &mut Answering {
+        match self {
+            Relay::Http1(relay) => relay.answering(),
+            Relay::Http2(relay) => relay.answering(),
+        }
+    }
+
+    fn into_line(self) -> Option<crate::wire::Stream> {
+        match self {
+            Relay::Http1(relay) => relay.into_line(),
+            Relay::Http2(_) => None,
+        }
+    }
+}
+
+/// Notices that nothing happens, at the price of one timer for each connection that is seldom set: it rings every few
+/// seconds, and counts how often it rang since something happened.
+struct Watchdog {
+    timer: Pin<Box<Sleep>>,
+    rung: u32,
+}
+
+impl Watchdog {
+    const TICK: Duration = Duration::from_secs(1);
+
+    fn new() -> Watchdog {
+        Watchdog { timer: Box::pin(sleep(Self::TICK)), rung: 0 }
+    }
+
+    /// Something happened.
+    fn begin(&mut self) {
+        self.rung = 0;
+    }
+
+    /// Ready when nothing has happened for this long, give or take a tick.
+    fn poll(&mut self, cx: &mut Context<'_>, patience: Duration) -> Poll<()> {
+        loop {
+            ready!(self.timer.as_mut().poll(cx));
+            self.rung += 1;
+            self.timer.as_mut().reset(Instant::now() + Self::TICK);
+            if Self::TICK * self.rung > patience {
+                self.rung = 0;
+                return Poll::Ready(());
+            }
+        }
+    }
+}

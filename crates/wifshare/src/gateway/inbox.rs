@@ -1,0 +1,101 @@
+//! What was read and is not used yet, in a buffer that is borrowed from its thread for only as long as it holds bytes.
+//!
+//! A thousand idle connections therefore cost no buffer, and a busy one costs no allocation.
+
+use std::cell::RefCell;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, ReadBuf};
+
+/// A buffer holds a whole head, or a piece of a body.
+pub(super) const SIZE: usize = 32 * 1024;
+
+/// As many buffers stay with their thread; what a busy moment took beyond that is given back.
+const KEPT: usize = 32;
+
+thread_local! {
+    static SHELF: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Bytes that came in.
+#[derive(Debug, Default)]
+pub(super) struct Inbox {
+    buffer: Option<Box<[u8]>>,
+    start: usize,
+    end: usize,
+}
+
+impl Inbox {
+    /// What is there.
+    pub(super) fn bytes(&self) -> &[u8] {
+        self.buffer.as_ref().map_or(&[], |buffer| &buffer[self.start..self.end])
+    }
+
+    /// The same, to be changed in place.
+    pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
+        self.buffer.as_mut().map_or(&mut [], |buffer| &mut buffer[self.start..self.end])
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+
+    /// Whether there is no room for another byte.
+    pub(super) fn is_full(&self) -> bool {
+        self.end - self.start == SIZE
+    }
+
+    /// Takes so many bytes off the beginning.
+    pub(super) fn consume(&mut self, count: usize) {
+        self.start += count;
+        debug_assert!(self.start <= self.end, "only what is there can be consumed");
+        if self.start >= self.end {
+            self.clear();
+        }
+    }
+
+    pub(super) fn clear(&mut self) {
+        (self.start, self.end) = (0, 0);
+        if let Some(buffer) = self.buffer.take() {
+            SHELF.with_borrow_mut(|shelf| {
+                if shelf.len() < KEPT {
+                    shelf.push(buffer);
+                }
+            });
+        }
+    }
+
+    /// Reads once, behind what is there. 0 is the other side's end. There has to be room.
+    pub(super) fn poll_fill<R: AsyncRead + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut R,
+    ) -> Poll<io::Result<usize>> {
+        let mut buffer = match self.buffer.take() {
+            Some(buffer) => buffer,
+            None => SHELF.with_borrow_mut(Vec::pop).unwrap_or_else(|| vec![0; SIZE].into_boxed_slice()),
+        };
+        if self.end == SIZE && self.start > 0 {
+            buffer.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.end - self.start);
+        }
+        let mut room = ReadBuf::new(&mut buffer[self.end..]);
+        let read = Pin::new(from).poll_read(cx, &mut room);
+        let count = room.filled().len();
+        self.end += count;
+        self.buffer = Some(buffer);
+        if self.is_empty() {
+            self.clear();
+        }
+        ready!(read)?;
+        Poll::Ready(Ok(count))
+    }
+}
+
+impl Drop for Inbox {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}

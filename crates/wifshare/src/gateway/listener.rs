@@ -1,0 +1,211 @@
+//! Where connections come in, and how the gateway closes.
+
+use std::io;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::sync::oneshot;
+
+use super::admission::Door;
+use super::caller::Peer;
+use super::upstream::Upstream;
+use super::visitors::Visitors;
+use super::{House, Listen, Terms, connection};
+
+/// Listens and serves, until it is told to close and within how much time.
+pub(super) async fn serve(
+    listen: &Listen,
+    terms: Terms,
+    report: &mpsc::Sender<io::Result<String>>,
+    closing: oneshot::Receiver<Duration>,
+) {
+    let listener = match Listener::open(listen) {
+        Ok(listener) => listener,
+        Err(error) => return drop(report.send(Err(error))),
+    };
+    let (base_url, host) = match listener.names() {
+        Ok(names) => names,
+        Err(error) => return drop(report.send(Err(error))),
+    };
+    let Terms { upstream, wire, capability, standing, reject, record, clock, limits } = terms;
+    let house = Arc::new(House {
+        door: Door { host, capability },
+        upstream: Upstream::new(&upstream, wire, clock),
+        standing,
+        reject,
+        record,
+        clock,
+        limits,
+        is_closing: AtomicBool::new(false),
+    });
+    let visitors = Arc::new(Visitors::default());
+    // Whoever waits for it has given up, if this is an error.
+    let _ = report.send(Ok(base_url));
+    let grace = tokio::select! {
+        grace = closing => grace.unwrap_or_default(),
+        () = listener.accept(&house, &visitors) => Duration::ZERO,
+        () = tidy(&house) => Duration::ZERO,
+    };
+    drop(listener);
+    house.is_closing.store(true, Ordering::Relaxed);
+    visitors.show_out_the_idle();
+    // Nobody is left, or the grace is over; then it ends for everybody.
+    drop(tokio::time::timeout(grace, visitors.are_gone()).await);
+    visitors.show_out_everybody();
+}
+
+/// Closes what is open to the API and was not used for a while.
+async fn tidy(house: &House) {
+    const PAUSE: Duration = Duration::from_secs(5);
+    loop {
+        tokio::time::sleep(PAUSE).await;
+        house.upstream.tidy();
+    }
+}
+
+enum Listener {
+    Loopback(TcpListener),
+    #[cfg(unix)]
+    Unix(tokio::net::UnixListener, Socket),
+}
+
+impl Listener {
+    fn open(listen: &Listen) -> io::Result<Listener> {
+        // A thousand clients that start together should not wait for a second round of SYN.
+        const BACKLOG: u32 = 4096;
+        match listen {
+            Listen::Loopback(address) => {
+                if !address.ip().is_loopback() {
+                    let error =
+                        format!("{address} can be reached from other machines; the gateway listens on loopback");
+                    return Err(io::Error::new(io::ErrorKind::InvalidInput, error));
+                }
+                let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+                #[cfg(unix)]
+                socket.set_reuseaddr(true)?;
+                socket.bind(*address)?;
+                Ok(Listener::Loopback(socket.listen(BACKLOG)?))
+            }
+            #[cfg(unix)]
+            Listen::Unix(path) => {
+                let (listener, socket) = Socket::bind(path)?;
+                Ok(Listener::Unix(listener, socket))
+            }
+            #[cfg(not(unix))]
+            Listen::Unix(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
+    /// What clients take for the base URL, and what their `Host` header says.
+    fn names(&self) -> io::Result<(String, String)> {
+        match self {
+            Listener::Loopback(listener) => {
+                let address = listener.local_addr()?.to_string();
+                Ok((format!("http://{address}"), address))
+            }
+            #[cfg(unix)]
+            Listener::Unix(_, socket) => Ok((format!("unix:{}", socket.0.display()), "localhost".to_owned())),
+        }
+    }
+
+    async fn accept(&self, house: &Arc<House>, visitors: &Arc<Visitors>) {
+        let most = house.limits.connections.min(room_for_connections());
+        loop {
+            let accepted = match self {
+                Listener::Loopback(listener) => match listener.accept().await {
+                    Ok((stream, theirs)) => Ok(stream.local_addr().ok().map(|ours| {
+                        let _ = stream.set_nodelay(true);
+                        (Stream::Tcp(stream), Peer::Tcp(theirs, ours))
+                    })),
+                    Err(error) => Err(error),
+                },
+                #[cfg(unix)]
+                Listener::Unix(listener, _) => listener.accept().await.map(|(stream, _)| {
+                    let peer = stream.peer_cred().ok()?;
+                    let is_ours = peer.uid() == rustix::process::geteuid().as_raw();
+                    let process = peer.pid().and_then(|pid| u32::try_from(pid).ok());
+                    is_ours.then_some((Stream::Unix(stream), Peer::Unix(process)))
+                }),
+            };
+            match accepted {
+                Ok(Some((stream, peer))) => welcome(stream, peer, most, house, visitors),
+                Ok(None) => {}
+                Err(_) => {
+                    // Out of file descriptors, most likely: some will come back.
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            }
+        }
+    }
+}
+
+enum Stream {
+    Tcp(tokio::net::TcpStream),
+    #[cfg(unix)]
+    Unix(tokio::net::UnixStream),
+}
+
+fn welcome(stream: Stream, peer: Peer, most: usize, house: &Arc<House>, visitors: &Arc<Visitors>) {
+    let Some(place) = visitors.admit(most) else { return };
+    let house = Arc::clone(house);
+    let (number, visitor) = (place.number(), Arc::clone(&place.visitor));
+    let task = match stream {
+        Stream::Tcp(stream) => tokio::spawn(async move {
+            connection::attend(stream, peer, visitor, house).await;
+            drop(place);
+        }),
+        #[cfg(unix)]
+        Stream::Unix(stream) => tokio::spawn(async move {
+            connection::attend(stream, peer, visitor, house).await;
+            drop(place);
+        }),
+    };
+    visitors.may_be_ended_by(number, task.abort_handle());
+}
+
+/// As many connections as there are file descriptors for, each with one of its own to the API and some to spare.
+fn room_for_connections() -> usize {
+    const SPARE: u64 = 64;
+    #[cfg(unix)]
+    if let Some(most) = rustix::process::getrlimit(rustix::process::Resource::Nofile).current {
+        return usize::try_from(most.saturating_sub(SPARE) / 2).unwrap_or(usize::MAX).max(8);
+    }
+    usize::MAX
+}
+
+/// A socket in the file system, removed when this is dropped.
+#[cfg(unix)]
+struct Socket(std::path::PathBuf);
+
+#[cfg(unix)]
+impl Socket {
+    /// Makes it where nobody else can look, gives it its mode, and only then shows it: there is no moment at which
+    /// another user could connect.
+    fn bind(path: &Path) -> io::Result<(tokio::net::UnixListener, Socket)> {
+        use rustix::fs::Mode;
+
+        if std::fs::symlink_metadata(path).is_ok() {
+            let error = format!("there is something at {} already", path.display());
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, error));
+        }
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let closed = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+        let nest = tempfile::Builder::new().prefix(".ws").rand_bytes(4).permissions(closed).tempdir_in(parent)?;
+        let unborn = nest.path().join("s");
+        let listener = tokio::net::UnixListener::bind(&unborn)?;
+        rustix::fs::chmod(&unborn, Mode::RUSR | Mode::WUSR)?;
+        // Unlike a rename, a link takes nobody's place.
+        std::fs::hard_link(&unborn, path)?;
+        Ok((listener, Socket(path.to_owned())))
+    }
+}
+
+#[cfg(unix)]
+impl Drop for Socket {
+    fn drop(&mut self) {
+        drop(std::fs::remove_file(&self.0));
+    }
+}

@@ -1,0 +1,572 @@
+//! The head of a request, read as it came and written as it leaves. Pure.
+
+use std::fmt;
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
+use httparse::{Header, Status};
+use zeroize::{Zeroize, Zeroizing};
+
+use super::admission::{Door, Refusal, Shown, Way, way_of};
+use super::framing::{Framing, Piece};
+
+/// As many headers as any client of the API sends, several times over.
+const MOST_HEADERS: usize = 100;
+
+/// The beta without which the API refuses an access token of federation.
+const OAUTH_BETA: &str = "oauth-2025-04-20";
+
+/// A request that may go on its way, and what is left of it in the inbox is its body.
+#[derive(Debug)]
+pub(super) struct Request {
+    pub(super) outgoing: Outgoing,
+    pub(super) way: Way,
+    /// How long the head was that came in.
+    pub(super) head_length: usize,
+    /// What of the body is still to come.
+    pub(super) body: Framing,
+    /// The same at its beginning.
+    pub(super) declared: Framing,
+    /// Whether the connection may be used for another one.
+    pub(super) may_stay: bool,
+    /// Whether the answer has no body, whatever its head says.
+    pub(super) is_head: bool,
+    /// Whether it may be sent twice (RFC 9110 §9.2.2).
+    pub(super) is_idempotent: bool,
+    /// Whether the client waits for a word before it sends the body.
+    pub(super) expects_word: bool,
+    /// Whether it showed the capability. Only the token endpoint has another way in.
+    pub(super) capability: Result<(), Refusal>,
+}
+
+/// The request as it leaves: its head, the credential in it, and as much of its body as is kept. The credential is
+/// wiped when it is dropped.
+pub(super) struct Outgoing {
+    bytes: Vec<u8>,
+    method: Range<usize>,
+    target: Range<usize>,
+    /// Where the access token stands; empty until there is one.
+    access_token: Range<usize>,
+    head_length: usize,
+}
+
+/// Where requests are sent, as their heads name it.
+#[derive(Clone, Debug)]
+pub(super) struct Destination {
+    /// The `Host` header.
+    pub(super) authority: String,
+    /// What stands before the path of the request.
+    pub(super) base_path: String,
+}
+
+/// Reads a head at the beginning of these bytes; `None` where there is more of it to come.
+pub(super) fn read(
+    bytes: &[u8],
+    door: &Door,
+    destination: &Destination,
+    largest_body: u64,
+) -> Result<Option<Request>, Refusal> {
+    const NO_HEAD: Refusal = Refusal::new(400, "this is no HTTP/1.1 request");
+    const TOO_MANY: Refusal = Refusal::new(431, "the request has too many headers");
+    const VERSION: Refusal = Refusal::new(505, "the gateway speaks HTTP/1.1");
+    const METHOD: Refusal = Refusal::new(405, "the gateway forwards GET, HEAD, POST, PUT, PATCH and DELETE");
+    let mut headers = [const { MaybeUninit::uninit() }; MOST_HEADERS];
+    let mut head = httparse::Request::new(&mut []);
+    let head_length = match head.parse_with_uninit_headers(bytes, &mut headers) {
+        Ok(Status::Complete(length)) => length,
+        Ok(Status::Partial) => return Ok(None),
+        Err(httparse::Error::TooManyHeaders) => return Err(TOO_MANY),
+        Err(_) => return Err(NO_HEAD),
+    };
+    // A line that ends with a bare line feed is none: another reader could see more or fewer lines than we do.
+    let is_bare = |place: usize| place == 0 || bytes[place - 1] != b'\r';
+    if memchr::memchr_iter(b'\n', &bytes[..head_length]).any(is_bare) {
+        return Err(NO_HEAD);
+    }
+    let (Some(method), Some(target), Some(version)) = (head.method, head.path, head.version) else {
+        return Err(NO_HEAD);
+    };
+    if version != 1 {
+        return Err(VERSION);
+    }
+    let headers = Headers::of(head.headers)?;
+    door.is_local(&headers.shown)?;
+    let capability = door.has_capability(&headers.shown);
+    let is_idempotent = match method {
+        "GET" | "HEAD" | "PUT" | "DELETE" => true,
+        "POST" | "PATCH" => false,
+        _ => return Err(METHOD),
+    };
+    let way = way_of(target)?;
+    if way == Way::Out {
+        capability.clone()?;
+    }
+    let body = headers.body(largest_body)?;
+    Ok(Some(Request {
+        way,
+        head_length,
+        declared: body.again(),
+        body,
+        may_stay: !headers.closes,
+        is_head: method == "HEAD",
+        is_idempotent,
+        expects_word: headers.expects_word,
+        capability,
+        outgoing: Outgoing::of(method, target, head.headers, &headers, destination),
+    }))
+}
+
+impl Request {
+    /// The content of the body, as far as it is kept.
+    pub(super) fn content(&self) -> Zeroizing<Vec<u8>> {
+        let mut bytes = &self.outgoing.bytes()[self.outgoing.head_length..];
+        let mut body = self.declared.again();
+        let mut content = Zeroizing::new(Vec::with_capacity(bytes.len()));
+        while let Ok(Some(piece)) = body.next(bytes) {
+            let (Piece::Content(count) | Piece::Frame(count)) = piece;
+            if let Piece::Content(_) = piece {
+                content.extend_from_slice(&bytes[..count]);
+            }
+            bytes = &bytes[count..];
+        }
+        content
+    }
+}
+
+/// What the headers mean to us.
+#[derive(Default)]
+struct Headers<'a> {
+    shown: Shown<'a>,
+    length: Option<&'a [u8]>,
+    transfer_encoding: Option<&'a [u8]>,
+    closes: bool,
+    expects_word: bool,
+    wants_trailers: bool,
+    /// `Connection` names headers besides the usual ones.
+    names_others: bool,
+    betas: usize,
+    has_oauth_beta: bool,
+}
+
+/// What becomes of a header on its way out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// It goes on as it is.
+    EndToEnd,
+    /// It is between two neighbours alone (RFC 9110 §7.6.1).
+    HopByHop,
+    Connection,
+    Te,
+    Expect,
+    Host,
+    Authorization,
+    ApiKey,
+    Beta,
+    Length,
+    TransferEncoding,
+    OfABrowser,
+    OfAProxy,
+    SecFetchMode,
+}
+
+fn kind_of(name: &str) -> Kind {
+    let is = |other: &str| name.eq_ignore_ascii_case(other);
+    // By length first: most headers of a request are none of these.
+    match name.len() {
+        2 if is("te") => Kind::Te,
+        4 if is("host") => Kind::Host,
+        6 if is("expect") => Kind::Expect,
+        6 if is("origin") => Kind::OfABrowser,
+        7 if is("upgrade") => Kind::HopByHop,
+        9 if is("x-api-key") => Kind::ApiKey,
+        9 if is("forwarded") => Kind::OfAProxy,
+        10 if is("connection") => Kind::Connection,
+        10 if is("keep-alive") => Kind::HopByHop,
+        13 if is("authorization") => Kind::Authorization,
+        14 if is("content-length") => Kind::Length,
+        14 if is("anthropic-beta") => Kind::Beta,
+        14 if is("sec-fetch-mode") => Kind::SecFetchMode,
+        14 if is("http2-settings") => Kind::HopByHop,
+        15 if is("x-forwarded-for") => Kind::OfAProxy,
+        16 if is("proxy-connection") => Kind::HopByHop,
+        17 if is("transfer-encoding") => Kind::TransferEncoding,
+        18 if is("proxy-authenticate") => Kind::HopByHop,
+        19 if is("proxy-authorization") => Kind::HopByHop,
+        10.. if name.get(..10).is_some_and(|start| start.eq_ignore_ascii_case("sec-fetch-")) => Kind::OfABrowser,
+        _ => Kind::EndToEnd,
+    }
+}
+
+impl<'a> Headers<'a> {
+    fn of(headers: &[Header<'a>]) -> Result<Headers<'a>, Refusal> {
+        const TWICE: Refusal = Refusal::new(400, "a header is there twice that may be there once");
+        const EXPECTATION: Refusal = Refusal::new(417, "the gateway knows no such expectation");
+        let mut read = Headers::default();
+        for header in headers {
+            let value = header.value;
+            let once = |place: &mut Option<&'a [u8]>| match place.replace(value) {
+                Some(_) => Err(TWICE),
+                None => Ok(()),
+            };
+            match kind_of(header.name) {
+                Kind::EndToEnd | Kind::HopByHop => {}
+                Kind::Host => once(&mut read.shown.host)?,
+                Kind::Authorization => once(&mut read.shown.authorization)?,
+                Kind::ApiKey => once(&mut read.shown.api_key)?,
+                Kind::Length => once(&mut read.length)?,
+                Kind::TransferEncoding => once(&mut read.transfer_encoding)?,
+                Kind::OfABrowser => read.shown.of_a_browser = true,
+                Kind::OfAProxy => read.shown.of_a_proxy = true,
+                // The one that Node's `fetch` sends, alone. A browser sends `Sec-Fetch-Site` beside it, always.
+                Kind::SecFetchMode => {}
+                Kind::Connection => {
+                    for name in names(value) {
+                        match name {
+                            _ if name.eq_ignore_ascii_case(b"close") => read.closes = true,
+                            _ if name.eq_ignore_ascii_case(b"keep-alive") => {}
+                            _ => read.names_others = true,
+                        }
+                    }
+                }
+                Kind::Te => read.wants_trailers |= names(value).any(|name| name.eq_ignore_ascii_case(b"trailers")),
+                Kind::Expect if value.eq_ignore_ascii_case(b"100-continue") => read.expects_word = true,
+                Kind::Expect => return Err(EXPECTATION),
+                Kind::Beta => {
+                    read.betas += 1;
+                    read.has_oauth_beta |= names(value).any(|name| name == OAUTH_BETA.as_bytes());
+                }
+            }
+        }
+        Ok(read)
+    }
+
+    /// How the body's end is told, if there is one way alone to read it (RFC 9112 §6.3).
+    fn body(&self, largest: u64) -> Result<Framing, Refusal> {
+        const BOTH: Refusal = Refusal::new(400, "the end of the body is told in two ways");
+        const CODING: Refusal = Refusal::new(501, "the gateway knows one transfer coding, `chunked`");
+        const LENGTH: Refusal = Refusal::new(400, "the Content-Length is no number");
+        const TOO_LARGE: Refusal = Refusal::new(413, "the body is larger than the gateway lets through");
+        match (self.transfer_encoding, self.length) {
+            (Some(_), Some(_)) => Err(BOTH),
+            (Some(coding), None) if coding.eq_ignore_ascii_case(b"chunked") => Ok(Framing::chunked()),
+            (Some(_), None) => Err(CODING),
+            (None, Some(length)) => match length_of(length).ok_or(LENGTH)? {
+                length if length > largest => Err(TOO_LARGE),
+                length => Ok(Framing::Length(length)),
+            },
+            (None, None) => Ok(Framing::Length(0)),
+        }
+    }
+}
+
+/// Digits and nothing else: no sign, no list, no blank.
+pub(super) fn length_of(value: &[u8]) -> Option<u64> {
+    if value.is_empty() || value.len() > 15 || !value.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    Some(value.iter().fold(0, |number, digit| number * 10 + u64::from(digit - b'0')))
+}
+
+/// The members of a list (RFC 9110 §5.6.1).
+pub(super) fn names(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii).filter(|name| !name.is_empty())
+}
+
+impl Outgoing {
+    /// A head with everything in it but the credential.
+    fn of(
+        method: &str,
+        target: &str,
+        headers: &[Header<'_>],
+        read: &Headers<'_>,
+        destination: &Destination,
+    ) -> Outgoing {
+        /// For what is added: authorization, beta, via.
+        const ROOM: usize = 512;
+        let length: usize = headers.iter().map(|header| header.name.len() + header.value.len() + 4).sum();
+        let mut bytes = Vec::with_capacity(ROOM + target.len() + destination.base_path.len() + length);
+        let mut put = |parts: &[&[u8]]| parts.iter().for_each(|part| bytes.extend_from_slice(part));
+        put(&[method.as_bytes(), b" ", destination.base_path.as_bytes(), target.as_bytes(), b" HTTP/1.1\r\nhost: "]);
+        put(&[destination.authority.as_bytes(), b"\r\n"]);
+        let is_named = |name: &str| {
+            let mut connections = headers.iter().filter(|header| kind_of(header.name) == Kind::Connection);
+            connections.any(|header| names(header.value).any(|named| named.eq_ignore_ascii_case(name.as_bytes())))
+        };
+        let mut betas = 0;
+        for header in headers {
+            let (name, value) = (header.name, header.value);
+            match kind_of(name) {
+                Kind::EndToEnd | Kind::SecFetchMode if read.names_others && is_named(name) => {}
+                Kind::EndToEnd | Kind::SecFetchMode | Kind::Expect | Kind::Length | Kind::TransferEncoding => {
+                    put(&[name.as_bytes(), b": ", value, b"\r\n"]);
+                }
+                Kind::Beta => {
+                    betas += 1;
+                    put(&[name.as_bytes(), b": ", value]);
+                    if betas == read.betas && !read.has_oauth_beta {
+                        let comma: &[u8] = if value.trim_ascii().is_empty() { b"" } else { b"," };
+                        put(&[comma, OAUTH_BETA.as_bytes()]);
+                    }
+                    put(&[b"\r\n"]);
+                }
+                Kind::HopByHop
+                | Kind::Connection
+                | Kind::Te
+                | Kind::Host
+                | Kind::Authorization
+                | Kind::ApiKey
+                | Kind::OfABrowser
+                | Kind::OfAProxy => {}
+            }
+        }
+        if read.betas == 0 {
+            put(&[b"anthropic-beta: ", OAUTH_BETA.as_bytes(), b"\r\n"]);
+        }
+        if read.wants_trailers {
+            put(&[b"te: trailers\r\nconnection: te\r\n"]);
+        }
+        put(&[b"via: 1.1 wifshare\r\nauthorization: Bearer "]);
+        let end = bytes.len();
+        let target_start = method.len() + 1 + destination.base_path.len();
+        Outgoing {
+            method: 0..method.len(),
+            target: target_start..target_start + target.len(),
+            access_token: end..end,
+            head_length: end,
+            bytes,
+        }
+    }
+
+    /// Completes the head with this access token, or replaces the one in it.
+    pub(super) fn set_access_token(&mut self, access_token: &str) {
+        let Range { start, end } = self.access_token;
+        let body = self.bytes.get(self.head_length..).filter(|_| end > start).map(<[u8]>::to_vec);
+        self.bytes[start..].zeroize();
+        self.bytes.truncate(start);
+        let room = access_token.len() + 4 + body.as_ref().map_or(0, Vec::len);
+        if self.bytes.capacity() < start + room {
+            // What grows leaves a copy behind; there is no access token in it yet, or it has just been wiped.
+            self.bytes.reserve_exact(room);
+        }
+        self.bytes.extend_from_slice(access_token.as_bytes());
+        self.access_token = start..self.bytes.len();
+        self.bytes.extend_from_slice(b"\r\n\r\n");
+        self.head_length = self.bytes.len();
+        self.bytes.extend(body.into_iter().flatten());
+    }
+
+    /// Keeps a piece of the body behind what is there.
+    pub(super) fn keep(&mut self, piece: &[u8]) {
+        if self.bytes.capacity() - self.bytes.len() < piece.len() {
+            let mut larger = Vec::with_capacity((self.bytes.len() + piece.len()).next_power_of_two());
+            larger.extend_from_slice(&self.bytes);
+            self.wipe();
+            self.bytes = larger;
+        }
+        self.bytes.extend_from_slice(piece);
+    }
+
+    /// Lets the body go; the head stays.
+    pub(super) fn let_body_go(&mut self) {
+        self.bytes.truncate(self.head_length);
+        if self.bytes.capacity() > 2 * self.head_length + 4096 {
+            let smaller = self.bytes.to_vec();
+            self.wipe();
+            self.bytes = smaller;
+        }
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// How much of the body is kept, framing included.
+    pub(super) fn kept(&self) -> usize {
+        self.bytes.len() - self.head_length
+    }
+
+    pub(super) fn head(&self) -> &[u8] {
+        &self.bytes[..self.head_length]
+    }
+
+    pub(super) fn method(&self) -> &str {
+        std::str::from_utf8(&self.bytes[self.method.clone()]).unwrap_or_default()
+    }
+
+    /// The path without its query.
+    pub(super) fn path(&self) -> &str {
+        let target = std::str::from_utf8(&self.bytes[self.target.clone()]).unwrap_or_default();
+        target.split('?').next().unwrap_or_default()
+    }
+
+    fn wipe(&mut self) {
+        self.bytes[self.access_token.clone()].zeroize();
+    }
+}
+
+/// Neither the credential nor what people write to the API.
+impl fmt::Debug for Outgoing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Outgoing({} {}, {} bytes)", self.method(), self.path(), self.bytes.len())
+    }
+}
+
+impl Drop for Outgoing {
+    fn drop(&mut self) {
+        self.wipe();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::secret::Secret;
+
+    fn door() -> Door {
+        Door { host: "127.0.0.1:4711".to_owned(), capability: Secret::new("c4p4".to_owned()) }
+    }
+
+    fn heard(head: &str) -> Result<Option<Request>, Refusal> {
+        let destination = Destination { authority: "api.example".to_owned(), base_path: "/base".to_owned() };
+        read(head.as_bytes(), &door(), &destination, 1000)
+    }
+
+    /// A request with these lines besides the usual ones, as it leaves.
+    fn sent(lines: &str) -> String {
+        let head = format!("POST /v1/x?y HTTP/1.1\r\nHost: 127.0.0.1:4711\r\nx-api-key: c4p4\r\n{lines}\r\n");
+        let mut request = heard(&head).expect("admitted").expect("whole");
+        assert_eq!(request.head_length, head.len());
+        request.outgoing.set_access_token("t0k");
+        String::from_utf8(request.outgoing.bytes().to_vec()).expect("text")
+    }
+
+    fn refused(line: &str, lines: &str) -> Option<u16> {
+        heard(&format!("{line}\r\n{lines}\r\n")).err().map(|refusal| refusal.status)
+    }
+
+    const GOOD: &str = "Host: 127.0.0.1:4711\r\nAuthorization: Bearer c4p4\r\n";
+
+    #[test]
+    fn the_credential_takes_the_place_of_the_capability() {
+        assert_eq!(
+            sent("Accept: */*\r\nContent-Length: 3\r\n"),
+            "POST /base/v1/x?y HTTP/1.1\r\nhost: api.example\r\nAccept: */*\r\nContent-Length: 3\r\n\
+             anthropic-beta: oauth-2025-04-20\r\nvia: 1.1 wifshare\r\nauthorization: Bearer t0k\r\n\r\n"
+        );
+    }
+
+    #[test]
+    fn the_beta_is_there_once_and_no_other_is_lost() {
+        for (lines, expected) in [
+            ("", "anthropic-beta: oauth-2025-04-20\r\n"),
+            ("anthropic-beta: a, b\r\n", "anthropic-beta: a, b,oauth-2025-04-20\r\n"),
+            ("anthropic-beta: oauth-2025-04-20\r\n", "anthropic-beta: oauth-2025-04-20\r\n"),
+            ("Anthropic-Beta: a,oauth-2025-04-20 ,b\r\n", "Anthropic-Beta: a,oauth-2025-04-20 ,b\r\n"),
+            (
+                "anthropic-beta: a\r\nanthropic-beta: b\r\n",
+                "anthropic-beta: a\r\nanthropic-beta: b,oauth-2025-04-20\r\n",
+            ),
+            (
+                "anthropic-beta: oauth-2025-04-20\r\nanthropic-beta: b\r\n",
+                "anthropic-beta: oauth-2025-04-20\r\nanthropic-beta: b\r\n",
+            ),
+            ("anthropic-beta:\r\n", "anthropic-beta: oauth-2025-04-20\r\n"),
+            ("anthropic-beta: xoauth-2025-04-20\r\n", "anthropic-beta: xoauth-2025-04-20,oauth-2025-04-20\r\n"),
+        ] {
+            let sent = sent(lines);
+            assert!(sent.contains(expected), "{lines:?}: {sent}");
+            assert_eq!(
+                sent.matches("anthropic-beta").count().max(1),
+                lines.to_lowercase().matches("anthropic-beta").count().max(1),
+                "{sent}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_between_two_neighbours_stays_between_them() {
+        let sent = sent(
+            "Connection: keep-alive, X-Hop, Content-Length\r\nX-Hop: 1\r\nX-End: 2\r\nKeep-Alive: 5\r\nTE: trailers, gzip\r\n\
+             Upgrade: h2c\r\nProxy-Connection: keep-alive\r\nProxy-Authorization: Basic x\r\nHTTP2-Settings: x\r\n\
+             Content-Length: 3\r\n",
+        );
+        for gone in ["X-Hop", "Keep-Alive", "gzip", "h2c", "Proxy", "Settings", "keep-alive"] {
+            assert!(!sent.contains(gone), "{gone} in {sent}");
+        }
+        assert!(sent.contains("\r\nX-End: 2\r\n") && sent.contains("\r\nte: trailers\r\nconnection: te\r\n"), "{sent}");
+        assert!(sent.contains("\r\nContent-Length: 3\r\n"), "what frames the body cannot be named away: {sent}");
+    }
+
+    #[test]
+    fn a_replay_has_another_credential_and_the_same_body() {
+        let mut request =
+            heard(&format!("PUT /v1/x HTTP/1.1\r\n{GOOD}Content-Length: 5\r\n\r\n")).expect("admitted").expect("whole");
+        request.outgoing.set_access_token("first");
+        request.outgoing.keep(b"hello");
+        request.outgoing.set_access_token("and a much longer second one");
+        let text = String::from_utf8(request.outgoing.bytes().to_vec()).expect("text");
+        assert!(text.ends_with("authorization: Bearer and a much longer second one\r\n\r\nhello"), "{text}");
+        assert_eq!((request.outgoing.method(), request.outgoing.path(), request.outgoing.kept()), ("PUT", "/v1/x", 5));
+        request.outgoing.let_body_go();
+        assert_eq!(request.outgoing.kept(), 0);
+        assert!(!format!("{:?}", request.outgoing).contains("second"));
+    }
+
+    #[test]
+    fn heads_that_two_readers_could_read_in_two_ways_are_refused() {
+        let good = "GET /v1/x HTTP/1.1";
+        for (line, lines, status) in [
+            (good, format!("{GOOD}Content-Length: 3\r\nTransfer-Encoding: chunked\r\n"), 400),
+            (good, format!("{GOOD}Content-Length: 3\r\nContent-Length: 3\r\n"), 400),
+            (good, format!("{GOOD}Content-Length: 3, 3\r\n"), 400),
+            (good, format!("{GOOD}Content-Length: +3\r\n"), 400),
+            (good, format!("{GOOD}Content-Length: 0x3\r\n"), 400),
+            (good, format!("{GOOD}Content-Length:\r\n"), 400),
+            (good, format!("{GOOD}Content-Length: 99999999999999999999\r\n"), 400),
+            (good, format!("{GOOD}Content-Length: 1001\r\n"), 413),
+            (good, format!("{GOOD}Transfer-Encoding: gzip, chunked\r\n"), 501),
+            (good, format!("{GOOD}Transfer-Encoding: identity\r\n"), 501),
+            (good, format!("{GOOD}Transfer-Encoding: xchunked\r\n"), 501),
+            (good, format!("{GOOD}Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n"), 400),
+            (good, format!("{GOOD}Transfer-Encoding : chunked\r\n"), 400),
+            (good, format!("{GOOD}X: a\r\n b\r\n"), 400),
+            (good, format!("{GOOD}X: a\n"), 400),
+            (good, format!("{GOOD}X: a\rb: c\r\n"), 400),
+            (good, format!("{GOOD}X: a\0\r\n"), 400),
+            (good, format!("{GOOD}: a\r\n"), 400),
+            (good, format!("{GOOD}Host: 127.0.0.1:4711\r\n"), 400),
+            (good, format!("{GOOD}Authorization: Bearer c4p4\r\n"), 400),
+            (good, format!("{GOOD}Expect: 200-ok\r\n"), 417),
+            (good, format!("{GOOD}Origin: null\r\n"), 403),
+            (good, format!("{GOOD}Sec-Fetch-Site: none\r\n"), 403),
+            (good, format!("{GOOD}X-Forwarded-For: 1.2.3.4\r\n"), 403),
+            (good, format!("{GOOD}{}", "X: y\r\n".repeat(200)), 431),
+            (good, "Host: 127.0.0.1:4711\r\n".to_owned(), 401),
+            (good, "Authorization: Bearer c4p4\r\n".to_owned(), 403),
+            ("GET /v1/x HTTP/1.0", GOOD.to_owned(), 505),
+            ("GET /v1/x HTTP/2.0", GOOD.to_owned(), 400),
+            ("GET /v1/x", GOOD.to_owned(), 400),
+            ("GET  /v1/x HTTP/1.1", GOOD.to_owned(), 400),
+            ("GET /v1/ x HTTP/1.1", GOOD.to_owned(), 400),
+            ("CONNECT api.example:443 HTTP/1.1", GOOD.to_owned(), 405),
+            ("OPTIONS * HTTP/1.1", GOOD.to_owned(), 405),
+            ("TRACE /v1/x HTTP/1.1", GOOD.to_owned(), 405),
+            ("get /v1/x HTTP/1.1", GOOD.to_owned(), 405),
+            ("PRI * HTTP/2.0", String::new(), 400),
+            ("GET http://127.0.0.1:4711/v1/x HTTP/1.1", GOOD.to_owned(), 400),
+        ] {
+            assert_eq!(refused(line, &lines), Some(status), "{line} {lines}");
+        }
+        assert_eq!(refused(good, GOOD), None);
+        assert_eq!(refused(good, &format!("{GOOD}Sec-Fetch-Mode: cors\r\n")), None, "Node's fetch sends it");
+    }
+
+    #[test]
+    fn a_head_is_read_when_it_is_whole() {
+        let head = format!("GET /v1/x HTTP/1.1\r\n{GOOD}\r\n");
+        for end in 0..head.len() {
+            assert!(heard(&head[..end]).expect("nothing wrong with it").is_none(), "{end}");
+        }
+        assert!(heard(&head).expect("admitted").is_some());
+    }
+}

@@ -1,0 +1,212 @@
+//! The head of an answer: read where it lies, and freed in place of what is between two neighbours alone.
+
+use std::mem::MaybeUninit;
+
+use httparse::Status;
+
+use super::framing::{Framing, Malformed};
+use super::inbox::Inbox;
+use super::request::{length_of, names};
+
+const MOST_HEADERS: usize = 128;
+
+/// An answer that begins in the inbox with so many bytes of head, ready to be passed on.
+#[derive(Debug)]
+pub(super) struct Response {
+    pub(super) status: u16,
+    pub(super) head_length: usize,
+    pub(super) body: Framing,
+    /// Whether the connection may be used for another request after it.
+    pub(super) may_stay: bool,
+}
+
+impl Response {
+    /// Whether another answer follows to the same request (RFC 9110 §15.2).
+    pub(super) fn is_interim(&self) -> bool {
+        self.status < 200
+    }
+}
+
+/// Reads a head at the beginning of the inbox; `None` where there is more of it to come.
+pub(super) fn read(inbox: &mut Inbox, to_head: bool) -> Result<Option<Response>, Malformed> {
+    let bytes = inbox.bytes();
+    let mut headers = [const { MaybeUninit::uninit() }; MOST_HEADERS];
+    let mut head = httparse::Response::new(&mut []);
+    let config = httparse::ParserConfig::default();
+    let head_length = match config.parse_response_with_uninit_headers(&mut head, bytes, &mut headers) {
+        Ok(Status::Complete(length)) => length,
+        Ok(Status::Partial) => return Ok(None),
+        Err(_) => return Err(Malformed),
+    };
+    let is_bare = |place: usize| place == 0 || bytes[place - 1] != b'\r';
+    if memchr::memchr_iter(b'\n', &bytes[..head_length]).any(is_bare) {
+        return Err(Malformed);
+    }
+    let (Some(status), Some(version)) = (head.code, head.version) else { return Err(Malformed) };
+    let mut lines = Dropped::default();
+    let (mut length, mut chunked, mut named): (Option<&[u8]>, bool, Option<&[u8]>) = (None, false, None);
+    let mut may_stay = version == 1;
+    for header in &*head.headers {
+        match header.name.len() {
+            7 if header.name.eq_ignore_ascii_case("upgrade") => lines.add(bytes, header)?,
+            10 if header.name.eq_ignore_ascii_case("keep-alive") => lines.add(bytes, header)?,
+            10 if header.name.eq_ignore_ascii_case("connection") => {
+                lines.add(bytes, header)?;
+                for name in names(header.value) {
+                    match name {
+                        _ if name.eq_ignore_ascii_case(b"close") => may_stay = false,
+                        _ if name.eq_ignore_ascii_case(b"keep-alive") => {}
+                        _ => named = Some(header.value),
+                    }
+                }
+            }
+            14 if header.name.eq_ignore_ascii_case("content-length") => {
+                let before = length.replace(header.value);
+                before.is_none_or(|before| before == header.value).then_some(()).ok_or(Malformed)?;
+            }
+            16 if header.name.eq_ignore_ascii_case("proxy-connection") => lines.add(bytes, header)?,
+            17 if header.name.eq_ignore_ascii_case("transfer-encoding") => {
+                if chunked || !header.value.eq_ignore_ascii_case(b"chunked") || version == 0 {
+                    return Err(Malformed);
+                }
+                chunked = true;
+            }
+            18 if header.name.eq_ignore_ascii_case("proxy-authenticate") => lines.add(bytes, header)?,
+            _ => {}
+        }
+    }
+    if let Some(named) = named {
+        for header in &*head.headers {
+            let is_framing = ["content-length", "transfer-encoding", "connection", "keep-alive", "upgrade"];
+            let is_named = names(named).any(|name| name.eq_ignore_ascii_case(header.name.as_bytes()));
+            if is_named && !is_framing.iter().any(|name| header.name.eq_ignore_ascii_case(name)) {
+                lines.add(bytes, header)?;
+            }
+        }
+    }
+    let body = match (chunked, length) {
+        // It never was asked for.
+        _ if status == 101 => return Err(Malformed),
+        _ if to_head || status < 200 || matches!(status, 204 | 304) => Framing::Length(0),
+        (true, Some(_)) => return Err(Malformed),
+        (true, None) => Framing::chunked(),
+        (false, Some(length)) => Framing::Length(length_of(length).ok_or(Malformed)?),
+        (false, None) => Framing::UntilClose,
+    };
+    may_stay &= !matches!(body, Framing::UntilClose);
+    let dropped = lines;
+    let head_length = dropped.take_out(inbox, head_length);
+    if version == 0 {
+        // We speak 1.1 to our client, whatever the one behind us speaks (RFC 9110 §2.5).
+        inbox.bytes_mut()[..8].copy_from_slice(b"HTTP/1.1");
+    }
+    Ok(Some(Response { status, head_length, body, may_stay }))
+}
+
+/// The lines of a head that do not go on.
+#[derive(Default)]
+struct Dropped {
+    lines: [(usize, usize); 8],
+    count: usize,
+}
+
+impl Dropped {
+    fn add(&mut self, bytes: &[u8], header: &httparse::Header<'_>) -> Result<(), Malformed> {
+        let start = header.name.as_ptr() as usize - bytes.as_ptr() as usize;
+        let length = memchr::memchr(b'\n', &bytes[start..]).ok_or(Malformed)? + 1;
+        let place = self.lines.get_mut(self.count).ok_or(Malformed)?;
+        *place = (start, start + length);
+        self.count += 1;
+        Ok(())
+    }
+
+    /// Moves what stays together, towards the body, and returns how long the head is now.
+    fn take_out(mut self, inbox: &mut Inbox, head_length: usize) -> usize {
+        let lines = &mut self.lines[..self.count];
+        lines.sort_unstable();
+        let bytes = inbox.bytes_mut();
+        let (mut from, mut to) = (head_length, head_length);
+        for (start, end) in lines.iter().rev() {
+            bytes.copy_within(*end..from, to - (from - end));
+            to -= from - end;
+            from = *start;
+        }
+        bytes.copy_within(..from, to - from);
+        let removed = to - from;
+        inbox.consume(removed);
+        head_length - removed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::{Context, Poll, Waker};
+
+    use super::*;
+
+    fn inbox(mut text: &[u8]) -> Inbox {
+        let mut inbox = Inbox::default();
+        let filled = inbox.poll_fill(&mut Context::from_waker(Waker::noop()), &mut text);
+        assert!(matches!(filled, Poll::Ready(Ok(_))));
+        inbox
+    }
+
+    #[test]
+    fn what_is_between_two_neighbours_is_taken_out_in_place() {
+        for (head, passed) in [
+            (
+                "HTTP/1.1 200 OK\r\nx: 1\r\ncontent-length: 2\r\n\r\n",
+                "HTTP/1.1 200 OK\r\nx: 1\r\ncontent-length: 2\r\n\r\n",
+            ),
+            (
+                "HTTP/1.0 200 OK\r\nConnection: keep-alive, x-hop\r\nx: 1\r\nX-Hop: 2\r\nKeep-Alive: timeout=5\r\ncontent-length: 2\r\n\r\n",
+                "HTTP/1.1 200 OK\r\nx: 1\r\ncontent-length: 2\r\n\r\n",
+            ),
+            (
+                "HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: content-length\r\n\r\n",
+                "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n",
+            ),
+        ] {
+            let mut inbox = inbox(format!("{head}hi").as_bytes());
+            let response = read(&mut inbox, false).expect("an answer").expect("whole");
+            assert_eq!(inbox.bytes(), format!("{passed}hi").as_bytes(), "{head}");
+            assert_eq!(response.head_length, passed.len());
+            assert!(matches!(response.body, Framing::Length(2)));
+        }
+    }
+
+    #[test]
+    fn the_end_of_an_answer_is_told_in_one_way() {
+        for (head, is_understood) in [
+            ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", true),
+            ("HTTP/1.1 200\r\ncontent-length: 1\r\n\r\n", true),
+            ("HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n", true),
+            ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ncontent-length: 1\r\n\r\n", false),
+            ("HTTP/1.1 200 OK\r\ntransfer-encoding: gzip\r\n\r\n", false),
+            ("HTTP/1.0 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", false),
+            ("HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n", false),
+            ("HTTP/1.1 200 OK\r\ncontent-length: x\r\n\r\n", false),
+            ("HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\n\r\n", false),
+            ("HTTP/1.1 200 OK\nx: y\n\n", false),
+            ("HTTP/1.1 200 OK\r\nx: a\r\n b\r\n\r\n", false),
+            ("HTTP/2 200 OK\r\n\r\n", false),
+            ("nonsense\r\n\r\n", false),
+        ] {
+            assert_eq!(read(&mut inbox(head.as_bytes()), false).is_ok(), is_understood, "{head}");
+        }
+    }
+
+    #[test]
+    fn a_body_that_is_never_sent_is_not_waited_for() {
+        for (head, to_head) in [
+            ("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n", true),
+            ("HTTP/1.1 204 No Content\r\n\r\n", false),
+            ("HTTP/1.1 304 Not Modified\r\ncontent-length: 5\r\n\r\n", false),
+        ] {
+            let response = read(&mut inbox(head.as_bytes()), to_head).expect("an answer").expect("whole");
+            assert!(response.body.is_over() && response.may_stay, "{head}");
+        }
+        let response = read(&mut inbox(b"HTTP/1.1 200 OK\r\n\r\n"), false).expect("an answer").expect("whole");
+        assert!(!response.may_stay, "it ends with the connection");
+    }
+}

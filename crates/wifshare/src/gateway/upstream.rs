@@ -1,0 +1,206 @@
+//! The one place where requests go: connections that are open already, and new ones.
+
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use http::Uri;
+use rustls::ClientConfig;
+use tokio::io::{AsyncRead, ReadBuf};
+
+use super::request::Destination;
+use crate::clock::Clock;
+use crate::wire::{BoxError, Stage, Stream, Wire, chain};
+
+/// The API behind the gateway.
+pub(super) struct Upstream {
+    wire: Wire,
+    url: Uri,
+    pub(super) destination: Destination,
+    clock: Clock,
+    tls: Mutex<Option<Arc<ClientConfig>>>,
+    idle: Mutex<Vec<Idle>>,
+    http2: Mutex<Vec<Shared>>,
+    /// Held while somebody finds out whether the other side speaks HTTP/2: one connection may do for all.
+    finding_out: tokio::sync::Mutex<()>,
+    speaks_http1: AtomicBool,
+}
+
+/// A connection to send a request on.
+pub(super) enum Line {
+    /// For one request at a time; and whether it was used before.
+    Http1(Stream, bool),
+    /// For many.
+    Http2(Shared),
+}
+
+/// A connection that many requests share; each holds a copy, so that their number is known.
+#[derive(Clone)]
+pub(super) struct Shared {
+    pub(super) line: SendRequest<Bytes>,
+    users: Arc<()>,
+}
+
+struct Idle {
+    stream: Stream,
+    since: Duration,
+}
+
+impl Upstream {
+    /// At this base URL, which was checked before: https, or http on this machine.
+    pub(super) fn new(base_url: &Uri, wire: Wire, clock: Clock) -> Upstream {
+        let authority = base_url.authority().map(|authority| authority.as_str().to_owned()).unwrap_or_default();
+        let base_path = base_url.path().trim_end_matches('/').to_owned();
+        Upstream {
+            wire,
+            url: base_url.clone(),
+            destination: Destination { authority, base_path },
+            clock,
+            tls: Mutex::default(),
+            idle: Mutex::default(),
+            http2: Mutex::default(),
+            finding_out: tokio::sync::Mutex::new(()),
+            speaks_http1: AtomicBool::new(base_url.scheme() == Some(&http::uri::Scheme::HTTP)),
+        }
+    }
+
+    /// As HTTP/2 wants to be told.
+    pub(super) fn scheme(&self) -> &str {
+        self.url.scheme_str().unwrap_or("https")
+    }
+
+    /// A connection: one that is open, or a new one.
+    pub(super) async fn line(&self) -> Result<Line, String> {
+        if let Some(line) = self.open_already() {
+            return Ok(line);
+        }
+        if self.speaks_http1.load(Ordering::Relaxed) {
+            return self.connect().await;
+        }
+        let _finding_out = self.finding_out.lock().await;
+        match self.open_already() {
+            Some(line) => Ok(line),
+            None => self.connect().await,
+        }
+    }
+
+    /// One on which nothing was sent before, for a request whose line turned out to be dead.
+    pub(super) async fn new_line(&self) -> Result<Line, String> {
+        self.connect().await
+    }
+
+    /// Takes a connection back after its request, for another one.
+    pub(super) fn give_back(&self, stream: Stream) {
+        /// As many wait for work; a busier moment opens new ones.
+        const MOST: usize = 256;
+        let since = (self.clock.monotonic)();
+        let mut idle = lock(&self.idle);
+        if idle.len() < MOST {
+            idle.push(Idle { stream, since });
+        }
+    }
+
+    /// Closes what nobody has used for a while.
+    pub(super) fn tidy(&self) {
+        let now = (self.clock.monotonic)();
+        lock(&self.idle).retain(|idle| now.saturating_sub(idle.since) < Self::LONGEST_REST);
+    }
+
+    /// Shorter than servers wait as a rule: a request that meets the other side's good-bye fails.
+    const LONGEST_REST: Duration = Duration::from_secs(20);
+
+    fn open_already(&self) -> Option<Line> {
+        // A server allows so and so many requests at once; another connection costs less than waiting.
+        const FULL: usize = 90;
+        const MOST: usize = 8;
+        {
+            let mut lines = lock(&self.http2);
+            let mut cx = Context::from_waker(Waker::noop());
+            lines.retain_mut(|shared| !matches!(shared.line.poll_ready(&mut cx), Poll::Ready(Err(_))));
+            let room =
+                |shared: &&Shared| Arc::strong_count(&shared.users) <= shared.line.current_max_send_streams().min(FULL);
+            if let Some(line) = lines.iter().find(room).or(lines.first().filter(|_| lines.len() >= MOST)) {
+                return Some(Line::Http2(line.clone()));
+            }
+        }
+        let now = (self.clock.monotonic)();
+        loop {
+            let mut idle = lock(&self.idle).pop()?;
+            if now.saturating_sub(idle.since) < Self::LONGEST_REST && is_quiet(&mut idle.stream) {
+                return Some(Line::Http1(idle.stream, true));
+            }
+        }
+    }
+
+    async fn connect(&self) -> Result<Line, String> {
+        const PATIENCE: Duration = Duration::from_secs(10);
+        let stage = Stage::new();
+        let opening = self.wire.open(&self.url, || self.tls(), &stage);
+        let stream = match tokio::time::timeout(PATIENCE, opening).await {
+            Ok(opened) => opened.map_err(|error| chain(&*error))?,
+            Err(_) => return Err(format!("{} took longer than {} s", stage.get(), PATIENCE.as_secs())),
+        };
+        if stream.protocol() != Some(b"h2") {
+            self.speaks_http1.store(true, Ordering::Relaxed);
+            return Ok(Line::Http1(stream, false));
+        }
+        let line = self.begin_http2(stream).await.map_err(|error| chain(&error))?;
+        lock(&self.http2).push(line.clone());
+        Ok(Line::Http2(line))
+    }
+
+    async fn begin_http2(&self, stream: Stream) -> Result<Shared, h2::Error> {
+        // What is in flight on one stream, and on all of them: enough for a fast link, and a bound on what a slow
+        // reader has us hold.
+        let (line, mut connection) = h2::client::Builder::new()
+            .initial_window_size(1 << 20)
+            .initial_connection_window_size(4 << 20)
+            .max_header_list_size(64 * 1024)
+            .enable_push(false)
+            .handshake::<_, Bytes>(stream)
+            .await?;
+        let mut pings = connection.ping_pong();
+        tokio::spawn(async move {
+            const PAUSE: Duration = Duration::from_secs(20);
+            let asking = async {
+                // A connection that is gone without a word answers no ping; its requests shall not wait for ever.
+                while let Some(pings) = &mut pings {
+                    tokio::time::sleep(PAUSE).await;
+                    match tokio::time::timeout(PAUSE, pings.ping(h2::Ping::opaque())).await {
+                        Ok(Ok(_)) => {}
+                        _ => return,
+                    }
+                }
+                std::future::pending::<()>().await;
+            };
+            // Errors reach the requests by themselves.
+            tokio::select! { _ = connection => {}, () = asking => {} }
+        });
+        Ok(Shared { line, users: Arc::new(()) })
+    }
+
+    fn tls(&self) -> Result<Arc<ClientConfig>, BoxError> {
+        let mut tls = lock(&self.tls);
+        if let Some(tls) = &*tls {
+            return Ok(Arc::clone(tls));
+        }
+        let new = Arc::new(self.wire.tls(&[b"h2", b"http/1.1"])?);
+        *tls = Some(Arc::clone(&new));
+        Ok(new)
+    }
+}
+
+/// Whether the other side has neither said anything nor left: then a request can be sent.
+fn is_quiet(stream: &mut Stream) -> bool {
+    let mut byte = [0];
+    let mut cx = Context::from_waker(Waker::noop());
+    Pin::new(stream).poll_read(&mut cx, &mut ReadBuf::new(&mut byte)).is_pending()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,147 @@
+//! Everybody who is connected: how many they may be, who has to make room, and who may finish when the gateway closes.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+
+/// What a connection is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Doing {
+    /// It has not shown the capability yet.
+    Stranger,
+    /// It has, and nothing is under way.
+    Idle,
+    /// A request of it is under way.
+    Busy,
+}
+
+/// One connection, as it tells the others what it does.
+#[derive(Debug, Default)]
+pub(super) struct Visitor(AtomicU8);
+
+impl Visitor {
+    pub(super) fn is(&self, doing: Doing) {
+        self.0.store(doing as u8, Ordering::Relaxed);
+    }
+
+    fn is_now(&self, doing: Doing) -> bool {
+        self.0.load(Ordering::Relaxed) == doing as u8
+    }
+}
+
+/// Everybody who is connected.
+#[derive(Debug, Default)]
+pub(super) struct Visitors {
+    list: Mutex<List>,
+    /// Rung when somebody leaves.
+    left: Notify,
+}
+
+#[derive(Debug, Default)]
+struct List {
+    next: u64,
+    present: HashMap<u64, (Arc<Visitor>, Option<AbortHandle>)>,
+    /// In order of arrival; some have become known since, or have left.
+    strangers: VecDeque<u64>,
+}
+
+/// A place among the visitors, free again when this is dropped.
+pub(super) struct Place {
+    visitors: Arc<Visitors>,
+    number: u64,
+    pub(super) visitor: Arc<Visitor>,
+}
+
+impl Visitors {
+    /// As many strangers may wait at the door; the longest there makes room for the next. Whoever knows the capability
+    /// is not moved by any number of others.
+    const STRANGERS: usize = 128;
+
+    /// A place for a newcomer, if there is one.
+    pub(super) fn admit(self: &Arc<Self>, most: usize) -> Option<Place> {
+        let mut list = self.list();
+        if list.present.len() >= most && !list.show_out_a_stranger() {
+            return None;
+        }
+        while list.strangers.len() >= Self::STRANGERS {
+            if !list.show_out_a_stranger() {
+                break;
+            }
+        }
+        let number = list.next;
+        list.next += 1;
+        let visitor = Arc::new(Visitor::default());
+        list.present.insert(number, (Arc::clone(&visitor), None));
+        list.strangers.push_back(number);
+        Some(Place { visitors: Arc::clone(self), number, visitor })
+    }
+
+    /// How to end the connection at this place.
+    pub(super) fn may_be_ended_by(&self, number: u64, handle: AbortHandle) {
+        if let Some((_, place)) = self.list().present.get_mut(&number) {
+            *place = Some(handle);
+        }
+    }
+
+    /// Ends all connections on which no request is under way.
+    pub(super) fn show_out_the_idle(&self) {
+        for (visitor, handle) in self.list().present.values() {
+            if let Some(handle) = handle.as_ref().filter(|_| !visitor.is_now(Doing::Busy)) {
+                handle.abort();
+            }
+        }
+    }
+
+    /// Ends them all.
+    pub(super) fn show_out_everybody(&self) {
+        self.list().present.values().filter_map(|(_, handle)| handle.as_ref()).for_each(AbortHandle::abort);
+    }
+
+    /// Returns when nobody is there any more.
+    pub(super) async fn are_gone(&self) {
+        loop {
+            let left = self.left.notified();
+            if self.list().present.is_empty() {
+                return;
+            }
+            left.await;
+        }
+    }
+
+    fn list(&self) -> MutexGuard<'_, List> {
+        self.list.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl List {
+    /// Ends the connection of the stranger who is here longest, and says whether there was one.
+    fn show_out_a_stranger(&mut self) -> bool {
+        while let Some(number) = self.strangers.pop_front() {
+            let stranger = self.present.get(&number).filter(|(visitor, _)| visitor.is_now(Doing::Stranger));
+            if let Some((_, Some(handle))) = stranger {
+                handle.abort();
+                // Its place is free from now on, whenever its task comes to hear of it.
+                self.present.remove(&number);
+                return true;
+            }
+        }
+        false
+    }
+}
+
+impl Place {
+    pub(super) fn number(&self) -> u64 {
+        self.number
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.visitors.list().present.remove(&self.number);
+        self.visitors.left.notify_waiters();
+    }
+}

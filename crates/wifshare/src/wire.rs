@@ -1,0 +1,235 @@
+//! The way to a host: its address, a proxy, TLS. Nothing of a message leaves here.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::Uri;
+use http::uri::Scheme;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::connect::proxy::Tunnel;
+use hyper_util::client::proxy::matcher::Matcher;
+use rustls::pki_types::ServerName;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, RootCertStore};
+use rustls_platform_verifier::ConfigVerifierExt;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tower_service::Service;
+
+use crate::environment::Environment;
+
+/// Whatever went wrong on the way.
+pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// How hosts are reached: through which proxy, trusting whom.
+#[derive(Clone, Debug)]
+pub struct Wire {
+    proxies: Arc<Matcher>,
+    roots: Roots,
+}
+
+/// What is being waited for at a moment, for the message that it took too long.
+#[derive(Debug)]
+pub(crate) struct Stage(Mutex<&'static str>);
+
+/// An open connection on which nothing has been sent yet.
+#[derive(Debug)]
+pub enum Stream {
+    /// To this machine alone.
+    Plain(TcpStream),
+    /// With TLS, verified.
+    Secure(Box<TlsStream<TcpStream>>),
+}
+
+#[derive(Clone, Debug)]
+enum Roots {
+    /// What the platform trusts.
+    Platform,
+    /// What `SSL_CERT_FILE` lists.
+    File(std::path::PathBuf),
+}
+
+impl Stage {
+    pub(crate) fn new() -> Stage {
+        Stage(Mutex::new("looking up its address and connecting"))
+    }
+
+    pub(crate) fn get(&self) -> &'static str {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, stage: &'static str) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = stage;
+    }
+}
+
+impl Wire {
+    /// Reads proxies and trust roots from the environment: `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` in either case,
+    /// `SSL_CERT_FILE`. Nothing is opened yet.
+    pub fn new(environment: &Environment) -> Wire {
+        let variable = |name: &str| {
+            let value = environment.text(name).or_else(|| environment.text(&name.to_ascii_lowercase()));
+            value.unwrap_or_default().to_owned()
+        };
+        // Plain http is for loopback alone, and loopback is never asked by way of a proxy.
+        let proxies = Matcher::builder()
+            .all(variable("ALL_PROXY"))
+            .https(variable("HTTPS_PROXY"))
+            .no(variable("NO_PROXY"))
+            .build();
+        Wire {
+            proxies: Arc::new(proxies),
+            roots: environment.os("SSL_CERT_FILE").map_or(Roots::Platform, |path| Roots::File(path.into())),
+        }
+    }
+
+    /// The same without proxies.
+    pub(crate) fn without_proxies(self) -> Wire {
+        Wire { proxies: Arc::new(Matcher::builder().build()), ..self }
+    }
+
+    /// The proxy by which this URL is reached, as `http://HOST:PORT` and without its password; `None` where it is
+    /// reached directly.
+    pub fn proxy_of(&self, url: &Uri) -> Option<String> {
+        let proxy = self.proxies.intercept(url).filter(|_| !is_loopback(url))?;
+        let (scheme, host) = (proxy.uri().scheme_str()?, proxy.uri().host()?);
+        Some(format!("{scheme}://{host}{}", proxy.uri().port_u16().map(|port| format!(":{port}")).unwrap_or_default()))
+    }
+
+    /// Connects to the host of this URL. `tls` is asked for its settings where the URL wants it; `stage` says at any
+    /// moment what is being waited for.
+    pub(crate) async fn open(
+        &self,
+        url: &Uri,
+        tls: impl FnOnce() -> Result<Arc<ClientConfig>, BoxError>,
+        stage: &Stage,
+    ) -> Result<Stream, BoxError> {
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        tcp.set_keepalive(Some(Duration::from_secs(30)));
+        tcp.set_happy_eyeballs_timeout(Some(Duration::from_millis(300)));
+        let stream = match self.proxies.intercept(url).filter(|_| !is_loopback(url)) {
+            None => tcp.call(url.clone()).await?,
+            Some(proxy) if proxy.uri().scheme() == Some(&Scheme::HTTP) => {
+                stage.set("connecting by way of the proxy");
+                let mut tunnel = Tunnel::new(proxy.uri().clone(), tcp);
+                if let Some(authorization) = proxy.basic_auth() {
+                    tunnel = tunnel.with_auth(authorization.clone());
+                }
+                tunnel.call(with_port(url)?).await.map_err(|error| format!("the proxy: {}", chain(&error)))?
+            }
+            Some(proxy) => {
+                let scheme = proxy.uri().scheme_str().unwrap_or_default().to_owned();
+                return Err(format!("proxies are reached by http://, and not by {scheme}://").into());
+            }
+        };
+        if url.scheme() == Some(&Scheme::HTTP) {
+            return Ok(Stream::Plain(stream.into_inner()));
+        }
+        stage.set("the TLS handshake");
+        let name = ServerName::try_from(url.host().unwrap_or_default().trim_matches(['[', ']']).to_owned())?;
+        let tls = TlsConnector::from(tls()?).connect(name, stream.into_inner()).await;
+        tls.map(|tls| Stream::Secure(Box::new(tls)))
+            .map_err(|error| format!("the TLS handshake: {}", chain(&error)).into())
+    }
+
+    /// The settings for TLS, for these application protocols. Reading the platform's roots takes its time.
+    pub(crate) fn tls(&self, protocols: &[&[u8]]) -> Result<ClientConfig, BoxError> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut tls = match &self.roots {
+            Roots::Platform => {
+                // The verifier takes the process's provider; setting it twice is no harm, the first one stays.
+                let _ = rustls::crypto::CryptoProvider::install_default((*provider).clone());
+                ClientConfig::with_platform_verifier()?
+            }
+            Roots::File(path) => {
+                let unusable = |what: String| format!("SSL_CERT_FILE {}: {what}", path.display());
+                let mut roots = RootCertStore::empty();
+                let certificates = rustls::pki_types::CertificateDer::pem_file_iter(path)
+                    .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+                    .map_err(|error| unusable(error.to_string()))?;
+                let (usable, _) = roots.add_parsable_certificates(certificates);
+                if usable == 0 {
+                    return Err(unusable("it lists no certificate".to_owned()).into());
+                }
+                let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+                builder.with_root_certificates(roots).with_no_client_auth()
+            }
+        };
+        tls.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+        Ok(tls)
+    }
+}
+
+impl Stream {
+    /// What both sides agreed to speak, where they agreed on anything.
+    pub(crate) fn protocol(&self) -> Option<&[u8]> {
+        match self {
+            Stream::Plain(_) => None,
+            Stream::Secure(stream) => stream.get_ref().1.alpn_protocol(),
+        }
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Stream::Secure(stream) => Pin::new(stream).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Stream::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Stream::Secure(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Stream::Secure(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Secure(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
+fn is_loopback(url: &Uri) -> bool {
+    let host = url.host().unwrap_or_default().trim_matches(['[', ']']);
+    host.eq_ignore_ascii_case("localhost") || host.parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback())
+}
+
+/// A CONNECT names the port, even the usual one (RFC 9110 §9.3.6).
+fn with_port(url: &Uri) -> Result<Uri, BoxError> {
+    let authority = format!("{}:{}", url.host().unwrap_or_default(), url.port_u16().unwrap_or(443));
+    Ok(Uri::builder().scheme("https").authority(authority).path_and_query("/").build()?)
+}
+
+/// An error and its causes in one line; the outermost alone often says no more than "error".
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text = format!("{text}: {next}");
+        }
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,325 @@
+//! The gateway before an API that speaks HTTP/2 by TLS, and before one that speaks HTTP/1.1 by TLS.
+#![expect(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test makes its own world, and fails loudly")]
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response};
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+use wifshare::{Board, Clock, Credential, Environment, Gateway, Limits, Listen, Secret, Terms, Wire};
+
+/// What an HTTP/2 API of a test heard: head, content and trailers.
+#[derive(Debug)]
+struct Heard {
+    head: Request<()>,
+    content: Vec<u8>,
+    trailers: Option<HeaderMap>,
+}
+
+/// An API by TLS on `localhost`, and a gateway before it.
+struct World {
+    gateway: Gateway,
+    address: SocketAddr,
+    board: Arc<Board>,
+    heard: Arc<Mutex<Vec<Heard>>>,
+    connections: Arc<AtomicUsize>,
+    rejected: Arc<AtomicUsize>,
+    _directory: tempfile::TempDir,
+}
+
+fn credential(text: &str) -> Credential {
+    let now = std::time::SystemTime::now();
+    let expires_at = now + Duration::from_secs(600);
+    Credential { access_token: Secret::new(text.to_owned()), expires_at, obtained_at: now, generation: 1 }
+}
+
+impl World {
+    /// `protocols` are what the API offers; `answer` is how it answers by HTTP/2.
+    fn new<F>(protocols: &[&[u8]], answer: fn(h2::server::SendResponse<Bytes>, String) -> F) -> World
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let directory = tempfile::tempdir().unwrap();
+        let identity = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let roots = directory.path().join("roots.pem");
+        std::fs::write(&roots, identity.cert.pem()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let chain = vec![CertificateDer::from(identity.cert.der().to_vec())];
+        let key = PrivatePkcs8KeyDer::from(identity.signing_key.serialize_der());
+        let mut config = builder.unwrap().with_no_client_auth().with_single_cert(chain, key.into()).unwrap();
+        config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let connections = Arc::new(AtomicUsize::new(0));
+        let (report, port) = mpsc::channel();
+        let (seen, opened) = (Arc::clone(&heard), Arc::clone(&connections));
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async move {
+                let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+                report.send(listener.local_addr().unwrap().port()).unwrap();
+                loop {
+                    let (stream, _) = listener.accept().await.unwrap();
+                    let (acceptor, seen, opened) = (acceptor.clone(), Arc::clone(&seen), Arc::clone(&opened));
+                    tokio::spawn(async move {
+                        let Ok(stream) = acceptor.accept(stream).await else { return };
+                        opened.fetch_add(1, Ordering::SeqCst);
+                        match stream.get_ref().1.alpn_protocol() {
+                            Some(b"h2") => speak_http2(stream, seen, answer).await,
+                            _ => speak_http1(stream).await,
+                        }
+                    });
+                }
+            });
+        });
+        let port = port.recv().unwrap();
+        let environment: Environment = [("SSL_CERT_FILE", roots.to_str().unwrap())].into_iter().collect();
+        let board = Arc::new(Board::new());
+        let rejected = Arc::new(AtomicUsize::new(0));
+        let (again, count) = (Arc::clone(&board), Arc::clone(&rejected));
+        let terms = Terms {
+            upstream: format!("https://localhost:{port}/base").parse().unwrap(),
+            wire: Wire::new(&environment),
+            capability: Secret::new("c4p4".to_owned()),
+            standing: board.follow(),
+            reject: Box::new(move |_| {
+                count.fetch_add(1, Ordering::SeqCst);
+                again.hold(&credential("second"));
+            }),
+            record: Box::new(|_| {}),
+            clock: Clock::system(),
+            limits: Limits::default(),
+        };
+        let gateway = Gateway::open(&Listen::Loopback(([127, 0, 0, 1], 0).into()), terms).unwrap();
+        board.hold(&credential("first"));
+        let address = gateway.base_url().strip_prefix("http://").unwrap().parse().unwrap();
+        World { gateway, address, board, heard, connections, rejected, _directory: directory }
+    }
+
+    fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        stream
+    }
+
+    /// Sends a request with these lines and this body, and hears everything up to the end of the connection.
+    fn ask(&self, line: &str, lines: &str, body: &[u8]) -> String {
+        let mut stream = self.connect();
+        let head =
+            format!("{line} HTTP/1.1\r\nHost: {}\r\nx-api-key: c4p4\r\nConnection: close\r\n{lines}\r\n", self.address);
+        stream.write_all(head.as_bytes()).unwrap();
+        stream.write_all(body).unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).unwrap();
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+}
+
+async fn speak_http2<S, F>(
+    stream: S,
+    seen: Arc<Mutex<Vec<Heard>>>,
+    answer: fn(h2::server::SendResponse<Bytes>, String) -> F,
+) where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+    F: Future<Output = ()> + Send + 'static,
+{
+    let mut connection = h2::server::handshake(stream).await.unwrap();
+    while let Some(Ok((request, respond))) = connection.accept().await {
+        let seen = Arc::clone(&seen);
+        tokio::spawn(async move {
+            let (head, mut body) = request.into_parts();
+            let mut content = Vec::new();
+            while let Some(Ok(data)) = body.data().await {
+                content.extend_from_slice(&data);
+                body.flow_control().release_capacity(data.len()).unwrap();
+            }
+            let trailers = body.trailers().await.unwrap_or_default();
+            let token = head.headers["authorization"].to_str().unwrap().to_owned();
+            seen.lock().unwrap().push(Heard { head: Request::from_parts(head, ()), content, trailers });
+            answer(respond, token).await;
+        });
+    }
+}
+
+async fn speak_http1<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>(mut stream: S) {
+    let mut head = Vec::new();
+    loop {
+        let Ok(byte) = stream.read_u8().await else { return };
+        head.push(byte);
+        if head.ends_with(b"\r\n\r\n") {
+            head.clear();
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\none").await;
+            let _ = stream.flush().await;
+        }
+    }
+}
+
+async fn plain(mut respond: h2::server::SendResponse<Bytes>, _token: String) {
+    let head = Response::builder().header("content-length", "2").header("request-id", "req_1").body(()).unwrap();
+    respond.send_response(head, false).unwrap().send_data(Bytes::from_static(b"hi"), true).unwrap();
+}
+
+#[test]
+fn a_request_is_translated_and_its_answer_too() {
+    let world = World::new(&[b"h2", b"http/1.1"], plain);
+    let chunks = b"3\r\nabc\r\n2;x\r\nde\r\n0\r\nx-sum: 1\r\n\r\n";
+    let answer = world.ask("POST /v1/x?y=1", "Transfer-Encoding: chunked\r\nTE: trailers\r\nX-Mine: 1\r\n", chunks);
+    assert_eq!(answer, "HTTP/1.1 200 OK\r\ncontent-length: 2\r\nrequest-id: req_1\r\nconnection: close\r\n\r\nhi");
+    let heard = world.heard.lock().unwrap();
+    let head = &heard[0].head;
+    assert_eq!(head.uri().path_and_query().unwrap().as_str(), "/base/v1/x?y=1");
+    assert_eq!((head.method().as_str(), head.uri().scheme_str()), ("POST", Some("https")));
+    assert_eq!(head.headers()["authorization"], "Bearer first");
+    assert_eq!(head.headers()["anthropic-beta"], "oauth-2025-04-20");
+    assert_eq!(
+        (&head.headers()["x-mine"], &head.headers()["te"]),
+        (&"1".parse().unwrap(), &"trailers".parse().unwrap())
+    );
+    assert!(!head.headers().contains_key("x-api-key") && !head.headers().contains_key("connection"));
+    assert_eq!(heard[0].content, b"abcde");
+    assert_eq!(heard[0].trailers.as_ref().unwrap()["x-sum"], "1");
+}
+
+#[test]
+fn many_requests_share_one_connection() {
+    let world = World::new(&[b"h2"], plain);
+    std::thread::scope(|scope| {
+        for _ in 0..20 {
+            scope.spawn(|| assert!(world.ask("GET /v1/models", "", b"").ends_with("\r\n\r\nhi")));
+        }
+    });
+    assert_eq!(world.heard.lock().unwrap().len(), 20);
+    assert_eq!(world.connections.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn an_api_without_http2_is_spoken_to_as_it_likes() {
+    let world = World::new(&[b"http/1.1"], plain);
+    for _ in 0..3 {
+        assert_eq!(
+            world.ask("GET /v1/models", "", b""),
+            "HTTP/1.1 200 OK\r\ncontent-length: 3\r\nconnection: close\r\n\r\none"
+        );
+    }
+    assert_eq!(world.connections.load(Ordering::SeqCst), 1, "the connection is kept");
+}
+
+async fn streamed(mut respond: h2::server::SendResponse<Bytes>, _token: String) {
+    let hints = Response::builder().status(103).header("link", "</x>").body(()).unwrap();
+    respond.send_informational(hints).unwrap();
+    let mut stream = respond.send_response(Response::new(()), false).unwrap();
+    stream.send_data(Bytes::from_static(b"event: a\n\n"), false).unwrap();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    stream.send_data(Bytes::from_static(b"event: b\n\n"), false).unwrap();
+    stream.send_trailers([("x-sum".parse().unwrap(), "2".parse().unwrap())].into_iter().collect()).unwrap();
+}
+
+#[test]
+fn a_stream_comes_in_chunks_with_early_hints_and_trailers() {
+    let world = World::new(&[b"h2"], streamed);
+    assert_eq!(
+        world.ask("GET /v1/models", "", b""),
+        "HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n\
+         HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n\
+         a\r\nevent: a\n\n\r\na\r\nevent: b\n\n\r\n0\r\nx-sum: 2\r\n\r\n"
+    );
+}
+
+async fn only_the_second(mut respond: h2::server::SendResponse<Bytes>, token: String) {
+    let status = if token == "Bearer second" { 200 } else { 401 };
+    let head = Response::builder().status(status).header("content-length", "0").body(()).unwrap();
+    respond.send_response(head, true).unwrap();
+}
+
+#[test]
+fn a_401_is_answered_by_another_credential_and_the_same_request() {
+    let world = World::new(&[b"h2"], only_the_second);
+    let body = vec![7; 300_000];
+    let answer = world.ask("POST /v1/x", "Content-Length: 300000\r\n", &body);
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    assert_eq!(world.rejected.load(Ordering::SeqCst), 1);
+    let heard = world.heard.lock().unwrap();
+    assert_eq!(heard.len(), 2);
+    assert!(heard.iter().all(|heard| heard.content == body));
+    drop(heard);
+    // What was not kept cannot be sent again: the 401 is passed on, and the credential is replaced all the same.
+    world.board.hold(&credential("first"));
+    let body = vec![7; 3_000_000];
+    let answer = world.ask("POST /v1/x", "Content-Length: 3000000\r\n", &body);
+    assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
+    assert_eq!(world.rejected.load(Ordering::SeqCst), 2);
+}
+
+async fn refuses(mut respond: h2::server::SendResponse<Bytes>, _token: String) {
+    static TIMES: AtomicUsize = AtomicUsize::new(0);
+    if TIMES.fetch_add(1, Ordering::SeqCst) == 0 {
+        respond.send_reset(h2::Reason::REFUSED_STREAM);
+    } else {
+        plain(respond, String::new()).await;
+    }
+}
+
+#[test]
+fn what_the_api_says_it_did_not_do_is_asked_once_more() {
+    let world = World::new(&[b"h2"], refuses);
+    assert!(world.ask("POST /v1/x", "Content-Length: 2\r\n", b"ab").ends_with("\r\n\r\nhi"));
+    assert_eq!(world.heard.lock().unwrap().len(), 2);
+}
+
+async fn large(mut respond: h2::server::SendResponse<Bytes>, _token: String) {
+    let mut stream = respond.send_response(Response::new(()), false).unwrap();
+    for piece in 0..2000u32 {
+        let data = Bytes::from(piece.to_be_bytes().repeat(4096));
+        let mut data = data;
+        while !data.is_empty() {
+            stream.reserve_capacity(data.len());
+            let Some(Ok(room)) = std::future::poll_fn(|cx| stream.poll_capacity(cx)).await else { return };
+            let part = data.split_to(room.min(data.len()));
+            stream.send_data(part, false).unwrap();
+        }
+    }
+    stream.send_data(Bytes::new(), true).unwrap();
+}
+
+#[test]
+fn a_large_answer_waits_for_its_reader() {
+    let world = World::new(&[b"h2"], large);
+    let mut stream = world.connect();
+    let head =
+        format!("GET /v1/models HTTP/1.1\r\nHost: {}\r\nx-api-key: c4p4\r\nConnection: close\r\n\r\n", world.address);
+    stream.write_all(head.as_bytes()).unwrap();
+    // Somebody else is served while this one does not read.
+    std::thread::sleep(Duration::from_millis(200));
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    let start = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n").unwrap() + 4;
+    let mut rest = &answer[start..];
+    let mut content = Vec::new();
+    loop {
+        let end = rest.windows(2).position(|bytes| bytes == b"\r\n").unwrap();
+        let size = usize::from_str_radix(std::str::from_utf8(&rest[..end]).unwrap(), 16).unwrap();
+        if size == 0 {
+            break;
+        }
+        content.extend_from_slice(&rest[end + 2..end + 2 + size]);
+        rest = &rest[end + 4 + size..];
+    }
+    assert_eq!(content.len(), 2000 * 4 * 4096);
+    assert!(content.chunks(16384).zip(0u32..).all(|(chunk, piece)| chunk == piece.to_be_bytes().repeat(4096)));
+}
+
+#[test]
+fn a_closed_gateway_is_closed() {
+    let world = World::new(&[b"h2"], plain);
+    let address = world.address;
+    world.gateway.close(Duration::ZERO);
+    assert!(TcpStream::connect(address).is_err());
+}
