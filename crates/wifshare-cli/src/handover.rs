@@ -219,6 +219,50 @@ mod tests {
         );
     }
 
+    /// A file of GitHub's, read as its runner does: line by line, a delimiter ends a value.
+    fn as_the_runner_reads(text: &str) -> BTreeMap<String, String> {
+        let mut lines = text.split('\n');
+        let mut read = BTreeMap::new();
+        while let Some((name, delimiter)) = lines.next().and_then(|line| line.split_once("<<")) {
+            let value: Vec<_> = lines.by_ref().take_while(|line| *line != delimiter).collect();
+            read.insert(name.to_owned(), value.join("\n"));
+        }
+        read
+    }
+
+    #[test]
+    fn whatever_a_value_holds_a_later_step_finds_it_and_nothing_else() {
+        use proptest::prelude::*;
+        use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+
+        let part =
+            prop::sample::select(&["\n", "<<", "A=", "wifshare_", "'", "\"", "$(x)", "\\", "%0A", "::", "é", " "][..]);
+        let value = prop::collection::vec(prop_oneof![part.prop_map(str::to_owned), "[ -~]{0,9}"], 0..9);
+        let config = Config { cases: 500, failure_persistence: None, ..Config::default() };
+        let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
+        let mut shell_lines = String::new();
+        let outcome = runner.run(&value, |parts| {
+            let value = parts.concat();
+            let changes = changes(&value);
+            let expected = BTreeMap::from([("A".to_owned(), value.clone()), ("B".to_owned(), String::new())]);
+            prop_assert_eq!(as_the_runner_reads(&changes.for_github()), expected);
+            let json: serde_json::Value = serde_json::from_str(&changes.as_json()).expect("JSON");
+            prop_assert_eq!(&json["A"], &value);
+            if let Ok(dotenv) = changes.as_dotenv() {
+                let expected = format!("A={value}");
+                prop_assert_eq!(dotenv.lines().next(), Some(expected.as_str()));
+            }
+            Ok(())
+        });
+        outcome.expect("every value is found");
+        // A real shell, for a few that are known to hurt.
+        for value in ["", "a b", "it's", "$(exit 3)", "`x`", "a\nb", "\\", "!!", "-n"] {
+            shell_lines.push_str(&format!("{}printf '%s|' \"$A\"\n", *changes(value).for_a_shell()));
+        }
+        let shell = std::process::Command::new("sh").args(["-c", &shell_lines]).output().expect("a shell");
+        assert_eq!(String::from_utf8_lossy(&shell.stdout), "|a b|it's|$(exit 3)|`x`|a\nb|\\|!!|-n|");
+    }
+
     #[test]
     fn a_variable_that_has_to_go_is_null_or_blank_where_nothing_else_can_be_written() {
         assert_eq!(*changes("v").as_json(), format!("{{\"A\":\"v\",\"{}\":null,\"B\":null}}\n", GIVEN_ANEW[0]));

@@ -13,6 +13,7 @@ use crate::config::{ConfigError, Inputs, resolve};
 use crate::credential::{Credential, Freshness, is_bearer_token};
 use crate::delivery::parse_delivered;
 use crate::environment::Environment;
+use crate::event::Event;
 use crate::exchange;
 use crate::identity::{Detected, IdentityError, IdentitySource, Places, Surroundings, detect};
 use crate::identity_token::{IdentityToken, LARGEST};
@@ -25,7 +26,7 @@ use crate::store::{Owner, Refusal, StoreError, parsers};
 pub type Target = fn(&[u8]);
 
 /// All of them, by the name of their corpus.
-pub const TARGETS: [(&str, Target); 14] = [
+pub const TARGETS: [(&str, Target); 15] = [
     ("token_response", token_response),
     ("identity_response", identity_response),
     ("identity_token", identity_token),
@@ -37,6 +38,7 @@ pub const TARGETS: [(&str, Target); 14] = [
     ("lock_holder", lock_holder),
     ("delivered_file", delivered_file),
     ("run_identity", run_identity),
+    ("event", event),
     ("configuration", configuration),
     ("request_url", request_url),
     ("foreign_text", foreign_text),
@@ -231,6 +233,16 @@ pub fn run_identity(bytes: &[u8]) {
     let Some(inputs) = parse_inputs(bytes) else { return };
     let written = serde_json::to_vec(&inputs).expect("texts become JSON");
     assert_eq!(parse_inputs(&written), Some(inputs));
+}
+
+/// A line of `events.jsonl`.
+pub fn event(bytes: &[u8]) {
+    let Ok(event) = serde_json::from_slice::<Event>(bytes) else { return };
+    // Moments are written to the millisecond; from then on nothing changes any more.
+    let written = serde_json::to_vec(&event).expect("an event becomes JSON");
+    let event: Event = serde_json::from_slice(&written).expect("what we write we read");
+    assert_eq!(serde_json::to_vec(&event).expect("an event becomes JSON"), written);
+    assert!(!written.contains(&b'\n'), "one line");
 }
 
 /// What a user may set: base URL, rule, organisation, service account, workspace, audience, one a line.

@@ -21,6 +21,7 @@ mod job;
 mod keeper;
 mod mistakes;
 mod plugins;
+mod promises;
 mod runner;
 mod runs;
 mod scenarios;
