@@ -300,8 +300,8 @@ impl IdentitySource {
     /// known by issuer and subject, so that a job keeps its credential when the CI hands it a newer token.
     pub fn identity(&self) -> String {
         match self {
-            IdentitySource::Endpoint(endpoint) => format!("endpoint {}", endpoint.url),
-            IdentitySource::Command(program) => format!("command {:?}", program.argv),
+            IdentitySource::Endpoint(endpoint) => endpoint.identity(),
+            IdentitySource::Command(program) => program.identity(),
             IdentitySource::File { path, .. } => format!("file {}", path.display()),
             IdentitySource::Given(tokens) => {
                 match tokens.first().and_then(|given| IdentityToken::parse(&given.text).ok()) {

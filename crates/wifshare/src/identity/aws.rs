@@ -26,6 +26,15 @@ const VARIABLES: [&str; 9] = [
     "AWS_PROFILE",
 ];
 
+/// Whose credentials they are: another role is another subject, and another credential of ours.
+const TOLD_APART_BY: [&str; 5] = [
+    "AWS_PROFILE",
+    "AWS_ROLE_ARN",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+];
+
 pub(super) fn look(job: &Surroundings<'_>) -> Detected {
     let speaks = SPEAK_FOR_IT.iter().find(|name| job.environment.has(name));
     if !job.is_chosen && speaks.is_none() {
@@ -61,6 +70,7 @@ pub(super) fn look(job: &Surroundings<'_>) -> Detected {
         answer: Answer::Json("/WebIdentityToken"),
         repeats: false,
         variables: &VARIABLES,
+        told_apart_by: &TOLD_APART_BY,
         failure_hint: "what the AWS CLI said stands above; the account needs outbound web identity federation, the role the \
                        action sts:GetWebIdentityToken, and the CLI a version that knows the command and a region (AWS_REGION)",
     }))
@@ -83,6 +93,11 @@ mod tests {
         assert_eq!(program.argv[0], "/usr/bin/aws");
         assert_eq!(program.environment.text("AWS_STS_REGIONAL_ENDPOINTS"), Some("regional"));
         assert!(matches!(look(&build, &[], false), Detected::Broken { .. }));
+        let identity = |profile| match look(&[path, ("AWS_PROFILE", profile)], &["/usr/bin/aws"], true) {
+            Detected::Source(source) => source.identity(),
+            other => panic!("{other:?}"),
+        };
+        assert_ne!(identity("review"), identity("release"), "another role is another identity");
         let keys = [path, ("AWS_ACCESS_KEY_ID", "x"), ("AWS_SECRET_ACCESS_KEY", "y")];
         assert!(matches!(look(&keys, &["/usr/bin/aws"], false), Detected::Absent), "keys alone do not start a program");
         assert!(matches!(look(&keys, &["/usr/bin/aws"], true), Detected::Source(_)));

@@ -159,6 +159,9 @@ mod tests {
         assert_eq!(found.url, "https://login.microsoftonline.com/d-1/oauth2/v2.0/token");
         let Question::ClientAssertion { scope, .. } = found.question else { panic!("an assertion") };
         assert_eq!(scope, "https://api.anthropic.com/.default");
+        let another = [pod[0], ("AZURE_CLIENT_ID", "c-2"), pod[2]];
+        let another = endpoint(look(look_for_workload_identity, &another, &[], false));
+        assert_ne!(another.identity(), endpoint(look(look_for_workload_identity, &pod, &[], false)).identity());
         assert!(matches!(look(look_for_workload_identity, &pod[..2], &[], false), Detected::Broken { .. }));
         let odd = [pod[0], pod[1], ("AZURE_TENANT_ID", "../x")];
         assert!(matches!(look(look_for_workload_identity, &odd, &[], false), Detected::Broken { .. }));

@@ -35,6 +35,7 @@ pub(super) fn look(job: &Surroundings<'_>) -> Detected {
         answer: Answer::Text,
         repeats: false,
         variables: &VARIABLES,
+        told_apart_by: &[],
         failure_hint: "what buildkite-agent said stands above; it asks Buildkite with BUILDKITE_AGENT_ACCESS_TOKEN, which ends \
                        with the job",
     }))

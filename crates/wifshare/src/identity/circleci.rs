@@ -27,6 +27,7 @@ pub(super) fn look(job: &Surroundings<'_>) -> Detected {
             answer: Answer::Text,
             repeats: false,
             variables: &VARIABLES,
+            told_apart_by: &[],
             failure_hint: FORKS,
         }));
     }

@@ -108,6 +108,16 @@ impl Endpoint {
         }
     }
 
+    /// What distinguishes it from others.
+    pub(super) fn identity(&self) -> String {
+        match &self.question {
+            Question::Get | Question::Post => format!("endpoint {}", self.url),
+            Question::ClientAssertion { file, client_id, scope } => {
+                format!("endpoint {} {client_id} {scope} {}", self.url, file.display())
+            }
+        }
+    }
+
     /// Asks up to three times: asking spends nothing.
     pub(super) fn ask<E: std::error::Error + Send + Sync + 'static>(
         &self,

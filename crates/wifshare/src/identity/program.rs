@@ -25,6 +25,8 @@ pub struct Program {
     pub repeats: bool,
     /// The variables from which it has what it needs; children do not inherit them.
     pub variables: &'static [&'static str],
+    /// The variables that say for whom it asks; another value is another identity.
+    pub told_apart_by: &'static [&'static str],
     /// What to do when it fails.
     pub failure_hint: &'static str,
 }
@@ -39,7 +41,17 @@ impl Program {
             answer: Answer::Text,
             repeats: false,
             variables: &[],
+            told_apart_by: &[],
             failure_hint: "run the command by hand; it has to print one identity token and exit with 0",
+        }
+    }
+
+    /// What distinguishes it from others. Some of it is hashed by whoever keeps it, and none of it is shown.
+    pub(super) fn identity(&self) -> String {
+        let values = self.told_apart_by.iter().map(|name| self.environment.text(name).unwrap_or_default());
+        match self.told_apart_by {
+            [] => format!("command {:?}", self.argv),
+            _ => format!("command {:?} {:?}", self.argv, values.collect::<Vec<_>>()),
         }
     }
 

@@ -45,6 +45,7 @@ pub(super) fn look(job: &Surroundings<'_>) -> Detected {
         answer: Answer::Json("/0/svids/0/svid"),
         repeats: true,
         variables: &VARIABLES,
+        told_apart_by: &[],
         failure_hint: "what spire-agent said stands above; the workload needs a registration entry, and the socket has to be one \
                        that this user can open",
     }))
