@@ -44,6 +44,8 @@ const DOCTOR: &str = "Examples:
   wifshare doctor --json | jq '.findings[] | select(.verdict == \"failed\")'";
 
 #[derive(Debug, Subcommand)]
+// Each command is laid out when it is called for, and not before every one of them.
+#[command(defer = true)]
 pub(crate) enum Command {
     /// Run a command with the shared credential, fresh until the command ends.
     #[command(after_help = "Example:\n  wifshare exec -- claude -p 'review this change'")]

@@ -323,10 +323,14 @@ impl Run {
     /// directory. No failure ends it: an error is told, and another try
     /// follows after a while. `jitter`, between 0 and 1, sets this process apart from others like it.
     pub fn keep_fresh(&self, jitter: f64) {
+        /// The kernel takes some milliseconds to end a watch, and no short command shall wait for that at its end.
+        const WATCHED_FROM: Duration = Duration::from_millis(500);
         let mut schedule = Schedule::new(self, jitter);
+        let begun = (self.clock.monotonic)();
         loop {
+            let age = (self.clock.monotonic)().saturating_sub(begun);
             // Watched first and looked at then, so that nothing falls between the two.
-            let is_watched = self.watch_what_is_ours();
+            let is_watched = age >= WATCHED_FROM && self.watch_what_is_ours();
             if self.is_over() {
                 return;
             }
@@ -347,6 +351,7 @@ impl Run {
                 }
             }
             let (moment, longest) = schedule.next(self, is_watched);
+            let longest = if age < WATCHED_FROM { longest.min(WATCHED_FROM) } else { longest };
             self.alarm.wait(moment, longest, self.handed_out.as_ref().and_then(HandedOutToken::news));
         }
     }

@@ -489,7 +489,7 @@ fn a_keeper_at_rest_does_not_wake_up_and_is_small() {
         let job = Job::new(knobs());
         start(&job, &["--delivery", delivery]);
         let pid = the_keeper(&job);
-        std::thread::sleep(Duration::from_secs(1));
+        std::thread::sleep(Duration::from_secs(2));
         let before = waits(pid);
         std::thread::sleep(Duration::from_secs(6));
         assert_eq!(waits(pid) - before, 0, "{delivery}: it woke up");

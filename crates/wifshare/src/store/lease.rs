@@ -149,10 +149,15 @@ fn share(path: &Path) -> Result<Option<File>, StoreError> {
 
 /// Says in this directory that it is ours, for as long as the returned file is open.
 fn own(run: &Path, watch: Watch<'_>) -> Result<File, StoreError> {
+    let path = run.join(OWNER);
     let text = serde_json::to_vec(&Owner::current()).expect("texts and numbers become JSON");
-    private_file::replace(run, OWNER, &text, watch)?;
-    let file = private_file::open_in_place(&run.join(OWNER))?;
-    file.try_lock().map_err(|error| failed("lock", &run.join(OWNER), error.into()))?;
+    private_file::replace_unsynced(run, OWNER, &text, watch)?;
+    let file = private_file::open_in_place(&path)?;
+    file.try_lock().map_err(|error| failed("lock", &path, error.into()))?;
+    // So that a run that a power cut ended can be told from a living one. Name and content in one go: nobody looks for
+    // either before they are both there.
+    file.sync_all().map_err(|source| failed("sync", &path, source))?;
+    private_file::sync_directory(run)?;
     Ok(file)
 }
 

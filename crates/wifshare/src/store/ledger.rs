@@ -145,13 +145,16 @@ impl Ledger {
 pub(crate) fn parse(bytes: &[u8], path: &Path) -> Result<Vec<Spent>, StoreError> {
     let mut entries = Vec::new();
     for line in bytes.split(|byte| *byte == b'\n') {
-        match serde_json::from_slice::<Version>(line) {
-            Ok(Version { version }) if version != u64::from(FORMAT) => {
-                return Err(StoreError::Newer { path: path.to_owned(), version });
-            }
-            Ok(_) => entries.extend(serde_json::from_slice::<Spent>(line)),
-            // A line that was torn by a crash was never synced, so its token never left: it can be skipped.
-            Err(_) => {}
+        match serde_json::from_slice::<Spent>(line) {
+            Ok(entry) if entry.version == FORMAT => entries.push(entry),
+            // A newer entry may look otherwise, and has its version all the same.
+            _ => match serde_json::from_slice::<Version>(line) {
+                Ok(Version { version }) if version != u64::from(FORMAT) => {
+                    return Err(StoreError::Newer { path: path.to_owned(), version });
+                }
+                // A line that was torn by a crash was never synced, so its token never left: it can be skipped.
+                _ => {}
+            },
         }
     }
     Ok(entries)
