@@ -1,0 +1,115 @@
+"""Processes started, timed and told apart: the part of the suite that knows no wifshare."""
+
+import os
+import random
+import statistics
+import time
+from dataclasses import dataclass
+
+
+class Failed(Exception):
+    """A command did not do what is measured, so there is nothing to measure."""
+
+
+class Took(float):
+    """Seconds by the clock on the wall; of these `cpu` were spent by a processor, for the process and what it waited
+    for. A busy machine makes the first longer, and the second hardly."""
+
+    cpu = 0.0
+
+
+@dataclass
+class Times:
+    """Seconds that one thing took, again and again."""
+
+    seconds: list
+
+    @property
+    def cpu(self):
+        """The median of the processor's share, where it is known."""
+        return statistics.median(getattr(took, "cpu", 0.0) for took in self.seconds)
+
+    @property
+    def median(self):
+        return statistics.median(self.seconds)
+
+    @property
+    def quartiles(self):
+        if len(self.seconds) < 3:
+            return min(self.seconds), max(self.seconds)
+        low, _, high = statistics.quantiles(self.seconds, n=4)
+        return low, high
+
+    def ratio(self, other):
+        return self.median / other.median
+
+    def ratio_between(self, other, draws=2000):
+        """Where 95 % of the ratios of medians lie when both are drawn again from what was measured (bootstrap)."""
+        chance = random.Random(1)
+
+        def drawn(times):
+            return statistics.median(chance.choices(times.seconds, k=len(times.seconds)))
+
+        ratios = sorted(drawn(self) / drawn(other) for _ in range(draws))
+        return ratios[draws // 40], ratios[-draws // 40 - 1]
+
+
+def start(argv, env, stdout="/dev/null", stderr="/dev/null", cwd=None):
+    """Starts a program with exactly this environment and returns its process id."""
+    actions = [
+        (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_OPEN, 1, stdout, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600),
+        (os.POSIX_SPAWN_OPEN, 2, stderr, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600),
+    ]
+    before = os.getcwd() if cwd else None
+    if cwd:
+        os.chdir(cwd)
+    try:
+        return os.posix_spawnp(argv[0], argv, env, file_actions=actions)
+    finally:
+        if before:
+            os.chdir(before)
+
+
+def end(pid):
+    """Waits for a process; its exit code, or minus the signal that ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def once(argv, env, **streams):
+    """Seconds from before the start of a program to its end, which has to be a success."""
+    begin = time.perf_counter()
+    _, status, usage = os.wait4(start(argv, env, **streams), 0)
+    took = Took(time.perf_counter() - begin)
+    took.cpu = usage.ru_utime + usage.ru_stime
+    code = os.waitstatus_to_exitcode(status)
+    if code != 0:
+        raise Failed(f"{' '.join(argv)} ended with {code}")
+    return took
+
+
+def in_turn(rounds, **things):
+    """Does each thing once a round, A B C A B C …, beginning with another one each time, so that whatever disturbs the
+    machine disturbs all of them. A thing is a function that returns seconds. The first round warms up and is dropped."""
+    names = list(things)
+    seconds = {name: [] for name in names}
+    for number in range(rounds + 1):
+        shift = number % len(names)
+        for name in names[shift:] + names[:shift]:
+            took = things[name]()
+            if number > 0:
+                seconds[name].append(took)
+    return {name: Times(taken) for name, taken in seconds.items()}
+
+
+def text(seconds):
+    """A time as a person reads it."""
+    if seconds < 1e-6:
+        return f"{seconds * 1e9:.1f} ns"
+    if seconds < 1e-3:
+        return f"{seconds * 1e6:.0f} µs"
+    if seconds < 0.1:
+        return f"{seconds * 1e3:.2f} ms"
+    if seconds < 1:
+        return f"{seconds * 1e3:.0f} ms"
+    return f"{seconds:.2f} s"
