@@ -74,7 +74,7 @@ pub(crate) enum Command {
     #[command(after_help = "Example:\n  wifshare status --watch")]
     Status(StatusArguments),
     /// Tell what happened in this job: processes, exchanges, and what sharing saved.
-    #[command(after_help = "Example:\n  wifshare report --format json > report.json")]
+    #[command(after_help = "Example:\n  wifshare report --format html > report.html")]
     Report(ReportArguments),
     /// Serve the gateway without a command: print where it listens and the capability that it wants to see, and put the
     /// credential into what comes by, until a signal ends it.
@@ -230,7 +230,7 @@ pub(crate) struct ReportArguments {
     #[command(flatten)]
     pub(crate) state: StateArguments,
     /// What it is written as
-    #[arg(long, value_enum, default_value_t = ReportFormat::Json)]
+    #[arg(long, value_enum, default_value_t = ReportFormat::Md)]
     pub(crate) format: ReportFormat,
     /// Tell everything that is in the logs, and not this job alone
     #[arg(long, conflicts_with = "since")]
@@ -242,6 +242,12 @@ pub(crate) struct ReportArguments {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ReportFormat {
+    /// Markdown with a Mermaid chart, as GitHub shows it
+    Md,
+    /// A page that stands alone
+    Html,
+    /// The picture of it alone
+    Svg,
     /// A JSON object; docs/report.md describes it
     Json,
 }

@@ -24,6 +24,7 @@ mod signals;
 mod start;
 mod status;
 mod stop;
+mod summary;
 mod talk;
 mod terminal;
 mod token;

@@ -7,7 +7,11 @@ use std::time::SystemTime;
 
 use wifshare::{Environment, EventLog, Look, look};
 
+mod html;
+mod markdown;
+mod picture;
 mod story;
+mod words;
 
 use story::Log;
 pub(crate) use story::{Extent, Identity, Numbers, Process, Role, Story};
@@ -34,6 +38,9 @@ pub(crate) fn report(arguments: &ReportArguments, environment: &Environment) -> 
         ));
     };
     let text = match arguments.format {
+        ReportFormat::Md => markdown::page(&story),
+        ReportFormat::Html => html::page(&story),
+        ReportFormat::Svg => picture::alone(&story),
         ReportFormat::Json => format!("{}\n", serde_json::to_string_pretty(&story).expect("texts and numbers")),
     };
     let mut stdout = std::io::stdout().lock();
@@ -51,4 +58,12 @@ pub(crate) fn story(root: &Path, looks: &[Look], extent: Extent, now: SystemTime
         Log { events: log.read(), is_full: log.is_full(), alive, key }
     });
     Story::of(logs.collect(), extent, now)
+}
+
+/// What happened for one identity key since that moment, as Markdown; `None` where nothing did.
+pub(crate) fn summary(key: &Path, since: SystemTime) -> Option<String> {
+    let log = EventLog::of(key);
+    let name = key.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let log = Log { events: log.read(), is_full: log.is_full(), alive: BTreeSet::new(), key: name };
+    Some(markdown::page(&Story::of(vec![log], Extent::Since(since), clock().now())?))
 }

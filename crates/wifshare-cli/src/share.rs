@@ -16,6 +16,7 @@ use crate::failure::Failure;
 use crate::joined;
 use crate::journal::Journal;
 use crate::signals;
+use crate::summary;
 use crate::talk::{Talk, whole};
 
 /// Runs `work` with the environment that its children shall have.
@@ -141,6 +142,9 @@ fn run(
     work: impl FnOnce(&Environment, Option<&Journal>) -> Result<u8, Failure>,
 ) -> Result<u8, Failure> {
     let source = config.source.description();
+    // Moments in the log have milliseconds.
+    let since = clock().now() - Duration::from_millis(1);
+    let key = config.store().directory().to_owned();
     let (run, journal) = begin(command, config, provision, environment, talk)?;
     let run = Arc::new(run);
     let keeper = Arc::clone(&run);
@@ -151,6 +155,7 @@ fn run(
     run.close_gateway(Duration::from_secs(5));
     let ending = run.end();
     journal.note(ended(&ending));
+    summary::append(&key, since, environment, talk);
     match ending {
         Ok(Ending::Kept(expires_at)) => {
             let left = expires_at.duration_since(clock().now()).unwrap_or_default();

@@ -10,6 +10,7 @@ use crate::clock::clock;
 use crate::failure::Failure;
 use crate::joined;
 use crate::signals;
+use crate::summary;
 use crate::talk::Talk;
 
 /// The variables that name an identity, as a keeper writes them down.
@@ -43,6 +44,11 @@ pub(crate) fn stop(arguments: &StopArguments, environment: &Environment, talk: T
     for keeper in &meant {
         ends_later |= end(keeper) == Ending::Later;
         talk.detail(&format!("the keeper with {} has ended", keeper.owner));
+        if let Some(key) = keeper.key_directory()
+            && let Some(since) = summary::beginning_of(key, keeper.owner.pid)
+        {
+            summary::append(key, since, environment, talk);
+        }
     }
     let mut keys: Vec<PathBuf> = meant.iter().filter_map(Keeper::key_directory).map(Path::to_owned).collect();
     keys.extend(resolve(&inputs, &own).ok().map(|config| config.store().directory().to_owned()));

@@ -22,6 +22,7 @@ mod keeper;
 mod mistakes;
 mod plugins;
 mod promises;
+mod report;
 mod runner;
 mod runs;
 mod scenarios;

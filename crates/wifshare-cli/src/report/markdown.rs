@@ -1,0 +1,184 @@
+//! The report as Markdown, as GitHub shows it in a job's summary: numbers, a Mermaid chart, and what went wrong.
+
+use std::fmt::Write;
+use std::time::{Duration, SystemTime};
+
+use super::story::{Exchange, Identity, Outcome, Process, Story};
+use super::words::{clock_time, day, exact_time, lanes, lasted, span, verdict};
+
+/// More bars than these make a chart that nobody reads; Mermaid has a limit of its own far above it.
+const MOST_BARS: usize = 24;
+/// A summary may have a mebibyte in all.
+const MOST_ROWS: usize = 200;
+
+pub(super) fn page(story: &Story) -> String {
+    let mut page = String::new();
+    // Writing to a text does not fail.
+    let _ = write(story, &mut page);
+    page
+}
+
+fn write(story: &Story, page: &mut String) -> std::fmt::Result {
+    let numbers = &story.numbers;
+    writeln!(page, "### wifshare\n\n{}\n", verdict(story))?;
+    let until = numbers.signed_in_until.map(|time| format!("{} UTC", clock_time(time))).unwrap_or_default();
+    writeln!(page, "| processes | exchanges | without wifshare | refusals avoided | longest wait | signed in until |")?;
+    writeln!(page, "|--:|--:|--:|--:|--:|--:|")?;
+    writeln!(
+        page,
+        "| {} | {} | at most {} | at most {} | {} | {until} |\n",
+        numbers.processes,
+        numbers.exchanges,
+        numbers.exchanges_without,
+        numbers.refusals_avoided,
+        span(Duration::from_millis(numbers.longest_wait_ms)),
+    )?;
+    chart(story, page)?;
+    incidents(story, page)?;
+    processes(story, page)?;
+    if story.is_cut {
+        writeln!(page, "\nThe log was full; processes may be missing.")?;
+    }
+    Ok(())
+}
+
+/// <https://mermaid.js.org/syntax/gantt.html>: moments in milliseconds since the epoch.
+fn chart(story: &Story, page: &mut String) -> std::fmt::Result {
+    let length = story.end.duration_since(story.begin).unwrap_or_default();
+    // What is shorter than this would not be seen.
+    let thinnest = (length / 200).max(Duration::from_millis(1));
+    let bar = |begin: SystemTime, end: SystemTime| {
+        let since = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
+        format!("{}, {}", since(begin), since(end.max(begin + thinnest)))
+    };
+    let axis = if length < Duration::from_secs(5) { "%S.%L" } else { "%H:%M:%S" };
+    writeln!(page, "```mermaid\ngantt\n    dateFormat x\n    axisFormat {axis}")?;
+    for identity in &story.identities {
+        writeln!(page, "    section {}", plain(&identity.title()))?;
+        for exchange in &identity.exchanges {
+            let (label, tag) = outcome(exchange);
+            let end = exchange.answered.unwrap_or(exchange.sent);
+            writeln!(page, "    {label} :{tag}, {}", bar(exchange.sent, end))?;
+        }
+        for process in lanes(identity, MOST_BARS, length / 50) {
+            let end = process.end.unwrap_or(process.last);
+            writeln!(page, "    {} {} :{}", plain(&process.name), process.pid, bar(process.begin, end))?;
+        }
+    }
+    writeln!(page, "```\n")
+}
+
+fn outcome(exchange: &Exchange) -> (String, &'static str) {
+    match &exchange.outcome {
+        Outcome::Accepted { generation, .. } => (format!("exchange {generation}"), "done"),
+        Outcome::Failed { code, .. } => (plain(code), "crit"),
+        Outcome::Unknown => ("exchange without an outcome".to_owned(), "crit"),
+    }
+}
+
+fn incidents(story: &Story, page: &mut String) -> std::fmt::Result {
+    let mut incidents = story.identities.iter().flat_map(|identity| &identity.incidents).peekable();
+    if incidents.peek().is_none() {
+        return Ok(());
+    }
+    writeln!(page, "| time (UTC) | pid | what went wrong | request |\n|:--|--:|:--|:--|")?;
+    for incident in incidents.take(MOST_ROWS) {
+        let code = incident.code.as_ref().map(|code| format!("{}: ", cell(code))).unwrap_or_default();
+        let request = incident.request_id.as_deref().map(cell).unwrap_or_default();
+        let time = exact_time(incident.time);
+        writeln!(page, "| {time} | {} | {code}{} | {request} |", incident.pid, cell(&incident.message))?;
+    }
+    writeln!(page)
+}
+
+fn processes(story: &Story, page: &mut String) -> std::fmt::Result {
+    let total: usize = story.identities.iter().map(|identity| identity.processes.len()).sum();
+    writeln!(page, "<details><summary>{total} processes on {} (UTC)</summary>\n", day(story.begin))?;
+    writeln!(page, "| process | pid | from | lasted | waited | exit code |\n|:--|--:|:--|--:|--:|--:|")?;
+    let all: Vec<(&Identity, &Process)> = story
+        .identities
+        .iter()
+        .flat_map(|identity| {
+            lanes(identity, MOST_ROWS, Duration::ZERO).into_iter().map(move |process| (identity, process))
+        })
+        .collect();
+    for (_, process) in all.iter().take(MOST_ROWS) {
+        let waited = Duration::from_millis(process.waited_ms);
+        writeln!(
+            page,
+            "| {}{} | {} | {} | {} | {} | {} |",
+            "&emsp;".repeat(process.depth.min(8)),
+            cell(&process.name),
+            process.pid,
+            exact_time(process.begin),
+            lasted(process).unwrap_or_else(|| "?".to_owned()),
+            if waited.is_zero() { String::new() } else { span(waited) },
+            process.exit_code.map(|code| code.to_string()).unwrap_or_default(),
+        )?;
+    }
+    if total > all.len().min(MOST_ROWS) {
+        writeln!(page, "\nand {} more, shorter than these", total - all.len().min(MOST_ROWS))?;
+    }
+    writeln!(page, "\n</details>")
+}
+
+/// A name in a chart: letters, digits and what has no meaning there.
+fn plain(text: &str) -> String {
+    let plain: String =
+        text.chars().map(|c| if c.is_alphanumeric() || " ._/+-".contains(c) { c } else { '_' }).take(60).collect();
+    if plain.trim().is_empty() { "_".to_owned() } else { plain }
+}
+
+/// A text in a table: one line, and each sign that could mean something stands for itself.
+fn cell(text: &str) -> String {
+    let mut cell = String::new();
+    for c in text.chars() {
+        match c {
+            '<' => cell.push_str("&lt;"),
+            '>' => cell.push_str("&gt;"),
+            '&' => cell.push_str("&amp;"),
+            '|' | '`' | '*' | '_' | '[' | ']' | '\\' | '~' | '#' | '!' | '@' => {
+                // As a number: a table's own rules for a backslash differ from those of a line.
+                let _ = write!(cell, "&#{};", u32::from(c));
+            }
+            c if c.is_control() => cell.push(' '),
+            c => cell.push(c),
+        }
+    }
+    cell
+}
+
+#[cfg(test)]
+mod tests {
+    use wifshare::What;
+
+    use super::super::story::tests::{event, events, seen, story};
+    use super::*;
+
+    #[test]
+    fn the_page_has_the_numbers_and_a_chart() {
+        let page = page(&story(events()));
+        assert!(page.contains("| 5 | 1 | at most 3 | at most 2 | 1.5 s | 01:56:40 UTC |"), "{page}");
+        assert!(
+            page.contains("```mermaid\ngantt\n    dateFormat x\n    axisFormat %H:%M:%S\n    section fdrl_1\n"),
+            "{page}"
+        );
+        assert!(page.contains("    exchange 1 :done, 1000000000000, 1000000001000\n"), "{page}");
+        assert!(page.contains("    wifshare exec 10 :1000000000000, 1000000008000\n"), "{page}");
+        assert!(!page.contains("what went wrong"));
+    }
+
+    #[test]
+    fn what_others_named_ends_neither_the_chart_nor_a_row() {
+        let evil = "a:b;c\n```\n<img src=x>|#@everyone";
+        let message = format!("no | {evil}");
+        let failed = What::ExchangeFailed { code: "c".to_owned(), message, request_id: None };
+        let more = vec![event(3, 10, What::ExchangeSent), event(3, 10, failed), event(4, 10, seen(14, 11, evil))];
+        let page = page(&story([events(), more].concat()));
+        assert_eq!(page.matches("```").count(), 2, "{page}");
+        assert!(!page.contains("<img") && !page.contains("@everyone"), "{page}");
+        assert!(page.contains("    a_b_c____"), "{page}");
+        let row = page.lines().find(|line| line.contains("no &#124;")).expect("the incident");
+        assert_eq!(row.matches('|').count(), 5, "{row}");
+    }
+}

@@ -1,0 +1,118 @@
+//! What the three forms of a report have in common: how times are told, and which processes stand in a picture.
+
+use std::time::{Duration, SystemTime};
+
+use wifshare::moment;
+
+use super::story::{Identity, Process, Role, Story};
+use crate::talk::whole;
+
+/// The time of day, UTC, to the second.
+pub(super) fn clock_time(time: SystemTime) -> String {
+    moment(time).get(11..19).unwrap_or_default().to_owned()
+}
+
+/// The time of day, UTC, to the millisecond.
+pub(super) fn exact_time(time: SystemTime) -> String {
+    moment(time).get(11..23).unwrap_or_default().to_owned()
+}
+
+/// The day.
+pub(super) fn day(time: SystemTime) -> String {
+    moment(time).get(..10).unwrap_or_default().to_owned()
+}
+
+/// How long something took, as exact as it is worth.
+pub(super) fn span(time: Duration) -> String {
+    match time.as_millis() {
+        milliseconds @ 0..1000 => format!("{milliseconds} ms"),
+        1000..10_000 if time.subsec_millis() >= 50 => format!("{:.1} s", time.as_secs_f64()),
+        _ => whole(time),
+    }
+}
+
+/// The outcome in a sentence.
+pub(super) fn verdict(story: &Story) -> String {
+    let numbers = &story.numbers;
+    let processes = counted(numbers.processes, "process", "processes");
+    match (numbers.exchanges, numbers.failed) {
+        (0, _) => format!("{processes}, and no exchange was needed."),
+        (exchanges, 0) => {
+            let exchanges = counted(exchanges, "exchange", "exchanges");
+            format!("{processes} shared what {exchanges} bought, and none was refused.")
+        }
+        (exchanges, failed) => {
+            format!("{processes}, and {failed} of {} failed.", counted(exchanges, "exchange", "exchanges"))
+        }
+    }
+}
+
+pub(super) fn counted(number: u64, one: &str, many: &str) -> String {
+    if number == 1 { format!("1 {one}") } else { format!("{number} {many}") }
+}
+
+/// How long a process lasted, where that is known. One that asks for the token ends with the answer.
+pub(super) fn lasted(process: &Process) -> Option<String> {
+    let end = process.end.or((process.role == Role::Caller).then_some(process.last));
+    end.map(|end| span(end.duration_since(process.begin).unwrap_or_default()))
+}
+
+/// The processes that are shown: all, or of many those that matter most, and of the rest those that lived longest and
+/// not shorter than `shortest`.
+pub(super) fn lanes(identity: &Identity, most: usize, shortest: Duration) -> Vec<&Process> {
+    /// So few are no crowd.
+    const FEW: usize = 16;
+    let processes = &identity.processes;
+    let lasted =
+        |process: &Process| process.end.unwrap_or(process.last).duration_since(process.begin).unwrap_or_default();
+    let exchanged = |process: &Process| identity.exchanges.iter().any(|exchange| exchange.pid == process.pid);
+    let matters = |process: &Process| matches!(process.role, Role::Run | Role::Command) || exchanged(process);
+    let is_shown = |process: &Process| processes.len() <= FEW || matters(process) || lasted(process) >= shortest;
+    let mut places: Vec<usize> = (0..processes.len()).filter(|place| is_shown(&processes[*place])).collect();
+    places.sort_by_key(|place| {
+        let process = &processes[*place];
+        (std::cmp::Reverse(matters(process)), std::cmp::Reverse(lasted(process)))
+    });
+    places.truncate(most);
+    places.sort_unstable();
+    places.into_iter().map(|place| &processes[place]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::story::tests::{at, event, events, seen, story};
+    use super::*;
+
+    #[test]
+    fn a_span_is_as_exact_as_it_is_worth() {
+        for (milliseconds, text) in [
+            (0, "0 ms"),
+            (999, "999 ms"),
+            (1000, "1 s"),
+            (1049, "1 s"),
+            (1500, "1.5 s"),
+            (9_960, "10.0 s"),
+            (10_000, "10 s"),
+            (600_000, "10 min"),
+        ] {
+            assert_eq!(span(Duration::from_millis(milliseconds)), text);
+        }
+        assert_eq!((clock_time(at(0)).as_str(), day(at(0)).as_str()), ("01:46:40", "2001-09-09"));
+    }
+
+    #[test]
+    fn of_many_processes_those_that_matter_are_shown_in_their_order() {
+        let short = (100..200).map(|pid| event(2, 10, seen(pid, 11, "git")));
+        let story = story(events().into_iter().chain(short).collect());
+        let names: Vec<_> =
+            lanes(&story.identities[0], 40, Duration::from_secs(1)).iter().map(|it| it.name.as_str()).collect();
+        assert_eq!(names, ["wifshare exec", "job.sh", "claude", "python3", "wifshare token"]);
+        assert_eq!(lanes(&story.identities[0], 2, Duration::ZERO).len(), 2);
+        assert_eq!(lanes(&story.identities[0], 1000, Duration::ZERO).len(), 105);
+    }
+
+    #[test]
+    fn the_verdict_tells_success_and_failure_apart() {
+        assert_eq!(verdict(&story(events())), "5 processes shared what 1 exchange bought, and none was refused.");
+    }
+}

@@ -1,0 +1,31 @@
+//! The job's summary: what a run did, as Markdown, where GitHub shows it beside the log.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::Path;
+use std::time::SystemTime;
+
+use wifshare::{Environment, EventLog, What};
+
+use crate::report;
+use crate::talk::Talk;
+
+/// When the run of this process began, as the log of its identity key tells it.
+pub(crate) fn beginning_of(key: &Path, pid: u32) -> Option<SystemTime> {
+    let began = |what: &What| matches!(what, What::RunBegan { .. });
+    EventLog::of(key).read().iter().rev().find(|event| event.pid == pid && began(&event.what)).map(|event| event.time)
+}
+
+/// Appends what happened for this identity key since that moment to the file that the runner shows, if there is one.
+/// `WIFSHARE_SUMMARY=off` leaves it alone. It is a courtesy: where it fails, that is told to those who asked for details.
+pub(crate) fn append(key: &Path, since: SystemTime, environment: &Environment, talk: Talk) {
+    let Some(path) = environment.os("GITHUB_STEP_SUMMARY") else { return };
+    if environment.text("WIFSHARE_SUMMARY") == Some("off") {
+        return;
+    }
+    let Some(page) = report::summary(key, since) else { return };
+    let file = OpenOptions::new().append(true).create(true).open(path);
+    if let Err(error) = file.and_then(|mut file| file.write_all(page.as_bytes())) {
+        talk.detail(&format!("could not append to the job's summary: {error}"));
+    }
+}
