@@ -296,6 +296,10 @@ fn one_that_has_to_last_lasts_and_what_no_exchange_can_give_is_not_bought_twice(
     pass_until_left(&second, 20);
     assert_eq!(code(world.lasting(601)), "credential-short-lived");
     assert_eq!(world.exchanges(), (3, 3), "with nothing in hand, one is bought to see");
+    // As long as they live at all: whether another one is enough is a matter of moments, so one is bought.
+    pass(seconds(5));
+    drop(world.lasting(600));
+    assert_eq!(world.exchanges(), (4, 4));
     let hint = world.lasting(601).unwrap_err().hint().unwrap();
     assert!(hint.contains("--min-life"), "{hint}");
 }

@@ -86,7 +86,8 @@ impl Weather {
             self.next_fault = moment + 1.0 + random.f64();
         } else {
             self.breeze(job, random);
-            self.next_fault = moment + 1.5 + random.f64();
+            // Three tries of one process take two and a half seconds at most: so no more than two of them meet a failure.
+            self.next_fault = moment + 3.0 + random.f64();
         }
     }
 
