@@ -265,7 +265,7 @@ impl ConfigError {
     pub fn hint(&self) -> String {
         match self {
             ConfigError::Unconfigured => "set both (the rule is fdrl_…, the organisation a UUID; both stand in the \
-                 Claude Console), or pass --optional to `exec` or `claude` to run without the credential"
+                 Claude Console), or pass --optional to `exec`, `claude` or `start` to run without the credential"
                 .to_owned(),
             ConfigError::Incomplete { missing } => {
                 format!("set {missing}; an expression such as `vars.{missing}` that names nothing sets a blank one")
