@@ -20,7 +20,7 @@ use crate::catalogue::code;
 use crate::failure::Failure;
 use crate::hardening;
 use crate::journal::Journal;
-use crate::share;
+use crate::share::{self, SignIn};
 use crate::signals;
 use crate::talk::Talk;
 
@@ -76,6 +76,8 @@ pub(crate) fn keeper(environment: &Environment) -> Result<u8, Failure> {
     if told.is_ok() {
         keep(&run, &signalled, &orders);
     }
+    // What later steps left behind may be in the middle of an answer.
+    run.close_gateway(Duration::from_secs(2));
     if !run.is_in_place() {
         // Somebody is removing the directory, and comes to no end while we lock files in it.
         let _ = signals::pause(Duration::from_millis(500));
@@ -102,7 +104,7 @@ fn begin(orders: &Orders, environment: &Environment) -> Result<(Arc<Run>, PipeRe
     if !matches!(config.source, IdentitySource::Command { .. }) {
         let _ = rustix::process::chdir("/");
     }
-    let (run, journal) = share::begin("start", config, provision, environment, talk)?;
+    let (run, journal) = share::begin("start", config, provision, SignIn::First, environment, talk)?;
     let run = Arc::new(run.ending_with_its_directory());
     match run.announce(environment, &orders.keep) {
         Ok(()) => Ok((run, signalled, journal)),

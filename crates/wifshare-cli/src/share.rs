@@ -145,7 +145,7 @@ fn run(
     // Moments in the log have milliseconds.
     let since = clock().now() - Duration::from_millis(1);
     let key = config.store().directory().to_owned();
-    let (run, journal) = begin(command, config, provision, environment, talk)?;
+    let (run, journal) = begin(command, config, provision, SignIn::InTime, environment, talk)?;
     let run = Arc::new(run);
     let keeper = Arc::clone(&run);
     // Not joined: a request that hangs must not keep a finished command from ending. `Run::end` sees to the rest.
@@ -171,11 +171,21 @@ fn run(
     worked
 }
 
+/// Whether whoever begins a run waits for the credential, also where the children could do without it for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SignIn {
+    /// There is a credential, or an error, before anything else.
+    First,
+    /// A gateway obtains it while the command starts.
+    InTime,
+}
+
 /// Begins a run of ours, tells its steps, notes them, and says how long it lasts.
 pub(crate) fn begin(
     command: &'static str,
     config: Config,
     provision: Provision,
+    sign_in: SignIn,
     environment: &Environment,
     talk: Talk,
 ) -> Result<(Run, Journal), Failure> {
@@ -194,6 +204,12 @@ pub(crate) fn begin(
     });
     let run = Run::begin(config, provision, transport, clock(), watch);
     let run = run.inspect_err(|_| journal.note(ended(&Ok(Ending::Nothing))))?;
+    if sign_in == SignIn::First
+        && let Err(error) = run.obtain_first()
+    {
+        journal.note(ended(&run.end()));
+        return Err(error.into());
+    }
     tell_how_long(&run, provision, supply, &source, talk);
     Ok((run, journal))
 }

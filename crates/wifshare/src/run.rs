@@ -233,15 +233,16 @@ impl Run {
         let taken: Vec<String> = delivery::taken().map(str::to_owned).chain(asks).collect();
         let everything: Environment = taken.iter().map(|name| (name, "x")).collect();
         let left = self.environment(&everything, keep);
-        let given = self.environment(&Environment::default(), &[]);
+        let mut gives = self.environment(&Environment::default(), &[]);
+        // What is made of what was there, such as a list of hosts that no proxy is asked for.
+        let given = self.environment(parent, keep);
+        for (name, value) in given.iter().filter(|(name, value)| parent.get(name) != Some(value)) {
+            gives.set(name, value);
+        }
         let is_read_anew = self.provision == Provision::Credential(Delivery::Environment);
-        let mut gives: Environment = given.iter().collect();
         // The run that is joined may have renewed by then; the store has the token of that moment.
         for name in ["ANTHROPIC_AUTH_TOKEN", DELIVERED_VARIABLE].iter().filter(|_| is_read_anew) {
             gives.remove(name);
-        }
-        if parent.is_blank("ANTHROPIC_BASE_URL") && self.passage.is_none() {
-            gives.set("ANTHROPIC_BASE_URL", &self.config.base_url);
         }
         let keeper = Keeper {
             directory: self.directory.clone(),
@@ -536,18 +537,25 @@ impl Run {
         Ok(Passage { gateway: Mutex::new(Some(gateway)), base_url, capability, board })
     }
 
-    /// The first credential of a run whose command works already.
-    fn acquire(&self, schedule: &mut Schedule) {
+    /// Obtains the first credential of a gateway now, for whoever wants to know whether there is one before the first
+    /// request asks for it. Other runs have theirs when they begin.
+    pub fn obtain_first(&self) -> Result<(), ObtainError> {
+        if self.passage.is_none() || self.held().is_some() {
+            return Ok(());
+        }
         let renewing = lock(&self.renewing);
         if self.over.load(Ordering::SeqCst) {
-            return;
+            return Err(Interrupted.into());
         }
-        let obtained = obtain::obtain(&self.config, &self.transport, self.clock, self.watch());
+        let obtained = obtain::obtain(&self.config, &self.transport, self.clock, self.watch())?;
         drop(renewing);
-        match obtained.and_then(|obtained| {
-            (self.watch)(&Step::Obtained(&obtained));
-            self.publish(obtained)
-        }) {
+        (self.watch)(&Step::Obtained(&obtained));
+        self.publish(obtained)
+    }
+
+    /// The first credential of a run whose command works already.
+    fn acquire(&self, schedule: &mut Schedule) {
+        match self.obtain_first() {
             Ok(()) => schedule.succeeded(self),
             Err(error) => {
                 let pause = schedule.failed(self);

@@ -91,6 +91,44 @@ fn real_clients_in_parallel_steps_share_the_one_exchange_of_the_action() {
 }
 
 #[test]
+fn behind_the_gateway_of_the_action_real_clients_work_and_no_step_ever_sees_the_credential() {
+    let Some(mut job) = job_with_clients(knobs()) else { return };
+    // Nobody listens there: what is asked of the gateway must not be asked of a proxy.
+    job.set("HTTP_PROXY", "http://127.0.0.1:9");
+    job.set("NO_PROXY", "internal.example");
+    let (mut runner, mut inputs) = runner_with_inputs(job);
+    inputs.push(("delivery", "gateway".to_owned()));
+    let inputs = borrowed(&inputs);
+    let main = part(&runner, "main", &inputs);
+    let ended = runner.step(main);
+    assert_eq!(ended.code, 0, "{} {}", ended.stdout, ended.stderr);
+    assert!(runner.variables["ANTHROPIC_AUTH_TOKEN"].starts_with("wifshare-capability-"));
+    assert!(runner.variables["NO_PROXY"].starts_with("internal.example"), "{}", runner.variables["NO_PROXY"]);
+    let ask = |client: &str| {
+        format!(
+            r#"mkdir -p home-{client} && cd home-{client} && HOME=$PWD "$CLIENTS/{client}" -p 'say hi' \
+                --model claude-sonnet-4-6 --output-format text < /dev/null"#
+        )
+    };
+    let steps: Vec<_> = [ask("claude-2.1.173"), ask("claude-2.1.330"), r#""$CLIENTS/ask-typescript""#.to_owned()]
+        .iter()
+        .map(|script| {
+            let command = runner.job.command("sh", &["-c", script]);
+            runner.begin(command)
+        })
+        .collect();
+    for step in steps {
+        let ended = runner.end(step);
+        assert_eq!(ended.code, 0, "{} {}", ended.stdout, ended.stderr);
+    }
+    assert!(runner.job.files_with_secrets().is_empty(), "{:?}", runner.job.files_with_secrets());
+    post(&mut runner, &inputs);
+    runner.assert_everything_is_masked();
+    runner.job.assert_exchanges(1);
+    assert_nothing_is_left(&runner);
+}
+
+#[test]
 fn every_input_reaches_wifshare() {
     let (mut runner, mut inputs) = runner_with_inputs(Job::new(knobs()));
     inputs.extend([

@@ -84,6 +84,34 @@ fn another_user_inside_is_told_nothing() {
     stop(&job);
 }
 
+#[test]
+fn a_container_on_the_hosts_network_works_behind_the_gateway_and_finds_no_credential() {
+    if !can_contain() {
+        return;
+    }
+    let job = Job::new(knobs());
+    let handed = start(&job, &["--delivery", "gateway"]);
+    let text = |name: &str| handed[name].clone().unwrap();
+    let (url, capability) = (text("ANTHROPIC_BASE_URL"), text("ANTHROPIC_AUTH_TOKEN"));
+    let given = [("ANTHROPIC_BASE_URL", url.as_str()), ("ANTHROPIC_AUTH_TOKEN", capability.as_str())];
+    // Two variables, and nothing of the state.
+    let ask = r#"
+        mount -t tmpfs none "$RUNNER_TEMP/wifshare"
+        unset ACTIONS_ID_TOKEN_REQUEST_URL ACTIONS_ID_TOKEN_REQUEST_TOKEN
+        PYTHONDONTWRITEBYTECODE=1 python3 -c '
+import json, os, urllib.request
+request = urllib.request.Request(os.environ["ANTHROPIC_BASE_URL"] + "/v1/messages", method="POST",
+    data=json.dumps({"model": "m", "max_tokens": 8, "messages": [{"role": "user", "content": "hi"}]}).encode(),
+    headers={"authorization": "Bearer " + os.environ["ANTHROPIC_AUTH_TOKEN"], "content-type": "application/json",
+             "anthropic-version": "2023-06-01"})
+print(urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60).status)'"#;
+    let asked = finish(contained(&job, ask, &given));
+    assert_eq!((asked.code, asked.stdout.as_str()), (0, "200\n"), "{}", asked.stderr);
+    assert!(job.files_with_secrets().is_empty(), "{:?}", job.files_with_secrets());
+    stop(&job);
+    job.assert_exchanges(1);
+}
+
 /// As docs/containers.md has it, with the state of this job as the volume.
 const SIDECAR: &str = r#"
     trap '"$WIFSHARE" stop; exit 0' TERM INT

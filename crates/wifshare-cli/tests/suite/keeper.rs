@@ -17,6 +17,10 @@ const ASK: &str = r#""$WIFSHARE" demo --child shared"#;
 
 const HAS_THE_TOKEN: &str = r#"[ "$ANTHROPIC_AUTH_TOKEN" = "$("$WIFSHARE" token)" ]"#;
 
+const SHOWS_THE_CAPABILITY: &str = r#"
+    case $ANTHROPIC_AUTH_TOKEN in wifshare-capability-*) ;; *) exit 7 ;; esac
+    [ "$ANTHROPIC_AUTH_TOKEN" = "$("$WIFSHARE" token)" ]"#;
+
 /// The variables that a start hands over; `None` for one that has to go.
 type Handed = BTreeMap<String, Option<String>>;
 
@@ -83,11 +87,15 @@ fn assert_nothing_is_left(job: &Job) {
 
 #[test]
 fn steps_in_shells_of_their_own_share_one_exchange_and_stop_leaves_nothing() {
-    for delivery in ["profile", "federation", "environment"] {
+    for delivery in ["profile", "federation", "environment", "gateway"] {
         let job = Job::new(knobs());
         let handed = start(&job, &["--delivery", delivery]);
         let pid = the_keeper(&job);
-        let ask = if delivery == "environment" { HAS_THE_TOKEN } else { ASK };
+        let ask = match delivery {
+            "environment" => HAS_THE_TOKEN,
+            "gateway" => SHOWS_THE_CAPABILITY,
+            _ => ASK,
+        };
         std::thread::scope(|scope| {
             for _ in 0..2 {
                 let (job, handed) = (&job, &handed);
@@ -209,12 +217,18 @@ fn stop_says_nothing_where_nothing_runs() {
 
 #[test]
 fn a_start_that_fails_tells_why_and_leaves_nothing() {
+    for delivery in ["profile", "gateway"] {
+        a_refusal_is_told_under(delivery);
+    }
+}
+
+fn a_refusal_is_told_under(delivery: &str) {
     let job = Job::new(knobs());
     job.sandbox.set_knobs(Knobs {
         exchange_faults: vec![Fault::Status { status: 401, retry_after_s: None, commit: true }; 4],
         ..knobs()
     });
-    let ended = job.run(&["start"]);
+    let ended = job.run(&["start", "--delivery", delivery]);
     assert_eq!((ended.code, ended.stdout.as_str()), (125, ""), "{}", ended.stderr);
     assert!(ended.stderr.contains("error[exchange-refused]") && ended.stderr.contains("hint:"), "{}", ended.stderr);
     assert_nothing_is_left(&job);
