@@ -84,6 +84,7 @@ fn real_clients_in_parallel_steps_share_the_one_exchange_of_the_action() {
         assert_eq!(ended.code, 0, "{} {}", ended.stdout, ended.stderr);
     }
     post(&mut runner, &inputs);
+    assert!(runner.summary.contains("wifshare"), "the job's summary: {:?}", runner.summary);
     runner.assert_everything_is_masked();
     runner.job.assert_exchanges(1);
     assert_eq!(runner.job.counters().messages_refused, 0);
@@ -97,7 +98,7 @@ fn behind_the_gateway_of_the_action_real_clients_work_and_no_step_ever_sees_the_
     job.set("HTTP_PROXY", "http://127.0.0.1:9");
     job.set("NO_PROXY", "internal.example");
     let (mut runner, mut inputs) = runner_with_inputs(job);
-    inputs.push(("delivery", "gateway".to_owned()));
+    inputs.extend([("delivery", "gateway".to_owned()), ("summary", "false".to_owned())]);
     let inputs = borrowed(&inputs);
     let main = part(&runner, "main", &inputs);
     let ended = runner.step(main);
@@ -123,6 +124,7 @@ fn behind_the_gateway_of_the_action_real_clients_work_and_no_step_ever_sees_the_
     }
     assert!(runner.job.files_with_secrets().is_empty(), "{:?}", runner.job.files_with_secrets());
     post(&mut runner, &inputs);
+    assert_eq!(runner.summary, "", "the input says so");
     runner.assert_everything_is_masked();
     runner.job.assert_exchanges(1);
     assert_nothing_is_left(&runner);
