@@ -59,6 +59,7 @@ pub(crate) enum Command {
     #[command(after_help = START)]
     Start(StartArguments),
     /// End what `wifshare start` left running, and remove the credential; says nothing where nothing runs.
+    #[command(after_help = "Example:\n  wifshare stop --all")]
     Stop(StopArguments),
     /// The process that `wifshare start` leaves behind.
     #[command(hide = true)]
@@ -88,6 +89,7 @@ pub(crate) enum Command {
     Sandbox(SandboxArguments),
     /// Show on the practice ground what happens to eight processes without and with wifshare; end with 1 if the shared
     /// ones do not all succeed with one exchange.
+    #[command(after_help = "Example:\n  wifshare demo --processes 16")]
     Demo(DemoArguments),
     /// Look at everything that signing in stands on, spend nothing, and say what to mend; end with 0 if the job would
     /// work, and with 1 if not.
@@ -96,6 +98,16 @@ pub(crate) enum Command {
     /// Tell what an error code means, why it happens, where to look and what to do; without a code, list them all.
     #[command(after_help = "Example:\n  wifshare explain exchange-refused")]
     Explain(ExplainArguments),
+    /// Print the completions for a shell.
+    #[command(
+        after_help = "Example:\n  wifshare completions bash > ~/.local/share/bash-completion/completions/wifshare"
+    )]
+    Completions(CompletionsArguments),
+    /// Print a man page, or write all of them.
+    #[command(
+        after_help = "Examples:\n  wifshare man exec | man -l -\n  wifshare man --directory ~/.local/share/man/man1"
+    )]
+    Man(ManArguments),
 }
 
 /// Who signs in, and where. Each option has a variable; the option goes first.
@@ -368,6 +380,10 @@ pub(crate) enum Format {
     Header,
     /// ANTHROPIC_AUTH_TOKEN=…
     Env,
+    /// What claude's apiKeyHelper expects: the token alone
+    ApiKeyHelper,
+    /// A JSON object in the shape of AWS's credential_process: Version, AccessToken, TokenType, Expiration
+    CredentialProcess,
 }
 
 #[derive(Args, Debug)]
@@ -452,6 +468,23 @@ pub(crate) struct DoctorArguments {
     /// Print the findings as JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct CompletionsArguments {
+    /// The shell
+    #[arg(value_name = "SHELL")]
+    pub(crate) shell: clap_complete::Shell,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ManArguments {
+    /// The page of this command; without it, of wifshare itself
+    #[arg(value_name = "COMMAND")]
+    pub(crate) command: Option<String>,
+    /// Write every page into this directory instead
+    #[arg(long, value_name = "DIRECTORY", conflicts_with = "command")]
+    pub(crate) directory: Option<PathBuf>,
 }
 
 #[derive(Args, Debug)]

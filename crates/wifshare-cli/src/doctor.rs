@@ -54,8 +54,10 @@ fn examine(arguments: &DoctorArguments, rule: Option<&Rule>, environment: &Envir
         return [state::of_the_run(&around), clients::find(environment)].concat();
     }
     let own = &joined::without_a_run(environment);
+    let gone = state::gone(environment);
     let inputs = arguments.identity.inputs();
     let mut findings = configuration::values(&inputs, own);
+    findings.extend(gone);
     findings.extend(configuration::blanks(own));
     findings.extend(configuration::shadows(own));
     let arrangement = arrangement(own);

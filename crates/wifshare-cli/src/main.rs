@@ -4,6 +4,7 @@ mod arguments;
 mod catalogue;
 mod claude;
 mod clock;
+mod completions;
 mod conformance;
 mod demo;
 mod doctor;
@@ -55,6 +56,8 @@ fn main() -> ExitCode {
         Command::Status(arguments) => status::status(&arguments, &environment),
         Command::Gateway(arguments) => gateway::gateway(&arguments, &environment, talk),
         Command::Sandbox(arguments) => sandbox::sandbox(arguments, &environment, talk),
+        Command::Completions(arguments) => completions::completions(&arguments),
+        Command::Man(arguments) => completions::man(&arguments),
         Command::Doctor(arguments) => doctor::doctor(&arguments, &environment, talk),
         Command::Explain(arguments) => explain::explain(&arguments),
         Command::Demo(arguments) => demo::demo(&arguments, &environment, talk),

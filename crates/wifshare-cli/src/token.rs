@@ -63,9 +63,18 @@ fn shared(
 fn print(credential: &Credential, format: Format, now: SystemTime) -> Result<u8, Failure> {
     let token = credential.access_token.expose();
     let text = Zeroizing::new(match format {
-        Format::Text => format!("{token}\n"),
+        Format::Text | Format::ApiKeyHelper => format!("{token}\n"),
         Format::Header => format!("Authorization: Bearer {token}\n"),
         Format::Env => format!("ANTHROPIC_AUTH_TOKEN={}\n", quoted(token)),
+        Format::CredentialProcess => {
+            let object = serde_json::json!({
+                "Version": 1,
+                "AccessToken": token,
+                "TokenType": "Bearer",
+                "Expiration": humantime::format_rfc3339_seconds(credential.expires_at).to_string(),
+            });
+            format!("{object}\n")
+        }
         Format::Json => {
             let expires_at = credential.expires_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
             let object = serde_json::json!({

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use wifshare::{Config, Credential, Enclosing, ObtainError, Refusal, StoreError};
+use wifshare::{Config, Credential, Enclosing, Environment, ObtainError, RUN_VARIABLE, Refusal, StoreError, is_alive};
 
 use super::finding::Finding;
 use crate::clock::clock;
@@ -73,6 +73,25 @@ pub(super) fn of_the_run(run: &Enclosing) -> Vec<Finding> {
         ),
         Err(error) => failed(error),
     }]
+}
+
+/// A run that the environment names and that nobody keeps any more: what it delivered is not renewed.
+pub(super) fn gone(environment: &Environment) -> Option<Finding> {
+    let run = Path::new(environment.os(RUN_VARIABLE)?);
+    (!is_alive(run)).then(|| {
+        Finding::failed(
+            "run",
+            format!(
+                "this environment names the run {}, and whoever kept it (an `exec`, or the keeper of `start`) is gone",
+                run.display()
+            ),
+            Some(
+                "call `wifshare start` again before this step, or wrap the command in `wifshare exec`; the keeper's own \
+                 log says why it ended, and a killed one says nothing"
+                    .to_owned(),
+            ),
+        )
+    })
 }
 
 /// For as long as it counts, an exchange with these inputs is not tried again.

@@ -156,3 +156,58 @@ fn one_client_object_outlives_its_token_and_notices_nothing() {
     assert!((3..=4).contains(&counters.exchanges_accepted), "{counters:#?}");
     job.assert_nothing_sent_twice();
 }
+
+/// What a client sends as its credential: the values of these two headers in each request. Every request is refused.
+fn overheard(listener: std::net::TcpListener) -> std::sync::mpsc::Receiver<[Option<String>; 2]> {
+    use std::io::{BufRead, BufReader, Write};
+
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for connection in listener.incoming().flatten() {
+            let mut lines = BufReader::new(connection.try_clone().unwrap()).lines().map_while(Result::ok);
+            let head: Vec<String> = lines.by_ref().take_while(|line| !line.is_empty()).collect();
+            let value = |name: &str| {
+                let mut values = head.iter().filter_map(|line| line.split_once(": "));
+                values.find(|(header, _)| header.eq_ignore_ascii_case(name)).map(|(_, value)| value.to_owned())
+            };
+            let is_heard = tell.send(["authorization", "x-api-key"].map(value)).is_ok();
+            let _ =
+                (&connection).write_all(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+            if !is_heard {
+                return;
+            }
+        }
+    });
+    told
+}
+
+/// It gives the helper none of the job's variables, but the run's; what the helper prints goes into both headers.
+#[test]
+fn claude_sends_what_its_api_key_helper_prints_inside_of_a_run() {
+    for claude in ["claude-2.1.240", "claude-2.1.330"] {
+        let Some(mut job) = job_with_clients(knobs()) else { return };
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        job.set("ELSEWHERE", &format!("http://{}", listener.local_addr().unwrap()));
+        let heard = overheard(listener);
+        let settings = job.path("home/.claude");
+        std::fs::create_dir(&settings).unwrap();
+        // claude alone is sent elsewhere; 2.1.330 takes the variable from its helper by itself.
+        let helper = format!("env -u ANTHROPIC_BASE_URL {} token --format api-key-helper", crate::job::WIFSHARE);
+        std::fs::write(settings.join("settings.json"), serde_json::json!({ "apiKeyHelper": helper }).to_string())
+            .unwrap();
+        let script = format!(
+            "ANTHROPIC_BASE_URL=$ELSEWHERE exec $CLIENTS/{claude} -p hi --model claude-sonnet-4-6 </dev/null >/dev/null 2>&1"
+        );
+        job.exec(&[], &script);
+        // It looks whether anybody is there first, without a credential.
+        let (bearer, key) = loop {
+            let heard = heard.recv_timeout(std::time::Duration::from_secs(60)).unwrap();
+            if let [bearer, Some(key)] = heard {
+                break (bearer, key);
+            }
+        };
+        assert!(job.sandbox.secrets().contains(&key) && key.starts_with("sk-ant-oat01-"), "{claude}: the shared token");
+        assert_eq!(bearer, Some(format!("Bearer {key}")), "{claude}");
+        job.assert_exchanges(1);
+    }
+}

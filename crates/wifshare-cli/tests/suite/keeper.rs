@@ -516,3 +516,20 @@ fn a_keeper_at_rest_does_not_wake_up_and_is_small() {
         stop(&job, &[]);
     }
 }
+
+#[test]
+fn doctor_tells_a_step_whether_its_keeper_is_there() {
+    let job = Job::new(knobs());
+    let handed = start(&job, &[]);
+    let doctor = r#""$WIFSHARE" doctor"#;
+    let well = step(&job, &handed, doctor);
+    assert!(well.code == 0 && well.stdout.contains("inside a run of wifshare"), "{}", well.stdout);
+    let pid = the_keeper(&job);
+    signal(pid, Signal::KILL);
+    // Its threads end one after another, and the last one drops the lock.
+    eventually("doctor tells that the keeper is gone", || {
+        let gone = step(&job, &handed, doctor);
+        gone.code == 1 && gone.stdout.contains("is gone")
+    });
+    stop(&job, &[]);
+}

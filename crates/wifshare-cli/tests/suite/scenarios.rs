@@ -446,6 +446,7 @@ impl World {
         told = told.replace(&format!("127.0.0.1:{}", self.port()), "127.0.0.1:[PORT]");
         let digit: fn(char) -> bool = |c| c.is_ascii_digit();
         let decimal: fn(char) -> bool = |c| c.is_ascii_digit() || c == '.';
+        let moment: fn(char) -> bool = |c| c.is_ascii_digit() || "-:TZ".contains(c);
         let hexadecimal: fn(char) -> bool = |c| c.is_ascii_hexdigit();
         let name: fn(char) -> bool = |c| c.is_ascii_alphanumeric() || c == '_' || c == '-';
         for (before, varies, after, placeholder) in [
@@ -464,6 +465,7 @@ impl World {
             (" ", digit, " s in the future", "[SECONDS]"),
             (" on file system ", name, "", "[KIND]"),
             (" good for ", digit, " s", "[SECONDS]"),
+            ("\"Expiration\":\"", moment, "", "[MOMENT]"),
             ("\"expires_in\":", digit, "", "[SECONDS]"),
             ("\"expires_at\":", digit, "", "[MOMENT]"),
         ] {

@@ -1,0 +1,122 @@
+//! Completions and man pages, really used: read by the shells and by `man`, where the machine has them.
+
+use std::process::Command;
+
+use crate::job::{Job, WIFSHARE, finish, knobs};
+
+/// Whether this machine has the program. `tests/clients/install` puts it there; under CI it may not be missing.
+fn has(program: &str) -> bool {
+    let found =
+        std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|it| it.join(program).is_file()));
+    assert!(found || std::env::var_os("CI").is_none(), "{program} is missing; `./test` installs it");
+    if !found {
+        eprintln!("{program} is not installed, and was left out; `./test` installs it");
+    }
+    found
+}
+
+fn script(job: &Job, shell: &str) -> String {
+    let ended = job.run(&["completions", shell]);
+    assert_eq!((ended.code, ended.stderr.as_str()), (0, ""), "{shell}");
+    let path = job.path(&format!("wifshare.{shell}"));
+    std::fs::write(&path, ended.stdout).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn bash_completes_a_command_an_option_and_a_value() {
+    let job = Job::new(knobs());
+    let path = script(&job, "bash");
+    let complete = |words: &str, expected: &[&str]| {
+        let ask = format!(
+            "source {path}; COMP_WORDS=({words}); COMP_CWORD=$(( ${{#COMP_WORDS[@]}} - 1 )); \
+             _wifshare wifshare \"${{COMP_WORDS[COMP_CWORD]}}\" \"${{COMP_WORDS[COMP_CWORD-1]}}\"; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+        );
+        let ended = finish(job.command("bash", &["--norc", "-c", &ask]).spawn().unwrap());
+        let offered: Vec<&str> = ended.stdout.lines().collect();
+        for one in expected {
+            assert!(offered.contains(one), "{words}: {one} was expected: {offered:?} {}", ended.stderr);
+        }
+    };
+    complete("wifshare do", &["doctor"]);
+    complete("wifshare token --for", &["--format"]);
+    complete("wifshare token --format cr", &["credential-process"]);
+    complete("wifshare doctor --", &["--rule", "--json", "--exchange"]);
+}
+
+#[test]
+fn the_other_shells_read_their_scripts() {
+    let job = Job::new(knobs());
+    for (shell, arguments) in [("bash", ["-n"].as_slice()), ("zsh", &["-n"]), ("fish", &["--no-execute"])] {
+        let path = script(&job, shell);
+        if has(shell) {
+            let ended = finish(job.command(shell, &[arguments, &[path.as_str()]].concat()).spawn().unwrap());
+            assert_eq!((ended.code, ended.stderr.as_str()), (0, ""), "{shell}");
+        }
+    }
+    // PowerShell is in no package of the system: its script is made and has not been run.
+    assert!(std::fs::read_to_string(script(&job, "powershell")).unwrap().contains("Register-ArgumentCompleter"));
+    assert_eq!(job.run(&["completions", "tcsh"]).code, 2);
+}
+
+#[test]
+fn fish_completes_a_command() {
+    let job = Job::new(knobs());
+    let path = script(&job, "fish");
+    if has("fish") {
+        let ask = format!("source {path}; complete -C 'wifshare do'");
+        let ended = finish(job.command("fish", &["--no-config", "-c", &ask]).spawn().unwrap());
+        assert!(ended.stdout.lines().any(|line| line.starts_with("doctor")), "{} {}", ended.stdout, ended.stderr);
+    }
+}
+
+#[test]
+fn man_shows_a_page_for_each_command() {
+    let job = Job::new(knobs());
+    let pages = job.path("man");
+    std::fs::create_dir(&pages).unwrap();
+    assert_eq!(job.run(&["man", "--directory", pages.to_str().unwrap()]).code, 0);
+    let mut names: Vec<String> =
+        std::fs::read_dir(&pages).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    for name in ["wifshare.1", "wifshare-doctor.1", "wifshare-exec.1", "wifshare-token.1"] {
+        assert!(names.iter().any(|there| there == name), "{name}: {names:?}");
+    }
+    let printed = job.run(&["man", "doctor"]);
+    assert_eq!(printed.stdout, std::fs::read_to_string(pages.join("wifshare-doctor.1")).unwrap());
+    assert_eq!(job.run(&["man", "no-such"]).code, 2);
+    if has("man") {
+        for name in names {
+            let shown = Command::new("man")
+                .args(["--warnings", "-l"])
+                .arg(pages.join(&name))
+                .env("MANWIDTH", "100")
+                .output()
+                .unwrap();
+            let text = String::from_utf8_lossy(&shown.stdout);
+            assert!(
+                shown.status.success() && text.contains("SYNOPSIS"),
+                "{name}: {}",
+                String::from_utf8_lossy(&shown.stderr)
+            );
+            assert_eq!(String::from_utf8_lossy(&shown.stderr), "", "{name}");
+        }
+    }
+}
+
+#[test]
+fn every_command_shows_an_example() {
+    let job = Job::new(knobs());
+    let help =
+        finish(Command::new(WIFSHARE).arg("--help").env_clear().stdout(std::process::Stdio::piped()).spawn().unwrap());
+    let commands =
+        help.stdout.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+    let commands: Vec<&str> =
+        commands.filter_map(|line| line.strip_prefix("  ")?.split(' ').next()).filter(|it| !it.is_empty()).collect();
+    assert!(commands.contains(&"exec") && commands.contains(&"doctor"), "{commands:?}");
+    for command in commands.into_iter().filter(|command| *command != "help") {
+        let help = job.run(&[command, "--help"]).stdout;
+        assert!(help.contains("Example"), "wifshare {command} --help has no example:\n{help}");
+        assert!(help.contains(&format!("  wifshare {command}")) || help.contains("| wifshare"), "{command}:\n{help}");
+    }
+}

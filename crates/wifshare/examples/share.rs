@@ -1,0 +1,30 @@
+//! Runs a command whose processes share one credential, as `wifshare exec` does: `cargo run --example share -- COMMAND`.
+
+use std::error::Error;
+use std::ffi::OsString;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use wifshare::{Child, Clock, Delivery, Environment, Inputs, Provision, Run, Streams, Transport, exit_code, resolve};
+
+fn main() -> Result<ExitCode, Box<dyn Error>> {
+    #[expect(clippy::disallowed_methods, reason = "a program reads its environment once, at its border")]
+    let environment: Environment = std::env::vars_os().collect();
+    let command: Vec<OsString> = std::env::args_os().skip(1).collect();
+    Ok(ExitCode::from(share(&command, &environment)?))
+}
+
+/// The command's exit code. The credential is kept fresh while the command works, and nothing of it is left afterwards.
+pub fn share(command: &[OsString], environment: &Environment) -> Result<u8, Box<dyn Error>> {
+    let config = resolve(&Inputs::default(), environment)?;
+    let provision = Provision::Credential(Delivery::Profile);
+    let transport = Transport::new(environment);
+    let run =
+        Arc::new(Run::begin(config, provision, transport, Clock::system(), Arc::new(|_: &wifshare::Step<'_>| {}))?);
+    let keeper = Arc::clone(&run);
+    // It ends with the run; a request that hangs must not hold a finished command.
+    std::thread::spawn(move || keeper.keep_fresh(0.0));
+    let worked = Child::spawn(command, &run.environment(environment, &[]), Streams::Ours).map(|mut child| child.wait());
+    run.end()?;
+    Ok(exit_code(worked??))
+}
