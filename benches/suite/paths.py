@@ -455,14 +455,29 @@ def binary(ground, effort):
 
 def gateway(ground, effort):
     """The gateway beside nginx and haproxy"""
-    table = Table([])
-    program = ROOT / "benches/gateway"
-    if not program.is_file() or not os.access(program, os.X_OK):
-        table.notes.append("This build has no benches/gateway.")
+    table = Table(["", "nginx", "haproxy", "**gateway**"])
+    program = ROOT / "benches/gateway/run"
+    if not program.exists():
+        table.notes.append("This build has no gateway.")
         table.goal("at least the faster peer", "not measured", None)
         return table
-    shown = subprocess.run([str(program)], capture_output=True, text=True)
+    rounds = str(max(1, effort(5)))
+    environment = {**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin"}
+    command = [str(program), "--rounds", rounds, "--wifshare", WIFSHARE]
+    shown = subprocess.run(command, env=environment, capture_output=True, text=True)
     if shown.returncode != 0:
-        raise Failed(f"benches/gateway ended with {shown.returncode}: {shown.stderr.strip()[-300:]}")
-    table.notes.append(shown.stdout.strip())
+        raise Failed(f"benches/gateway/run ended with {shown.returncode}: {shown.stderr.strip()[-300:]}")
+    said = json.loads(shown.stdout)
+    for key, what, unit, is_better in (
+        ("requests_per_second_at_32", "requests per second, 32 connections", "/s", max),
+        ("added_median_latency_us_at_1", "median latency added, one connection", " µs", min),
+        ("first_event_us", "from the API's first event to the client's", " µs", min),
+        ("peak_memory_mib_at_1000", "memory at most, 1,000 connections", " MiB", min),
+    ):
+        nginx, haproxy, ours = (said[key][name] for name in ("nginx", "haproxy", "gateway"))
+        table.rows.append([what, *(f"{value:g}{unit}" for value in (nginx, haproxy, ours))])
+        peer = is_better(nginx, haproxy)
+        met = is_better(ours, peer) == ours
+        table.goal(f"{what}: at least the better peer", f"{ours:g}{unit} beside {peer:g}{unit}", met)
+    table.notes.append("By `benches/gateway/run`, which can also be run alone: the same work and the same API, one worker each, in turns.")
     return table

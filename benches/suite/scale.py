@@ -121,11 +121,10 @@ def plot(curves, path):
             low, high = (edge(point[side] for point in every) for edge in (min, max))
             if across == "day":
                 step = 10 ** math.floor(math.log10(high))
-                axes.append((step * i for i in range(math.ceil(high / step) + 1)))
+                axes.append([step * number for number in range(math.ceil(high / step) + 1)])
             else:
                 powers = math.floor(math.log10(max(low, 1e-9))), math.ceil(math.log10(max(high, 1e-9)))
-                axes.append((10**power for power in range(powers[0], powers[1] + 1)))
-        axes = [list(axis) for axis in axes]
+                axes.append([10**power for power in range(powers[0], powers[1] + 1)])
         straight = (lambda value: value) if across == "day" else math.log10
 
         def at(point):
