@@ -15,6 +15,7 @@ use crate::delivery::parse_delivered;
 use crate::environment::Environment;
 use crate::event::Event;
 use crate::exchange;
+use crate::gateway;
 use crate::identity::{Detected, IdentityError, IdentitySource, Places, Surroundings, detect};
 use crate::identity_token::{IdentityToken, LARGEST};
 use crate::message::{Body, Response, is_secure, safe_text, whole_message};
@@ -26,7 +27,7 @@ use crate::store::{Owner, Refusal, StoreError, parsers};
 pub type Target = fn(&[u8]);
 
 /// All of them, by the name of their corpus.
-pub const TARGETS: [(&str, Target); 15] = [
+pub const TARGETS: [(&str, Target); 19] = [
     ("token_response", token_response),
     ("identity_response", identity_response),
     ("identity_token", identity_token),
@@ -42,6 +43,10 @@ pub const TARGETS: [(&str, Target); 15] = [
     ("configuration", configuration),
     ("request_url", request_url),
     ("foreign_text", foreign_text),
+    ("gateway_request", gateway_request),
+    ("gateway_response", gateway_response),
+    ("gateway_chunks", gateway_chunks),
+    ("gateway_path", gateway_path),
 ];
 
 const NOW: u64 = 1_800_000_000;
@@ -304,6 +309,57 @@ pub fn foreign_text(bytes: &[u8]) {
     assert_fit_to_show(&safe_text(&String::from_utf8_lossy(bytes)), 301);
 }
 
+/// A request that a child sends to the gateway: what leaves is one request, to the API alone, with the credential in place
+/// of the capability.
+pub fn gateway_request(bytes: &[u8]) {
+    let Some((head_length, outgoing)) = gateway::parsers::request(bytes) else { return };
+    assert!(head_length <= bytes.len() && bytes[..head_length].ends_with(b"\r\n\r\n"));
+    let mut headers = [httparse::EMPTY_HEADER; 128];
+    let mut head = httparse::Request::new(&mut headers);
+    let parsed = head.parse(&outgoing).expect("what leaves is HTTP");
+    assert_eq!(parsed, httparse::Status::Complete(outgoing.len()), "one head, and nothing behind it");
+    let values = |name: &str| -> Vec<&[u8]> {
+        head.headers.iter().filter(|header| header.name.eq_ignore_ascii_case(name)).map(|header| header.value).collect()
+    };
+    assert_eq!(values("host"), [gateway::parsers::AUTHORITY.as_bytes()]);
+    assert_eq!(values("authorization"), [format!("Bearer {}", gateway::parsers::ACCESS_TOKEN).as_bytes()]);
+    assert!(values("x-api-key").is_empty());
+    let (lengths, codings) = (values("content-length"), values("transfer-encoding"));
+    assert!(lengths.len() + codings.len() <= 1, "the end of the body is told once");
+    assert!(head.path.is_some_and(gateway::parsers::leads_to), "{:?}", head.path);
+}
+
+/// The head of an answer of the API: what is passed on reads as one head too.
+pub fn gateway_response(bytes: &[u8]) {
+    let Some(passed) = gateway::parsers::response(bytes) else { return };
+    let mut headers = [httparse::EMPTY_HEADER; 128];
+    let mut head = httparse::Response::new(&mut headers);
+    let parsed = head.parse(&passed).expect("what is passed on is HTTP");
+    assert_eq!(parsed, httparse::Status::Complete(passed.len()), "one head, and nothing behind it");
+    assert!(head.headers.iter().all(|header| !header.name.eq_ignore_ascii_case("connection")));
+}
+
+/// A body in chunks says the same wherever its bytes are parted.
+pub fn gateway_chunks(bytes: &[u8]) {
+    let Some((first, rest)) = bytes.split_first() else { return };
+    let (head, tail) = rest.split_at(usize::from(*first).min(rest.len()));
+    assert_eq!(gateway::parsers::chunks([rest, &[]]), gateway::parsers::chunks([head, tail]));
+}
+
+/// A path that the gateway leads to is read alike by everybody.
+pub fn gateway_path(bytes: &[u8]) {
+    let target = String::from_utf8_lossy(bytes);
+    if !gateway::parsers::leads_to(&target) {
+        return;
+    }
+    let path = target.split('?').next().unwrap_or_default().to_ascii_lowercase();
+    assert!(path == "/" || path.starts_with("/v1/") || path.starts_with("/api/"), "{target}");
+    for odd in ["//", "/./", "/../", "%2f", "%5c", "%2e", "%00", "#", "\\"] {
+        assert!(!path.contains(odd), "{target}");
+    }
+    assert!(!path.ends_with("/..") && !path.ends_with("/."), "{target}");
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::PathBuf;
@@ -417,6 +473,14 @@ mod tests {
             });
             outcome.unwrap_or_else(|error| panic!("{name}: {error}"));
         }
+    }
+
+    #[test]
+    fn the_gateways_door_opens_for_some_of_it() {
+        let admitted = |name, is_admitted: fn(&[u8]) -> bool| corpus(name).iter().filter(|it| is_admitted(it)).count();
+        assert!(admitted("gateway_request", |bytes| gateway::parsers::request(bytes).is_some()) >= 1);
+        assert!(admitted("gateway_response", |bytes| gateway::parsers::response(bytes).is_some()) >= 2);
+        assert!(admitted("gateway_chunks", |bytes| gateway::parsers::chunks([&bytes[1..], &[]]).is_some()) >= 2);
     }
 
     #[test]

@@ -33,6 +33,8 @@ mod http2;
 mod inbox;
 mod incoming;
 mod listener;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod parsers;
 mod request;
 mod response;
 mod standing;

@@ -1,0 +1,50 @@
+//! The gateway's readers of bytes, for those who try them with bytes that nobody wrote.
+
+use std::task::{Context, Poll, Waker};
+
+use super::admission::{Door, way_of};
+use super::framing::Framing;
+use super::inbox::Inbox;
+use super::request::{self, Destination};
+use super::response;
+use crate::secret::Secret;
+
+/// Where the door is, what opens it, and what takes its place outside.
+pub(crate) const HOST: &str = "127.0.0.1:4711";
+pub(crate) const CAPABILITY: &str = "c4p4b1l1ty";
+pub(crate) const AUTHORITY: &str = "api.example";
+pub(crate) const ACCESS_TOKEN: &str = "t0k3n";
+
+/// How long the head was, and the one that leaves; `None` where there is more to come, or where it is refused.
+pub(crate) fn request(bytes: &[u8]) -> Option<(usize, Vec<u8>)> {
+    let door = Door { host: HOST.to_owned(), capability: Secret::new(CAPABILITY.to_owned()) };
+    let destination = Destination { authority: AUTHORITY.to_owned(), base_path: String::new() };
+    let mut request = request::read(bytes, &door, &destination, 1 << 20).ok()??;
+    request.capability.as_ref().ok()?;
+    request.outgoing.set_access_token(ACCESS_TOKEN);
+    Some((request.head_length, request.outgoing.head().to_vec()))
+}
+
+/// The head of an answer as it is passed on.
+pub(crate) fn response(mut bytes: &[u8]) -> Option<Vec<u8>> {
+    let mut inbox = Inbox::default();
+    let filled = inbox.poll_fill(&mut Context::from_waker(Waker::noop()), &mut bytes);
+    let Poll::Ready(Ok(_)) = filled else { return None };
+    let response = response::read(&mut inbox, false).ok()??;
+    Some(inbox.bytes()[..response.head_length].to_vec())
+}
+
+/// How many of these bytes are a body in chunks, how much of that is content, and whether it is over, read in these parts.
+pub(crate) fn chunks(parts: [&[u8]; 2]) -> Option<(usize, u64, bool, Vec<u8>)> {
+    let mut body = Framing::chunked();
+    let mut count = 0;
+    for part in parts {
+        count += body.advance(part).ok()?;
+    }
+    Some((count, body.content(), body.is_over(), body.trailers().to_vec()))
+}
+
+/// Whether the gateway leads there.
+pub(crate) fn leads_to(target: &str) -> bool {
+    way_of(target).is_ok()
+}
