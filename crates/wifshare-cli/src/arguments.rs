@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 use wifshare::{Delivery, Environment, Inputs, Places, RUN_VARIABLE, platforms, state_directory};
 use wifshare_sandbox::conformance::Case;
 
+use crate::talk::LogFormat;
+
 /// One identity token, one exchange, every process.
 ///
 /// wifshare signs a CI job in to the Claude API by workload identity federation, exchanges the job's single-use identity
@@ -18,9 +20,12 @@ use wifshare_sandbox::conformance::Case;
 #[derive(Debug, Parser)]
 #[command(name = "wifshare", version, max_term_width = 100, after_help = EXIT_CODES)]
 pub(crate) struct Arguments {
-    /// Tell what is being done, on standard error.
-    #[arg(short, long, global = true)]
-    pub(crate) verbose: bool,
+    /// Tell what is being done, on standard error; twice, with every step and its time.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+    /// How what is told on standard error is written (WIFSHARE_LOG_FORMAT)
+    #[arg(long, global = true, value_enum, value_name = "FORMAT")]
+    pub(crate) log_format: Option<LogFormat>,
     #[command(subcommand)]
     pub(crate) command: Command,
 }

@@ -9,6 +9,7 @@ use crate::arguments::ExecArguments;
 use crate::catalogue::code;
 use crate::failure::Failure;
 use crate::journal::Journal;
+use crate::progress;
 use crate::share::share;
 use crate::signals;
 use crate::talk::Talk;
@@ -48,7 +49,10 @@ pub(crate) fn run(
     let program = program_name(&argv.first().map_or(OsStr::new(""), OsString::as_os_str).to_string_lossy());
     note(What::ChildStarted { process: child.id(), program });
     let witness = Witness::of(child.id(), environment, journal);
+    // From here on the terminal is the command's.
+    progress::stand_aside(true);
     let ended = child.wait();
+    progress::stand_aside(false);
     drop(passing_on);
     drop(witness);
     let ended = ended

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
-use wifshare::{Delivery, Environment, Listen, Opening, Provision, Run, Secret, Step, Transport, resolve};
+use wifshare::{Delivery, Environment, Listen, Provision, Secret, resolve};
 use zeroize::Zeroizing;
 
 use crate::arguments::{GatewayArguments, GatewayFormat};
@@ -12,6 +12,7 @@ use crate::catalogue::code;
 use crate::clock::clock;
 use crate::failure::Failure;
 use crate::joined;
+use crate::share;
 use crate::signals;
 use crate::talk::Talk;
 
@@ -24,13 +25,9 @@ pub(crate) fn gateway(arguments: &GatewayArguments, environment: &Environment, t
         Some(path) => Listen::Unix(path.clone()),
         None => Listen::Loopback(arguments.listen),
     };
-    let opening = Opening { listen, ..Opening::default() };
-    let watch = Arc::new(move |step: &Step<'_>| {
-        talk.step(step);
-        crate::exec::die_if_told_to(step);
-    });
     let provision = Provision::Credential(Delivery::Gateway);
-    let run = Arc::new(Run::begin_with(config, provision, opening, Transport::new(own), clock(), watch)?);
+    let (run, journal) = share::begin_at(listen, "gateway", config, provision, own, talk)?;
+    let run = Arc::new(run);
     let keeper = Arc::clone(&run);
     std::thread::spawn(move || keeper.keep_fresh(fastrand::f64()));
     let (base_url, capability) = run.gateway().expect("a run with this delivery has a gateway");
@@ -42,7 +39,9 @@ pub(crate) fn gateway(arguments: &GatewayArguments, environment: &Environment, t
         talk.detail("closing; what is under way may finish");
         run.close_gateway(arguments.grace);
     }
-    if let Err(error) = run.end() {
+    let ending = run.end();
+    journal.note(share::ended(&ending));
+    if let Err(error) = ending {
         talk.warning(&format!("could not remove what the run left: {error}"));
     }
     printed.map(|()| 0)

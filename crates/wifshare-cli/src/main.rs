@@ -18,6 +18,7 @@ mod job_process;
 mod joined;
 mod journal;
 mod keeper;
+mod progress;
 mod report;
 mod sandbox;
 mod share;
@@ -43,8 +44,8 @@ use crate::talk::Talk;
 fn main() -> ExitCode {
     hardening::hide_this_process();
     let environment: Environment = std::env::vars_os().collect();
-    let Arguments { verbose, command } = Arguments::parse();
-    let talk = Talk::new(verbose, &environment);
+    let Arguments { verbose, log_format, command } = Arguments::parse();
+    let talk = Talk::new(verbose, log_format, &environment);
     let ended = match command {
         Command::Exec(arguments) => exec::exec(arguments, &environment, talk),
         Command::Claude(arguments) => claude::claude(arguments, &environment, talk),

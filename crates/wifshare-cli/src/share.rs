@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use wifshare::{
-    Arrangement, Config, ConfigError, DELIVERED_VARIABLE, Delivery, Enclosing, Ending, Environment, Outlook, Provision,
-    Purpose, Run, Step, StoreError, Supply, Transport, What, arrangement, delivered, resolve_for, variables_of_the_cis,
-    without_what_buys,
+    Arrangement, Config, ConfigError, DELIVERED_VARIABLE, Delivery, Enclosing, Ending, Environment, Listen, Opening,
+    Outlook, Provision, Purpose, Run, Step, StoreError, Supply, Transport, What, arrangement, delivered, resolve_for,
+    variables_of_the_cis, without_what_buys,
 };
 
 use crate::arguments::ShareArguments;
@@ -180,7 +180,7 @@ pub(crate) enum SignIn {
     InTime,
 }
 
-/// Begins a run of ours, tells its steps, notes them, and says how long it lasts.
+/// Begins a run of ours, tells its steps, notes them and what its gateway serves, and says how long it lasts.
 pub(crate) fn begin(
     command: &'static str,
     config: Config,
@@ -191,6 +191,26 @@ pub(crate) fn begin(
 ) -> Result<(Run, Journal), Failure> {
     let supply = config.source.supply();
     let source = config.source.description();
+    let (run, journal) = begin_at(Opening::default().listen, command, config, provision, environment, talk)?;
+    if sign_in == SignIn::First
+        && let Err(error) = run.obtain_first()
+    {
+        journal.note(ended(&run.end()));
+        return Err(error.into());
+    }
+    tell_how_long(&run, provision, supply, &source, talk);
+    Ok((run, journal))
+}
+
+/// The same without a word, with its gateway here.
+pub(crate) fn begin_at(
+    listen: Listen,
+    command: &'static str,
+    config: Config,
+    provision: Provision,
+    environment: &Environment,
+    talk: Talk,
+) -> Result<(Run, Journal), Failure> {
     let transport = Transport::new(environment);
     let journal = Journal::of_a_run(config.store().directory());
     let (pen, began) = (journal.clone(), began(command, &config, provision));
@@ -202,15 +222,10 @@ pub(crate) fn begin(
         }
         crate::exec::die_if_told_to(step);
     });
-    let run = Run::begin(config, provision, transport, clock(), watch);
+    let pen = journal.clone();
+    let opening = Opening { listen, record: Box::new(move |served| pen.request(served)) };
+    let run = Run::begin_with(config, provision, opening, transport, clock(), watch);
     let run = run.inspect_err(|_| journal.note(ended(&Ok(Ending::Nothing))))?;
-    if sign_in == SignIn::First
-        && let Err(error) = run.obtain_first()
-    {
-        journal.note(ended(&run.end()));
-        return Err(error.into());
-    }
-    tell_how_long(&run, provision, supply, &source, talk);
     Ok((run, journal))
 }
 

@@ -3,76 +3,143 @@
 use std::io::Write;
 use std::time::Duration;
 
-use wifshare::{Environment, Step};
+use clap::ValueEnum;
+use serde_json::json;
+use wifshare::{Environment, Step, moment};
 
+use crate::clock::clock;
 use crate::failure::Failure;
+use crate::progress;
+use crate::terminal::Terminal;
 
 /// How loud, and to whom.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Talk {
-    verbose: bool,
+    /// 1 for the steps, 2 for every step and its moment.
+    verbosity: u8,
     /// Whether GitHub's runner listens, which reads commands from both streams.
     github: bool,
+    form: LogFormat,
+    terminal: Terminal,
 }
 
+/// What a line of talk is written as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// For people
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+const RED: &str = "\x1b[1;31m";
+const YELLOW: &str = "\x1b[33m";
+const CYAN: &str = "\x1b[36m";
+const DIM: &str = "\x1b[2m";
+const PLAIN: &str = "\x1b[0m";
+
 impl Talk {
-    pub(crate) fn new(verbose: bool, environment: &Environment) -> Talk {
-        Talk { verbose, github: environment.text("GITHUB_ACTIONS") == Some("true") }
+    /// The form that is asked for, else the one that `WIFSHARE_LOG_FORMAT` names, else text.
+    pub(crate) fn new(verbosity: u8, form: Option<LogFormat>, environment: &Environment) -> Talk {
+        let named = environment.text("WIFSHARE_LOG_FORMAT").and_then(|name| LogFormat::from_str(name, true).ok());
+        let form = form.or(named).unwrap_or(LogFormat::Text);
+        let mut terminal = Terminal::of_talk(environment);
+        // A line that is written anew is for people.
+        terminal.is_live &= form == LogFormat::Text;
+        Talk { verbosity, github: environment.text("GITHUB_ACTIONS") == Some("true"), form, terminal }
     }
 
-    /// Whether details are told.
     pub(crate) fn is_verbose(self) -> bool {
-        self.verbose
+        self.verbosity > 0
+    }
+
+    pub(crate) fn terminal(self) -> Terminal {
+        self.terminal
     }
 
     /// Something that a person has to act on, some time.
     pub(crate) fn warning(self, text: &str) {
-        if self.github {
-            say(&format!("::warning title=wifshare::{}", escape(text)));
-        } else {
-            say(&format!("wifshare: warning: {text}"));
+        match (self.form, self.github) {
+            (LogFormat::Json, _) => self.object("warning", text),
+            (LogFormat::Text, true) => say(&format!("::warning title=wifshare::{}", escape(text))),
+            (LogFormat::Text, false) => say(&format!("wifshare: {} {text}", self.coloured(YELLOW, "warning:"))),
         }
     }
 
     /// Something that a person may want to know.
     pub(crate) fn notice(self, text: &str) {
-        if self.github {
-            say(&format!("::notice title=wifshare::{}", escape(text)));
-        } else {
-            say(&format!("wifshare: {text}"));
+        match (self.form, self.github) {
+            (LogFormat::Json, _) => self.object("info", text),
+            (LogFormat::Text, true) => say(&format!("::notice title=wifshare::{}", escape(text))),
+            (LogFormat::Text, false) => say(&format!("wifshare: {text}")),
+        }
+    }
+
+    /// That something takes its time.
+    pub(crate) fn progress(self, text: &str) {
+        match self.form {
+            LogFormat::Json => self.object("info", text),
+            LogFormat::Text => say(&format!("wifshare: {text}")),
         }
     }
 
     /// Something for those who asked for it.
     pub(crate) fn detail(self, text: &str) {
-        if self.verbose {
-            say(&format!("wifshare: {text}"));
+        match (self.verbosity, self.form) {
+            (0, _) => {}
+            (_, LogFormat::Json) => self.object("debug", text),
+            (1, LogFormat::Text) => say(&self.coloured(DIM, &format!("wifshare: {text}"))),
+            (_, LogFormat::Text) => {
+                say(&self.coloured(DIM, &format!("wifshare: {} {text}", moment(clock().now()))));
+            }
+        }
+    }
+
+    /// Something for those who asked twice.
+    fn fine_detail(self, text: &str) {
+        if self.verbosity > 1 {
+            self.detail(text);
         }
     }
 
     /// Why there is no result.
     pub(crate) fn failure(self, failure: &Failure) {
-        let mut text = format!("error[{}]: {}", failure.name, failure.message);
-        for cause in &failure.causes {
-            text.push_str(&format!("\n  cause: {cause}"));
-        }
-        if let Some(diagnosis) = &failure.diagnosis {
-            for (label, findings) in [("likely", &diagnosis.likely), ("ruled out", &diagnosis.ruled_out)] {
-                text.extend(findings.iter().map(|finding| format!("\n  {label}: {finding}")));
+        if self.form == LogFormat::Json {
+            let Failure { name, message, causes, hint, .. } = failure;
+            let time = moment(clock().now());
+            let mut object = json!({
+                "time": time, "level": "error", "code": name, "message": message, "causes": causes, "hint": hint,
+            });
+            if let Some(diagnosis) = &failure.diagnosis {
+                object["likely"] = json!(diagnosis.likely);
+                object["ruled_out"] = json!(diagnosis.ruled_out);
             }
+            return say(&object.to_string());
         }
-        if let Some(hint) = &failure.hint {
-            text.push_str(&format!("\n  hint: {hint}"));
-        }
-        say(&text);
+        let text = |colour: &dyn Fn(&str, &str) -> String| {
+            let mut text = format!("{} {}", colour(RED, &format!("error[{}]:", failure.name)), failure.message);
+            for cause in &failure.causes {
+                text.push_str(&format!("\n  cause: {cause}"));
+            }
+            if let Some(diagnosis) = &failure.diagnosis {
+                for (label, findings) in [("likely", &diagnosis.likely), ("ruled out", &diagnosis.ruled_out)] {
+                    text.extend(findings.iter().map(|finding| format!("\n  {label}: {finding}")));
+                }
+            }
+            if let Some(hint) = &failure.hint {
+                text.push_str(&format!("\n  {} {hint}", colour(CYAN, "hint:")));
+            }
+            text
+        };
+        say(&text(&|colour, word| self.coloured(colour, word)));
         if self.github {
-            say(&format!("::error title=wifshare::{}", escape(&text)));
+            say(&format!("::error title=wifshare::{}", escape(&text(&|_, word| word.to_owned()))));
         }
     }
 
     /// Folds what follows under one line of the log.
     pub(crate) fn group(self, title: &str) {
-        if self.github {
+        if self.github && self.form == LogFormat::Text {
             say(&format!("::group::{}", escape(title)));
         } else {
             self.detail(title);
@@ -81,12 +148,12 @@ impl Talk {
 
     /// Ends the fold.
     pub(crate) fn end_group(self) {
-        if self.github {
+        if self.github && self.form == LogFormat::Text {
             say("::endgroup::");
         }
     }
 
-    /// Has the runner hide a secret wherever it would show. Elsewhere nothing is said.
+    /// Has the runner hide a secret wherever it would show, whatever the form of the rest. Elsewhere nothing is said.
     pub(crate) fn mask(self, secret: &str) {
         if self.github {
             for line in secret.lines().filter(|line| !line.trim().is_empty()) {
@@ -97,7 +164,36 @@ impl Talk {
 
     /// Tells of a journey's step what is worth telling.
     pub(crate) fn step(self, step: &Step<'_>) {
+        if ends_what_took_its_time(step) {
+            progress::end(self);
+        }
         match step {
+            Step::Identified(token) => {
+                self.mask(token.expose());
+                self.detail("got an identity token");
+            }
+            Step::Exchanged(credential) | Step::Adopted(credential) => {
+                self.mask(credential.access_token.expose());
+                self.detail(&format!("generation {} lives {}", credential.generation, whole(credential.lifetime())));
+            }
+            Step::Waiting { holder, since } => {
+                progress::waiting(self, holder.as_deref().unwrap_or("another process"), *since);
+            }
+            Step::Retrying { cause, pause } => {
+                self.progress(&format!("{cause}; trying again in {:.1} s", pause.as_secs_f32()));
+            }
+            Step::AlreadySpent => self.detail("the source handed out an identity token that was spent before"),
+            Step::NotKept(cause) => self.warning(&format!(
+                "the credential was obtained and could not be stored, so no other process can use it: {cause}"
+            )),
+            Step::NotRenewed { cause, .. } => self
+                .warning(&format!("the credential could not be renewed; the one in use stays until it ends: {cause}")),
+            Step::NotHandedOut { cause, .. } => self.warning(&format!(
+                "no unspent identity token could be put in place for clients that federate by themselves: {cause}"
+            )),
+            Step::Ended { cause } => self.warning(&format!(
+                "the credential has ended and could not be renewed; requests will be refused: {cause}"
+            )),
             Step::Obtained(credential) => {
                 self.mask(credential.access_token.expose());
                 self.detail(&format!(
@@ -112,51 +208,74 @@ impl Talk {
                     "no credential could be had, and requests are refused until there is one: {cause}{hint}"
                 ));
             }
-            Step::Identified(token) => {
-                self.mask(token.expose());
-                self.detail("got an identity token");
-            }
-            Step::Exchanged(credential) | Step::Adopted(credential) => {
-                self.mask(credential.access_token.expose());
-                self.detail(&format!("generation {} lives {}", credential.generation, whole(credential.lifetime())));
-            }
-            Step::Waiting { holder, since } => {
-                let holder = holder.as_deref().unwrap_or("another process");
-                say(&format!("wifshare: waiting since {} for {holder}", whole(*since)));
-            }
-            Step::Retrying { cause, pause } => {
-                say(&format!("wifshare: {cause}; trying again in {:.1} s", pause.as_secs_f32()));
-            }
-            Step::AlreadySpent => self.detail("the source handed out an identity token that was spent before"),
-            Step::NotKept(cause) => self.warning(&format!(
-                "the credential was obtained and could not be stored, so no other process can use it: {cause}"
-            )),
-            Step::NotRenewed { cause, .. } => self
-                .warning(&format!("the credential could not be renewed; the one in use stays until it ends: {cause}")),
-            Step::NotHandedOut { cause, .. } => self.warning(&format!(
-                "no unspent identity token could be put in place for clients that federate by themselves: {cause}"
-            )),
-            Step::Ended { cause } => self.warning(&format!(
-                "the credential has ended and could not be renewed; requests will be refused: {cause}"
-            )),
             Step::Swept => self.detail("removed what a killed run had left behind"),
             Step::Renewed(credential) => {
                 // It may be another run that bought it, and this log has not seen its mask.
                 self.mask(credential.access_token.expose());
                 self.detail(&format!("renewed: generation {}", credential.generation));
             }
-            Step::Asking => self.detail("asking for an identity token"),
-            Step::Sending => self.detail("exchanging it"),
+            Step::Asking => {
+                self.detail("asking for an identity token");
+                progress::begin(self, "asking for an identity token");
+            }
+            Step::Sending => {
+                self.detail("exchanging it");
+                progress::begin(self, "exchanging the identity token");
+            }
+            Step::Begun => self.fine_detail("the run has its lease"),
+            Step::Waited { time, .. } => self.fine_detail(&format!("waited {} ms for the lock", time.as_millis())),
+            Step::Locked => self.fine_detail("the lock is ours, and there is no usable credential"),
+            Step::Found(credential) => {
+                self.fine_detail(&format!("generation {} is there and usable", credential.generation));
+            }
+            Step::Connected => self.fine_detail("connected to the token endpoint"),
+            Step::Recorded => self.fine_detail("the identity token stands in the ledger as spent"),
+            Step::Answered => self.fine_detail("the token endpoint has answered"),
+            Step::Replaced(name) => self.fine_detail(&format!("wrote {name}")),
             _ => {}
         }
     }
+
+    /// Writes this in place of the unfinished line, without ending it.
+    pub(crate) fn line_in_place(self, text: &str) {
+        write(&format!("\r\x1b[K{text}"));
+    }
+
+    fn object(self, level: &str, text: &str) {
+        let time = moment(clock().now());
+        say(&json!({ "time": time, "level": level, "message": text }).to_string());
+    }
+
+    fn coloured(self, colour: &str, text: &str) -> String {
+        if self.terminal.is_coloured { format!("{colour}{text}{PLAIN}") } else { text.to_owned() }
+    }
+}
+
+/// Whether what we were doing, or waiting for, is over with this step.
+fn ends_what_took_its_time(step: &Step<'_>) -> bool {
+    matches!(
+        step,
+        Step::Waited { .. }
+            | Step::Found(_)
+            | Step::Locked
+            | Step::Asking
+            | Step::Identified(_)
+            | Step::Sending
+            | Step::Answered
+            | Step::Failed { .. }
+            | Step::Remembered { .. }
+            | Step::Retrying { .. }
+    )
 }
 
 /// One write for each message, so that the lines of many processes do not mix.
 fn say(text: &str) {
-    let line = format!("{text}\n");
+    write(&format!("{}{text}\n", progress::make_way()));
+}
+
+fn write(text: &str) {
     // Nobody may be listening any more; there is nobody left to tell that.
-    let _ = std::io::stderr().write_all(line.as_bytes());
+    let _ = std::io::stderr().write_all(text.as_bytes());
 }
 
 /// As GitHub's runner reads a command's text.

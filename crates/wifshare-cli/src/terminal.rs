@@ -19,6 +19,11 @@ pub(crate) struct Terminal {
 const PLAIN_WIDTH: usize = 400;
 
 impl Terminal {
+    /// Standard error.
+    pub(crate) fn of_talk(environment: &Environment) -> Terminal {
+        Terminal::of(std::io::stderr().is_terminal(), width_of(&std::io::stderr()), environment)
+    }
+
     /// Standard output.
     pub(crate) fn of_data(environment: &Environment) -> Terminal {
         Terminal::of(std::io::stdout().is_terminal(), width_of(&std::io::stdout()), environment)

@@ -185,6 +185,24 @@ pub enum What {
         /// When it had started.
         process_started: u64,
     },
+    /// The gateway answered a request.
+    RequestServed {
+        /// Its method.
+        method: String,
+        /// Its path, without the query.
+        path: String,
+        /// The status of the answer; 499 where the client left before there was one, 0 where there was none.
+        status: u16,
+        /// How long it took, in milliseconds.
+        ms: u64,
+        /// Bytes that came in.
+        bytes_in: u64,
+        /// Bytes that went back.
+        bytes_out: u64,
+        /// Who sent it, where that was looked up.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        process: Option<u32>,
+    },
     /// The credential that a run had laid out was opened so many times since the last look.
     CredentialOpened {
         /// How many times.
@@ -247,6 +265,21 @@ impl What {
         })
     }
 
+    /// A request to the gateway, told from what its client chose: cut, and without anything like a token.
+    pub fn request(
+        method: &str,
+        path: &str,
+        status: u16,
+        took: Duration,
+        bytes: (u64, u64),
+        process: Option<u32>,
+    ) -> What {
+        const LONGEST: usize = 120;
+        let short = |text: &str| safe_text(text).chars().take(LONGEST).collect();
+        let (method, path, ms) = (short(method), short(path), milliseconds(took));
+        What::RequestServed { method, path, status, ms, bytes_in: bytes.0, bytes_out: bytes.1, process }
+    }
+
     /// Whether a job may have very many of these. They leave room in the log for the others.
     pub fn is_one_of_many(&self) -> bool {
         matches!(
@@ -254,6 +287,7 @@ impl What {
             What::ProcessSeen { .. }
                 | What::ProcessEnded { .. }
                 | What::CredentialOpened { .. }
+                | What::RequestServed { .. }
                 | What::Found { .. }
                 | What::RunJoined { .. }
         )

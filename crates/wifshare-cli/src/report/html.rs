@@ -216,7 +216,11 @@ fn processes(story: &Story) -> Markup {
             tr {
                 th scope="row" style=(indent) { (process.name) }
                 td.number { (process.pid) }
-                td { (role) @if let Some(delivery) = &process.delivery { ", " (delivery) } }
+                td {
+                    (role)
+                    @if let Some(delivery) = &process.delivery { ", " (delivery) }
+                    @if process.requests > 0 { ", " (counted(process.requests, "request", "requests")) }
+                }
                 td.number { (time(process.begin, &exact_time(process.begin))) }
                 td.number { (lasted(process).unwrap_or_else(|| "not seen to end".to_owned())) }
                 td.number { @if process.waited_ms > 0 { (span(Duration::from_millis(process.waited_ms))) } }

@@ -54,6 +54,8 @@ pub(crate) struct Numbers {
     pub(crate) failed: u64,
     /// How often a process took the credential that was there.
     pub(crate) shared: u64,
+    /// How many requests the gateway answered.
+    pub(crate) requests: u64,
     /// How often the commands' processes opened the credential's file.
     pub(crate) opened: u64,
     /// How many exchanges there would have been at most, had each process asked for itself: the callers of wifshare,
@@ -122,6 +124,8 @@ pub(crate) struct Process {
     pub(crate) depth: usize,
     /// How long it waited for the lock, in milliseconds.
     pub(crate) waited_ms: u64,
+    /// How many requests of its the gateway answered, as far as their sender was looked up.
+    pub(crate) requests: u64,
     /// When it took the shared credential, the last time.
     #[serde(serialize_with = "as_optional_text")]
     pub(crate) served: Option<SystemTime>,
@@ -326,6 +330,13 @@ impl Identity {
             What::ProcessEnded { process, process_started } => {
                 self.somebody(*process, Some(*process_started), time, Role::Descendant).end = Some(time);
             }
+            What::RequestServed { process, .. } => {
+                self.process(event);
+                self.numbers.requests += 1;
+                if let Some(process) = process {
+                    self.somebody(*process, None, time, Role::Descendant).requests += 1;
+                }
+            }
             What::CredentialOpened { times } => self.numbers.opened += times,
             What::IdentityAsked | What::IdentityHandedOut | What::Retrying { .. } | What::Swept => {
                 self.process(event);
@@ -365,6 +376,7 @@ impl Identity {
                 delivery: None,
                 depth: 0,
                 waited_ms: 0,
+                requests: 0,
                 served: None,
                 waits: Vec::new(),
                 renewals: Vec::new(),
@@ -426,7 +438,8 @@ impl Identity {
         let with_role = |roles: &[Role]| self.processes.iter().filter(|it| roles.contains(&it.role)).count() as u64;
         let under_runs = with_role(&[Role::Command, Role::Descendant]);
         // Each command would have asked at least once, whether or not we could see it look.
-        let clients = under_runs.min(self.numbers.opened.max(with_role(&[Role::Command])));
+        let requesters = self.processes.iter().filter(|it| it.requests > 0).count() as u64;
+        let clients = under_runs.min(self.numbers.opened.max(requesters).max(with_role(&[Role::Command])));
         self.numbers.exchanges_without = with_role(&[Role::Caller]) + clients;
         self.numbers.refusals_avoided = self.numbers.exchanges_without.saturating_sub(self.numbers.exchanges);
     }
@@ -449,6 +462,7 @@ impl Numbers {
             accepted: self.accepted + other.accepted,
             failed: self.failed + other.failed,
             shared: self.shared + other.shared,
+            requests: self.requests + other.requests,
             opened: self.opened + other.opened,
             exchanges_without: self.exchanges_without + other.exchanges_without,
             refusals_avoided: self.refusals_avoided + other.refusals_avoided,
@@ -604,6 +618,24 @@ pub(crate) mod tests {
         assert!(matches!(outcomes[2], (1, Outcome::Accepted { .. })));
         assert_eq!((story.numbers.exchanges, story.numbers.accepted, story.numbers.failed), (3, 1, 1));
         assert_eq!(story.identities[0].incidents.len(), 1);
+    }
+
+    #[test]
+    fn the_gateway_tells_who_asked() {
+        let request = |process| What::request("POST", "/v1/messages", 200, Duration::from_millis(5), (1, 2), process);
+        let child = What::ChildStarted { process: 11, program: "job.sh".to_owned() };
+        let told = vec![
+            event(0, 10, began()),
+            event(1, 10, child),
+            event(2, 10, seen(12, 11, "claude")),
+            event(2, 10, seen(13, 11, "git")),
+            event(3, 10, request(Some(12))),
+            event(3, 10, request(Some(12))),
+            event(4, 10, request(Some(11))),
+            event(4, 10, request(None)),
+        ];
+        let numbers = story(told).numbers;
+        assert_eq!((numbers.requests, numbers.exchanges_without), (4, 2), "claude and job.sh, and not git");
     }
 
     #[test]

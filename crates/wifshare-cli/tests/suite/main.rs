@@ -34,4 +34,5 @@ mod signals;
 mod sources;
 mod status;
 mod steps;
+mod talk;
 mod token;

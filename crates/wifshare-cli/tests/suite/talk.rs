@@ -1,0 +1,100 @@
+//! How wifshare speaks: little, and in the form that whoever listens can use.
+
+use serde_json::Value;
+use wifshare_sandbox::{Fault, Knobs};
+
+use crate::job::{Job, finish, knobs};
+use crate::status::on_a_terminal;
+
+fn objects(text: &str) -> Vec<Value> {
+    text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("no object: {line}"))).collect()
+}
+
+fn refusing() -> Knobs {
+    let mut refusing = knobs();
+    refusing.rule.subject_prefix = "repo:somebody/else:*".to_owned();
+    refusing
+}
+
+#[test]
+fn success_is_quiet_and_twice_verbose_tells_every_step_with_its_time() {
+    let job = Job::new(knobs());
+    assert_eq!(job.exec(&[], "true").stderr, "");
+    let once = job.exec(&["-v"], "true").stderr;
+    assert!(once.contains("wifshare: exchanging it\n") && !once.contains("connected"), "{once}");
+    let twice = job.exec(&["-vv"], "true").stderr;
+    let line = twice.lines().find(|line| line.ends_with(" connected to the token endpoint")).expect(&twice);
+    let time = line.strip_prefix("wifshare: ").unwrap().split(' ').next().unwrap();
+    assert!(time.len() == 24 && time.ends_with('Z') && time.as_bytes()[10] == b'T', "RFC 3339: {line}");
+}
+
+#[test]
+fn as_json_every_line_is_an_object() {
+    let job = Job::new(refusing());
+    let refused = job.exec(&["--log-format", "json", "-v"], "true");
+    assert_eq!(refused.code, 125);
+    let lines = objects(&refused.stderr);
+    let error = lines.last().unwrap();
+    assert_eq!((&error["level"], &error["code"]), (&"error".into(), &"exchange-refused".into()), "{error:#}");
+    for field in ["time", "message", "hint"] {
+        assert!(error[field].as_str().is_some_and(|text| !text.is_empty()), "{field}: {error:#}");
+    }
+    assert!(error["causes"][0].as_str().unwrap().contains("HTTP 401"), "{error:#}");
+    assert!(lines.iter().any(|line| line["level"] == "debug" && line["message"] == "exchanging it"), "{lines:#?}");
+
+    let mut job = Job::new(knobs());
+    job.set("WIFSHARE_LOG_FORMAT", "json");
+    job.set("ANTHROPIC_API_KEY", "x");
+    let warned = job.exec(&[], "true");
+    assert_eq!(objects(&warned.stderr)[0]["level"], "warning", "{}", warned.stderr);
+
+    // GitHub's runner reads its commands whatever the form of the rest, and a mask is one that must not be missing.
+    let mut job = Job::new(knobs());
+    job.set("GITHUB_ACTIONS", "true");
+    let ended = finish(job.wifshare(&["exec", "--log-format", "json", "--", "true"]).spawn().unwrap());
+    assert!(ended.stderr.lines().any(|line| line.starts_with("::add-mask::")), "{} bytes", ended.stderr.len());
+}
+
+#[test]
+fn colour_is_for_a_terminal_that_wants_it() {
+    let mut job = Job::new(refusing());
+    let (code, said) = on_a_terminal(&job, "token", b"");
+    assert_eq!(code, 125);
+    assert!(said.contains("\x1b[1;31merror[exchange-refused]:\x1b[0m"), "{said}");
+    assert!(!job.token(&[]).stderr.contains('\x1b'), "a pipe gets none");
+    job.set("NO_COLOR", "1");
+    let (_, said) = on_a_terminal(&job, "token", b"");
+    assert!(said.contains("error[exchange-refused]: ") && !said.contains("\x1b["), "{said}");
+}
+
+#[test]
+fn what_takes_its_time_is_one_line_on_a_terminal_that_goes_away() {
+    let mut job = Job::new(Knobs { exchange_latency_ms: 2600, ..knobs() });
+    let (code, said) = on_a_terminal(&job, "exec -- true", b"");
+    assert_eq!(code, 0, "{said}");
+    assert!(said.contains("\r\x1b[Kwifshare: exchanging the identity token, since "), "{said:?}");
+    assert!(said.ends_with("\r\x1b[K"), "nothing stays: {said:?}");
+    assert!(!said.contains('\n'), "{said:?}");
+
+    job.sandbox.set_knobs(Knobs { exchange_latency_ms: 8000, ..knobs() });
+    let first = job.wifshare(&["token"]).spawn().unwrap();
+    job.may_keep_credential();
+    crate::job::eventually("the exchange is under way", || job.counters().exchanges_received == 2);
+    let (_, said) = on_a_terminal(&job, "exec -- true", b"");
+    assert!(said.contains("\r\x1b[Kwifshare: waiting since "), "{said:?}");
+    assert!(said.contains(&format!(" for pid {}, exchanging since", first.id())), "{said:?}");
+    assert_eq!(finish(first).code, 0);
+}
+
+#[test]
+fn a_log_is_told_of_a_wait_now_and_then() {
+    let mut job = Job::new(Knobs { exchange_faults: vec![Fault::Stall { ms: 9000 }], ..knobs() });
+    let first = job.wifshare(&["token"]).spawn().unwrap();
+    job.may_keep_credential();
+    crate::job::eventually("the exchange is under way", || job.counters().exchanges_received == 1);
+    let waited = job.token(&[]);
+    assert_eq!(finish(first).code, 0);
+    let lines: Vec<_> = waited.stderr.lines().filter(|line| line.contains("waiting since")).collect();
+    assert!((1..=3).contains(&lines.len()), "{}", waited.stderr);
+    assert!(lines[0].contains("exchanging since"), "{}", waited.stderr);
+}
