@@ -35,6 +35,7 @@ const MISTAKES: &[(&str, &[&str])] = &[
     ("The state directory on NFS", &["the-state-directory-is-on-nfs", "doctor-finds-a-network-file-system"]),
     ("The wrong workspace, or none", &["the-rule-needs-a-workspace", "doctor-finds-a-missing-workspace"]),
     ("A malformed rule id", &["the-rule-id-is-something-else"]),
+    ("The gateway's port is taken", &["the-port-of-the-gateway-is-taken"]),
     ("The keeper is gone", &["doctor-finds-that-the-keeper-is-gone"]),
     ("An old client", &["doctor-finds-an-old-client"]),
     ("GitLab without `id_tokens`", &["gitlab-without-id-tokens"]),
