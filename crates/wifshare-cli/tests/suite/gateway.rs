@@ -208,3 +208,82 @@ fn a_fixed_token_serves_one_gateway() {
     assert!(again.stdout.contains("was already taken for an exchange"), "{}", again.stdout);
     job.assert_exchanges(1);
 }
+
+/// Everything that a child can look at: its own environment and files, what others of its user show, and the state.
+const LOOK: &str = r#"
+    look() {
+        env
+        for process in /proc/[0-9]*; do cat $process/environ $process/cmdline 2>/dev/null; done | tr '\0' '\n'
+        find "$RUNNER_TEMP" /proc/self/fd /proc/$PPID -maxdepth 6 -type f -size -1000k 2>/dev/null \
+            | grep -v -e /pagemap -e /kmsg -e /clear_refs -e /bin$ -e 'seen-' | while read -r file; do cat "$file" 2>/dev/null; done
+    }
+"#;
+
+/// What they must not find there: identity tokens, access tokens, the CI's token for requests.
+fn assert_nothing_seen(job: &Job, seen: &str) {
+    assert!(seen.contains("ANTHROPIC_AUTH_TOKEN=wifshare-capability-"), "it has looked: {seen}");
+    job.search(seen, "what a child can see");
+    for name in ["ACTIONS_ID_TOKEN_REQUEST_TOKEN=", "ANTHROPIC_IDENTITY_TOKEN"] {
+        let own = seen.lines().filter(|line| line.starts_with(name));
+        assert_eq!(own.count(), 0, "{name}");
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_child_finds_the_credential_nowhere_as_the_same_user_or_as_another() {
+    if !rustix::process::geteuid().is_root() {
+        assert!(std::env::var_os("CI").is_none(), "only root can become somebody else");
+        return;
+    }
+    let as_user = |job: &Job, user: u32, arguments: &[&str]| {
+        let user = [format!("--reuid={user}"), format!("--regid={user}"), "--clear-groups".to_owned()];
+        let user = user.iter().map(String::as_str).collect::<Vec<_>>();
+        finish(job.command("setpriv", &[&user[..], arguments].concat()).spawn().unwrap())
+    };
+    let mut job = Job::new(knobs());
+    let (directory, wifshare) = (job.path(""), job.path("bin"));
+    rustix::fs::chmod(&directory, rustix::fs::Mode::from_raw_mode(0o777)).unwrap();
+    std::fs::copy(crate::job::WIFSHARE, &wifshare).unwrap();
+    let wifshare = wifshare.to_str().unwrap().to_owned();
+    // The same user as wifshare's; root, which could look into everything, is nobody's child in a job.
+    let script = format!("{ASK}{LOOK} ask > /dev/null || exit 9; look");
+    let ended = as_user(&job, 65_533, &[&wifshare, "exec", "--delivery", "gateway", "--", "sh", "-c", &script]);
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    assert_nothing_seen(&job, &ended.stdout);
+    // Another user than wifshare's, who is given the child's environment.
+    let other = "exec setpriv --reuid=65532 --regid=65532 --clear-groups sh -c \"$SCRIPT\"";
+    job.set("SCRIPT", &script);
+    let ended = job.run(&["exec", "--delivery", "gateway", "--", "sh", "-c", other]);
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    assert_nothing_seen(&job, &ended.stdout);
+    job.assert_exchanges(2);
+}
+
+#[test]
+fn each_request_is_an_event_and_tells_nothing_of_what_was_asked() {
+    let job = Job::new(knobs());
+    let script = format!(
+        "{ASK} ask > /dev/null
+        curl -s -o /dev/null \"$ANTHROPIC_BASE_URL/v1/models?secret-query\" -H 'x-api-key: wrong'
+        for n in $(seq 100); do grep -q '\"status\":401' \"$RUNNER_TEMP\"/wifshare/*/events.jsonl && break; sleep 0.1; done
+        cat \"$RUNNER_TEMP\"/wifshare/*/events.jsonl"
+    );
+    let ended = job.exec(&["--delivery", "gateway"], &script);
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    let events: Vec<serde_json::Value> =
+        ended.stdout.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let served: Vec<_> = events.iter().filter(|event| event["event"] == "request-served").collect();
+    assert_eq!(served.len(), 2, "{}", ended.stdout);
+    assert_eq!(
+        (&served[0]["method"], &served[0]["path"], &served[0]["status"]),
+        (&"POST".into(), &"/v1/messages".into(), &200.into())
+    );
+    assert!(served[0]["bytes_out"].as_u64() > Some(100) && served[0]["ms"].is_u64(), "{}", served[0]);
+    assert_eq!(served[1]["status"], 401);
+    assert!(
+        !ended.stdout.contains("secret-query") && !ended.stdout.contains("wifshare-capability"),
+        "{}",
+        ended.stdout
+    );
+}
