@@ -247,7 +247,7 @@ fn a_child_finds_the_credential_nowhere_as_the_same_user_or_as_another() {
     std::fs::copy(crate::job::WIFSHARE, &wifshare).unwrap();
     let wifshare = wifshare.to_str().unwrap().to_owned();
     // The same user as wifshare's; root, which could look into everything, is nobody's child in a job.
-    let script = format!("{ASK}{LOOK} ask > /dev/null || exit 9; look");
+    let script = format!("{ASK}{LOOK} ask > /dev/null || exit 9; look; exit 0");
     let ended = as_user(&job, 65_533, &[&wifshare, "exec", "--delivery", "gateway", "--", "sh", "-c", &script]);
     assert_eq!(ended.code, 0, "{}", ended.stderr);
     assert_nothing_seen(&job, &ended.stdout);
