@@ -254,6 +254,8 @@ fn a_child_finds_the_credential_nowhere_as_the_same_user_or_as_another() {
     // Another user than wifshare's, who is given the child's environment.
     let other = "exec setpriv --reuid=65532 --regid=65532 --clear-groups sh -c \"$SCRIPT\"";
     job.set("SCRIPT", &script);
+    let state = job.path("state-of-root").to_str().unwrap().to_owned();
+    job.set("WIFSHARE_STATE_DIR", &state);
     let ended = job.run(&["exec", "--delivery", "gateway", "--", "sh", "-c", other]);
     assert_eq!(ended.code, 0, "{}", ended.stderr);
     assert_nothing_seen(&job, &ended.stdout);
