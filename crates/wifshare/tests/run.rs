@@ -76,7 +76,8 @@ fn a_renewal_that_outlives_its_run_keeps_nothing() {
 fn a_renewal_that_others_need_is_waited_for() {
     let holder = tempfile::tempdir().unwrap();
     let state = holder.path().join("state");
-    let sandbox = living(8, vec![Fault::None, Fault::Stall { ms: 3000 }]);
+    // The answer comes 3 s late and its life counts from the question: the next renewal has to be far from it.
+    let sandbox = living(20, vec![Fault::None, Fault::Stall { ms: 3000 }]);
     let (one, other) = (begin(&sandbox, &state), begin(&sandbox, &state));
     wait_until(|| sandbox.counters().exchanges_received == 2);
     // Both renew: one sends, and the other waits for its lock. Whichever ends first loses nothing that was bought.
