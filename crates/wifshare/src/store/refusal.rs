@@ -60,7 +60,7 @@ impl Refusal {
     }
 
     /// How much longer it counts; `None` when it no longer does. A clock that was stepped back ends it too, and none
-    /// counts longer than [`LONGEST`], whatever its file says.
+    /// counts longer than a bound of ours, whatever its file says.
     pub fn remaining(&self, now: SystemTime) -> Option<Duration> {
         let begun = from_epoch_seconds(self.at) <= now + Duration::from_secs(1);
         let until = from_epoch_seconds(self.until).min(from_epoch_seconds(self.at) + LONGEST);
