@@ -56,16 +56,16 @@ fn a_client_that_insists_on_federating_gets_the_capability_and_nothing_is_forwar
 
 #[test]
 fn the_command_starts_at_once_and_its_first_request_waits_for_the_exchange() {
-    let job = Job::new(Knobs { exchange_latency_ms: 3000, ..knobs() });
+    let job = Job::new(Knobs { exchange_latency_ms: 6000, ..knobs() });
     let script = format!("{ASK} touch begun; ask > /dev/null");
     let start = Instant::now();
     let child = job.wifshare(&["exec", "--delivery", "gateway", "--", "sh", "-c", &script]).spawn().unwrap();
     eventually("the command has begun", || job.path("begun").exists());
-    let exchanged = job.counters().exchanges_accepted;
+    let begun = Instant::now();
     let ended = finish(child);
     assert_eq!(ended.code, 0, "{}{}", ended.stdout, ended.stderr);
-    assert_eq!(exchanged, 0, "it began before there was a credential");
-    assert!(start.elapsed() >= Duration::from_secs(3));
+    assert!(begun.elapsed() >= Duration::from_secs(1), "it began long before there was a credential");
+    assert!(start.elapsed() >= Duration::from_secs(6), "and had none before the exchange was answered");
     job.assert_exchanges(1);
 }
 
