@@ -1,33 +1,32 @@
 //! Journey three: a run. Take a lease, obtain, deliver, keep fresh while the children work, and leave nothing behind.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, SystemTime};
 
-use crate::alarm::{Alarm, Happening};
-use crate::clock::{Clock, Interrupted, epoch_seconds, from_epoch_seconds};
+use crate::alarm::Alarm;
+use crate::clock::{Clock, Interrupted};
 use crate::config::{Config, DEFAULT_BASE_URL};
 use crate::credential::{Credential, Freshness};
-use crate::delivery::{self, Delivery, HandedOutToken, Handout, ProfileDirectory, UnknownDelivery};
+use crate::delivery::{self, Delivery, HandedOutToken, Handout, ProfileDirectory};
 use crate::environment::Environment;
 use crate::events::EventLog;
-use crate::gateway::{self, Board, Gateway, Limits, Listen, Served, Terms};
 use crate::identity::{Outlook, Supply};
 use crate::identity_token::IdentityToken;
 use crate::message::whole_message;
 use crate::obtain::{self, ObtainError};
 use crate::private_file::{self, PrivateFileError};
-use crate::renew::renew_if;
 use crate::secret::Secret;
 use crate::step::{Step, Watch};
 use crate::store::{self, Afterwards, Keeper, Lease, Memory, Owner, PATIENCE, StoreError};
 use crate::transport::Transport;
 
+mod keeping;
 mod nesting;
+mod passage;
+mod provision;
 mod schedule;
 
 #[cfg(any(test, fuzzing))]
@@ -36,36 +35,9 @@ pub use nesting::{
     BASE_URL_VARIABLE, DELIVERED_VARIABLE, Enclosing, GATEWAY_VARIABLE, RUN_VARIABLE, delivered, enclosing,
 };
 use nesting::{GATEWAY, INPUTS};
-use schedule::Schedule;
-
-/// What a run provides for its children.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Provision {
-    /// The shared credential, by this delivery.
-    Credential(Delivery),
-    /// An unspent identity token in a file, beside the operator's own profile; nothing is exchanged.
-    IdentityToken,
-}
-
-impl fmt::Display for Provision {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Provision::Credential(delivery) => delivery.fmt(f),
-            Provision::IdentityToken => f.write_str("identity-token"),
-        }
-    }
-}
-
-impl FromStr for Provision {
-    type Err = UnknownDelivery;
-
-    fn from_str(name: &str) -> Result<Self, UnknownDelivery> {
-        match name {
-            "identity-token" => Ok(Provision::IdentityToken),
-            name => name.parse().map(Provision::Credential),
-        }
-    }
-}
+pub use passage::Opening;
+use passage::Passage;
+pub use provision::Provision;
 
 /// A job's work with the shared credential, from the lease to the clean-up.
 ///
@@ -94,29 +66,6 @@ pub struct Run {
     over: AtomicBool,
     /// Whether the run is over when somebody removes its directory; otherwise what was there is put in place again.
     ends_with_its_directory: bool,
-}
-
-/// The gateway of a run, as its keeper knows it.
-struct Passage {
-    gateway: Mutex<Option<Gateway>>,
-    base_url: String,
-    capability: Secret,
-    board: Board,
-}
-
-/// Where a gateway listens, and who is told of what it served.
-pub struct Opening {
-    /// Where.
-    pub listen: Listen,
-    /// Told of each request when it is over.
-    pub record: Box<dyn Fn(&Served<'_>) + Send + Sync>,
-}
-
-impl Default for Opening {
-    /// At a free port of this machine, and nobody.
-    fn default() -> Opening {
-        Opening { listen: Listen::Loopback((std::net::Ipv4Addr::LOCALHOST, 0).into()), record: Box::new(|_| {}) }
-    }
 }
 
 struct Desk {
@@ -320,43 +269,6 @@ impl Run {
         self.handed_out.is_some()
     }
 
-    /// Keeps what was delivered fresh until the run ends, or, where that ends it, until somebody has removed its
-    /// directory. No failure ends it: an error is told, and another try
-    /// follows after a while. `jitter`, between 0 and 1, sets this process apart from others like it.
-    pub fn keep_fresh(&self, jitter: f64) {
-        /// The kernel takes some milliseconds to end a watch, and no short command shall wait for that at its end.
-        const WATCHED_FROM: Duration = Duration::from_millis(500);
-        let mut schedule = Schedule::new(self, jitter);
-        let begun = (self.clock.monotonic)();
-        loop {
-            let age = (self.clock.monotonic)().saturating_sub(begun);
-            // Watched first and looked at then, so that nothing falls between the two.
-            let is_watched = age >= WATCHED_FROM && self.watch_what_is_ours();
-            if self.is_over() {
-                return;
-            }
-            if self.passage.is_some() && schedule.is_first_due(self) {
-                self.acquire(&mut schedule);
-            }
-            let rejected = lock(&self.rejected).take();
-            if let Some(rejected) = rejected {
-                self.replace(&rejected, &mut schedule);
-            }
-            self.restore(&mut schedule);
-            self.look_at_what_children_did(&mut schedule);
-            if schedule.is_due(self) {
-                match self.config.source.supply() {
-                    Supply::Remintable | Supply::Rotating => self.renew(&mut schedule),
-                    Supply::Fixed(_) if obtain::tokens_left(&self.config, self.clock) > 0 => self.renew(&mut schedule),
-                    Supply::Fixed(_) => self.follow(&mut schedule),
-                }
-            }
-            let (moment, longest) = schedule.next(self, is_watched);
-            let longest = if age < WATCHED_FROM { longest.min(WATCHED_FROM) } else { longest };
-            self.alarm.wait(moment, longest, self.handed_out.as_ref().and_then(HandedOutToken::news));
-        }
-    }
-
     /// Ends the run: what it delivered is removed at once, a renewal in flight is waited for while others need its
     /// outcome, and the last run removes the credential.
     pub fn end(&self) -> Result<Ending, StoreError> {
@@ -406,7 +318,7 @@ impl Run {
         /// For the ledger's entry, the stored credential and the delivered one, with blocks of 4 KiB.
         const ROOM: usize = 32 * 1024;
         if self.provision == Provision::Credential(Delivery::Gateway) {
-            self.passage = Some(self.open(opening)?);
+            self.passage = Some(self.open_gateway(opening)?);
             return Ok(self.write_inputs()?);
         }
         let watch = self.watch();
@@ -463,307 +375,11 @@ impl Run {
         Ok(())
     }
 
-    /// Asks for a new identity token and hands it out; no process of ours will send it.
-    fn hand_out_token(&self) -> Result<(), ObtainError> {
-        const TRIES: u32 = 4;
-        let Some(handed_out) = &self.handed_out else { return Ok(()) };
-        let watch = self.watch();
-        for tries in 1.. {
-            let token = obtain::ask(&self.config, &self.transport, self.clock, watch)?;
-            watch(&Step::Identified(&token));
-            let now = self.clock.now();
-            let mut desk = self.desk();
-            if desk.is_over {
-                return Err(Interrupted.into());
-            }
-            if let Some(spent) = self.config.store().hand_out(&token, self.clock, watch)? {
-                drop(desk);
-                watch(&Step::AlreadySpent);
-                if tries == TRIES {
-                    let (origin, supply) = (self.config.source.description(), self.config.source.supply());
-                    return Err(ObtainError::Spent { origin, supply, spent: Box::new(spent), now });
-                }
-                (self.clock.pause)(Duration::from_millis(200) * 2u32.pow(tries))?;
-                continue;
-            }
-            desk.token_due = Some(due(&token, now));
-            return Ok(handed_out.replace(token, watch)?);
-        }
-        unreachable!("the loop ends by returning")
-    }
-
     fn write_inputs(&self) -> Result<(), PrivateFileError> {
         let gateway = self.passage.as_ref().map(|passage| (GATEWAY, passage.base_url.clone()));
         let inputs: BTreeMap<_, _> = self.identity_variables().into_iter().chain(gateway).collect();
         let inputs = serde_json::to_vec(&inputs).expect("texts become JSON");
         private_file::replace_unsynced(&self.directory, INPUTS, &inputs, self.watch())
-    }
-
-    /// Watches what others may do to our files. Tells whether all of it can be noticed.
-    fn watch_what_is_ours(&self) -> bool {
-        let removal = self.alarm.watch(&self.directory, Happening::Removal);
-        let adopted = self.profile.as_ref().filter(|_| self.provision == Provision::Credential(Delivery::Federation));
-        let arrival = adopted.is_none_or(|profile| self.alarm.watch(&profile.credentials(), Happening::Arrival));
-        removal && arrival
-    }
-
-    /// Whether there is nothing more to keep fresh.
-    fn is_over(&self) -> bool {
-        self.desk().is_over || (self.ends_with_its_directory && !self.is_in_place())
-    }
-
-    /// Opens the gateway. Nothing is obtained yet.
-    fn open(&self, opening: Opening) -> Result<Passage, ObtainError> {
-        let failed = |source| ObtainError::Gateway(source);
-        let capability = gateway::new_capability().map_err(failed)?;
-        let board = Board::new();
-        let (place, alarm) = (Arc::clone(&self.rejected), Arc::clone(&self.alarm));
-        let reject = move |rejected: &Credential| {
-            *lock(&place) = Some(rejected.clone());
-            alarm.ring();
-        };
-        let terms = Terms {
-            upstream: self.config.base_url.parse().expect("the border has parsed it"),
-            wire: self.transport.wire().clone(),
-            capability: capability.clone(),
-            standing: board.follow(),
-            reject: Box::new(reject),
-            record: opening.record,
-            clock: self.clock,
-            limits: Limits::default(),
-        };
-        let gateway = Gateway::open(&opening.listen, terms).map_err(failed)?;
-        let base_url = gateway.base_url().to_owned();
-        Ok(Passage { gateway: Mutex::new(Some(gateway)), base_url, capability, board })
-    }
-
-    /// Obtains the first credential of a gateway now, for whoever wants to know whether there is one before the first
-    /// request asks for it. Other runs have theirs when they begin.
-    pub fn obtain_first(&self) -> Result<(), ObtainError> {
-        if self.passage.is_none() || self.held().is_some() {
-            return Ok(());
-        }
-        let renewing = lock(&self.renewing);
-        if self.over.load(Ordering::SeqCst) {
-            return Err(Interrupted.into());
-        }
-        let obtained = obtain::obtain(&self.config, &self.transport, self.clock, self.watch())?;
-        drop(renewing);
-        (self.watch)(&Step::Obtained(&obtained));
-        self.publish(obtained)
-    }
-
-    /// The first credential of a run whose command works already.
-    fn acquire(&self, schedule: &mut Schedule) {
-        match self.obtain_first() {
-            Ok(()) => schedule.succeeded(self),
-            Err(error) => {
-                let pause = schedule.failed(self);
-                if let ObtainError::Interrupted(_) = error {
-                    return;
-                }
-                self.put_up(&error);
-                let hint = error.hint();
-                self.tell(schedule, &error, |cause| Step::NotObtained { cause, hint, pause });
-            }
-        }
-    }
-
-    /// Replaces a credential that is not good any more, unless that was done already.
-    fn replace(&self, rejected: &Credential, schedule: &mut Schedule) {
-        let is_held = self.held().is_some_and(|held| held == *rejected);
-        if is_held && schedule.may_replace(self.clock) {
-            match self.config.source.supply() {
-                Supply::Remintable | Supply::Rotating => self.renew(schedule),
-                Supply::Fixed(_) => self.follow(schedule),
-            }
-        }
-        // Whatever came of it, those who wait for it shall wait no longer.
-        if let Some(passage) = &self.passage {
-            passage.board.nothing_new();
-        }
-    }
-
-    /// Tells those who ask why there is no credential.
-    fn put_up(&self, error: &ObtainError) {
-        if let Some(passage) = &self.passage {
-            passage.board.refuse(whole_message(error), error.is_passing());
-        }
-    }
-
-    /// Somebody may remove the state directory while we live, to make room for instance. Children look where they
-    /// looked before, so what they found there is put in place again, from memory. Whoever removes it has a moment to
-    /// come to an end: a directory that fills again cannot be removed.
-    fn restore(&self, schedule: &mut Schedule) {
-        if self.is_in_place() {
-            schedule.is_in_place();
-            return;
-        }
-        if !schedule.may_restore(self.clock) {
-            return;
-        }
-        let restored = self.lay_out_again().and_then(|was_removed| match self.held().filter(|_| was_removed) {
-            Some(held) => {
-                schedule.token_was_read = true;
-                let usable = |stored: &Credential| stored.is_usable(self.clock.now());
-                self.share(usable, held).map(drop)
-            }
-            None => Ok(()),
-        });
-        match restored {
-            Ok(()) | Err(ObtainError::Interrupted(_)) => {}
-            Err(error) => {
-                let pause = Schedule::RESTORE_AFTER;
-                self.tell(schedule, &error, |cause| Step::NotRenewed { cause, pause });
-            }
-        }
-    }
-
-    fn lay_out_again(&self) -> Result<bool, ObtainError> {
-        let mut desk = self.desk();
-        let held = desk.held.clone();
-        let lay_out = || {
-            self.write_inputs()?;
-            if let (Some(profile), Some(held)) = (&self.profile, &held) {
-                profile.create(&self.config.base_url, self.watch())?;
-                profile.publish(held, self.watch())?;
-            }
-            Ok(())
-        };
-        // The end of the run takes the lease, and whatever is written after that would stay.
-        match &mut desk.lease {
-            Some(lease) => lease.restore(lay_out, self.watch()),
-            None => Ok(false),
-        }
-    }
-
-    /// Makes a credential everybody's, unless an acceptable one is there; either way that one is delivered and returned.
-    fn share(
-        &self,
-        acceptable: impl Fn(&Credential) -> bool,
-        credential: Credential,
-    ) -> Result<Credential, ObtainError> {
-        let mut permission = None;
-        let may_keep = || self.permit().map(|desk| permission = Some(desk));
-        let watch = self.watch();
-        let shared =
-            obtain::adopt_unless(acceptable, credential, may_keep, &self.config, &self.transport, self.clock, watch);
-        drop(permission);
-        let shared = shared?;
-        self.publish(shared.clone())?;
-        Ok(shared)
-    }
-
-    fn look_at_what_children_did(&self, schedule: &mut Schedule) {
-        if schedule.may_adopt(self.clock) {
-            match self.adopt() {
-                // Whoever wrote a credential may have spent the token that we handed out for it.
-                Ok(true) => {
-                    schedule.token_was_read = true;
-                    schedule.succeeded(self);
-                }
-                Ok(false) | Err(ObtainError::Interrupted(_)) => {}
-                Err(error) => {
-                    let pause = schedule.adopt_later(self.clock);
-                    self.tell(schedule, &error, |cause| Step::NotRenewed { cause, pause });
-                }
-            }
-        }
-        let Some(handed_out) = &self.handed_out else { return };
-        schedule.token_was_read |= handed_out.was_read();
-        let aged = self.desk().token_due.is_none_or(|due| self.clock.now() >= due);
-        if (schedule.token_was_read || aged) && schedule.may_ask_again(self.clock) {
-            match self.hand_out_token() {
-                Ok(()) => schedule.token_was_read = false,
-                Err(ObtainError::Interrupted(_)) => {}
-                Err(error) => {
-                    let pause = schedule.pace;
-                    self.tell(schedule, &error, |cause| Step::NotHandedOut { cause, pause });
-                }
-            }
-        }
-    }
-
-    /// A child of a federation profile may exchange by itself, after a 401 say, and writes what it obtained where it
-    /// found ours. If that is usable it becomes the shared credential, unless another process has renewed meanwhile;
-    /// if it is not, ours takes its place again. Tells whether there was anything.
-    fn adopt(&self) -> Result<bool, ObtainError> {
-        let Provision::Credential(Delivery::Federation) = self.provision else { return Ok(false) };
-        let Some(profile) = &self.profile else { return Ok(false) };
-        // What lies there is of the time before, where the last one could not be written.
-        let Some(held) = self.held().filter(|_| self.desk().is_delivered) else { return Ok(false) };
-        let Some(in_place) = profile.in_place().filter(|found| found.access_token != held.access_token) else {
-            return Ok(false);
-        };
-        let now = self.clock.now();
-        let found = Credential {
-            access_token: in_place.access_token,
-            expires_at: in_place.expires_at,
-            obtained_at: from_epoch_seconds(epoch_seconds(now)).min(in_place.expires_at),
-            generation: 0,
-        };
-        if !found.is_usable(now) {
-            return self.publish(held).map(|()| true);
-        }
-        let renewed_by_another = |stored: &Credential| *stored != held && stored.is_usable(now);
-        let adopted = self.share(renewed_by_another, found)?;
-        (self.watch)(&Step::Adopted(&adopted));
-        Ok(true)
-    }
-
-    /// A source with nothing more to give is not asked; a successor can only come from elsewhere.
-    fn follow(&self, schedule: &mut Schedule) {
-        let (Some(held), stored) = (self.held(), self.config.store().read()) else { return };
-        let now = self.clock.now();
-        match stored {
-            Ok(Some(stored)) if stored != held && stored.is_usable(now) => {
-                (self.watch)(&Step::Renewed(&stored));
-                match self.publish(stored) {
-                    Ok(()) => schedule.succeeded(self),
-                    Err(_) => drop(schedule.failed(self)),
-                }
-            }
-            _ => {
-                let _ = schedule.failed(self);
-                if !held.is_usable(now) {
-                    self.tell_the_end(schedule, "its source has no identity token left");
-                }
-            }
-        }
-    }
-
-    fn renew(&self, schedule: &mut Schedule) {
-        let renewing = self.renewing.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(held) = self.held().filter(|_| !self.over.load(Ordering::SeqCst)) else { return };
-        let is_delivered = self.desk().is_delivered;
-        if !is_delivered && held.freshness(self.clock.now()) == Freshness::Fresh {
-            return match self.publish(held) {
-                Ok(()) => schedule.succeeded(self),
-                Err(_) => drop(schedule.failed(self)),
-            };
-        }
-        let mut permission = None;
-        let may_keep = || self.permit().map(|desk| permission = Some(desk));
-        let renewed = renew_if(may_keep, &held, &self.config, &self.transport, self.clock, self.watch());
-        drop(permission);
-        drop(renewing);
-        match renewed.and_then(|renewed| {
-            (self.watch)(&Step::Renewed(&renewed));
-            self.publish(renewed)
-        }) {
-            Ok(()) => schedule.succeeded(self),
-            Err(ObtainError::Interrupted(_)) => {
-                let _ = schedule.failed(self);
-            }
-            Err(error) => {
-                let pause = schedule.failed(self);
-                self.put_up(&error);
-                match held.is_usable(self.clock.now()) {
-                    true => self.tell(schedule, &error, |cause| Step::NotRenewed { cause, pause }),
-                    false => self.tell_the_end(schedule, &whole_message(&error)),
-                }
-            }
-        }
     }
 
     /// Permission to keep a credential: the desk, ours until it is written, so that the end of the run either sees it
@@ -828,22 +444,6 @@ impl Run {
         .collect()
     }
 
-    /// Tells of a failure, once for each kind: a job of hours shall not drown its other messages in this one.
-    fn tell(&self, schedule: &mut Schedule, error: &ObtainError, step: impl FnOnce(String) -> Step<'static>) {
-        if schedule.told.as_deref() != Some(error.code()) {
-            schedule.told = Some(error.code().to_owned());
-            (self.watch)(&step(whole_message(error)));
-        }
-    }
-
-    /// Tells, once, that what the children have is over.
-    fn tell_the_end(&self, schedule: &mut Schedule, cause: &str) {
-        if !schedule.end_was_told {
-            schedule.end_was_told = true;
-            (self.watch)(&Step::Ended { cause: cause.to_owned() });
-        }
-    }
-
     fn watch(&self) -> Watch<'_> {
         &*self.watch
     }
@@ -853,30 +453,8 @@ impl Run {
     }
 }
 
-impl Passage {
-    fn environment(&self, parent: &Environment, keep: &[String], asks: &[String], run: &Path) -> Environment {
-        let handout = Handout::Gateway { base_url: &self.base_url, capability: &self.capability };
-        let mut child = delivery::environment(handout, parent, keep, asks);
-        child.set(RUN_VARIABLE, run);
-        child.set(DELIVERED_VARIABLE, delivered(&self.capability));
-        child.set(GATEWAY_VARIABLE, &self.base_url);
-        match parent.text("ANTHROPIC_BASE_URL") {
-            Some(before) => child.set(BASE_URL_VARIABLE, before),
-            None => child.remove(BASE_URL_VARIABLE),
-        }
-        child
-    }
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// When a handed-out token is replaced: at 80 % of its life, four minutes for GitHub's five.
-fn due(token: &IdentityToken, now: SystemTime) -> SystemTime {
-    const UNKNOWN: Duration = Duration::from_secs(240);
-    let life = token.claims().expires_at.and_then(|end| end.duration_since(now).ok());
-    now + life.map_or(UNKNOWN, |life| life.mul_f64(0.8))
 }
 
 impl From<PrivateFileError> for ObtainError {

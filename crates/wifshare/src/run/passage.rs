@@ -1,0 +1,84 @@
+//! The gateway of a run.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use super::{BASE_URL_VARIABLE, DELIVERED_VARIABLE, GATEWAY_VARIABLE, RUN_VARIABLE, Run, delivered, lock};
+use crate::credential::Credential;
+use crate::delivery::{self, Handout};
+use crate::environment::Environment;
+use crate::gateway::{self, Board, Gateway, Limits, Listen, Served, Terms};
+use crate::obtain::ObtainError;
+use crate::secret::Secret;
+
+/// The gateway of a run, as its keeper knows it.
+pub(super) struct Passage {
+    pub(super) gateway: Mutex<Option<Gateway>>,
+    pub(super) base_url: String,
+    pub(super) capability: Secret,
+    pub(super) board: Board,
+}
+
+/// Where a gateway listens, and who is told of what it served.
+pub struct Opening {
+    /// Where.
+    pub listen: Listen,
+    /// Told of each request when it is over.
+    pub record: Box<dyn Fn(&Served<'_>) + Send + Sync>,
+}
+
+impl Default for Opening {
+    /// At a free port of this machine, and nobody.
+    fn default() -> Opening {
+        Opening { listen: Listen::Loopback((std::net::Ipv4Addr::LOCALHOST, 0).into()), record: Box::new(|_| {}) }
+    }
+}
+
+impl Run {
+    /// Opens the gateway. Nothing is obtained yet.
+    pub(super) fn open_gateway(&self, opening: Opening) -> Result<Passage, ObtainError> {
+        let failed = |source| ObtainError::Gateway(source);
+        let capability = gateway::new_capability().map_err(failed)?;
+        let board = Board::new();
+        let (place, alarm) = (Arc::clone(&self.rejected), Arc::clone(&self.alarm));
+        let reject = move |rejected: &Credential| {
+            *lock(&place) = Some(rejected.clone());
+            alarm.ring();
+        };
+        let terms = Terms {
+            upstream: self.config.base_url.parse().expect("the border has parsed it"),
+            wire: self.transport.wire().clone(),
+            capability: capability.clone(),
+            standing: board.follow(),
+            reject: Box::new(reject),
+            record: opening.record,
+            clock: self.clock,
+            limits: Limits::default(),
+        };
+        let gateway = Gateway::open(&opening.listen, terms).map_err(failed)?;
+        let base_url = gateway.base_url().to_owned();
+        Ok(Passage { gateway: Mutex::new(Some(gateway)), base_url, capability, board })
+    }
+}
+
+impl Passage {
+    /// The environment for a child behind it.
+    pub(super) fn environment(
+        &self,
+        parent: &Environment,
+        keep: &[String],
+        asks: &[String],
+        run: &Path,
+    ) -> Environment {
+        let handout = Handout::Gateway { base_url: &self.base_url, capability: &self.capability };
+        let mut child = delivery::environment(handout, parent, keep, asks);
+        child.set(RUN_VARIABLE, run);
+        child.set(DELIVERED_VARIABLE, delivered(&self.capability));
+        child.set(GATEWAY_VARIABLE, &self.base_url);
+        match parent.text("ANTHROPIC_BASE_URL") {
+            Some(before) => child.set(BASE_URL_VARIABLE, before),
+            None => child.remove(BASE_URL_VARIABLE),
+        }
+        child
+    }
+}

@@ -1,0 +1,35 @@
+//! What a run is for.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::delivery::{Delivery, UnknownDelivery};
+
+/// What a run provides for its children.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Provision {
+    /// The shared credential, by this delivery.
+    Credential(Delivery),
+    /// An unspent identity token in a file, beside the operator's own profile; nothing is exchanged.
+    IdentityToken,
+}
+
+impl fmt::Display for Provision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Provision::Credential(delivery) => delivery.fmt(f),
+            Provision::IdentityToken => f.write_str("identity-token"),
+        }
+    }
+}
+
+impl FromStr for Provision {
+    type Err = UnknownDelivery;
+
+    fn from_str(name: &str) -> Result<Self, UnknownDelivery> {
+        match name {
+            "identity-token" => Ok(Provision::IdentityToken),
+            name => name.parse().map(Provision::Credential),
+        }
+    }
+}
