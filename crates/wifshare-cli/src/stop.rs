@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use wifshare::{Environment, Keeper, clear, keepers, resolve, state_directory};
+use wifshare::{Environment, IDENTITY_VARIABLES, Keeper, clear, keepers, resolve, state_directory};
 
 use crate::arguments::StopArguments;
 use crate::clock::clock;
@@ -12,15 +12,6 @@ use crate::joined;
 use crate::signals;
 use crate::summary;
 use crate::talk::Talk;
-
-/// The variables that name an identity, as a keeper writes them down.
-const IDENTITY: [&str; 5] = [
-    "ANTHROPIC_FEDERATION_RULE_ID",
-    "ANTHROPIC_ORGANIZATION_ID",
-    "ANTHROPIC_SERVICE_ACCOUNT_ID",
-    "ANTHROPIC_WORKSPACE_ID",
-    "ANTHROPIC_BASE_URL",
-];
 
 pub(crate) fn stop(arguments: &StopArguments, environment: &Environment, talk: Talk) -> Result<u8, Failure> {
     signals::listen();
@@ -31,7 +22,7 @@ pub(crate) fn stop(arguments: &StopArguments, environment: &Environment, talk: T
     let said: Vec<(&str, &str)> = arguments.identity.said().collect();
     let said = match said.is_empty() {
         false => said,
-        true => IDENTITY.iter().filter_map(|name| Some((*name, own.text(name)?))).collect(),
+        true => IDENTITY_VARIABLES.iter().filter_map(|name| Some((*name, own.text(name)?))).collect(),
     };
     let around = joined::keeper_around(environment).map(|keeper| keeper.directory);
     let is_meant = |keeper: &Keeper| match &around {

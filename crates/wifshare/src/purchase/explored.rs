@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 
-use super::model::{Removed, World};
+use super::model::{GUARDS, Removed, World};
 use super::*;
 
 const PROCESSES: usize = 3;
@@ -81,18 +81,7 @@ fn three_processes_and_two_crashes_break_no_promise() {
 
 #[test]
 fn each_guard_is_needed() {
-    for (removed, broken) in [
-        (Removed::Lock, "two processes had the turn at once"),
-        (Removed::LockToTheEnd, "two processes had the turn at once"),
-        (Removed::SecondLook, "an exchange began beside a usable credential"),
-        (Removed::Recall, "somebody knocked although all had been refused"),
-        (Removed::Remembering, "somebody knocked although all had been refused"),
-        (Removed::LedgerLook, "an identity token was sent twice"),
-        (Removed::LedgerWrite, "an identity token was sent twice"),
-        (Removed::LedgerSync, "an identity token was sent twice"),
-        (Removed::NewToken, "an identity token was sent twice"),
-        (Removed::Keeping, "a credential was bought and lost"),
-    ] {
+    for (removed, broken) in GUARDS {
         assert_eq!(explore(true, removed), Err(broken), "without {removed:?}");
     }
 }

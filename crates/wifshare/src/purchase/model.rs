@@ -29,6 +29,20 @@ pub(super) enum Removed {
     Keeping,
 }
 
+/// Every guard, and the promise that breaks without it.
+pub(super) const GUARDS: [(Removed, &str); 10] = [
+    (Removed::Lock, "two processes had the turn at once"),
+    (Removed::LockToTheEnd, "two processes had the turn at once"),
+    (Removed::SecondLook, "an exchange began beside a usable credential"),
+    (Removed::Recall, "somebody knocked although all had been refused"),
+    (Removed::Remembering, "somebody knocked although all had been refused"),
+    (Removed::LedgerLook, "an identity token was sent twice"),
+    (Removed::LedgerWrite, "an identity token was sent twice"),
+    (Removed::LedgerSync, "an identity token was sent twice"),
+    (Removed::NewToken, "an identity token was sent twice"),
+    (Removed::Keeping, "a credential was bought and lost"),
+];
+
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Process {
     pub(super) purchase: Purchase,

@@ -5,7 +5,7 @@ use proptest::collection::vec;
 use proptest::num::u16;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
 
-use super::model::{Removed, World};
+use super::model::{GUARDS, Removed, World};
 
 type Crowd = World<8, 24>;
 
@@ -58,18 +58,7 @@ fn eight_processes_and_six_crashes_break_no_promise() {
 
 #[test]
 fn each_guard_is_missed_by_a_crowd() {
-    for (removed, broken) in [
-        (Removed::Lock, "two processes had the turn at once"),
-        (Removed::LockToTheEnd, "two processes had the turn at once"),
-        (Removed::SecondLook, "an exchange began beside a usable credential"),
-        (Removed::Recall, "somebody knocked although all had been refused"),
-        (Removed::Remembering, "somebody knocked although all had been refused"),
-        (Removed::LedgerLook, "an identity token was sent twice"),
-        (Removed::LedgerWrite, "an identity token was sent twice"),
-        (Removed::LedgerSync, "an identity token was sent twice"),
-        (Removed::NewToken, "an identity token was sent twice"),
-        (Removed::Keeping, "a credential was bought and lost"),
-    ] {
+    for (removed, broken) in GUARDS {
         let (found, steps) = sample(20_000, true, removed).expect_err("a promise is broken");
         assert_eq!(found, broken, "without {removed:?}, in {steps} steps");
         assert!(steps < 60, "without {removed:?} it takes {steps} steps: the order was not shrunk");

@@ -23,8 +23,8 @@ pub const GATEWAY_VARIABLE: &str = "WIFSHARE_GATEWAY";
 /// The variable that tells what `ANTHROPIC_BASE_URL` was before the gateway took its place.
 pub const BASE_URL_VARIABLE: &str = "WIFSHARE_BASE_URL";
 
-/// The variables by which a child can mean another identity than the run's.
-const IDENTITY: [&str; 5] = [
+/// The variables that name an identity: as a run writes them down, and by which a child can mean another one.
+pub const IDENTITY_VARIABLES: [&str; 5] = [
     "ANTHROPIC_FEDERATION_RULE_ID",
     "ANTHROPIC_ORGANIZATION_ID",
     "ANTHROPIC_SERVICE_ACCOUNT_ID",
@@ -82,7 +82,7 @@ pub fn enclosing(environment: &Environment) -> Option<Enclosing> {
         let is_the_gateway = |said: &str| name == "ANTHROPIC_BASE_URL" && gateway.is_some_and(|ours| ours == said);
         environment.text(name).is_none_or(|said| is_ours(said) || is_the_gateway(said))
     };
-    if !IDENTITY.iter().all(|name| agrees(name)) {
+    if !IDENTITY_VARIABLES.iter().all(|name| agrees(name)) {
         return None;
     }
     match gateway {
