@@ -56,6 +56,14 @@ fn assert_nothing_is_left(runner: &Runner) {
     eventually("no run is left", || !left.iter().any(|path| path.ends_with("keeper.json") && path.exists()));
 }
 
+/// A script that has this claude say something, with a home of its own.
+fn ask(client: &str) -> String {
+    format!(
+        r#"mkdir -p home-{client} && cd home-{client} && HOME=$PWD "$CLIENTS/{client}" -p 'say hi' \
+            --model claude-sonnet-4-6 --output-format text < /dev/null"#
+    )
+}
+
 #[test]
 fn real_clients_in_parallel_steps_share_the_one_exchange_of_the_action() {
     let Some(job) = job_with_clients(Knobs { exchange_latency_ms: 500, ..knobs() }) else { return };
@@ -65,24 +73,8 @@ fn real_clients_in_parallel_steps_share_the_one_exchange_of_the_action() {
     let ended = runner.step(main);
     assert_eq!(ended.code, 0, "{} {}", ended.stdout, ended.stderr);
     assert_eq!(runner.outputs["anthropic_profile"], "wifshare");
-    let ask = |client: &str| {
-        format!(
-            r#"mkdir -p home-{client} && cd home-{client} && HOME=$PWD "$CLIENTS/{client}" -p 'say hi' \
-                --model claude-sonnet-4-6 --output-format text < /dev/null"#
-        )
-    };
     let python = r#""$CLIENTS/ask-python""#.to_owned();
-    let steps: Vec<_> = [ask("claude-2.1.173"), ask("claude-2.1.240"), ask("claude-2.1.330"), python]
-        .iter()
-        .map(|script| {
-            let command = runner.job.command("sh", &["-c", script]);
-            runner.begin(command)
-        })
-        .collect();
-    for step in steps {
-        let ended = runner.end(step);
-        assert_eq!(ended.code, 0, "{} {}", ended.stdout, ended.stderr);
-    }
+    runner.steps_in_parallel(&[ask("claude-2.1.173"), ask("claude-2.1.240"), ask("claude-2.1.330"), python]);
     post(&mut runner, &inputs);
     assert!(runner.summary.contains("wifshare"), "the job's summary: {:?}", runner.summary);
     runner.assert_everything_is_masked();
@@ -105,23 +97,8 @@ fn behind_the_gateway_of_the_action_real_clients_work_and_no_step_ever_sees_the_
     assert_eq!(ended.code, 0, "{} {}", ended.stdout, ended.stderr);
     assert!(runner.variables["ANTHROPIC_AUTH_TOKEN"].starts_with("wifshare-capability-"));
     assert!(runner.variables["NO_PROXY"].starts_with("internal.example"), "{}", runner.variables["NO_PROXY"]);
-    let ask = |client: &str| {
-        format!(
-            r#"mkdir -p home-{client} && cd home-{client} && HOME=$PWD "$CLIENTS/{client}" -p 'say hi' \
-                --model claude-sonnet-4-6 --output-format text < /dev/null"#
-        )
-    };
-    let steps: Vec<_> = [ask("claude-2.1.173"), ask("claude-2.1.330"), r#""$CLIENTS/ask-typescript""#.to_owned()]
-        .iter()
-        .map(|script| {
-            let command = runner.job.command("sh", &["-c", script]);
-            runner.begin(command)
-        })
-        .collect();
-    for step in steps {
-        let ended = runner.end(step);
-        assert_eq!(ended.code, 0, "{} {}", ended.stdout, ended.stderr);
-    }
+    let typescript = r#""$CLIENTS/ask-typescript""#.to_owned();
+    runner.steps_in_parallel(&[ask("claude-2.1.173"), ask("claude-2.1.330"), typescript]);
     assert!(runner.job.files_with_secrets().is_empty(), "{:?}", runner.job.files_with_secrets());
     post(&mut runner, &inputs);
     assert_eq!(runner.summary, "", "the input says so");

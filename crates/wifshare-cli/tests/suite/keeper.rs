@@ -428,17 +428,7 @@ fn three_steps_of_a_github_job_share_one_exchange_and_everything_is_masked() {
     assert_eq!(runner.outputs["anthropic_profile"], "wifshare");
     assert_eq!(runner.variables["ANTHROPIC_FEDERATION_RULE_ID"], "");
     let scripts = [format!("{ASK}; cat $ANTHROPIC_CONFIG_DIR/credentials/*"), format!(r#""$WIFSHARE" exec -- {ASK}"#)];
-    let steps: Vec<_> = scripts
-        .iter()
-        .map(|script| {
-            let command = runner.job.command("sh", &["-c", script]);
-            runner.begin(command)
-        })
-        .collect();
-    for step in steps {
-        let ended = runner.end(step);
-        assert_eq!(ended.code, 0, "{}", ended.stderr);
-    }
+    runner.steps_in_parallel(&scripts);
     let stopped = runner.step(runner.job.wifshare(&["stop"]));
     assert_eq!((stopped.code, stopped.stderr.as_str()), (0, ""));
     runner.assert_everything_is_masked();

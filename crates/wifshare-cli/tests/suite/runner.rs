@@ -47,6 +47,16 @@ impl Runner {
         }
     }
 
+    /// Runs scripts as steps that overlap; all of them succeed.
+    pub(crate) fn steps_in_parallel(&mut self, scripts: &[String]) {
+        let command = |job: &Job, script: &String| job.command("sh", &["-c", script]);
+        let steps: Vec<_> = scripts.iter().map(|script| self.begin(command(&self.job, script))).collect();
+        for step in steps {
+            let ended = self.end(step);
+            assert_eq!(ended.code, 0, "{} {}", ended.stdout, ended.stderr);
+        }
+    }
+
     /// Starts a step with the variables that the job has by now, in a process group of its own.
     pub(crate) fn begin(&mut self, mut command: Command) -> Step {
         use std::os::unix::process::CommandExt;
