@@ -2,9 +2,7 @@
 
 use std::path::Path;
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
-use wifshare::{Event, EventLog, Owner, Served, Step, What};
+use wifshare::{Event, EventLog, Owner, Step, What};
 
 use crate::clock::clock;
 
@@ -28,23 +26,17 @@ impl Journal {
     }
 
     pub(crate) fn note(&self, what: What) {
-        self.log.append(&Event { time: clock().now(), pid: self.pid, started: self.started, what });
+        self.log.append(&self.event(what));
     }
 
-    /// Notes a request to the gateway, and who sent it: that costs a look at every process of this user, so of many
-    /// requests at once only one is asked for its sender.
-    pub(crate) fn request(&self, served: &Served<'_>) {
-        const PACE_MS: u64 = 20;
-        static LAST: AtomicU64 = AtomicU64::new(0);
-        let now = u64::try_from((clock().monotonic)().as_millis()).unwrap_or(u64::MAX);
-        let last = LAST.load(Ordering::Relaxed);
-        let may_ask = last == 0 || now >= last + PACE_MS;
-        let process = may_ask.then(|| served.process()).flatten();
-        if may_ask {
-            LAST.store(now.max(1), Ordering::Relaxed);
-        }
-        let bytes = (served.bytes_in, served.bytes_out);
-        self.note(What::request(served.method, served.path, served.status, served.took, bytes, process));
+    /// Notes what happened before, all together. Says whether there was room for all.
+    pub(crate) fn note_all(&self, events: &[Event]) -> bool {
+        self.log.append_all(events)
+    }
+
+    /// What happened at this moment, for [`note_all`](Self::note_all).
+    pub(crate) fn event(&self, what: What) -> Event {
+        Event { time: clock().now(), pid: self.pid, started: self.started, what }
     }
 
     pub(crate) fn step(&self, step: &Step<'_>) {

@@ -1,5 +1,6 @@
 //! The door: hears the arguments, looks around once, does one thing, and ends with a code that means something.
 
+mod access_log;
 mod arguments;
 mod catalogue;
 mod claude;

@@ -10,6 +10,7 @@ use wifshare::{
     variables_of_the_cis, without_what_buys,
 };
 
+use crate::access_log::AccessLog;
 use crate::arguments::ShareArguments;
 use crate::clock::clock;
 use crate::failure::Failure;
@@ -222,8 +223,8 @@ pub(crate) fn begin_at(
         }
         crate::exec::die_if_told_to(step);
     });
-    let pen = journal.clone();
-    let opening = Opening { listen, record: Box::new(move |served| pen.request(served)) };
+    let access_log = AccessLog::of(journal.clone());
+    let opening = Opening { listen, record: Box::new(move |served| access_log.take_down(served)) };
     let run = Run::begin_with(config, provision, opening, transport, clock(), watch);
     let run = run.inspect_err(|_| journal.note(ended(&Ok(Ending::Nothing))))?;
     Ok((run, journal))

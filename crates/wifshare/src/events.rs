@@ -39,18 +39,36 @@ impl EventLog {
 
     /// Appends an event, if that can be done at once. The directory has to be there.
     pub fn append(&self, event: &Event) {
-        let Ok(mut line) = serde_json::to_vec(event) else { return };
-        line.push(b'\n');
-        let Ok(mut file) = private_file::open_in_place(&self.directory.join(FILE)) else { return };
-        let limit = if event.what.is_one_of_many() { LARGEST_FOR_MANY } else { LARGEST };
-        let size = file.metadata().map_or(u64::MAX, |metadata| metadata.len());
-        if line.len() > LONGEST_LINE || size.saturating_add(line.len() as u64) > limit {
-            return;
+        self.append_all(std::slice::from_ref(event));
+    }
+
+    /// Appends these events together, as far as there is room for them. Says whether there was for all.
+    pub fn append_all(&self, events: &[Event]) -> bool {
+        let Ok(mut file) = private_file::open_in_place(&self.directory.join(FILE)) else { return false };
+        let mut size = file.metadata().map_or(u64::MAX, |metadata| metadata.len());
+        let mut lines = Vec::new();
+        let mut is_room_for_all = true;
+        for event in events {
+            let before = lines.len();
+            if serde_json::to_writer(&mut lines, event).is_err() {
+                lines.truncate(before);
+                continue;
+            }
+            lines.push(b'\n');
+            let length = lines.len() - before;
+            let limit = if event.what.is_one_of_many() { LARGEST_FOR_MANY } else { LARGEST };
+            size = size.saturating_add(length as u64);
+            if length > LONGEST_LINE || size > limit {
+                size -= length as u64;
+                lines.truncate(before);
+                is_room_for_all = false;
+            }
         }
         // A full disk may take a part of it; then the next event shall not be lost with this one.
-        if file.write(&line).is_ok_and(|written| written > 0 && written < line.len()) {
+        if file.write(&lines).is_ok_and(|written| written > 0 && written < lines.len()) {
             drop(file.write(b"\n"));
         }
+        is_room_for_all
     }
 
     /// Every event that can be read, in the order in which they were written. What is damaged, or of a kind that this

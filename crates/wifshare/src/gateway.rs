@@ -43,7 +43,7 @@ mod visitors;
 
 use admission::{Door, Refusal};
 pub use answer::CAPABILITY_LIFE;
-use caller::Peer;
+use caller::Caller;
 pub use standing::{Board, Standing};
 use upstream::Upstream;
 
@@ -92,13 +92,14 @@ pub struct Served<'a> {
     pub bytes_out: u64,
     /// From the end of its head to the end of the answer.
     pub took: Duration,
-    caller: Peer,
+    caller: &'a Caller,
 }
 
 impl Served<'_> {
-    /// The process that sent it, where the system can tell. On loopback that costs a look at every process of this user.
-    pub fn process(&self) -> Option<u32> {
-        self.caller.process()
+    /// The process that sent it, where the system can tell. On loopback that costs a look at every process of this user,
+    /// once for each connection: it is taken where `may_look` says so.
+    pub fn process(&self, may_look: impl FnOnce() -> bool) -> Option<u32> {
+        self.caller.process(may_look)
     }
 }
 

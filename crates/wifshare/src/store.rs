@@ -529,6 +529,45 @@ mod tests {
     }
 
     #[test]
+    fn what_a_power_cut_left_of_a_run_goes_with_the_next_start_and_never_while_somebody_lives() {
+        let holder = tempfile::tempdir().unwrap();
+        let location = location(holder.path());
+        let store = Store::at(&location);
+        let another = Location { key: "e".repeat(32), ..location.clone() };
+        // A name without a file, a file without its content, and a block that was never written.
+        let damage = |location: &Location| {
+            for (name, owner) in [("1-a", None), ("2-b", Some("")), ("3-c", Some("\0\0\0\0"))] {
+                let run = location.root.join(&location.key).join("runs").join(name);
+                private_file::private_directory(&run).unwrap();
+                private_file::replace(&run, "credential", b"sk-ant-left", &|_| {}).unwrap();
+                if let Some(owner) = owner {
+                    private_file::replace(&run, "owner", owner.as_bytes(), &|_| {}).unwrap();
+                }
+            }
+        };
+        let left = |location: &Location| {
+            let runs = fs::read_dir(location.root.join(&location.key).join("runs"));
+            runs.into_iter().flatten().flatten().filter(|run| run.path().join("credential").exists()).count()
+        };
+        store.create().unwrap();
+        damage(&location);
+        damage(&another);
+        let lease = store.lease(Clock::system(), &|_| {}).unwrap();
+        assert_eq!((left(&location), left(&another)), (0, 3), "who comes first clears its own");
+        sweep(&location.root, Clock::system(), &|_| {});
+        assert_eq!(left(&another), 0, "and a sweep that of others");
+        // Beside the living nobody knows whose it is.
+        damage(&location);
+        sweep(&location.root, Clock::system(), &|_| {});
+        let second = store.lease(Clock::system(), &|_| {}).unwrap();
+        assert_eq!(left(&location), 3);
+        assert!(lease.is_in_place() && second.is_in_place());
+        second.end(|| Afterwards::Keep).unwrap();
+        lease.end(|| Afterwards::Keep).unwrap();
+        assert_eq!(left(&location), 0);
+    }
+
+    #[test]
     fn an_expired_credential_of_nobody_is_swept() {
         let holder = tempfile::tempdir().unwrap();
         let location = location(holder.path());

@@ -160,6 +160,11 @@ impl Gateway {
         peak.trim().strip_suffix(" kB").unwrap().trim().parse::<u64>().unwrap() * 1024
     }
 
+    /// How many file descriptors it has open.
+    fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.process().as_raw_nonzero())).unwrap().count()
+    }
+
     pub(crate) fn end(mut self) -> crate::job::Ended {
         kill_process(self.process(), Signal::TERM).unwrap();
         finish(self.child.take().unwrap())
@@ -200,6 +205,8 @@ fn whoever_is_no_good_client_is_refused_and_the_api_hears_nothing_of_it() {
         (401, format!("{get}{host}{bearer}X-Api-Key: wrong\r\n\r\n")),
         (401, format!("{get}{host}Cookie: {capability}\r\n\r\n")),
         (400, format!("{get}{host}{bearer}{bearer}\r\n")),
+        // The token endpoint, asked by a process that is no child of the run.
+        (401, format!("POST /v1/oauth/token HTTP/1.1\r\n{host}Connection: close\r\nContent-Length: 2\r\n\r\n{{}}")),
         // Where it comes from.
         (403, format!("{get}{bearer}\r\n")),
         (403, format!("{get}Host: evil.example\r\n{bearer}\r\n")),
@@ -403,6 +410,8 @@ fn an_answer_that_nobody_waits_for_is_not_paid_for() {
 fn ten_thousand_idle_connections_and_slow_heads_do_not_keep_a_good_client_out() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
     let api = Api::start(ok);
     let (_job, gateway) = Gateway::before(&api);
     // A client that is known before the crowd comes keeps its place.
@@ -415,8 +424,6 @@ fn ten_thousand_idle_connections_and_slow_heads_do_not_keep_a_good_client_out() 
         assert!(answer.starts_with(b"HTTP/1.1 200 OK"));
     };
     serve(&mut known);
-    let limit = getrlimit(Resource::Nofile);
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
     let room = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX).saturating_sub(500);
     let many = usize::try_from(room.min(10_000)).unwrap();
     let start = Instant::now();
@@ -436,6 +443,8 @@ fn ten_thousand_idle_connections_and_slow_heads_do_not_keep_a_good_client_out() 
     assert!(crowd.len() * 10 >= many * 9, "{} of {many} connected", crowd.len());
     gateway.good_request_is_served();
     serve(&mut known);
+    // The bound is on connections; a few descriptors are for other things.
+    assert!(gateway.descriptors() < 4096 + 100, "{} descriptors", gateway.descriptors());
     // A head has ten seconds, whatever it does in them.
     let mut slow = gateway.connect();
     slow.set_read_timeout(Some(Duration::from_millis(200))).unwrap();

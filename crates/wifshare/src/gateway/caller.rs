@@ -1,6 +1,7 @@
 //! Who is at the other end of a connection, where the system can tell.
 
 use std::net::SocketAddr;
+use std::sync::OnceLock;
 
 /// The other end of a connection.
 #[derive(Clone, Copy, Debug)]
@@ -23,6 +24,28 @@ impl Peer {
     /// Whether the process there is a descendant of ours: then it was given the capability anyway.
     pub(super) fn is_a_child(self) -> bool {
         self.process().is_some_and(platform::is_a_descendant)
+    }
+}
+
+/// The other end of a connection, and its process once somebody has looked.
+#[derive(Debug)]
+pub(super) struct Caller {
+    pub(super) peer: Peer,
+    process: OnceLock<Option<u32>>,
+}
+
+impl Caller {
+    pub(super) fn at(peer: Peer) -> Caller {
+        Caller { peer, process: OnceLock::new() }
+    }
+
+    /// The process there, looked for once and only where this says so.
+    pub(super) fn process(&self, may_look: impl FnOnce() -> bool) -> Option<u32> {
+        match self.process.get() {
+            Some(process) => *process,
+            None if may_look() => *self.process.get_or_init(|| self.peer.process()),
+            None => None,
+        }
     }
 }
 

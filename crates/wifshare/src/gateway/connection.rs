@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::admission::{Door, Refusal, Way};
-use super::caller::Peer;
+use super::caller::{Caller, Peer};
 use super::inbox::Inbox;
 use super::incoming::{Bounds, Failed, Incoming};
 use super::request::{self, Request};
@@ -30,7 +30,7 @@ where
         watchdog: Watchdog::new(),
         house: &house,
         visitor: &visitor,
-        peer,
+        caller: Caller::at(peer),
         is_known: false,
     };
     if connection.attend().await {
@@ -44,7 +44,7 @@ struct Connection<'a, S> {
     watchdog: Watchdog,
     house: &'a House,
     visitor: &'a Visitor,
-    peer: Peer,
+    caller: Caller,
     /// Whether it has shown the capability before.
     is_known: bool,
 }
@@ -264,7 +264,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
             Err(failed) => return self.fail(failed, false, request, account).await,
         }
         let knows_it = request.capability.is_ok() || is_assertion(&self.house.door, request);
-        if !knows_it && !self.peer.is_a_child() {
+        if !knows_it && !self.caller.peer.is_a_child() {
             return self.refuse(&NOBODY, request, account).await;
         }
         self.is_known = true;
@@ -312,7 +312,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
             bytes_in: account.bytes_in,
             bytes_out: account.bytes_out,
             took: (self.house.clock.monotonic)().saturating_sub(account.start),
-            caller: self.peer,
+            caller: &self.caller,
         });
     }
 }

@@ -42,6 +42,10 @@ impl Store {
         // The last run of others holds the lease alone while it removes what they shared: a moment.
         const PATIENCE: Duration = Duration::from_secs(20);
         self.create()?;
+        // Before we share the lease ourselves, for beside us nobody can be alone with it.
+        if remove_damaged_of_nobody(&self.directory) {
+            watch(&Step::Swept);
+        }
         let path = self.directory.join(LEASE);
         let start = (clock.monotonic)();
         let shared = loop {
@@ -147,17 +151,14 @@ fn share(path: &Path) -> Result<Option<File>, StoreError> {
     }
 }
 
-/// Says in this directory that it is ours, for as long as the returned file is open.
+/// Says in this directory that it is ours, for as long as the returned file is open. Nothing of a run is synced: whose
+/// owner a power cut took is known by that ([`remove_damaged_of_nobody`]).
 fn own(run: &Path, watch: Watch<'_>) -> Result<File, StoreError> {
     let path = run.join(OWNER);
     let text = serde_json::to_vec(&Owner::current()).expect("texts and numbers become JSON");
     private_file::replace_unsynced(run, OWNER, &text, watch)?;
     let file = private_file::open_in_place(&path)?;
     file.try_lock().map_err(|error| failed("lock", &path, error.into()))?;
-    // So that a run that a power cut ended can be told from a living one. Name and content in one go: nobody looks for
-    // either before they are both there.
-    file.sync_all().map_err(|source| failed("sync", &path, source))?;
-    private_file::sync_directory(run)?;
     Ok(file)
 }
 
@@ -177,24 +178,41 @@ pub fn sweep(root: &Path, clock: Clock, watch: Watch<'_>) {
         let runs = subdirectories(&key.join(RUNS));
         let born = runs.iter().filter(|run| !is_unborn(run));
         let swept = born.filter(|run| sweep_run(run).unwrap_or(false)).count();
-        let removed = remove_credential_of_nobody(&key, swept > 0, clock).unwrap_or(false);
-        if swept > 0 || removed {
+        let some_swept = remove_damaged_of_nobody(&key) || swept > 0;
+        let removed = remove_credential_of_nobody(&key, some_swept, clock).unwrap_or(false);
+        if some_swept || removed {
             watch(&Step::Swept);
         }
     }
 }
 
 fn sweep_run(run: &Path) -> Result<bool, StoreError> {
-    let owner = run.join(OWNER);
-    let Some(text) = private_file::read(&owner)? else {
-        return Ok(false);
-    };
-    let is_dead = serde_json::from_slice(&text).is_ok_and(|owner: Owner| owner.is_dead());
-    if FileLock::is_held(&owner) || !is_dead {
+    let is_dead = owner_of(run)?.is_some_and(|owner| owner.is_dead());
+    if FileLock::is_held(&run.join(OWNER)) || !is_dead {
         return Ok(false);
     }
     private_file::remove(run)?;
     Ok(true)
+}
+
+/// Removes the runs that do not tell whose they are, because a power cut took that: a run is shown with its owner in
+/// place, and one that is laid out anew shares the lease. Who is alone with the lease knows that they are nobody's. Says
+/// whether there was any.
+fn remove_damaged_of_nobody(key: &Path) -> bool {
+    let runs = subdirectories(&key.join(RUNS));
+    let is_damaged = |run: &&PathBuf| !is_unborn(run) && matches!(owner_of(run), Ok(None));
+    let damaged: Vec<&PathBuf> = runs.iter().filter(is_damaged).collect();
+    if damaged.is_empty() {
+        return false;
+    }
+    let Ok(Some(_alone)) = FileLock::try_acquire(&key.join(LEASE)) else { return false };
+    damaged.into_iter().filter(|run| private_file::remove(run).is_ok()).count() > 0
+}
+
+/// Whose run it is; `None` where that is not there, or not to be understood.
+fn owner_of(run: &Path) -> Result<Option<Owner>, StoreError> {
+    let text = private_file::read(&run.join(OWNER))?;
+    Ok(text.and_then(|text| serde_json::from_slice(&text).ok()))
 }
 
 fn remove_credential_of_nobody(key: &Path, last_run_was_killed: bool, clock: Clock) -> Result<bool, StoreError> {

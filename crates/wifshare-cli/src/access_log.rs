@@ -1,0 +1,134 @@
+//! What the gateway served, on its way to the log of events: gathered for a moment and written together by a thread of its
+//! own, so that no request waits for a file.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use wifshare::{Event, Served, What};
+
+use crate::clock::clock;
+use crate::journal::Journal;
+
+/// Takes requests down. What is not written yet is written when this is dropped.
+pub(crate) struct AccessLog {
+    desk: Arc<Desk>,
+    /// There from the first request on. Without it there is no log; it is talk and no promise.
+    writer: OnceLock<Option<JoinHandle<()>>>,
+    /// When a sender was last looked for, in milliseconds.
+    looked: AtomicU64,
+}
+
+/// Where they lie until they are written.
+struct Desk {
+    journal: Journal,
+    pending: Mutex<Pending>,
+    changed: Condvar,
+    /// Until then nothing is taken down, for the log is full; in milliseconds.
+    full_until: AtomicU64,
+}
+
+#[derive(Default)]
+struct Pending {
+    events: Vec<Event>,
+    is_over: bool,
+}
+
+impl AccessLog {
+    /// For a run that writes into this journal.
+    pub(crate) fn of(journal: Journal) -> AccessLog {
+        let (pending, changed, full_until) = (Mutex::default(), Condvar::new(), AtomicU64::new(0));
+        let desk = Arc::new(Desk { journal, pending, changed, full_until });
+        AccessLog { desk, writer: OnceLock::new(), looked: AtomicU64::new(0) }
+    }
+
+    /// Takes down a request that is over.
+    pub(crate) fn take_down(&self, served: &Served<'_>) {
+        let now = milliseconds();
+        if now < self.desk.full_until.load(Ordering::Relaxed) || self.writer().is_none() {
+            return;
+        }
+        let process = served.process(|| self.may_look(now));
+        let bytes = (served.bytes_in, served.bytes_out);
+        let what = What::request(served.method, served.path, served.status, served.took, bytes, process);
+        self.desk.put(self.desk.journal.event(what));
+    }
+
+    fn writer(&self) -> &Option<JoinHandle<()>> {
+        self.writer.get_or_init(|| {
+            let desk = Arc::clone(&self.desk);
+            let thread = std::thread::Builder::new().name("wifshare-access-log".to_owned());
+            thread.spawn(move || desk.write()).ok()
+        })
+    }
+
+    /// Looking for the sender costs a look at every process of this user: of many new connections at once, one is asked.
+    fn may_look(&self, now: u64) -> bool {
+        const PACE: u64 = 20;
+        let last = self.looked.load(Ordering::Relaxed);
+        let may = last == 0 || now >= last + PACE;
+        if may {
+            self.looked.store(now.max(1), Ordering::Relaxed);
+        }
+        may
+    }
+}
+
+impl Drop for AccessLog {
+    fn drop(&mut self) {
+        self.desk.pending().is_over = true;
+        self.desk.changed.notify_one();
+        if let Some(Some(writer)) = self.writer.take() {
+            // A panic was told by the thread.
+            let _ = writer.join();
+        }
+    }
+}
+
+impl Desk {
+    /// As many may lie here; what comes beyond that before they are written is left out.
+    const MOST: usize = 1024;
+
+    fn put(&self, event: Event) {
+        let mut pending = self.pending();
+        if pending.events.len() >= Self::MOST {
+            return;
+        }
+        pending.events.push(event);
+        // The thread is woken by the first of a batch alone.
+        if pending.events.len() == 1 {
+            drop(pending);
+            self.changed.notify_one();
+        }
+    }
+
+    fn write(&self) {
+        /// So long the first of a batch waits for others.
+        const PACE: Duration = Duration::from_millis(20);
+        /// So long nobody looks whether a full log has room again.
+        const REST: u64 = 1000;
+        loop {
+            let nothing = |pending: &mut Pending| pending.events.is_empty() && !pending.is_over;
+            let pending = self.changed.wait_while(self.pending(), nothing).unwrap_or_else(PoisonError::into_inner);
+            let waited = self.changed.wait_timeout_while(pending, PACE, |pending| !pending.is_over);
+            let (mut pending, _) = waited.unwrap_or_else(PoisonError::into_inner);
+            let (events, is_over) = (std::mem::take(&mut pending.events), pending.is_over);
+            drop(pending);
+            if !self.journal.note_all(&events) {
+                self.full_until.store(milliseconds() + REST, Ordering::Relaxed);
+            }
+            if is_over {
+                return;
+            }
+        }
+    }
+
+    fn pending(&self) -> MutexGuard<'_, Pending> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn milliseconds() -> u64 {
+    u64::try_from((clock().monotonic)().as_millis()).unwrap_or(u64::MAX)
+}
