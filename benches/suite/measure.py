@@ -88,6 +88,25 @@ def once(argv, env, **streams):
     return took
 
 
+def until_output(argv, env):
+    """Seconds from before the start of a program to the first byte that it prints. It has to end well all the same."""
+    reader, writer = os.pipe()
+    null = (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0)
+    actions = [null, (os.POSIX_SPAWN_DUP2, writer, 1), (os.POSIX_SPAWN_OPEN, 2, "/dev/null", os.O_WRONLY, 0)]
+    begin = time.perf_counter()
+    pid = os.posix_spawnp(argv[0], argv, env, file_actions=actions)
+    os.close(writer)
+    with open(reader, "rb", buffering=0) as output:
+        first = output.read(1)
+        took = Took(time.perf_counter() - begin)
+        output.read()
+    _, status, usage = os.wait4(pid, 0)
+    took.cpu = usage.ru_utime + usage.ru_stime
+    if not first or os.waitstatus_to_exitcode(status) != 0:
+        raise Failed(f"{' '.join(argv)} printed nothing, or did not end well")
+    return took
+
+
 def in_turn(rounds, **things):
     """Does each thing once a round, A B C A B C …, beginning with another one each time, so that whatever disturbs the
     machine disturbs all of them. A thing is a function that returns seconds. The first round warms up and is dropped."""

@@ -1,8 +1,8 @@
 //! Who works under a run, as far as it can be seen from outside: a thread that looks at the command's descendants now
 //! and then, and at once when one of them opens the credential.
 //!
-//! It misses what begins and ends between two looks without opening the credential, and what outlives its parent before
-//! it was seen. The gateway knows better, for its clients ask it.
+//! It misses what begins and ends between two looks without opening the credential, what opens it in the first moment of
+//! the command, and what outlives its parent before it was seen. The gateway knows better, for its clients ask it.
 
 use std::path::Path;
 
@@ -33,8 +33,8 @@ impl Witness {
 mod platform {
     use std::mem::MaybeUninit;
     use std::os::fd::{AsFd, OwnedFd};
-    use std::path::PathBuf;
-    use std::thread::JoinHandle;
+    use std::path::{Path, PathBuf};
+    use std::sync::mpsc;
     use std::time::Duration;
 
     use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -45,44 +45,52 @@ mod platform {
 
     pub(super) struct Watching {
         end: OwnedFd,
-        thread: Option<JoinHandle<()>>,
+        /// Hears that the last look is done. To close a watch takes the system some milliseconds; nobody waits for that.
+        done: mpsc::Receiver<()>,
     }
 
     impl Drop for Watching {
         fn drop(&mut self) {
             let _ = rustix::io::write(&self.end, &1u64.to_ne_bytes());
-            let _ = self.thread.take().map(JoinHandle::join);
+            let _ = self.done.recv();
         }
     }
 
     pub(super) fn watch(process: u32, credential: Option<PathBuf>, journal: Journal) -> Option<Watching> {
         let end = eventfd(0, EventfdFlags::CLOEXEC).ok()?;
         let heard = end.try_clone().ok()?;
-        let openings = Openings::of(credential);
-        let thread = std::thread::spawn(move || look_out(process, &heard, &openings, &journal));
-        Some(Watching { end, thread: Some(thread) })
+        let (tell, done) = mpsc::channel();
+        std::thread::spawn(move || {
+            let openings = look_out(process, &heard, credential, &journal);
+            drop(tell);
+            drop(openings);
+        });
+        Some(Watching { end, done })
     }
 
     /// Often while something happens, once a second where nothing does.
-    fn look_out(process: u32, end: &OwnedFd, openings: &Openings, journal: &Journal) {
+    fn look_out(process: u32, end: &OwnedFd, mut credential: Option<PathBuf>, journal: &Journal) -> Openings {
         const SHORTEST: Duration = Duration::from_millis(20);
         const LONGEST: Duration = Duration::from_secs(1);
         let mut descendants = Descendants::of(process);
+        let mut openings = Openings::default();
         let mut pause = SHORTEST;
         loop {
             let sightings = descendants.look();
-            pause = if sightings.is_empty() { (pause * 2).min(LONGEST) } else { SHORTEST };
+            let seen = !sightings.is_empty();
             sightings.into_iter().for_each(|sighting| journal.note(what(sighting)));
-            match openings.count() {
-                0 => {}
-                times => {
-                    pause = SHORTEST;
-                    journal.note(What::CredentialOpened { times });
-                }
+            let times = openings.count();
+            if times > 0 {
+                journal.note(What::CredentialOpened { times });
             }
-            if is_over(end, openings, pause) {
+            if is_over(end, &openings, pause) {
                 descendants.look().into_iter().for_each(|sighting| journal.note(what(sighting)));
-                return;
+                return openings;
+            }
+            pause = if seen || times > 0 { SHORTEST } else { (pause * 2).min(LONGEST) };
+            // A command that is over by then shall not wait for a watch to be taken down.
+            if let Some(credential) = credential.take() {
+                openings = Openings::of(&credential);
             }
         }
     }
@@ -106,16 +114,16 @@ mod platform {
     }
 
     /// How often the credential's file was opened; nobody knows by whom.
+    #[derive(Default)]
     struct Openings {
         watch: Option<OwnedFd>,
         name: Vec<u8>,
     }
 
     impl Openings {
-        fn of(credential: Option<PathBuf>) -> Openings {
-            let name = credential.as_ref().and_then(|path| path.file_name()).unwrap_or_default();
-            let name = name.as_encoded_bytes().to_vec();
-            let watch = credential.as_ref().and_then(|path| path.parent()).and_then(|directory| {
+        fn of(credential: &Path) -> Openings {
+            let name = credential.file_name().unwrap_or_default().as_encoded_bytes().to_vec();
+            let watch = credential.parent().and_then(|directory| {
                 let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK).ok()?;
                 // The directory, because the file in it is replaced by rename.
                 inotify::add_watch(&watch, directory, inotify::WatchFlags::OPEN).ok()?;

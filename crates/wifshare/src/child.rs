@@ -1,7 +1,8 @@
 //! A command, run as if nobody stood between it and who called: signals reach it, and its end is told as it was.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
+use std::path::{Path, PathBuf};
 use std::process::{Child as Process, Command, ExitStatus, Stdio};
 
 use crate::code::Code;
@@ -62,12 +63,16 @@ impl Child {
     /// Starts a command with exactly this environment.
     pub fn spawn(argv: &[OsString], environment: &Environment, streams: Streams) -> Result<Child, SpawnError> {
         let (program, arguments) = argv.split_first().ok_or_else(|| SpawnError::NotFound(String::new()))?;
-        let mut command = Command::new(program);
-        command.args(arguments).env_clear().envs(environment.iter());
-        if streams == Streams::Aside {
-            command.stdin(Stdio::null()).stdout(io::stderr());
-        }
-        let process = command.spawn().map_err(|source| {
+        let spawn = |mut command: Command| {
+            command.args(arguments).env_clear().envs(environment.iter());
+            if streams == Streams::Aside {
+                command.stdin(Stdio::null()).stdout(io::stderr());
+            }
+            command.spawn()
+        };
+        // What is looked for in the child's own PATH has to be looked for after a fork, and a fork copies our memory.
+        let found = found_in_path(program, environment).and_then(|path| spawn(named(&path, program)).ok());
+        let process = found.map_or_else(|| spawn(Command::new(program)), Ok).map_err(|source| {
             let program = program.to_string_lossy().into_owned();
             match source.kind() {
                 io::ErrorKind::NotFound => SpawnError::NotFound(program),
@@ -90,6 +95,36 @@ impl Child {
         }
         self.process.wait()
     }
+}
+
+/// Where a program stands that is named without its place, if it can be run as it is.
+fn found_in_path(program: &OsStr, environment: &Environment) -> Option<PathBuf> {
+    if cfg!(not(unix)) || Path::new(program).components().count() != 1 || Path::new(program).is_absolute() {
+        return None;
+    }
+    std::env::split_paths(environment.os("PATH")?)
+        .map(|directory| directory.join(program))
+        .find(|path| path.is_absolute() && is_executable(path))
+}
+
+#[cfg(unix)]
+fn is_executable(path: &Path) -> bool {
+    path.is_file() && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok()
+}
+
+#[cfg(not(unix))]
+fn is_executable(_path: &Path) -> bool {
+    false
+}
+
+/// The program at this path, which sees the name that it was called by.
+fn named(path: &Path, name: &OsStr) -> Command {
+    let mut command = Command::new(path);
+    #[cfg(unix)]
+    std::os::unix::process::CommandExt::arg0(&mut command, name);
+    #[cfg(not(unix))]
+    let _ = name;
+    command
 }
 
 /// The exit code to end with: the child's own, or 128 + n where signal n ended it, as a shell has it.
@@ -194,6 +229,35 @@ mod tests {
     #[test]
     fn the_environment_is_exactly_the_one_given() {
         assert_eq!(run(r#"[ "$A" = b ] && [ -z "$HOME" ]"#), 0);
+    }
+
+    #[test]
+    fn a_program_is_found_as_a_shell_finds_it() {
+        let holder = tempfile::tempdir().unwrap();
+        // Written by another process: a file that we have open for writing somewhere could not be run.
+        let lay_out = r#"
+            mkdir first second second/tool third
+            printf '#!/bin/sh\nexit 1\n' >first/tool; chmod 644 first/tool
+            printf '#!/bin/sh\n[ "$1" = a ] && exit 3\n' >third/tool
+            printf 'exit 4\n' >third/bare; chmod 755 third/*"#;
+        assert_eq!(run(&format!("cd '{}' && {lay_out}", holder.path().display())), 0);
+        let path: Vec<_> = ["first", "second", "third"].map(|name| holder.path().join(name)).into();
+        let path = std::env::join_paths(path).unwrap();
+        let environment = Environment::from_iter([("PATH", path)]);
+        let run = |argv: &[&str]| {
+            let argv: Vec<OsString> = argv.iter().map(OsString::from).collect();
+            exit_code(Child::spawn(&argv, &environment, Streams::Ours).expect("it is there").wait().expect("an end"))
+        };
+        assert_eq!(run(&["tool", "a"]), 3, "neither what may not be run nor a directory is in the way");
+        assert_eq!(run(&["bare"]), 4, "a script without a first line of its own is the shell's");
+    }
+
+    #[test]
+    fn a_program_sees_the_name_it_was_called_by() {
+        let argv = ["sh", "-c", "[ \"$(tr '\\0' ' ' </proc/$$/cmdline | cut -d' ' -f1)\" = sh ]"].map(OsString::from);
+        let environment = Environment::from_iter([("PATH", "/usr/bin:/bin")]);
+        let mut child = Child::spawn(&argv, &environment, Streams::Ours).expect("sh");
+        assert_eq!(exit_code(child.wait().expect("an end")), 0);
     }
 
     #[test]

@@ -546,7 +546,7 @@ mod tests {
             }
         };
         let left = |location: &Location| {
-            let runs = fs::read_dir(location.root.join(&location.key).join("runs"));
+            let runs = std::fs::read_dir(location.root.join(&location.key).join("runs"));
             runs.into_iter().flatten().flatten().filter(|run| run.path().join("credential").exists()).count()
         };
         store.create().unwrap();

@@ -12,7 +12,7 @@ use crate::job::{Ended, Job, finish, knobs};
 const JOB: &str = r#"
     evil=$PWD/'<img src=x onerror=alert(1)> ::'; cp "$(command -v sleep)" "$evil"
     open() { cat "$ANTHROPIC_CONFIG_DIR/credentials/wifshare.json" >/dev/null; }
-    "$evil" 1.2 & (open; sleep 1; open) & (sleep 1.1; "$WIFSHARE" token >/dev/null) &
+    "$evil" 1.2 & (sleep 0.4; open; sleep 0.6; open) & (sleep 1.1; "$WIFSHARE" token >/dev/null) &
     wait; exit 3
 "#;
 

@@ -161,8 +161,7 @@ fn on_a_terminal_a_watch_fits_its_width_and_q_ends_it() {
 #[test]
 fn the_log_tells_who_was_there_and_never_an_argument() {
     let job = Job::new(knobs());
-    let script =
-        "sleep 1.5 & cat \"$ANTHROPIC_CONFIG_DIR/credentials/wifshare.json\" >/dev/null; wait; exit 3; hunter2";
+    let script = "sleep 1.5 & sleep 0.5; cat \"$ANTHROPIC_CONFIG_DIR/credentials/wifshare.json\" >/dev/null; wait; exit 3; hunter2";
     assert_eq!(job.exec(&[], script).code, 3);
     let path = log(&job).unwrap();
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o600);

@@ -1,5 +1,6 @@
 //! Identity tokens that a platform handed to the job in variables: so many tokens, so many exchanges.
 
+use std::ffi::OsStr;
 use std::time::{Duration, SystemTime};
 
 use super::{Detected, IdentityError, IdentitySource};
@@ -31,9 +32,10 @@ pub(super) fn detect(environment: &Environment) -> Detected {
         Some(Given { variable: variable.to_owned(), text })
     };
     let Some(list) = environment.text(LIST) else {
-        let numbered = (2..=MOST).map(|number| format!("{FIRST}_{number}"));
-        let tokens: Vec<Given> =
-            std::iter::once(FIRST.to_owned()).chain(numbered).filter_map(|name| given(&name)).collect();
+        let mut numbered: Vec<(usize, &str)> = environment.iter().filter_map(|(name, _)| numbered(name)).collect();
+        numbered.sort_unstable();
+        let names = std::iter::once(FIRST).chain(numbered.into_iter().map(|(_, name)| name));
+        let tokens: Vec<Given> = names.filter_map(given).collect();
         return match tokens.is_empty() {
             true => Detected::Absent,
             false => Detected::Source(IdentitySource::Given(tokens)),
@@ -47,6 +49,15 @@ pub(super) fn detect(environment: &Environment) -> Detected {
             hint: format!("declare {missing} where the job's identity tokens are declared, or take it from the list"),
         },
     }
+}
+
+/// A variable's name and the number that it ends with.
+fn numbered(name: &OsStr) -> Option<(usize, &str)> {
+    let name = name.to_str()?;
+    let digits = name.strip_prefix(FIRST)?.strip_prefix('_')?;
+    let number = digits.parse().ok().filter(|number| (2..=MOST).contains(number))?;
+    // One way to write it: `+3` and `03` are other variables.
+    digits.starts_with(|digit: char| matches!(digit, '1'..='9')).then_some((number, name))
 }
 
 /// The first that is neither spent nor over. Where there is none it is the last one, which tells why.
@@ -122,6 +133,10 @@ pub(super) mod tests {
             ("ANTHROPIC_IDENTITY_TOKEN_2", "t"),
             ("ANTHROPIC_IDENTITY_TOKEN_3", " "),
             ("ANTHROPIC_IDENTITY_TOKEN_FILE", "/x"),
+            ("ANTHROPIC_IDENTITY_TOKEN_1", "t"),
+            ("ANTHROPIC_IDENTITY_TOKEN_65", "t"),
+            ("ANTHROPIC_IDENTITY_TOKEN_04", "t"),
+            ("ANTHROPIC_IDENTITY_TOKEN_+5", "t"),
         ];
         let found = names(detect(&numbered.into_iter().collect()));
         assert_eq!(found, ["ANTHROPIC_IDENTITY_TOKEN", "ANTHROPIC_IDENTITY_TOKEN_2", "ANTHROPIC_IDENTITY_TOKEN_10"]);

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io::Read;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
@@ -20,8 +21,9 @@ pub struct Owner {
 impl Owner {
     /// This process.
     pub fn current() -> Owner {
+        static START_TIME: OnceLock<Option<u64>> = OnceLock::new();
         let pid = std::process::id();
-        Owner { pid, start_time: start_time(pid), boot: boot() }
+        Owner { pid, start_time: *START_TIME.get_or_init(|| start_time(pid)), boot: boot() }
     }
 
     /// The living process of this number; `None` where there is none, or where there is no `/proc` to tell.
@@ -57,7 +59,9 @@ pub(crate) fn start_time_in(stat: &str) -> Option<u64> {
 }
 
 fn boot() -> Option<String> {
-    short_text(Path::new("/proc/sys/kernel/random/boot_id")).map(|id| id.trim().to_owned())
+    static BOOT: OnceLock<Option<String>> = OnceLock::new();
+    let read = || short_text(Path::new("/proc/sys/kernel/random/boot_id")).map(|id| id.trim().to_owned());
+    BOOT.get_or_init(read).clone()
 }
 
 fn short_text(path: &Path) -> Option<String> {
