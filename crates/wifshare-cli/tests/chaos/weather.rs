@@ -1,6 +1,6 @@
 //! Calm and storm: what fails when, and what that excuses.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use wifshare_sandbox::{Fault, Knobs};
 
@@ -69,8 +69,8 @@ impl Weather {
         let was_stormy = self.storms.last().is_some_and(|(_, end, _)| end.is_finite());
         if moment >= self.next_round && moment + 4.0 < self.end {
             // Long enough for a stop of more than a token's life; and calm for a while after the recovery.
-            // Each third one is of the kind that is remembered for long.
-            let recovery = if self.storms.len() % 3 == 2 { LONG_RECOVERY } else { RECOVERY };
+            // Each second one is of the kind that is remembered for long.
+            let recovery = if self.storms.len() % 2 == 1 { LONG_RECOVERY } else { RECOVERY };
             self.storms.push((moment, moment + 9.0 + random.f64(), recovery));
             self.next_round = self.well_from() + 9.0;
             self.next_fault = moment;
@@ -103,65 +103,64 @@ impl Weather {
 
     /// A single failure, which nobody may notice.
     fn breeze(&mut self, job: &Job, random: &mut fastrand::Rng) {
-        let exchange = match random.u8(0..14) {
-            0 => vec![Fault::DropBeforeCommit],
-            1 => vec![Fault::DropAfterCommit],
-            2 => vec![status(503, None, false)],
-            3 => vec![status(529, None, true)],
-            4 => vec![status(429, Some(1), false)],
-            5 => vec![Fault::TruncatedBody],
-            6 => vec![Fault::Stall { ms: 300 }],
-            7 => vec![Fault::ResetBeforeCommit],
-            8 => vec![Fault::ResetAfterCommit],
-            9 => vec![Fault::Drip { ms: 300 }],
-            10 => vec![Fault::ExpiresIn("6".into())],
-            _ => vec![],
+        let mut one_at = |endpoint| {
+            let kinds = self.least_met(at(endpoint, breezes()), random);
+            kinds.into_iter().take(usize::from(random.u8(0..4) > 0)).collect()
         };
-        let identity = match random.u8(0..8) {
-            0 | 1 => vec![Fault::DuplicateIdentityToken],
-            2 => vec![status(503, None, false)],
-            3 => vec![Fault::DropAfterCommit],
-            4 => vec![Fault::Stall { ms: 300 }],
-            _ => vec![],
-        };
+        let (exchange, identity) = (one_at(Endpoint::Exchange), one_at(Endpoint::Identity));
         self.script(job, exchange, identity, random.u64(4..=8));
     }
 
-    /// One after another until somebody fails.
+    /// One after another until somebody fails; what was met least so far comes first.
     fn storm(&mut self, job: &Job, crowd: &mut Crowd, random: &mut fastrand::Rng) {
-        let (mut exchange, mut identity) = (Vec::new(), Vec::new());
         let is_remembered_for_long = self.storms.last().is_some_and(|(_, _, recovery)| *recovery == LONG_RECOVERY);
-        match random.u8(0..if is_remembered_for_long { 15 } else { 11 }) {
-            0 => exchange = twice([503, 429, 529, 500].map(|code| status(code, Some(1), random.bool()))),
-            1 => exchange = twice([Fault::DropAfterCommit, Fault::DropBeforeCommit, Fault::TruncatedBody]),
-            8 => {
-                exchange =
-                    twice([Fault::ResetAfterCommit, Fault::ResetBeforeCommit, Fault::Oversized { bytes: 20 << 20 }]);
-            }
-            9 => {
-                let lifetimes = [0.into(), (-5).into(), serde_json::Value::Null];
-                exchange = lifetimes.map(Fault::ExpiresIn).into();
-                exchange.extend([Fault::NoAccessToken, Fault::WrongTokenType, Fault::TruncatedJson]);
-            }
-            10 => self.step_the_clock(job, random),
-            11 => exchange = vec![Fault::Redirect { status: 307, location: "https://evil.invalid/".to_owned() }],
-            12 => exchange = vec![Fault::ReflectAssertion],
-            13 => exchange = vec![status([400, 401, 403, 404][random.usize(0..4)], None, random.bool())],
-            14 => {
-                identity = vec![Fault::MalformedIdentityToken, Fault::OversizedIdentityToken, status(403, None, false)];
-            }
-            2 => exchange = vec![Fault::Stall { ms: 2500 }; 4],
-            3 => exchange = vec![Fault::EmptyBody, Fault::WrongTypes, Fault::NotJson, Fault::ExpiresIn("x".into())],
-            4 => identity = vec![status(503, None, false); 12],
-            5 => identity = twice([Fault::DropBeforeCommit, Fault::NotJson, Fault::TruncatedBody]),
-            6 => identity = vec![Fault::DuplicateIdentityToken; 8],
-            _ => {
+        let (mut exchange, mut identity) = (Vec::new(), Vec::new());
+        match random.u8(0..if is_remembered_for_long { 16 } else { 8 }) {
+            0 => self.step_the_clock(job, random),
+            1 => {
                 job.sandbox.revoke_access_tokens();
                 self.revocations += 1;
+            }
+            2 => identity = vec![status(503); 12],
+            3 => identity = vec![Fault::DuplicateIdentityToken; 8],
+            4 => identity = twice(self.least_met(at(Endpoint::Identity, failures()), random)),
+            5..8 => {
+                exchange = self.least_met(at(Endpoint::Exchange, failures()), random);
+                exchange.truncate(6);
+            }
+            // Whoever hears one asks no more for a while.
+            _ => match self.least_met_first(refusals(), random) {
+                (Endpoint::Exchange, fault) => exchange = vec![fault],
+                (Endpoint::Identity, fault) => identity = vec![fault; 3],
+            },
+        }
+        for fault in exchange.iter_mut().chain(&mut identity) {
+            if let Fault::Status { retry_after_s, commit, .. } = fault {
+                (*retry_after_s, *commit) = (random.bool().then_some(1), random.bool());
             }
         }
         crowd.stop_some(random);
         self.script(job, exchange, identity, random.u64(4..=8));
+    }
+
+    fn least_met(&self, kinds: Vec<Kind>, random: &mut fastrand::Rng) -> Vec<Fault> {
+        self.by_rarity(kinds, random).into_iter().map(|(_, fault)| fault).collect()
+    }
+
+    fn least_met_first(&self, kinds: Vec<Kind>, random: &mut fastrand::Rng) -> Kind {
+        self.by_rarity(kinds, random).swap_remove(0)
+    }
+
+    fn by_rarity(&self, mut kinds: Vec<Kind>, random: &mut fastrand::Rng) -> Vec<Kind> {
+        random.shuffle(&mut kinds);
+        kinds.sort_by_key(|kind| self.taken.get(&name(kind)).copied());
+        kinds
+    }
+
+    /// Every kind of fault that was in no answer.
+    pub(crate) fn never_met(&self) -> BTreeSet<String> {
+        let kinds = [breezes(), failures(), refusals()].concat();
+        kinds.iter().map(name).filter(|name| !self.taken.contains_key(name)).collect()
     }
 
     /// The clock of every process steps by a minute or two, ahead or back: more than what is forgiven as inexact.
@@ -181,11 +180,13 @@ impl Weather {
             ..living(lifetime)
         });
         let before = std::mem::replace(&mut self.scripted, next);
-        for (endpoint, scripted, left) in
-            [("exchange", before.0, left.exchange_faults), ("identity", before.1, left.identity_token_faults)]
-        {
-            for fault in scripted.iter().take(scripted.len().saturating_sub(left.len())) {
-                *self.taken.entry(format!("{endpoint}: {}", name(fault))).or_default() += 1;
+        for (endpoint, scripted, left) in [
+            (Endpoint::Exchange, before.0, left.exchange_faults),
+            (Endpoint::Identity, before.1, left.identity_token_faults),
+        ] {
+            let taken = scripted.len().saturating_sub(left.len());
+            for fault in scripted.into_iter().take(taken) {
+                *self.taken.entry(name(&(endpoint, fault))).or_default() += 1;
             }
         }
     }
@@ -207,19 +208,105 @@ impl Weather {
     }
 }
 
-fn twice(faults: impl Into<Vec<Fault>>) -> Vec<Fault> {
-    let faults = faults.into();
+/// Where a fault is scripted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Endpoint {
+    Exchange,
+    Identity,
+}
+
+type Kind = (Endpoint, Fault);
+
+/// What nobody may notice when it happens once.
+fn breezes() -> Vec<Kind> {
+    let exchange = [
+        Fault::DropBeforeCommit,
+        Fault::DropAfterCommit,
+        status(503),
+        status(529),
+        Fault::Status { status: 429, retry_after_s: Some(1), commit: false },
+        Fault::TruncatedBody,
+        Fault::Stall { ms: 300 },
+        Fault::ResetBeforeCommit,
+        Fault::ResetAfterCommit,
+        Fault::Drip { ms: 300 },
+        Fault::ExpiresIn("6".into()),
+    ];
+    let identity = [Fault::DuplicateIdentityToken, status(503), Fault::DropAfterCommit, Fault::Stall { ms: 300 }];
+    kinds(exchange, identity)
+}
+
+/// What may pass, and is forgotten soon.
+fn failures() -> Vec<Kind> {
+    let exchange = [
+        status(500),
+        status(503),
+        status(429),
+        status(529),
+        Fault::DropAfterCommit,
+        Fault::DropBeforeCommit,
+        Fault::ResetAfterCommit,
+        Fault::ResetBeforeCommit,
+        Fault::TruncatedBody,
+        Fault::Oversized { bytes: 20 << 20 },
+        Fault::ExpiresIn(0.into()),
+        Fault::ExpiresIn((-5).into()),
+        Fault::ExpiresIn(serde_json::Value::Null),
+        Fault::ExpiresIn("x".into()),
+        Fault::NoAccessToken,
+        Fault::WrongTokenType,
+        Fault::TruncatedJson,
+        Fault::EmptyBody,
+        Fault::WrongTypes,
+        Fault::NotJson,
+        Fault::Stall { ms: 2500 },
+    ];
+    let identity = [Fault::DropBeforeCommit, Fault::NotJson, Fault::TruncatedBody];
+    kinds(exchange, identity)
+}
+
+/// What is remembered for half a minute.
+fn refusals() -> Vec<Kind> {
+    let exchange = [
+        status(400),
+        status(401),
+        status(403),
+        status(404),
+        Fault::Redirect { status: 307, location: "https://evil.invalid/".to_owned() },
+        Fault::ReflectAssertion,
+    ];
+    let identity = [status(403), Fault::MalformedIdentityToken, Fault::OversizedIdentityToken];
+    kinds(exchange, identity)
+}
+
+fn kinds(exchange: impl IntoIterator<Item = Fault>, identity: impl IntoIterator<Item = Fault>) -> Vec<Kind> {
+    let exchange = exchange.into_iter().map(|fault| (Endpoint::Exchange, fault));
+    exchange.chain(identity.into_iter().map(|fault| (Endpoint::Identity, fault))).collect()
+}
+
+fn at(endpoint: Endpoint, mut kinds: Vec<Kind>) -> Vec<Kind> {
+    kinds.retain(|(its, _)| *its == endpoint);
+    kinds
+}
+
+fn twice(faults: Vec<Fault>) -> Vec<Fault> {
     [faults.clone(), faults].concat()
 }
 
-fn status(status: u16, retry_after_s: Option<u64>, commit: bool) -> Fault {
-    Fault::Status { status, retry_after_s, commit }
+fn status(status: u16) -> Fault {
+    Fault::Status { status, retry_after_s: None, commit: false }
 }
 
-fn name(fault: &Fault) -> String {
-    match fault {
+fn name((endpoint, fault): &Kind) -> String {
+    let fault = match fault {
         Fault::Status { status, .. } => format!("HTTP {status}"),
         Fault::Stall { ms } => format!("stalled for {ms} ms"),
+        Fault::ExpiresIn(value) => format!("expires_in {value}"),
         fault => format!("{fault:?}").split(['(', ' ']).next().unwrap_or_default().to_owned(),
-    }
+    };
+    let endpoint = match endpoint {
+        Endpoint::Exchange => "exchange",
+        Endpoint::Identity => "identity",
+    };
+    format!("{endpoint}: {fault}")
 }
