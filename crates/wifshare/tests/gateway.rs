@@ -31,6 +31,8 @@ struct World {
     heard: Arc<Mutex<Vec<Heard>>>,
     connections: Arc<AtomicUsize>,
     rejected: Arc<AtomicUsize>,
+    /// What a proxy on the way to the API was asked for.
+    tunnels: Arc<Mutex<Vec<String>>>,
     _directory: tempfile::TempDir,
 }
 
@@ -46,8 +48,21 @@ impl World {
     where
         F: Future<Output = ()> + Send + 'static,
     {
+        World::with(protocols, answer, false, Limits::default())
+    }
+
+    /// The same, where the API may be at a name that a proxy alone can find.
+    fn with<F>(
+        protocols: &[&[u8]],
+        answer: fn(h2::server::SendResponse<Bytes>, String) -> F,
+        is_behind_a_proxy: bool,
+        limits: Limits,
+    ) -> World
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
         let directory = tempfile::tempdir().unwrap();
-        let identity = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let identity = rcgen::generate_simple_self_signed(["localhost", "api.example"].map(str::to_owned)).unwrap();
         let roots = directory.path().join("roots.pem");
         std::fs::write(&roots, identity.cert.pem()).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -81,12 +96,18 @@ impl World {
             });
         });
         let port = port.recv().unwrap();
-        let environment: Environment = [("SSL_CERT_FILE", roots.to_str().unwrap())].into_iter().collect();
+        let mut environment: Environment = [("SSL_CERT_FILE", roots.to_str().unwrap())].into_iter().collect();
+        let tunnels = Arc::new(Mutex::new(Vec::new()));
+        let mut upstream = format!("https://localhost:{port}/base");
+        if is_behind_a_proxy {
+            environment.set("HTTPS_PROXY", format!("http://{}", proxy_to(port, Arc::clone(&tunnels))));
+            upstream = "https://api.example/base".to_owned();
+        }
         let board = Arc::new(Board::new());
         let rejected = Arc::new(AtomicUsize::new(0));
         let (again, count) = (Arc::clone(&board), Arc::clone(&rejected));
         let terms = Terms {
-            upstream: format!("https://localhost:{port}/base").parse().unwrap(),
+            upstream: upstream.parse().unwrap(),
             wire: Wire::new(&environment),
             capability: Secret::new("c4p4".to_owned()),
             standing: board.follow(),
@@ -96,12 +117,12 @@ impl World {
             }),
             record: Box::new(|_| {}),
             clock: Clock::system(),
-            limits: Limits::default(),
+            limits,
         };
         let gateway = Gateway::open(&Listen::Loopback(([127, 0, 0, 1], 0).into()), terms).unwrap();
         board.hold(&credential("first"));
         let address = gateway.base_url().strip_prefix("http://").unwrap().parse().unwrap();
-        World { gateway, address, board, heard, connections, rejected, _directory: directory }
+        World { gateway, address, board, heard, connections, rejected, tunnels, _directory: directory }
     }
 
     fn connect(&self) -> TcpStream {
@@ -121,6 +142,29 @@ impl World {
         stream.read_to_end(&mut answer).unwrap();
         String::from_utf8_lossy(&answer).into_owned()
     }
+}
+
+/// A proxy that notes what it is asked for, and leads to this port whatever that was.
+fn proxy_to(port: u16, tunnels: Arc<Mutex<Vec<String>>>) -> SocketAddr {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for mut client in listener.incoming().map_while(Result::ok) {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                client.read_exact(&mut byte).unwrap();
+                head.push(byte[0]);
+            }
+            tunnels.lock().unwrap().push(String::from_utf8(head).unwrap());
+            let mut server = TcpStream::connect(("127.0.0.1", port)).unwrap();
+            client.write_all(b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
+            let (mut from_client, mut to_server) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+            std::thread::spawn(move || std::io::copy(&mut from_client, &mut to_server));
+            std::thread::spawn(move || std::io::copy(&mut server, &mut client));
+        }
+    });
+    address
 }
 
 async fn speak_http2<S, F>(
@@ -210,6 +254,45 @@ fn an_api_without_http2_is_spoken_to_as_it_likes() {
         );
     }
     assert_eq!(world.connections.load(Ordering::SeqCst), 1, "the connection is kept");
+}
+
+#[test]
+fn the_way_out_goes_by_the_proxy() {
+    for protocol in [&b"h2"[..], b"http/1.1"] {
+        let world = World::with(&[protocol], plain, true, Limits::default());
+        for _ in 0..3 {
+            let answer = world.ask("GET /v1/models", "", b"");
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        }
+        let tunnels = world.tunnels.lock().unwrap();
+        assert_eq!(tunnels.len(), 1, "one connection serves all: {tunnels:?}");
+        assert!(tunnels[0].starts_with("CONNECT api.example:443 HTTP/1.1\r\n"), "{tunnels:?}");
+    }
+}
+
+#[test]
+fn a_body_larger_than_the_bound_is_refused_as_soon_as_that_is_known() {
+    let chunks = |sizes: &[usize]| {
+        let chunk = |size: &usize| [format!("{size:x}\r\n").as_bytes(), &vec![b'a'; *size], b"\r\n"].concat();
+        [sizes.iter().flat_map(chunk).collect(), b"0\r\n\r\n".to_vec()].concat()
+    };
+    let limits = Limits { largest_body: 100_000, kept_body: 1000, ..Limits::default() };
+    for protocol in [&b"h2"[..], b"http/1.1"] {
+        let world = World::with(&[protocol], plain, false, limits);
+        let chunked = |sizes| world.ask("POST /v1/x", "Transfer-Encoding: chunked\r\n", &chunks(sizes));
+        // An API without HTTP/2 is none that hears bodies, in this test.
+        if protocol == b"h2" {
+            let answer = chunked(&[60_000, 40_000]);
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        }
+        for sizes in [&[100_001][..], &[60_000, 40_000, 1]] {
+            let answer = chunked(sizes);
+            assert!(answer.starts_with("HTTP/1.1 413 "), "{sizes:?}: {answer}");
+        }
+        let answer = world.ask("POST /v1/x", "Content-Length: 100001\r\n", b"");
+        assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+        assert!(world.ask("GET /v1/models", "", b"").starts_with("HTTP/1.1 200 "), "and the next one is served");
+    }
 }
 
 async fn streamed(mut respond: h2::server::SendResponse<Bytes>, _token: String) {

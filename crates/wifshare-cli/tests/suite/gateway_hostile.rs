@@ -2,7 +2,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::process::Child;
+use std::process::{Child, Command};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -97,7 +97,11 @@ pub(crate) struct Gateway {
 
 impl Gateway {
     pub(crate) fn start(job: &Job, options: &[&str]) -> Gateway {
-        let mut child = job.wifshare(&[&["gateway"], options].concat()).spawn().unwrap();
+        Gateway::of(job.wifshare(&[&["gateway"], options].concat()))
+    }
+
+    fn of(mut command: Command) -> Gateway {
+        let mut child = command.spawn().unwrap();
         let mut said = String::new();
         let mut stdout = std::io::BufReader::new(child.stdout.as_mut().unwrap());
         while !said.contains("ANTHROPIC_AUTH_TOKEN=") {
@@ -111,11 +115,27 @@ impl Gateway {
 
     /// In front of an API of a test.
     pub(crate) fn before(api: &Api) -> (Job, Gateway) {
+        let job = Gateway::job(api);
+        let gateway = Gateway::start(&job, &Gateway::IDENTITY);
+        (job, gateway)
+    }
+
+    /// The same, with so many file descriptors for it.
+    fn with_descriptors(api: &Api, most: u32) -> (Job, Gateway) {
+        let job = Gateway::job(api);
+        let script = format!("ulimit -n {most}; exec \"$0\" gateway \"$@\"");
+        let arguments = [&["-c", &script, env!("CARGO_BIN_EXE_wifshare")], &Gateway::IDENTITY[..]].concat();
+        let gateway = Gateway::of(job.command("sh", &arguments));
+        (job, gateway)
+    }
+
+    const IDENTITY: [&str; 2] = ["--identity-command", "echo e30.eyJqdGkiOiJ4In0.YQ"];
+
+    fn job(api: &Api) -> Job {
         let mut job = Job::new(knobs());
         job.set("ANTHROPIC_BASE_URL", &format!("http://{}", api.address));
         job.without_endpoint();
-        let gateway = Gateway::start(&job, &["--identity-command", "echo e30.eyJqdGkiOiJ4In0.YQ"]);
-        (job, gateway)
+        job
     }
 
     pub(crate) fn connect(&self) -> TcpStream {
@@ -443,8 +463,7 @@ fn ten_thousand_idle_connections_and_slow_heads_do_not_keep_a_good_client_out() 
     assert!(crowd.len() * 10 >= many * 9, "{} of {many} connected", crowd.len());
     gateway.good_request_is_served();
     serve(&mut known);
-    // The bound is on connections; a few descriptors are for other things.
-    assert!(gateway.descriptors() < 4096 + 100, "{} descriptors", gateway.descriptors());
+    assert!(gateway.descriptors() < 1000, "strangers are few: {} descriptors", gateway.descriptors());
     // A head has ten seconds, whatever it does in them.
     let mut slow = gateway.connect();
     slow.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
@@ -469,6 +488,29 @@ fn ten_thousand_idle_connections_and_slow_heads_do_not_keep_a_good_client_out() 
 }
 
 /// Bytes that are all different from their neighbours, wherever one looks.
+#[test]
+fn known_clients_are_as_many_as_there_is_room_for_and_those_are_served() {
+    // Each has a connection to the API as well, and 64 descriptors are for other things.
+    const DESCRIPTORS: u32 = 200;
+    const ROOM: usize = 68;
+    let api = Api::start(ok);
+    let (_job, gateway) = Gateway::with_descriptors(&api, DESCRIPTORS);
+    let ask = format!("GET /v1/models HTTP/1.1\r\n{}\r\n", gateway.good());
+    let is_served = |stream: &mut TcpStream| {
+        let mut answer = [0; 40];
+        let asked = stream.write_all(ask.as_bytes()).and_then(|()| stream.read_exact(&mut answer));
+        asked.is_ok() && answer.starts_with(b"HTTP/1.1 200 OK")
+    };
+    let mut clients: Vec<TcpStream> = (0..ROOM).map(|_| gateway.connect()).collect();
+    assert!(clients.iter_mut().all(is_served));
+    for _ in 0..60 {
+        assert!(!is_served(&mut gateway.connect()), "there is room for {ROOM}");
+    }
+    assert!(clients.iter_mut().all(is_served), "whoever is known keeps its place");
+    clients.pop();
+    eventually("a place is free again", || is_served(&mut gateway.connect()));
+}
+
 fn pattern(place: u64) -> u8 {
     (place ^ (place >> 8) ^ (place >> 16)) as u8
 }
