@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use wifshare_sandbox::{Fault, Knobs};
 
 use crate::clients::{ALL, ONE, job_with_clients};
-use crate::job::{Job, eventually, finish, knobs, living};
+use crate::job::{Job, eventually, files, finish, knobs, living};
 
 /// Asks the API by curl, as the environment says. `ask [OPTION]...`
 const ASK: &str = r#"
@@ -289,4 +289,22 @@ fn each_request_is_an_event_and_tells_nothing_of_what_was_asked() {
         "{}",
         ended.stdout
     );
+}
+
+#[test]
+fn the_last_requests_of_a_run_are_in_its_log_and_tell_who_sent_them() {
+    let job = Job::new(knobs());
+    let url = "\"$ANTHROPIC_BASE_URL/v1/models\"";
+    // One process and one connection; the run is over as soon as it has its answers.
+    let script = format!("exec curl -s -o /dev/null -H \"x-api-key: $ANTHROPIC_AUTH_TOKEN\" {url} {url} {url}");
+    let ended = job.exec(&["--delivery", "gateway"], &script);
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    let log = files(&job.state()).into_iter().find(|path| path.ends_with("events.jsonl")).unwrap();
+    let log = std::fs::read_to_string(log).unwrap();
+    let events: Vec<serde_json::Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let of = |name: &str| events.iter().filter(|event| event["event"] == name).collect::<Vec<_>>();
+    let served = of("request-served");
+    assert_eq!(served.len(), 3, "{log}");
+    let command = &of("child-started")[0]["process"];
+    assert!(command.is_u64() && served.iter().all(|event| event["process"] == *command), "{log}");
 }
