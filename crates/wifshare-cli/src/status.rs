@@ -253,7 +253,7 @@ impl Shared {
         match (&self.credential, &self.unreadable) {
             (Some(held), _) => row("credential", held.text()),
             (None, Some(error)) => row("credential", format!("unreadable: {error}")),
-            (None, None) => row("credential", "none is kept".to_owned()),
+            (None, None) => row("credential", self.in_memory().unwrap_or("none is kept".to_owned())),
         }
         if let Some(source) = &self.source {
             row("source", source.clone());
@@ -283,10 +283,24 @@ impl Shared {
         if *refusals_heard > 0 {
             row("", format!("a refusal was heard {} without asking again", times(*refusals_heard)));
         }
+        if self.numbers.requests > 0 {
+            let answered = format!("{} answered by the gateway", self.numbers.requests);
+            row("requests", format!("{answered}, {} of them with an error", self.numbers.requests_failed));
+        }
         for served in &self.last_served {
             row("", format!("pid {} {}, {} ago", served.pid, served.name, whole(served.ago)));
         }
         lines.iter().map(|line| format!("{}\n", cut(line, width))).collect()
+    }
+}
+
+impl Shared {
+    /// A gateway keeps its credential to itself; what its log tells is when that ends.
+    fn in_memory(&self) -> Option<String> {
+        let is_gateway = |run: &&Run| run.health == "alive" && run.delivery.as_deref() == Some("gateway");
+        let run = self.runs.iter().find(is_gateway)?;
+        let end = self.numbers.signed_in_until.map(|end| format!(", until {}", moment(end))).unwrap_or_default();
+        Some(format!("in the memory of the gateway, pid {}{end}", run.pid))
     }
 }
 

@@ -56,6 +56,8 @@ pub(crate) struct Numbers {
     pub(crate) shared: u64,
     /// How many requests the gateway answered.
     pub(crate) requests: u64,
+    /// Those of them that were answered with an error, by the API or by the gateway itself, or not at all.
+    pub(crate) requests_failed: u64,
     /// How often the commands' processes opened the credential's file.
     pub(crate) opened: u64,
     /// How many exchanges there would have been at most, had each process asked for itself: the callers of wifshare,
@@ -330,9 +332,10 @@ impl Identity {
             What::ProcessEnded { process, process_started } => {
                 self.somebody(*process, Some(*process_started), time, Role::Descendant).end = Some(time);
             }
-            What::RequestServed { process, .. } => {
+            What::RequestServed { process, status, .. } => {
                 self.process(event);
                 self.numbers.requests += 1;
+                self.numbers.requests_failed += u64::from(!(100..400).contains(status));
                 if let Some(process) = process {
                     self.somebody(*process, None, time, Role::Descendant).requests += 1;
                 }
@@ -463,6 +466,7 @@ impl Numbers {
             failed: self.failed + other.failed,
             shared: self.shared + other.shared,
             requests: self.requests + other.requests,
+            requests_failed: self.requests_failed + other.requests_failed,
             opened: self.opened + other.opened,
             exchanges_without: self.exchanges_without + other.exchanges_without,
             refusals_avoided: self.refusals_avoided + other.refusals_avoided,
@@ -622,7 +626,9 @@ pub(crate) mod tests {
 
     #[test]
     fn the_gateway_tells_who_asked() {
-        let request = |process| What::request("POST", "/v1/messages", 200, Duration::from_millis(5), (1, 2), process);
+        let answered =
+            |status, process| What::request("POST", "/v1/messages", status, Duration::from_millis(5), (1, 2), process);
+        let request = |process| answered(200, process);
         let child = What::ChildStarted { process: 11, program: "job.sh".to_owned() };
         let told = vec![
             event(0, 10, began()),
@@ -632,10 +638,12 @@ pub(crate) mod tests {
             event(3, 10, request(Some(12))),
             event(3, 10, request(Some(12))),
             event(4, 10, request(Some(11))),
-            event(4, 10, request(None)),
+            event(4, 10, answered(529, None)),
+            event(5, 10, answered(0, None)),
         ];
         let numbers = story(told).numbers;
-        assert_eq!((numbers.requests, numbers.exchanges_without), (4, 2), "claude and job.sh, and not git");
+        assert_eq!((numbers.requests, numbers.requests_failed), (5, 2));
+        assert_eq!(numbers.exchanges_without, 2, "claude and job.sh, and not git");
     }
 
     #[test]

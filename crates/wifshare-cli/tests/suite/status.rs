@@ -182,6 +182,24 @@ fn the_log_tells_who_was_there_and_never_an_argument() {
 }
 
 #[test]
+fn of_a_gateway_it_tells_where_the_credential_is_and_what_was_asked() {
+    let job = Job::new(knobs());
+    let script = r#"
+        ask() { curl -s -o /dev/null "$ANTHROPIC_BASE_URL/v1/models" -H "x-api-key: $1"; }
+        ask "$ANTHROPIC_AUTH_TOKEN"; ask wrong
+        for n in $(seq 100); do "$WIFSHARE" status | grep -q "2 answered" && break; sleep 0.1; done
+        "$WIFSHARE" status"#;
+    let ended = job.exec(&["--delivery", "gateway"], script);
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    let row = |name: &str| ended.stdout.lines().find(|line| line.trim_start().starts_with(name)).unwrap_or_default();
+    assert!(row("credential").contains("in the memory of the gateway, pid "), "{}", ended.stdout);
+    assert!(row("credential").contains(", until 2"), "{}", ended.stdout);
+    assert!(row("run").contains("wifshare exec, gateway, since "), "{}", ended.stdout);
+    assert!(row("requests").contains("2 answered by the gateway, "), "{}", ended.stdout);
+    assert!(!row("requests").contains(" 0 of them with an error"), "{}", ended.stdout);
+}
+
+#[test]
 fn a_log_that_cannot_be_written_hinders_nothing() {
     let mut job = Job::new(knobs());
     assert_eq!(job.exec(&[], "true").code, 0);
