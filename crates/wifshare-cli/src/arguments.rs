@@ -467,6 +467,9 @@ pub(crate) struct DoctorArguments {
     /// Judge this federation rule, a JSON file, by an identity token of the source
     #[arg(long, value_name = "FILE")]
     pub(crate) rule: Option<PathBuf>,
+    /// Judge the clients found here by this delivery
+    #[arg(long, value_name = "DELIVERY", default_value_t)]
+    pub(crate) delivery: Delivery,
     /// Sign in too: spends one identity token, and leaves the credential for others to share
     #[arg(long)]
     pub(crate) exchange: bool,

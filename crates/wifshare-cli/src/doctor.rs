@@ -51,7 +51,7 @@ pub(crate) fn doctor(arguments: &DoctorArguments, environment: &Environment, tal
 
 fn examine(arguments: &DoctorArguments, rule: Option<&Rule>, environment: &Environment, talk: Talk) -> Vec<Finding> {
     if let Some(around) = joined::run_to_join(&arguments.identity, environment) {
-        return [state::of_the_run(&around), clients::find(environment)].concat();
+        return [state::of_the_run(&around), clients::find(environment, arguments.delivery)].concat();
     }
     let own = &joined::without_a_run(environment);
     let gone = state::gone(environment);
@@ -80,7 +80,7 @@ fn examine(arguments: &DoctorArguments, rule: Option<&Rule>, environment: &Envir
         Ok(config) => findings.extend(examine_config(&config, rule, &transport, clock_there, arguments, talk)),
         Err(error) => findings.push(configuration::missing(error, environment, arrangement)),
     }
-    findings.extend(clients::find(own));
+    findings.extend(clients::find(own, arguments.delivery));
     findings.push(Finding::note(
         "console",
         "the reason for a refusal stands in the Claude Console alone: page Workload identity, authentication events",

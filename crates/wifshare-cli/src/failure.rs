@@ -43,6 +43,14 @@ impl Failure {
         Failure { code: USAGE, ..Failure::new(code!("usage"), message, Some(hint)) }
     }
 
+    /// What clap has to say about the command line, in its own words.
+    pub(crate) fn of_arguments(said: &clap::Error) -> Failure {
+        let text = said.render().to_string();
+        let (message, more) = text.trim().split_once("\n").unwrap_or((text.trim(), ""));
+        let message = message.trim_start_matches("error: ").to_owned();
+        Failure::usage(message, &more.split_whitespace().collect::<Vec<_>>().join(" "))
+    }
+
     pub(crate) fn exit_code(&self) -> u8 {
         self.code
     }

@@ -39,13 +39,17 @@ use clap::Parser;
 use wifshare::Environment;
 
 use crate::arguments::{Arguments, Command};
-use crate::talk::Talk;
+use crate::failure::Failure;
+use crate::talk::{LogFormat, Talk};
 
 #[expect(clippy::disallowed_methods, reason = "the border: the environment is read here and nowhere else")]
 fn main() -> ExitCode {
     hardening::hide_this_process();
     let environment: Environment = std::env::vars_os().collect();
-    let Arguments { verbose, log_format, command } = Arguments::parse();
+    let Arguments { verbose, log_format, command } = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(said) => return not_a_command(&said, &environment),
+    };
     let talk = Talk::new(verbose, log_format, &environment);
     let ended = match command {
         Command::Exec(arguments) => exec::exec(arguments, &environment, talk),
@@ -71,4 +75,15 @@ fn main() -> ExitCode {
             ExitCode::from(failure.exit_code())
         }
     }
+}
+
+/// What clap says instead of a command: help, the version, or what is wrong with the command line, as text or as an object.
+fn not_a_command(said: &clap::Error, environment: &Environment) -> ExitCode {
+    let talk = Talk::new(0, LogFormat::among(std::env::args_os().skip(1)), environment);
+    match said.use_stderr() && talk.is_for_programs() {
+        true => talk.failure(&Failure::of_arguments(said)),
+        // Who closed its output needs no help.
+        false => drop(said.print()),
+    }
+    ExitCode::from(u8::try_from(said.exit_code()).unwrap_or(u8::MAX))
 }

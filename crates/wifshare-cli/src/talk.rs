@@ -1,5 +1,6 @@
 //! What is said on standard error: little on success, everything that helps on failure, and never a secret.
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::time::Duration;
 
@@ -32,6 +33,20 @@ pub(crate) enum LogFormat {
     Json,
 }
 
+impl LogFormat {
+    /// What is asked for among arguments that could not be understood as a whole.
+    pub(crate) fn among(arguments: impl Iterator<Item = OsString>) -> Option<LogFormat> {
+        const NAME: &str = "--log-format";
+        let ours: Vec<String> =
+            arguments.map_while(|word| word.into_string().ok()).take_while(|word| word != "--").collect();
+        let follows = ours.iter().position(|word| word == NAME).and_then(|place| ours.get(place + 1));
+        let value = follows
+            .map(String::as_str)
+            .or_else(|| ours.iter().find_map(|word| word.strip_prefix(NAME)?.strip_prefix('=')))?;
+        LogFormat::from_str(value, true).ok()
+    }
+}
+
 const RED: &str = "\x1b[1;31m";
 const YELLOW: &str = "\x1b[33m";
 const CYAN: &str = "\x1b[36m";
@@ -47,6 +62,11 @@ impl Talk {
         // A line that is written anew is for people.
         terminal.is_live &= form == LogFormat::Text;
         Talk { verbosity, github: environment.text("GITHUB_ACTIONS") == Some("true"), form, terminal }
+    }
+
+    /// Whether what is told is read by a program.
+    pub(crate) fn is_for_programs(self) -> bool {
+        self.form == LogFormat::Json
     }
 
     pub(crate) fn is_verbose(self) -> bool {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use wifshare::Environment;
+use wifshare::{Delivery, Environment};
 
 use super::finding::Finding;
 use crate::clock::clock;
@@ -18,11 +18,12 @@ const CHECK: &str = "client";
 /// As programs say it, to its third part.
 type Version = (u64, u64, u64);
 
-pub(super) fn find(environment: &Environment) -> Vec<Finding> {
+/// `delivery` is how they are to come by the credential.
+pub(super) fn find(environment: &Environment, delivery: Delivery) -> Vec<Finding> {
     let mut findings = Vec::new();
-    findings.extend(claude(environment));
+    findings.extend(claude(environment, delivery));
     findings.extend(
-        node_package("@anthropic-ai/sdk").map(|version| sdk("the TypeScript SDK", &version, (1, 12, 0), "1.12.0")),
+        node_package("@anthropic-ai/sdk").map(|version| sdk("the TypeScript SDK", &version, (1, 12, 0), delivery)),
     );
     findings.extend(node_package("@anthropic-ai/claude-agent-sdk").map(|version| {
         Finding::note(
@@ -30,7 +31,7 @@ pub(super) fn find(environment: &Environment) -> Vec<Finding> {
             format!("the Agent SDK for TypeScript {version}: it starts claude, and behaves as that does"),
         )
     }));
-    findings.extend(python_package(environment).map(|version| sdk("the Python SDK", &version, (2, 12, 0), "2.12.0")));
+    findings.extend(python_package(environment).map(|version| sdk("the Python SDK", &version, (2, 12, 0), delivery)));
     if findings.is_empty() {
         findings.push(Finding::note(
             CHECK,
@@ -40,7 +41,7 @@ pub(super) fn find(environment: &Environment) -> Vec<Finding> {
     findings
 }
 
-fn claude(environment: &Environment) -> Option<Finding> {
+fn claude(environment: &Environment, delivery: Delivery) -> Option<Finding> {
     let program = in_path("claude", environment)?;
     let Some(said) = ask(&program, &["--version"], environment) else {
         return Some(Finding::warning(
@@ -50,51 +51,67 @@ fn claude(environment: &Environment) -> Option<Finding> {
         ));
     };
     let version = said.split_whitespace().next().unwrap_or_default().to_owned();
-    Some(judge_claude(&version, parsed(&version)))
+    Some(judge_claude(&version, parsed(&version), delivery))
 }
 
 /// What was measured of claude: by itself, and with a credential in place.
-fn judge_claude(said: &str, version: Option<Version>) -> Finding {
-    const ITSELF: &str = "by itself, only one of several processes that start together signs in";
-    const SHARED: &str = "under `profile` and `federation` none of its processes exchanges";
+fn judge_claude(said: &str, version: Option<Version>, delivery: Delivery) -> Finding {
+    let shared = shared(delivery);
     let claude = format!("claude {}", wifshare::safe_text(said));
     match version {
         None => Finding::note(CHECK, format!("{claude}: not a version that is known here")),
         Some(version) if version >= (2, 1, 330) => Finding::ok(
             CHECK,
-            format!("{claude}: by itself, its processes share one exchange within one home directory; {SHARED}"),
+            format!("{claude}: by itself, its processes share one exchange within one home directory; {shared}"),
         ),
         Some(version) if version >= (2, 1, 173) => Finding::ok(
             CHECK,
             format!(
-                "{claude}: {ITSELF}; {SHARED}; installs of plugins that run at once lose some (`wifshare claude` installs one by one)"
+                "{claude}: {ALONE}; {shared}; installs of plugins that run at once lose some (`wifshare claude` installs one by one)"
             ),
         ),
-        Some(version) => Finding::warning(
+        Some(version) => {
+            let workspace = if version < (2, 1, 141) { "; it does not read ANTHROPIC_WORKSPACE_ID" } else { "" };
+            untried(format!("{claude} is older than 2.1.173, the oldest that was tried{workspace}"), delivery)
+        }
+    }
+}
+
+const ALONE: &str = "by itself, only one of several processes that start together signs in";
+
+/// What was measured of clients that were tried.
+fn shared(delivery: Delivery) -> &'static str {
+    match delivery {
+        Delivery::Profile => "under `profile` none of its processes exchanges",
+        Delivery::Federation => "under `federation` none of its processes exchanges",
+        Delivery::Environment => "under `environment` none of its processes exchanges, and none is given a later token",
+        Delivery::Gateway => "behind the gateway none of its processes exchanges or holds the credential",
+    }
+}
+
+/// A client of which nothing was measured.
+fn untried(evidence: String, delivery: Delivery) -> Finding {
+    match delivery {
+        Delivery::Profile | Delivery::Federation => Finding::warning(
             CHECK,
-            format!(
-                "{claude} is older than 2.1.173, the oldest that was tried{}",
-                if version < (2, 1, 141) { "; it does not read ANTHROPIC_WORKSPACE_ID" } else { "" }
-            ),
-            "update it, or use --delivery environment, whose ANTHROPIC_AUTH_TOKEN every version reads",
+            format!("{evidence}; older ones may not know profiles"),
+            "update it, or use --delivery environment or gateway, whose ANTHROPIC_AUTH_TOKEN every version reads",
+        ),
+        Delivery::Environment | Delivery::Gateway => Finding::note(
+            CHECK,
+            format!("{evidence}; ANTHROPIC_AUTH_TOKEN, which every version reads, is all it needs"),
         ),
     }
 }
 
-fn sdk(name: &str, said: &str, tried: Version, tried_as: &str) -> Finding {
+fn sdk(name: &str, said: &str, tried: Version, delivery: Delivery) -> Finding {
     let evidence = format!("{name} {}", wifshare::safe_text(said));
     match parsed(said) {
-        Some(version) if version >= tried => Finding::ok(
-            CHECK,
-            format!(
-                "{evidence}: by itself, only one of several processes that start together signs in; under `profile` none exchanges"
-            ),
-        ),
-        _ => Finding::warning(
-            CHECK,
-            format!("{evidence} is older than {tried_as}, which was tried; older ones may not know profiles"),
-            "update it, or use --delivery environment, whose ANTHROPIC_AUTH_TOKEN every version reads",
-        ),
+        Some(version) if version >= tried => Finding::ok(CHECK, format!("{evidence}: {ALONE}; {}", shared(delivery))),
+        _ => {
+            let (major, minor, patch) = tried;
+            untried(format!("{evidence} is older than {major}.{minor}.{patch}, which was tried"), delivery)
+        }
     }
 }
 
@@ -195,10 +212,26 @@ mod tests {
             ((2, 1, 330), Verdict::Ok),
             ((3, 0, 0), Verdict::Ok),
         ] {
-            assert_eq!(judge_claude("x", Some(version)).verdict, verdict, "{version:?}");
+            assert_eq!(judge_claude("x", Some(version), Delivery::Profile).verdict, verdict, "{version:?}");
         }
-        assert!(judge_claude("x", Some((2, 1, 140))).evidence.contains("ANTHROPIC_WORKSPACE_ID"));
-        assert!(!judge_claude("x", Some((2, 1, 141))).evidence.contains("ANTHROPIC_WORKSPACE_ID"));
-        assert_eq!(judge_claude("x", None).verdict, Verdict::Note);
+        let older = |patch| judge_claude("x", Some((2, 1, patch)), Delivery::Gateway);
+        assert!(older(140).evidence.contains("ANTHROPIC_WORKSPACE_ID"));
+        assert!(!older(141).evidence.contains("ANTHROPIC_WORKSPACE_ID"));
+        assert_eq!(older(141).verdict, Verdict::Note, "a token in a variable is read by every version");
+        assert_eq!(judge_claude("x", None, Delivery::Profile).verdict, Verdict::Note);
+    }
+
+    #[test]
+    fn what_is_said_of_a_client_is_said_of_the_delivery() {
+        for (delivery, said) in [
+            (Delivery::Profile, "under `profile` none"),
+            (Delivery::Federation, "under `federation` none"),
+            (Delivery::Environment, "none is given a later token"),
+            (Delivery::Gateway, "holds the credential"),
+        ] {
+            assert!(sdk("x", "2.12.0", (2, 12, 0), delivery).evidence.contains(said), "{delivery}");
+        }
+        let old = |delivery| sdk("x", "2.11.9", (2, 12, 0), delivery).verdict;
+        assert_eq!((old(Delivery::Federation), old(Delivery::Environment)), (Verdict::Warning, Verdict::Note));
     }
 }

@@ -48,6 +48,26 @@ fn as_json_every_line_is_an_object() {
     let warned = job.exec(&[], "true");
     assert_eq!(objects(&warned.stderr)[0]["level"], "warning", "{}", warned.stderr);
 
+    // What is wrong with the command line, too, however the form was asked for.
+    let mut job = Job::new(knobs());
+    for wrong in [
+        &["exec", "--log-format", "json", "--wat", "--", "true"][..],
+        &["--log-format=json", "wat"],
+        &["exec", "--delivery", "pigeon", "--log-format=json", "--", "true"],
+    ] {
+        let ended = job.run(wrong);
+        assert_eq!((ended.code, ended.stdout.as_str()), (2, ""));
+        let [error] = &objects(&ended.stderr)[..] else { panic!("{}", ended.stderr) };
+        assert_eq!((&error["level"], &error["code"]), (&"error".into(), &"usage".into()), "{error:#}");
+        assert!(error["message"].as_str().is_some_and(|text| text.contains('\'')), "{error:#}");
+        assert!(error["hint"].as_str().is_some_and(|text| text.contains("--help")), "{error:#}");
+    }
+    let as_text = job.run(&["exec", "--wat", "--", "--log-format", "json"]);
+    assert!(as_text.code == 2 && as_text.stderr.starts_with("error: "), "{}", as_text.stderr);
+    job.set("WIFSHARE_LOG_FORMAT", "json");
+    assert_eq!(objects(&job.run(&["wat"]).stderr)[0]["code"], "usage");
+    assert!(job.run(&["--help"]).stdout.contains("Usage:"));
+
     // GitHub's runner reads its commands whatever the form of the rest, and a mask is one that must not be missing.
     let mut job = Job::new(knobs());
     job.set("GITHUB_ACTIONS", "true");
