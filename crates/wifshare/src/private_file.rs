@@ -436,4 +436,92 @@ mod tests {
         .unwrap();
         assert!(matches!(read(&fifo), Err(PrivateFileError::WrongKind { .. })));
     }
+
+    #[test]
+    fn the_largest_file_is_read_whole_and_one_byte_more_is_not_ours() {
+        let (_holder, path) = directory();
+        let file = open_in_place(&path.join("x")).unwrap();
+        file.set_len(LARGEST).unwrap();
+        assert_eq!(read(&path.join("x")).unwrap().unwrap().len() as u64, LARGEST);
+        file.set_len(LARGEST + 1).unwrap();
+        assert!(matches!(read(&path.join("x")), Err(PrivateFileError::Oversized(_))));
+    }
+
+    /// What was tried and what kind of refusal it met.
+    fn refusal<T>(result: Result<T, PrivateFileError>) -> (&'static str, io::ErrorKind) {
+        match result.err() {
+            Some(PrivateFileError::Io { action, source, .. }) => (action, source.kind()),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_refusal_tells_what_was_tried_and_a_file_on_the_way_is_named() {
+        let (_holder, path) = directory();
+        let missing = path.join("missing");
+        assert_eq!(refusal(make_sure_of_room(&missing, 1)), ("create a file in", io::ErrorKind::NotFound));
+        assert_eq!(refusal(sync_directory(&missing)), ("sync", io::ErrorKind::NotFound));
+        assert_eq!(refusal(open_in_place(&missing.join("x"))), ("open", io::ErrorKind::NotFound));
+        make_sure_of_room(&path, 1).unwrap();
+
+        replace(&path, "file", b"", &|_| {}).unwrap();
+        let below = path.join("file/below");
+        for result in [read(&below).err(), open_in_place(&below).err()] {
+            let named = Some(path.join("file"));
+            assert!(
+                matches!(&result, Some(PrivateFileError::WrongKind { path, expected: "directory" }) if Some(path) == named.as_ref()),
+                "{result:?}"
+            );
+        }
+        assert_eq!(refusal(remove(&below)), ("remove", io::ErrorKind::NotADirectory));
+        assert_eq!(refusal(private_directory(&below)), ("look at", io::ErrorKind::NotADirectory));
+        if cfg!(target_os = "linux") {
+            let nowhere = Path::new("/proc/a-directory-that-nobody-can-make");
+            assert_eq!(refusal(private_directory(nowhere)), ("create the directory", io::ErrorKind::NotFound));
+        }
+
+        // No link, and nothing that can be opened.
+        let _listener = std::os::unix::net::UnixListener::bind(path.join("socket")).unwrap();
+        assert_eq!(refusal(read(&path.join("socket"))).0, "open");
+    }
+
+    #[test]
+    fn a_hint_fits_what_the_system_said() {
+        let hint = |kind: io::ErrorKind| PrivateFileError::io("write", Path::new("x"))(kind.into()).hint();
+        assert!(hint(io::ErrorKind::StorageFull).starts_with("free some space"));
+        assert!(hint(io::ErrorKind::ReadOnlyFilesystem).starts_with("that file system is read-only"));
+        assert!(hint(io::ErrorKind::PermissionDenied).starts_with("make it writable"));
+    }
+
+    #[test]
+    fn what_a_killed_process_was_writing_is_removed_and_nothing_else() {
+        let (_holder, path) = directory();
+        for name in [".new-1", "new-2", "x"] {
+            File::create(path.join(name)).unwrap();
+        }
+        fs::create_dir(path.join(".new-directory")).unwrap();
+        remove_unfinished(&path);
+        let mut left: Vec<_> = fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, [".new-directory", "new-2", "x"]);
+    }
+
+    #[test]
+    fn who_comes_together_makes_one_directory_and_one_file_and_nobody_fails() {
+        let (_holder, path) = directory();
+        let together = std::sync::Barrier::new(4);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for round in 0..100 {
+                        let path = path.join(format!("{round}"));
+                        together.wait();
+                        private_directory(&path).unwrap();
+                        together.wait();
+                        open_in_place(&path.join("x")).unwrap();
+                    }
+                });
+            }
+        });
+    }
 }

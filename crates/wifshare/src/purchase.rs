@@ -141,3 +141,45 @@ mod explored;
 mod model;
 #[cfg(test)]
 mod sampled;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use {Act as A, Heard as H};
+
+    const TO_THE_SOURCE: [Heard; 4] = [H::Unacceptable, H::Done, H::Unacceptable, H::Done];
+
+    /// What is done, one after another, by one process that hears this.
+    fn acts(mut purchase: Purchase, heard: &[Heard]) -> (Vec<Act>, Purchase) {
+        let step = |heard: &Heard| {
+            purchase = purchase.after(*heard);
+            purchase.act()
+        };
+        let acts = heard.iter().map(step).collect();
+        (acts, purchase)
+    }
+
+    #[test]
+    fn a_source_that_gives_spent_tokens_is_asked_four_times_in_a_row_and_one_that_has_no_other_once() {
+        let (acts_of_it, purchase) = acts(Purchase::by_exchange(true), &TO_THE_SOURCE);
+        assert_eq!(acts_of_it, [A::Lock, A::LookAgain, A::Recall, A::Ask]);
+        let again = [H::AlreadySpent, H::Done, H::AlreadySpent, H::Done, H::AlreadySpent, H::Done];
+        let (paused, purchase) = acts(purchase, &again);
+        assert_eq!(paused, [A::Pause, A::Ask].repeat(3));
+        assert_eq!(purchase.failures(), 3);
+        assert_eq!(acts(purchase, &[H::AlreadySpent, H::Done]).0, [A::Remember, A::Fail]);
+        // Another token begins the count anew, and a try that failed with it is counted by itself.
+        let (ended, purchase) = acts(purchase, &[H::Done, H::Passing, H::Done]);
+        assert_eq!((ended, purchase.failures()), (vec![A::Connect, A::Pause, A::Ask], 1));
+        assert_eq!(acts(purchase, &again).0, [A::Pause, A::Ask].repeat(3));
+
+        let (_, single) = acts(Purchase::by_exchange(false), &TO_THE_SOURCE);
+        assert_eq!(acts(single, &[H::AlreadySpent]).0, [A::Remember]);
+    }
+
+    #[test]
+    fn what_is_at_hand_is_kept_under_the_lock_and_nobody_is_asked() {
+        let heard = [H::Unacceptable, H::Done, H::Unacceptable, H::Done];
+        assert_eq!(acts(Purchase::by_adoption(), &heard).0, [A::Lock, A::LookAgain, A::Keep, A::Serve]);
+    }
+}
