@@ -240,4 +240,44 @@ mod tests {
         assert!(taken(|| alarm.wait(None, LONG, None)) < LONG / 2);
         assert!(!alarm.watch(&removals, Happening::Removal));
     }
+
+    #[test]
+    fn each_kind_of_arrival_and_of_removal_ends_it() {
+        let holder = tempfile::tempdir().expect("a directory");
+        let inside = |name: &str| holder.path().join(name);
+        let create = |name: &str| drop(std::fs::File::create(inside(name)).expect("created"));
+        for directory in ["arrivals", "removals", "moved"] {
+            std::fs::create_dir(inside(directory)).expect("created");
+        }
+        for file in ["one", "removals/two", "removals/three"] {
+            create(file);
+        }
+        let watching = |directory: &str, happening| {
+            let alarm = Alarm::new();
+            assert!(alarm.watch(&inside(directory), happening));
+            alarm
+        };
+        let ends = |alarm: &Alarm, what: &str| {
+            assert!(taken(|| alarm.wait(None, LONG, None)) < LONG / 2, "{what}");
+        };
+        let rename = |from: &str, to: &str| std::fs::rename(inside(from), inside(to)).expect("renamed");
+
+        let alarm = watching("arrivals", Happening::Arrival);
+        rename("one", "arrivals/one");
+        ends(&alarm, "a file that is moved there");
+        create("arrivals/four");
+        ends(&alarm, "a file that is written there");
+
+        let alarm = watching("removals", Happening::Removal);
+        std::fs::remove_file(inside("removals/two")).expect("removed");
+        ends(&alarm, "a file that is removed");
+        rename("removals/three", "three");
+        ends(&alarm, "a file that is moved away");
+        std::fs::remove_dir(inside("removals")).expect("removed");
+        ends(&alarm, "the directory's own end");
+
+        let alarm = watching("moved", Happening::Removal);
+        rename("moved", "elsewhere");
+        ends(&alarm, "a directory that has another name");
+    }
 }

@@ -485,4 +485,76 @@ mod tests {
         let Detected::Source(source) = detected(&listed) else { panic!("found") };
         assert!(source.variables().iter().any(|name| name == "CLAUDE_B"));
     }
+
+    #[test]
+    fn a_platform_that_was_named_says_so_only_where_the_job_does_not_run_there() {
+        let chosen = |name: &str, variables: &[(&str, &str)]| {
+            let environment: Environment = variables.iter().copied().collect();
+            let places = Places::default();
+            let surroundings = Surroundings {
+                environment: &environment,
+                audience: "a",
+                places: &places,
+                exists: &|_| false,
+                is_chosen: false,
+            };
+            choose(name, &surroundings).expect("a platform")
+        };
+        let reason = |detected| match detected {
+            Detected::Withheld { reason, .. } | Detected::Broken { reason, .. } => reason,
+            other => panic!("{other:?}"),
+        };
+        let mut elsewhere = 0;
+        for name in platforms() {
+            if let Detected::Withheld { reason, .. } | Detected::Broken { reason, .. } = chosen(name, &[]) {
+                assert!(reason.starts_with(&format!("{name} was named")), "{reason}");
+                elsewhere += 1;
+            }
+        }
+        assert!(elsewhere > 0, "some platforms need what speaks for them");
+        let withheld = chosen("github-actions", &[("GITHUB_ACTIONS", "true")]);
+        assert!(matches!(withheld, Detected::Withheld { .. }));
+        assert!(!reason(withheld).contains("was named"));
+        let url = ("ACTIONS_ID_TOKEN_REQUEST_URL", "http://ci.invalid/t");
+        let broken = chosen("github-actions", &[url, ("ACTIONS_ID_TOKEN_REQUEST_TOKEN", "t")]);
+        assert!(matches!(broken, Detected::Broken { .. }), "{broken:?}");
+        assert!(!reason(broken).contains("was named"));
+    }
+
+    #[test]
+    fn what_a_source_can_still_give_is_counted_where_it_is_a_number() {
+        let token = |jti: &str| {
+            let part = |json: String| base64::Engine::encode(&base64::engine::general_purpose::URL_SAFE_NO_PAD, json);
+            let claims = part(format!(r#"{{"iss":"i","sub":"s","exp":4102444800,"jti":"{jti}"}}"#));
+            format!("{}.{claims}.c2ln", part("{}".to_owned()))
+        };
+        let (one, two, three) = (token("1"), token("2"), token("3"));
+        let variables = [
+            ("WIFSHARE_IDENTITY_TOKEN_VARIABLES", "CLAUDE_A CLAUDE_B CLAUDE_C"),
+            ("CLAUDE_A", one.as_str()),
+            ("CLAUDE_B", &two),
+            ("CLAUDE_C", &three),
+        ];
+        let Detected::Source(given) = detected(&variables) else { panic!("found") };
+        let now = SystemTime::UNIX_EPOCH;
+        let left = |spent: &[&str]| {
+            given.tokens_left(|token| spent.contains(&token.claims().jti.as_deref().expect("an id")), now)
+        };
+        assert_eq!(
+            (left(&[]), left(&["2"]), left(&["1", "2"]), left(&["1", "2", "3"])),
+            (Some(3), Some(2), Some(1), Some(0))
+        );
+        let file = IdentitySource::file("/t".into());
+        assert_eq!(file.tokens_left(|_| false, now), None);
+        assert!(!file.repeats() && !given.repeats());
+    }
+
+    #[test]
+    fn more_than_the_largest_token_is_read_so_that_it_is_told_as_such_and_no_more() {
+        let read = |length: usize| text(io::repeat(b'x').take(length as u64)).expect("read").expose().len();
+        let most = identity_token::LARGEST + 1024;
+        assert_eq!((read(most), read(most + 1)), (most, most));
+        let directory = tempfile::tempdir().expect("a directory");
+        assert_eq!(super::read(directory.path()).map(|_| ()).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    }
 }

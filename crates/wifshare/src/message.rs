@@ -131,4 +131,19 @@ mod tests {
             assert_eq!(safe_text(text), safe, "{text}");
         }
     }
+
+    #[test]
+    fn the_answers_own_clock_is_read_where_it_has_one() {
+        let answered = |date: Option<&str>| {
+            let mut response = Response::default();
+            if let Some(date) = date {
+                response.headers_mut().insert(http::header::DATE, date.parse().expect("a header"));
+            }
+            answered_at(&response)
+        };
+        let second = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(784_111_777);
+        assert_eq!(answered(Some("Sun, 06 Nov 1994 08:49:37 GMT")), Some(second));
+        assert_eq!(answered(Some("yesterday")), None);
+        assert_eq!(answered(None), None);
+    }
 }
