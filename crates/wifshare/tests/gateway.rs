@@ -30,6 +30,8 @@ struct World {
     board: Arc<Board>,
     heard: Arc<Mutex<Vec<Heard>>>,
     connections: Arc<AtomicUsize>,
+    /// How many of them are over.
+    ended: Arc<AtomicUsize>,
     rejected: Arc<AtomicUsize>,
     /// What a proxy on the way to the API was asked for.
     tunnels: Arc<Mutex<Vec<String>>>,
@@ -74,8 +76,9 @@ impl World {
         let acceptor = TlsAcceptor::from(Arc::new(config));
         let heard = Arc::new(Mutex::new(Vec::new()));
         let connections = Arc::new(AtomicUsize::new(0));
+        let ended = Arc::new(AtomicUsize::new(0));
         let (report, port) = mpsc::channel();
-        let (seen, opened) = (Arc::clone(&heard), Arc::clone(&connections));
+        let (seen, opened, over) = (Arc::clone(&heard), Arc::clone(&connections), Arc::clone(&ended));
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async move {
@@ -83,7 +86,8 @@ impl World {
                 report.send(listener.local_addr().unwrap().port()).unwrap();
                 loop {
                     let (stream, _) = listener.accept().await.unwrap();
-                    let (acceptor, seen, opened) = (acceptor.clone(), Arc::clone(&seen), Arc::clone(&opened));
+                    let (acceptor, seen) = (acceptor.clone(), Arc::clone(&seen));
+                    let (opened, over) = (Arc::clone(&opened), Arc::clone(&over));
                     tokio::spawn(async move {
                         let Ok(stream) = acceptor.accept(stream).await else { return };
                         opened.fetch_add(1, Ordering::SeqCst);
@@ -91,6 +95,7 @@ impl World {
                             Some(b"h2") => speak_http2(stream, seen, answer).await,
                             _ => speak_http1(stream).await,
                         }
+                        over.fetch_add(1, Ordering::SeqCst);
                     });
                 }
             });
@@ -122,7 +127,7 @@ impl World {
         let gateway = Gateway::open(&Listen::Loopback(([127, 0, 0, 1], 0).into()), terms).unwrap();
         board.hold(&credential("first"));
         let address = gateway.base_url().strip_prefix("http://").unwrap().parse().unwrap();
-        World { gateway, address, board, heard, connections, rejected, tunnels, _directory: directory }
+        World { gateway, address, board, heard, connections, ended, rejected, tunnels, _directory: directory }
     }
 
     fn connect(&self) -> TcpStream {
@@ -254,6 +259,45 @@ fn an_api_without_http2_is_spoken_to_as_it_likes() {
         );
     }
     assert_eq!(world.connections.load(Ordering::SeqCst), 1, "the connection is kept");
+}
+
+/// Nobody is answered before two have asked.
+async fn both_at_once(respond: h2::server::SendResponse<Bytes>, token: String) {
+    static ASKED: AtomicUsize = AtomicUsize::new(0);
+    ASKED.fetch_add(1, Ordering::SeqCst);
+    while ASKED.load(Ordering::SeqCst) < 2 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    plain(respond, token).await;
+}
+
+#[test]
+fn a_connection_that_has_a_request_under_way_is_not_at_rest() {
+    let limits = Limits { rest: Duration::from_millis(100), ..Limits::default() };
+    let world = World::with(&[b"h2"], both_at_once, false, limits);
+    std::thread::scope(|scope| {
+        scope.spawn(|| assert!(world.ask("GET /v1/models", "", b"").ends_with("hi")));
+        std::thread::sleep(Duration::from_secs(1));
+        assert!(world.ask("GET /v1/models", "", b"").ends_with("hi"));
+    });
+    assert_eq!(world.connections.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn what_is_open_to_the_api_is_closed_when_nobody_has_used_it_for_a_while() {
+    for (protocol, end) in [(&b"h2"[..], "hi"), (b"http/1.1", "one")] {
+        let limits = Limits { rest: Duration::from_millis(200), ..Limits::default() };
+        let world = World::with(&[protocol], plain, false, limits);
+        for number in 1..=2 {
+            assert!(world.ask("GET /v1/models", "", b"").ends_with(end));
+            let start = std::time::Instant::now();
+            while world.ended.load(Ordering::SeqCst) < number {
+                assert!(start.elapsed() < Duration::from_secs(60), "connection {number} stays open");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            assert_eq!(world.connections.load(Ordering::SeqCst), number);
+        }
+    }
 }
 
 #[test]

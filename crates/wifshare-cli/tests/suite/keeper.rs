@@ -489,7 +489,7 @@ fn waits(pid: i32) -> u64 {
 #[cfg(target_os = "linux")]
 #[test]
 fn a_keeper_at_rest_does_not_wake_up_and_is_small() {
-    for delivery in ["profile", "federation", "environment"] {
+    for delivery in ["profile", "federation", "environment", "gateway"] {
         let job = Job::new(knobs());
         start(&job, &["--delivery", delivery]);
         let pid = the_keeper(&job);

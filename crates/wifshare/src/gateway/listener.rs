@@ -33,7 +33,7 @@ pub(super) async fn serve(
     let Terms { upstream, wire, capability, standing, reject, record, clock, limits } = terms;
     let house = Arc::new(House {
         door: Door { host, capability },
-        upstream: Upstream::new(&upstream, wire, clock),
+        upstream: Upstream::new(&upstream, wire, clock, limits.rest),
         standing,
         reject,
         record,
@@ -47,7 +47,7 @@ pub(super) async fn serve(
     let grace = tokio::select! {
         grace = closing => grace.unwrap_or_default(),
         () = listener.accept(&house, &visitors) => Duration::ZERO,
-        () = tidy(&house) => Duration::ZERO,
+        () = house.upstream.tidy() => Duration::ZERO,
     };
     drop(listener);
     house.is_closing.store(true, Ordering::Relaxed);
@@ -55,15 +55,6 @@ pub(super) async fn serve(
     // Nobody is left, or the grace is over; then it ends for everybody.
     drop(tokio::time::timeout(grace, visitors.are_gone()).await);
     visitors.show_out_everybody();
-}
-
-/// Closes what is open to the API and was not used for a while.
-async fn tidy(house: &House) {
-    const PAUSE: Duration = Duration::from_secs(5);
-    loop {
-        tokio::time::sleep(PAUSE).await;
-        house.upstream.tidy();
-    }
 }
 
 enum Listener {

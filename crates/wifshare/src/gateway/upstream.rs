@@ -23,8 +23,12 @@ pub(super) struct Upstream {
     pub(super) destination: Destination,
     clock: Clock,
     tls: Mutex<Option<Arc<ClientConfig>>>,
+    /// How long what is open waits for its next request.
+    rest: Duration,
     idle: Mutex<Vec<Idle>>,
-    http2: Mutex<Vec<Shared>>,
+    http2: Mutex<Vec<Many>>,
+    /// Rung when something is open that may have to be closed.
+    has_opened: tokio::sync::Notify,
     /// Held while somebody finds out whether the other side speaks HTTP/2: one connection may do for all.
     finding_out: tokio::sync::Mutex<()>,
     speaks_http1: AtomicBool,
@@ -50,10 +54,18 @@ struct Idle {
     since: Duration,
 }
 
+struct Many {
+    shared: Shared,
+    /// Whether nobody had it when somebody looked, nor has taken it since.
+    is_quiet: bool,
+}
+
 impl Upstream {
     /// At this base URL, which was checked before: https, or http on this machine.
-    pub(super) fn new(base_url: &Uri, wire: Wire, clock: Clock) -> Upstream {
+    pub(super) fn new(base_url: &Uri, wire: Wire, clock: Clock, rest: Duration) -> Upstream {
         let authority = base_url.authority().map(|authority| authority.as_str().to_owned()).unwrap_or_default();
+        // Whoever wants no rest at all shall not keep us looking.
+        let rest = rest.max(Duration::from_millis(10));
         let base_path = base_url.path().trim_end_matches('/').to_owned();
         Upstream {
             wire,
@@ -61,8 +73,10 @@ impl Upstream {
             destination: Destination { authority, base_path },
             clock,
             tls: Mutex::default(),
+            rest,
             idle: Mutex::default(),
             http2: Mutex::default(),
+            has_opened: tokio::sync::Notify::new(),
             finding_out: tokio::sync::Mutex::new(()),
             speaks_http1: AtomicBool::new(base_url.scheme() == Some(&http::uri::Scheme::HTTP)),
         }
@@ -101,17 +115,37 @@ impl Upstream {
         let mut idle = lock(&self.idle);
         if idle.len() < MOST {
             idle.push(Idle { stream, since });
+            self.has_opened.notify_one();
         }
     }
 
-    /// Closes what nobody has used for a while.
-    pub(super) fn tidy(&self) {
-        let now = (self.clock.monotonic)();
-        lock(&self.idle).retain(|idle| now.saturating_sub(idle.since) < Self::LONGEST_REST);
+    /// Closes what nobody has used for a while, for as long as it is let. While nothing is open it does not wake up.
+    pub(super) async fn tidy(&self) {
+        loop {
+            match self.close_the_rested() {
+                Some(pause) => tokio::time::sleep(pause).await,
+                None => self.has_opened.notified().await,
+            }
+        }
     }
 
-    /// Shorter than servers wait as a rule: a request that meets the other side's good-bye fails.
-    const LONGEST_REST: Duration = Duration::from_secs(20);
+    /// Gives the time until it is worth another look.
+    fn close_the_rested(&self) -> Option<Duration> {
+        let mut lines = lock(&self.http2);
+        lines.retain_mut(|many| {
+            let is_used = Arc::strong_count(&many.shared.users) > 1;
+            let was_quiet = std::mem::replace(&mut many.is_quiet, !is_used);
+            is_used || !was_quiet
+        });
+        let again = (!lines.is_empty()).then_some(self.rest);
+        drop(lines);
+        let now = (self.clock.monotonic)();
+        let left = |idle: &Idle| self.rest.saturating_sub(now.saturating_sub(idle.since));
+        let mut idle = lock(&self.idle);
+        idle.retain(|idle| !left(idle).is_zero());
+        // They lie in the order in which they were given back.
+        idle.first().map(left).into_iter().chain(again).min()
+    }
 
     fn open_already(&self) -> Option<Line> {
         // A server allows so and so many requests at once; another connection costs less than waiting.
@@ -120,17 +154,20 @@ impl Upstream {
         {
             let mut lines = lock(&self.http2);
             let mut cx = Context::from_waker(Waker::noop());
-            lines.retain_mut(|shared| !matches!(shared.line.poll_ready(&mut cx), Poll::Ready(Err(_))));
-            let room =
-                |shared: &&Shared| Arc::strong_count(&shared.users) <= shared.line.current_max_send_streams().min(FULL);
-            if let Some(line) = lines.iter().find(room).or(lines.first().filter(|_| lines.len() >= MOST)) {
-                return Some(Line::Http2(line.clone()));
+            lines.retain_mut(|many| !matches!(many.shared.line.poll_ready(&mut cx), Poll::Ready(Err(_))));
+            let room = |Many { shared, .. }: &Many| {
+                Arc::strong_count(&shared.users) <= shared.line.current_max_send_streams().min(FULL)
+            };
+            let found = lines.iter().position(room).or((lines.len() >= MOST).then_some(0));
+            if let Some(many) = found.and_then(|found| lines.get_mut(found)) {
+                many.is_quiet = false;
+                return Some(Line::Http2(many.shared.clone()));
             }
         }
         let now = (self.clock.monotonic)();
         loop {
             let mut idle = lock(&self.idle).pop()?;
-            if now.saturating_sub(idle.since) < Self::LONGEST_REST && is_quiet(&mut idle.stream) {
+            if now.saturating_sub(idle.since) < self.rest && is_quiet(&mut idle.stream) {
                 return Some(Line::Http1(idle.stream, true));
             }
         }
@@ -148,9 +185,10 @@ impl Upstream {
             self.speaks_http1.store(true, Ordering::Relaxed);
             return Ok(Line::Http1(stream, false));
         }
-        let line = self.begin_http2(stream).await.map_err(|error| chain(&error))?;
-        lock(&self.http2).push(line.clone());
-        Ok(Line::Http2(line))
+        let shared = self.begin_http2(stream).await.map_err(|error| chain(&error))?;
+        lock(&self.http2).push(Many { shared: shared.clone(), is_quiet: false });
+        self.has_opened.notify_one();
+        Ok(Line::Http2(shared))
     }
 
     async fn begin_http2(&self, stream: Stream) -> Result<Shared, h2::Error> {
