@@ -278,4 +278,14 @@ mod tests {
         assert_eq!(exit_code(child.wait().expect("an end")), 143);
         signaller.send(15);
     }
+
+    #[test]
+    fn each_cause_has_its_own_cure() {
+        let hint = |program: &str| {
+            let argv = [OsString::from(program)];
+            Child::spawn(&argv, &Environment::default(), Streams::Ours).map(|_| ()).unwrap_err().hint()
+        };
+        assert!(hint("/nowhere/at-all").contains("PATH"));
+        assert!(hint("/").contains("mode"));
+    }
 }

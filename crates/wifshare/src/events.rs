@@ -225,4 +225,49 @@ mod tests {
         assert!(log.read().is_empty());
         EventLog::of(Path::new("/nonexistent")).append(&event(1, What::Swept));
     }
+
+    #[test]
+    fn each_limit_is_met_to_the_byte() {
+        let length = |what| serde_json::to_vec(&event(1, what)).unwrap().len() as u64 + 1;
+        let set_size = |log: &EventLog, size| private_file::open_in_place(&path(log)).unwrap().set_len(size).unwrap();
+        let found = || What::Found { generation: 1, expires_at: from_epoch_seconds(0) };
+        for (limit, what) in [(LARGEST_FOR_MANY, found()), (LARGEST, What::Swept)] {
+            let (_directory, log) = log();
+            let just = limit - length(what.clone());
+            set_size(&log, just + 1);
+            assert!(!log.append_all(&[event(1, what.clone())]), "a byte too little for {what:?}");
+            set_size(&log, just);
+            assert!(log.append_all(&[event(1, what)]));
+            assert_eq!(size(&path(&log)), Some(limit));
+        }
+        let (_directory, log) = log();
+        let of_text = |count| What::ObtainFailed { code: "c".to_owned(), message: "x".repeat(count) };
+        let longest = LONGEST_LINE - length(of_text(0)) as usize;
+        assert!(log.append_all(&[event(1, of_text(longest))]));
+        assert!(!log.append_all(&[event(2, What::Swept), event(3, of_text(longest + 1)), event(4, What::Swept)]));
+        assert_eq!(log.read().iter().map(|event| event.pid).collect::<Vec<_>>(), [1, 2, 4]);
+
+        let room_for_one = LARGEST_FOR_MANY - LONGEST_LINE as u64;
+        for (size, is_full) in [(room_for_one, false), (room_for_one + 1, true)] {
+            set_size(&log, size);
+            assert_eq!(log.is_full(), is_full, "{size} bytes");
+        }
+        let now = Clock::system().now();
+        for (size, is_large) in [(LARGE - 1, false), (LARGE, true)] {
+            set_size(&log, size);
+            log.tidy(now);
+            assert_eq!(log.directory.join(BEFORE).exists(), is_large, "{size} bytes");
+        }
+    }
+
+    #[test]
+    fn a_log_goes_when_nobody_has_written_to_it_for_longer_than_a_week() {
+        let (_directory, log) = log();
+        log.append(&event(1, What::Swept));
+        let (_, written) = log.mark().unwrap();
+        log.tidy(written + LONGEST_KEPT);
+        assert_eq!(log.read().len(), 1);
+        log.tidy(written + LONGEST_KEPT + Duration::from_nanos(1));
+        assert!(log.mark().is_none());
+    }
 }

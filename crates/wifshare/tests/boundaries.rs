@@ -3,12 +3,12 @@
 
 use std::cell::{Cell, RefCell};
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use wifshare::{
-    Clock, Config, Credential, Environment, Inputs, ObtainError, Step, StoreError, Transport, obtain, obtain_lasting,
-    renew, resolve,
+    Clock, Config, Credential, Environment, Holder, Inputs, Interrupted, ObtainError, Step, StoreError, Transport,
+    obtain, obtain_lasting, renew, resolve,
 };
 use wifshare_sandbox::{Fault, Knobs, Sandbox, SigningAlgorithm};
 
@@ -332,4 +332,51 @@ fn who_has_something_usable_waits_a_moment_and_who_has_nothing_waits_long() {
     assert!(held >= 180, "{held} s");
     drop(turn);
     assert_eq!(world.exchanges(), (1, 1));
+}
+
+/// A holder, and how often it was told that there is no successor.
+fn holder(world: &World, clock: Clock) -> (Holder, Arc<Mutex<u32>>) {
+    let failures = Arc::new(Mutex::new(0));
+    let watch = {
+        let failures = Arc::clone(&failures);
+        move |step: &Step<'_>| {
+            if let Step::NotRenewed { .. } = step {
+                *failures.lock().unwrap() += 1;
+            }
+        }
+    };
+    let transport = Transport::new(&Environment::default());
+    (Holder::new(world.config.clone(), transport, clock, Arc::new(watch)), failures)
+}
+
+#[test]
+fn a_holder_serves_what_is_usable_for_five_seconds_before_it_tries_again() {
+    let world = World::new(knobs([vec![Fault::None], vec![status(400, None); 9]].concat()));
+    let (holder, failures) = holder(&world, CLOCK);
+    let first = holder.credential().unwrap();
+    pass_until_left(&first, 140);
+    for (later, journeys) in [(0, 1), (0, 1), (4, 1), (1, 2), (4, 2), (1, 3)] {
+        pass(seconds(later));
+        assert_eq!(*holder.credential().unwrap(), *first);
+        assert_eq!(*failures.lock().unwrap(), journeys, "{later} s later");
+    }
+    // A store that cannot be read is no reason either to take away what is in hand.
+    pass(seconds(5));
+    let stored = world.config.store().directory().join("credential.json");
+    std::fs::remove_file(&stored).unwrap();
+    std::fs::create_dir(&stored).unwrap();
+    assert_eq!(*holder.credential().unwrap(), *first);
+    assert_eq!(*failures.lock().unwrap(), 4);
+    pass_until_left(&first, 20);
+    assert_eq!(code(holder.credential().map(|it| (*it).clone())), "state-in-the-way");
+}
+
+#[test]
+fn whoever_asks_a_holder_to_end_is_not_served_instead() {
+    let world = World::new(knobs([vec![Fault::None], vec![status(503, None); 9]].concat()));
+    let (holder, failures) = holder(&world, Clock { pause: |_| Err(Interrupted), ..CLOCK });
+    let first = holder.credential().unwrap();
+    pass_until_left(&first, 140);
+    assert!(matches!(holder.credential(), Err(ObtainError::Interrupted(_))));
+    assert_eq!(*failures.lock().unwrap(), 0);
 }

@@ -327,4 +327,27 @@ mod tests {
         assert_eq!(Framing::Length(0).advance(b"next"), Ok(0));
         assert_eq!(Framing::UntilClose.advance(b"all"), Ok(3));
     }
+
+    #[test]
+    fn sizes_have_several_digits_and_their_content_is_counted() {
+        let mut framing = Framing::chunked();
+        assert_eq!(framing.content(), 0);
+        let body = [b"12\r\n".as_slice(), &[b'x'; 0x12], b"\r\n3\r\nabc\r\n0\r\n\r\n"].concat();
+        assert_eq!(framing.advance(&body), Ok(body.len()));
+        assert!(framing.is_over());
+        assert_eq!(framing.content(), 0x12 + 3);
+        assert_eq!(Framing::Length(5).content(), 0, "it is known beforehand");
+    }
+
+    #[test]
+    fn a_size_and_an_extension_end_at_their_limit_and_not_before() {
+        let digits = |count| [vec![b'0'; count - 1], b"1\r\nx".to_vec()].concat();
+        let longest = usize::from(Chunks::LONGEST_SIZE);
+        assert_eq!(read(&digits(longest), 1).map(|(content, ..)| content), Ok(b"x".to_vec()));
+        assert_eq!(read(&digits(longest + 1), 1), Err(Malformed));
+        let extension = |count| [b"1;".to_vec(), vec![b'x'; count], b"\r\nx".to_vec()].concat();
+        let longest = usize::from(Chunks::LONGEST_EXTENSION);
+        assert_eq!(read(&extension(longest), 1).map(|(content, ..)| content), Ok(b"x".to_vec()));
+        assert_eq!(read(&extension(longest + 1), 1), Err(Malformed));
+    }
 }
