@@ -545,4 +545,42 @@ mod tests {
             Arrangement::Shadowed("ANTHROPIC_API_KEY")
         );
     }
+
+    #[test]
+    fn an_id_may_be_of_512_characters_and_no_more() {
+        let rule = "x".repeat(512);
+        let with_rule = |rule: &str| resolved(&[("ANTHROPIC_FEDERATION_RULE_ID", rule)]);
+        assert_eq!(with_rule(&rule).expect("it is plausible").grant.federation_rule_id, rule);
+        let error = with_rule(&format!("{rule}x")).expect_err("it is too long");
+        assert!(matches!(error, ConfigError::Value { what, .. } if what.contains("too long")), "{error}");
+        assert!(error.hint().contains("ANTHROPIC_FEDERATION_RULE_ID"), "{}", error.hint());
+    }
+
+    #[test]
+    fn a_blank_flag_is_none_and_without_any_directory_the_users_number_keeps_users_apart() {
+        let asked = |url: &str| {
+            let inputs = Inputs { base_url: Some(url.to_owned()), ..Inputs::default() };
+            resolve(&inputs, &with(&[("ANTHROPIC_BASE_URL", "https://of-the-job.example")])).expect("whole").base_url
+        };
+        assert_eq!(asked("https://asked.example"), "https://asked.example");
+        assert_eq!(asked(" "), "https://of-the-job.example");
+        let directory = state_directory(None, &Environment::default());
+        #[cfg(unix)]
+        assert_eq!(directory, Path::new("/tmp").join(format!("wifshare-{}", rustix::process::geteuid().as_raw())));
+    }
+
+    #[test]
+    fn without_a_source_it_is_told_where_one_would_be_looked_for() {
+        let reason = |more: &[(&str, &str)]| {
+            let mut environment = with(more);
+            environment.remove("ANTHROPIC_IDENTITY_TOKEN_FILE");
+            match resolve(&Inputs::default(), &environment) {
+                Err(ConfigError::NoSource { reason, .. }) => reason,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert!(reason(&[]).contains("no CI that issues identity tokens"), "{}", reason(&[]));
+        let pod = reason(&[("KUBERNETES_SERVICE_HOST", "10.0.0.1")]);
+        assert!(pod.contains("no token for the Claude API is projected at"), "{pod}");
+    }
 }

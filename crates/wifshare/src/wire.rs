@@ -233,3 +233,22 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{0}")]
+    struct Outer(&'static str, #[source] Inner);
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("it is closed")]
+    struct Inner;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        assert_eq!(chain(&Outer("no way there", Inner)), "no way there: it is closed");
+        assert_eq!(chain(&Outer("no way there, it is closed", Inner)), "no way there, it is closed");
+    }
+}

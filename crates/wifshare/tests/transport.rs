@@ -183,3 +183,18 @@ fn a_redirect_is_an_answer_and_is_not_followed() {
     let response = quick(&[]).send(get(&format!("http://127.0.0.1:{port}/"))).unwrap();
     assert_eq!(response.status(), 307);
 }
+
+#[test]
+fn a_proxy_of_another_kind_is_refused_by_its_name_and_a_host_that_is_not_there_by_its_own() {
+    // A port that nobody listens at any more.
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let proxy = format!("socks5://127.0.0.1:{closed}");
+    let error = quick(&[("HTTPS_PROXY", &proxy)]).send(get("https://api.example.invalid/")).unwrap_err();
+    assert!(matches!(&error, SendError::NotSent(_)), "{error}");
+    let causes = wifshare::whole_message(&error);
+    assert!(causes.contains("by http://, and not by socks5://"), "{causes}");
+    assert!(causes.contains("api.example.invalid"), "{causes}");
+    let error = quick(&[]).send(get(&format!("http://127.0.0.1:{closed}/"))).unwrap_err();
+    let causes = wifshare::whole_message(&error);
+    assert!(matches!(&error, SendError::NotSent(_)) && causes.contains(&format!("127.0.0.1:{closed}")), "{causes}");
+}

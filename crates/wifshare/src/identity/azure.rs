@@ -138,6 +138,7 @@ mod tests {
             |url: &str| look(look_for_app_service, &[("IDENTITY_ENDPOINT", url), ("IDENTITY_HEADER", "s")], &[], false);
         let found = endpoint(at("http://169.254.130.3:8081/msi/token"));
         assert_eq!(found.url.query(), Some("api-version=2019%2D08%2D01&resource=https%3A%2F%2Fapi%2Eanthropic%2Ecom"));
+        assert_eq!((found.variables, found.refusal_hint), (&OF_APP_SERVICE[..], AUDIENCE));
         assert!(matches!(at("http://evil.example/msi/token"), Detected::Broken { .. }));
         let half = [("IDENTITY_ENDPOINT", "http://localhost/x")];
         assert!(matches!(look(look_for_app_service, &half, &[], false), Detected::Broken { .. }));
@@ -149,6 +150,7 @@ mod tests {
         assert!(matches!(look(look_for_vm, &[], &[], false), Detected::Absent));
         let found = endpoint(look(look_for_vm, &[("AZURE_CLIENT_ID", "c-1")], &[], true));
         assert_eq!(found.url.host(), Some("169.254.169.254"));
+        assert_eq!(found.refusal_hint, AUDIENCE);
         assert!(found.url.query().unwrap().ends_with("&client_id=c%2D1"));
     }
 

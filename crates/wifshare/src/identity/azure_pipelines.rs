@@ -69,7 +69,9 @@ mod tests {
         let look = |variables: &[(&str, &str)]| tests::look(look, variables, &[], false);
         let Detected::Source(IdentitySource::Endpoint(endpoint)) = look(&JOB) else { panic!("found") };
         assert_eq!(endpoint.url.query(), Some("api-version=7%2E1"));
-        assert!(matches!(endpoint.question, Question::Post));
+        assert!(matches!((&endpoint.question, &endpoint.answer), (Question::Post, Answer::Json("/oidcToken"))));
+        assert_eq!(endpoint.variables, VARIABLES);
+        assert!(endpoint.refusal_hint.contains("SYSTEM_ACCESSTOKEN"));
         let connection = ("AZURESUBSCRIPTION_SERVICE_CONNECTION_ID", "6a-1");
         let Detected::Source(IdentitySource::Endpoint(endpoint)) = look(&[JOB[1], JOB[2], connection]) else {
             panic!("found")

@@ -61,7 +61,9 @@ mod tests {
         };
         assert_eq!(program.argv, [agent, "oidc", "request-token", "--audience", "https://api.anthropic.com"]);
         assert!(matches!(tests::look(look, &JOB, &[], false), Detected::Broken { .. }));
-        assert!(matches!(tests::look(look, &JOB[..2], &[agent], false), Detected::Broken { .. }));
+        for half in [[JOB[0], JOB[1], JOB[3]], [JOB[0], JOB[2], JOB[3]]] {
+            assert!(matches!(tests::look(look, &half, &[agent], false), Detected::Broken { .. }), "{half:?}");
+        }
         assert!(matches!(tests::look(look, &JOB[1..], &[agent], false), Detected::Absent));
     }
 }

@@ -368,4 +368,39 @@ mod tests {
         assert_eq!(ends_at(&format!("e30.{claims}.c2ln")), Some(crate::clock::from_epoch_seconds(1000)));
         assert_eq!(ends_at("opaque"), None);
     }
+
+    #[test]
+    fn a_platform_that_is_busy_and_one_that_refuses_have_different_cures() {
+        for (status, cure) in
+            [(403, "hint"), (400, "hint"), (429, "try again in a while"), (503, "try again in a while")]
+        {
+            let send = |_| Ok::<_, io::Error>(answer(status, "{}"));
+            let hint = endpoint().ask(send, QUICK, &|_| {}).expect_err("refused").hint().expect("a hint");
+            assert!(hint.contains(cure), "{status}: {hint}");
+        }
+    }
+
+    #[test]
+    fn a_question_that_may_have_a_body_tells_its_length() {
+        for (question, length) in [(Question::Get, None), (Question::Post, Some("0"))] {
+            let endpoint = Endpoint { question, ..endpoint() };
+            let send = |request: Request| {
+                let told = request.headers().get(header::CONTENT_LENGTH);
+                assert_eq!(told.map(|value| value.to_str().expect("a text")), length);
+                Ok::<_, io::Error>(answer(200, r#"{"value":"t"}"#))
+            };
+            assert!(endpoint.ask(send, QUICK, &|_| {}).is_ok());
+        }
+    }
+
+    #[test]
+    fn pauses_double_and_differ_by_no_more_than_a_half() {
+        for (tries, whole) in [(0, 250), (1, 500), (2, 1000), (3, 2000)] {
+            let whole = Duration::from_millis(whole);
+            for _ in 0..200 {
+                let pause = pause_after(tries);
+                assert!(whole / 2 <= pause && pause <= whole, "{pause:?} after {tries}");
+            }
+        }
+    }
 }

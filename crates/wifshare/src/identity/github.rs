@@ -98,6 +98,8 @@ mod tests {
             endpoint.url.to_string(),
             "https://ci.invalid/idtoken?api-version=2.0&audience=https%3A%2F%2Fapi%2Eanthropic%2Ecom"
         );
+        assert_eq!((endpoint.variables, endpoint.end), (&VARIABLES[..], GITHUB.end));
+        assert!(GITHUB.end.is_some());
     }
 
     #[test]

@@ -72,6 +72,10 @@ mod tests {
         assert_eq!(names, ["CLAUDE_A", "CLAUDE_B"]);
         let Detected::Broken { reason, .. } = look(&[JOB[0], JOB[1], ("VAULT", &vault)]) else { panic!("half of it") };
         assert!(reason.contains("VAULT is meant for https://vault.example"), "{reason}");
+        let of_no_audience = token(r#"{"iss":"https://gitlab.example","jti":"4"}"#);
+        let two = [JOB[0], JOB[1], ("VAULT", &vault), ("ZERO", &of_no_audience)];
+        let Detected::Broken { reason, .. } = look(&two) else { panic!("half of it") };
+        assert!(reason.contains("VAULT is meant for"), "the first is told: {reason}");
     }
 
     #[test]

@@ -174,4 +174,22 @@ pub(super) mod tests {
         assert_eq!(unspent(&tokens, is_two, now).len(), 1);
         assert_eq!(described(&tokens[..3]), "the variables A, B and C");
     }
+
+    #[test]
+    fn half_a_minute_after_its_end_a_token_is_over_and_not_before() {
+        let token = IdentityToken::parse(&Secret::new(token(r#"{"exp":1000}"#))).expect("a token");
+        assert!(!is_over(&token, from_epoch_seconds(1030)));
+        assert!(is_over(&token, from_epoch_seconds(1031)));
+    }
+
+    #[test]
+    fn a_token_that_is_spent_is_worth_more_to_tell_than_what_is_none() {
+        let given = |name: &str, text: String| Given { variable: name.to_owned(), text: Secret::new(text) };
+        let spent = given("A", token(r#"{"jti":"1"}"#));
+        let (nonsense, more) = (given("B", "nonsense".to_owned()), given("C", "nonsense".to_owned()));
+        let last = next(&[spent, nonsense.clone(), more.clone()], |_| true, SystemTime::UNIX_EPOCH);
+        assert_eq!(last.expect("the spent one").claims().jti.as_deref(), Some("1"));
+        let error = next(&[nonsense, more], |_| true, SystemTime::UNIX_EPOCH).expect_err("no token at all");
+        assert!(matches!(&error, IdentityError::Malformed { origin, .. } if origin == "the variable C"), "{error}");
+    }
 }

@@ -52,6 +52,8 @@ mod tests {
             "http://169.254.169.254/computeMetadata/v1/instance/service-accounts/default/identity\
              ?audience=https%3A%2F%2Fapi%2Eanthropic%2Ecom&format=full"
         );
+        assert!(matches!((&endpoint.answer, endpoint.signature), (Answer::Text, Some(("metadata-flavor", "Google")))));
+        assert!(endpoint.refusal_hint.contains("a service account has to be attached"));
         assert!(matches!(look(&[("GCE_METADATA_HOST", "evil")], false), Detected::Absent));
     }
 }

@@ -166,4 +166,56 @@ mod tests {
         let error = printing("[]").token(clock).expect_err("it is not");
         assert!(error.to_string().contains("`0.svids.0.svid`"), "{error}");
     }
+
+    thread_local! {
+        /// The time of the two tests below: it passes by waiting, and only when this file is there.
+        static NOW: std::cell::Cell<Duration> = const { std::cell::Cell::new(Duration::from_secs(100)) };
+        static BEGUN: std::cell::RefCell<std::path::PathBuf> = const { std::cell::RefCell::new(std::path::PathBuf::new()) };
+    }
+
+    /// Runs a shell script that says that it has begun: how it failed, and after how long by a clock set by hand.
+    fn failed_after(script: &str) -> (String, Duration, String) {
+        let directory = tempfile::tempdir().expect("a directory");
+        let begun = directory.path().join("begun");
+        BEGUN.set(begun.clone());
+        let clock = Clock {
+            monotonic: || NOW.get(),
+            pause: |time| {
+                match BEGUN.with_borrow(|file| file.exists()) {
+                    true => NOW.set(NOW.get() + time),
+                    false => (Clock::system().pause)(time)?,
+                }
+                Ok(())
+            },
+            ..Clock::system()
+        };
+        let start = NOW.get();
+        let script = format!("echo $$ > '{0}.new'; mv '{0}.new' '{0}'; {script}", begun.display());
+        let error = program(&["sh", "-c", &script]).token(clock).expect_err("it fails");
+        let pid = io::read_to_string(std::fs::File::open(begun).expect("it began")).expect("a number");
+        (error.to_string(), NOW.get() - start, pid.trim().to_owned())
+    }
+
+    #[test]
+    fn a_command_has_half_a_minute_and_is_ended_after_that() {
+        let (error, taken, pid) = failed_after("exec sleep 600");
+        assert!(error.contains("still running after 30 s"), "{error}");
+        assert_eq!(taken, Duration::from_millis(30_010), "the first look after half a minute");
+        assert!(!std::path::Path::new("/proc").join(pid).exists(), "it is gone");
+    }
+
+    #[test]
+    fn a_process_that_keeps_the_output_open_is_waited_for_as_long_and_told() {
+        let (error, taken, _) = failed_after("sleep 5 & exit 0");
+        assert!(error.contains("left a process behind"), "{error}");
+        assert!(taken >= Duration::from_secs(30), "{taken:?}");
+    }
+
+    #[test]
+    fn commands_are_told_apart_by_their_words_and_by_what_they_are_asked_with() {
+        let plain = program(&["a", "b"]);
+        assert_eq!(plain.identity(), r#"command ["a", "b"]"#);
+        let asked = Program { told_apart_by: &["T", "U"], ..plain };
+        assert_eq!(asked.identity(), r#"command ["a", "b"] ["abc", ""]"#);
+    }
 }
