@@ -127,6 +127,8 @@ mod readers {
 #[cfg(target_os = "linux")]
 mod tests {
     use super::*;
+    use crate::alarm::Alarm;
+    use crate::clock::Clock;
     use crate::secret::Secret;
 
     #[test]
@@ -138,6 +140,10 @@ mod tests {
         assert!(!file.was_read());
         let read = private_file::read(file.path()).expect("readable").expect("there");
         assert_eq!(read.as_slice(), b"e30.e30.YQ");
+        let long = std::time::Duration::from_secs(60);
+        let (begun, monotonic) = ((Clock::system().monotonic)(), Clock::system().monotonic);
+        Alarm::new().wait(None, long, file.news());
+        assert!(monotonic() - begun < long / 2, "who waits for news hears of it");
         assert!(file.was_read());
         assert!(!file.was_read(), "told once");
         file.replace(token("e30.e30.Yg"), &|_| {}).expect("replaced");

@@ -167,4 +167,26 @@ mod tests {
     fn hex_of(text: &str) -> String {
         Sha256::digest(text).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
     }
+
+    #[test]
+    fn each_kind_of_profile_has_the_name_that_its_clients_are_told() {
+        let holder = tempfile::tempdir().expect("a directory");
+        let moment = from_epoch_seconds(1000);
+        let access_token = Secret::new("t".to_owned());
+        let credential = Credential { access_token, expires_at: moment, obtained_at: moment, generation: 1 };
+        let (fixed, federation) = (holder.path().join("f"), holder.path().join("g"));
+        for (profile, name) in
+            [(ProfileDirectory::fixed(fixed), "wifshare"), (ProfileDirectory::federation(federation), "default")]
+        {
+            profile.create("https://api.example", &|_| {}).expect("created");
+            profile.publish(&credential, &|_| {}).expect("published");
+            for directory in ["configs", "credentials"] {
+                assert!(profile.path.join(directory).join(format!("{name}.json")).is_file(), "{directory} of {name}");
+            }
+            let mut environment = Environment::default();
+            profile.select(&mut environment);
+            assert_eq!(environment.text("ANTHROPIC_PROFILE"), Some(name));
+            assert_eq!(environment.os("ANTHROPIC_CONFIG_DIR"), Some(profile.path.as_os_str()));
+        }
+    }
 }

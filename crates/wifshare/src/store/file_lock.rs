@@ -213,4 +213,91 @@ mod tests {
         }
         locks_are_reliable(Path::new("/proc")).expect("it is local");
     }
+
+    thread_local! {
+        static NOW: std::cell::Cell<Duration> = const { std::cell::Cell::new(Duration::ZERO) };
+    }
+
+    /// A clock by which time passes by waiting alone.
+    const CLOCK: Clock = Clock {
+        wall: || SystemTime::UNIX_EPOCH,
+        monotonic: || NOW.get(),
+        pause: |time| {
+            NOW.set(NOW.get() + time);
+            Ok(())
+        },
+    };
+
+    #[test]
+    fn a_wait_is_told_each_second_and_ends_with_its_patience() {
+        let holder = tempfile::tempdir().unwrap();
+        let path = holder.path().join("lock");
+        let _held = FileLock::try_acquire(&path).unwrap().expect("it is free");
+        let patience = Duration::from_millis(10_500);
+        let told = std::sync::Mutex::new(Vec::new());
+        let watch = |step: &Step<'_>| {
+            if let Step::Waiting { since, .. } = step {
+                told.lock().unwrap().push(since.as_secs());
+            }
+        };
+        let Err(error) = FileLock::acquire_unless(|| Ok(false), &path, patience, CLOCK, &watch) else {
+            panic!("it is held");
+        };
+        assert!(matches!(error, StoreError::Held { waited, .. } if waited >= patience && waited < patience * 2));
+        // A pause may carry a telling over to the next second.
+        let told = told.into_inner().unwrap();
+        assert!((9..=10).contains(&told.len()) && told.is_sorted_by(|one, next| one < next), "{told:?}");
+    }
+
+    #[test]
+    fn who_waited_for_a_file_that_is_gone_locks_the_one_that_is_there() {
+        for is_made_anew in [true, false] {
+            let holder = tempfile::tempdir().unwrap();
+            let path = holder.path().join("lock");
+            let mut held = FileLock::try_acquire(&path).unwrap();
+            let settled = || {
+                if let Some(held) = held.take() {
+                    fs::remove_file(&path).unwrap();
+                    if is_made_anew {
+                        private_file::open_in_place(&path).unwrap();
+                    }
+                    drop(held);
+                }
+                Ok(false)
+            };
+            let lock = FileLock::acquire_unless(settled, &path, Duration::from_secs(5), CLOCK, &|_| {}).unwrap();
+            assert!(lock.is_some() && FileLock::is_held(&path), "made anew: {is_made_anew}");
+        }
+    }
+
+    #[test]
+    fn a_lock_that_cannot_be_looked_at_any_more_is_an_error_and_not_a_lock() {
+        let holder = tempfile::tempdir().unwrap();
+        let directory = holder.path().join("key");
+        fs::create_dir(&directory).unwrap();
+        let path = directory.join("lock");
+        let mut held = FileLock::try_acquire(&path).unwrap();
+        let settled = || {
+            if let Some(held) = held.take() {
+                fs::remove_dir_all(&directory).unwrap();
+                drop(File::create(&directory).unwrap());
+                drop(held);
+            }
+            Ok(false)
+        };
+        let result = FileLock::acquire_unless(settled, &path, Duration::from_secs(5), CLOCK, &|_| {});
+        let Err(StoreError::File(PrivateFileError::Io { action, .. })) = result else { panic!("nothing is there") };
+        assert_eq!(action, "look at");
+    }
+
+    #[test]
+    fn pauses_are_an_eighth_of_the_wait_within_bounds() {
+        for (waited, whole) in [(0, 1), (8, 1), (160, 20), (400, 50), (10_000, 50)] {
+            let whole = Duration::from_millis(whole);
+            for _ in 0..200 {
+                let pause = pause_after(Duration::from_millis(waited));
+                assert!(whole * 3 / 4 <= pause && pause <= whole, "{pause:?} after {waited} ms");
+            }
+        }
+    }
 }
