@@ -77,3 +77,82 @@ pub(super) async fn linger<S: AsyncRead + AsyncWrite + Unpin>(with: &mut S) {
     // It is a courtesy.
     drop(tokio::time::timeout(PATIENCE, listening).await);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The head and the body of an answer of ours.
+    fn parsed(answer: &[u8]) -> (String, serde_json::Value) {
+        let text = std::str::from_utf8(answer).expect("a text");
+        let (head, body) = text.split_once("\r\n\r\n").expect("a head");
+        assert!(head.contains(&format!("content-length: {}", body.len())), "{head}");
+        (head.to_owned(), serde_json::from_str(body).expect("JSON"))
+    }
+
+    #[test]
+    fn a_refusal_has_the_kind_that_the_api_would_give_it() {
+        for (status, kind, more) in [
+            (400, "invalid_request_error", ""),
+            (401, "authentication_error", ""),
+            (403, "permission_error", ""),
+            (404, "not_found_error", ""),
+            (405, "invalid_request_error", "allow: GET, HEAD, "),
+            (413, "request_too_large", ""),
+            (499, "invalid_request_error", ""),
+            (502, "api_error", ""),
+            (503, "api_error", "retry-after: 2"),
+        ] {
+            let (head, body) = parsed(&refusal(&Refusal::new(status, "no"), false));
+            assert!(head.starts_with(&format!("HTTP/1.1 {status} ")) && head.contains(more), "{head}");
+            assert_eq!(head.contains("retry-after") || head.contains("allow:"), !more.is_empty(), "{head}");
+            assert!(!head.contains("connection: close"));
+            assert_eq!(body["error"]["type"], kind, "{status}");
+            assert_eq!(body["error"]["message"], "wifshare gateway: no");
+        }
+        assert!(parsed(&refusal(&Refusal::new(400, "no"), true)).0.contains("connection: close"));
+    }
+
+    #[test]
+    fn the_capability_is_handed_out_for_an_hour_and_kept_by_nobody() {
+        let (head, body) = parsed(&token(&Secret::new("c4p4".to_owned()), false));
+        assert!(head.starts_with("HTTP/1.1 200 OK\r\n") && head.contains("cache-control: no-store"), "{head}");
+        assert_eq!((&body["access_token"], &body["expires_in"]), (&"c4p4".into(), &3600.into()));
+    }
+
+    #[tokio::test]
+    async fn what_is_written_arrives_and_where_nobody_listens_it_is_told() {
+        let (mut ours, mut theirs) = tokio::io::duplex(64);
+        assert!(write(&mut ours, b"good").await);
+        let mut heard = [0; 4];
+        theirs.read_exact(&mut heard).await.expect("four bytes");
+        assert_eq!(&heard, b"good");
+        drop(theirs);
+        assert!(!write(&mut ours, b"bye").await);
+    }
+
+    #[tokio::test]
+    async fn who_says_good_bye_listens_until_the_end_and_not_for_ever() {
+        let (mut ours, mut theirs) = tokio::io::duplex(64 << 10);
+        theirs.write_all(&[b'x'; 10_000]).await.expect("written");
+        theirs.shutdown().await.expect("ended");
+        linger(&mut ours).await;
+        assert_eq!(ours.read(&mut [0; 1]).await.expect("an end"), 0, "all was heard");
+        let end = tokio::time::timeout(Duration::from_secs(30), theirs.read(&mut [0; 1])).await;
+        assert_eq!(end.expect("our end came before").expect("an end"), 0);
+
+        let (mut ours, mut theirs) = tokio::io::duplex(64 << 10);
+        let written = std::sync::atomic::AtomicUsize::new(0);
+        let talking = async {
+            while theirs.write_all(&[b'x'; 4096]).await.is_ok() {
+                written.fetch_add(4096, std::sync::atomic::Ordering::Relaxed);
+            }
+        };
+        tokio::select! {
+            () = linger(&mut ours) => {}
+            () = talking => {}
+        }
+        let most = (8 << 20) + (64 << 10) + 2 * 4096;
+        assert!(written.into_inner() <= most, "eight megabytes are enough");
+    }
+}

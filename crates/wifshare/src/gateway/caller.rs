@@ -121,3 +121,52 @@ mod platform {
         false
     }
 }
+
+#[cfg(test)]
+#[cfg(target_os = "linux")]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn a_connection_is_followed_to_its_process() {
+        for loopback in ["127.0.0.1:0", "[::1]:0"] {
+            // Not every machine has both.
+            let Ok(listener) = TcpListener::bind(loopback) else { continue };
+            let ours = listener.local_addr().expect("an address");
+            let client = TcpStream::connect(ours).expect("connected");
+            let theirs = client.local_addr().expect("an address");
+            assert_eq!(Peer::Tcp(theirs, ours).process(), Some(std::process::id()), "{loopback}");
+            // One end of it is not enough.
+            let (nobody, nowhere) = (SocketAddr::new(theirs.ip(), 1), SocketAddr::new(ours.ip(), 1));
+            assert_eq!(Peer::Tcp(nobody, ours).process(), None);
+            assert_eq!(Peer::Tcp(theirs, nowhere).process(), None);
+        }
+        assert_eq!(Peer::Unix(Some(7)).process(), Some(7));
+        assert_eq!(Peer::Unix(None).process(), None);
+    }
+
+    #[test]
+    fn a_child_and_its_child_are_ours_and_nobody_else_is() {
+        let mut child = Command::new("sh").args(["-c", "sleep 60 & wait"]).spawn().expect("sh");
+        let is_ours = |process| Peer::Unix(Some(process)).is_a_child();
+        assert!(is_ours(child.id()));
+        let children = format!("/proc/{0}/task/{0}/children", child.id());
+        let grandchild = loop {
+            let text = std::io::read_to_string(std::fs::File::open(&children).expect("a file")).expect("a list");
+            if let Some(first) = text.split_whitespace().next() {
+                break first.parse().expect("a number");
+            }
+        };
+        assert!(is_ours(grandchild));
+        for foreign in [1, std::process::id(), u32::MAX] {
+            assert!(!is_ours(foreign), "{foreign}");
+        }
+        assert!(!Peer::Unix(None).is_a_child());
+        let grandchild = rustix::process::Pid::from_raw(grandchild.cast_signed()).expect("a process id");
+        rustix::process::kill_process(grandchild, rustix::process::Signal::TERM).expect("ended");
+        child.wait().expect("an end");
+    }
+}
