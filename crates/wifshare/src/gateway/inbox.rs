@@ -99,3 +99,53 @@ impl Drop for Inbox {
         self.clear();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use super::*;
+
+    /// Reads once from these bytes, and says how many came.
+    fn fill(inbox: &mut Inbox, mut from: &[u8]) -> usize {
+        match inbox.poll_fill(&mut Context::from_waker(Waker::noop()), &mut from) {
+            Poll::Ready(Ok(count)) => count,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn there_is_room_again_for_what_was_taken_off_the_beginning() {
+        let mut inbox = Inbox::default();
+        assert_eq!(fill(&mut inbox, b"begin"), 5);
+        assert!(!inbox.is_full());
+        assert_eq!(fill(&mut inbox, &[b'x'; 2 * SIZE]), SIZE - 5);
+        assert!(inbox.is_full());
+        inbox.consume(4);
+        assert!(!inbox.is_full());
+        assert_eq!(fill(&mut inbox, b"the end of it"), 4);
+        assert!(inbox.is_full());
+        let bytes = [b"n".as_slice(), &[b'x'; SIZE - 5], b"the "].concat();
+        assert_eq!(inbox.bytes(), bytes);
+        inbox.consume(SIZE);
+        assert!(inbox.is_empty() && inbox.bytes().is_empty());
+        assert_eq!(fill(&mut inbox, b"more"), 4);
+        assert_eq!(inbox.bytes(), b"more");
+    }
+
+    #[test]
+    fn a_thread_keeps_as_many_buffers_as_it_may_and_an_empty_inbox_has_none() {
+        let shelf = || SHELF.with_borrow(Vec::len);
+        let mut inboxes: Vec<_> = (0..KEPT + 8).map(|_| Inbox::default()).collect();
+        for inbox in &mut inboxes {
+            fill(inbox, b"x");
+        }
+        assert_eq!(shelf(), 0);
+        inboxes[0].consume(1);
+        assert_eq!((shelf(), inboxes[0].buffer.is_none()), (1, true));
+        assert_eq!(fill(&mut inboxes[0], b""), 0);
+        assert_eq!((shelf(), inboxes[0].buffer.is_none()), (1, true), "the end needs no buffer");
+        drop(inboxes);
+        assert_eq!(shelf(), KEPT);
+    }
+}
