@@ -69,12 +69,18 @@ impl World {
 
     /// With this identity token in a variable, if there is one, and else the CI's endpoint.
     fn with(knobs: Knobs, given: impl FnOnce(&Sandbox) -> Option<String>) -> World {
+        World::with_all(knobs, |sandbox| given(sandbox).into_iter().collect())
+    }
+
+    /// With these identity tokens in variables, one after another.
+    fn with_all(knobs: Knobs, given: impl FnOnce(&Sandbox) -> Vec<String>) -> World {
         // To the second, as credentials are.
         let sandbox = Sandbox::start(knobs).unwrap();
         let holder = tempfile::tempdir().unwrap();
         let mut environment: Environment = sandbox.environment().into_iter().collect();
-        if let Some(token) = given(&sandbox) {
-            environment.set("ANTHROPIC_IDENTITY_TOKEN", token);
+        for (number, token) in (1..).zip(given(&sandbox)) {
+            let name = if number == 1 { String::new() } else { format!("_{number}") };
+            environment.set(format!("ANTHROPIC_IDENTITY_TOKEN{name}"), token);
         }
         let config = configured(&environment, holder.path());
         World { sandbox, config, transport: Transport::new(&environment), _holder: holder }
@@ -379,4 +385,29 @@ fn whoever_asks_a_holder_to_end_is_not_served_instead() {
     pass_until_left(&first, 140);
     assert!(matches!(holder.credential(), Err(ObtainError::Interrupted(_))));
     assert_eq!(*failures.lock().unwrap(), 0);
+}
+
+#[test]
+fn a_job_that_was_given_several_tokens_takes_the_next_and_the_last_of_them_once() {
+    let faults = vec![status(503, None), Fault::None, status(503, None)];
+    let world = World::with_all(knobs(faults), |sandbox| (0..3).map(|_| sandbox.issue_identity_token()).collect());
+    let told = Mutex::new(Vec::new());
+    let watch = |step: &Step<'_>| match step {
+        Step::AlreadySpent => told.lock().unwrap().push("spent"),
+        Step::Failed { .. } => told.lock().unwrap().push("failed"),
+        Step::Retrying { .. } => told.lock().unwrap().push("again"),
+        _ => {}
+    };
+    let obtain = || obtain(&world.config, &world.transport, CLOCK, &watch);
+    let told = || std::mem::take(&mut *told.lock().unwrap());
+    let first = obtain().unwrap();
+    assert_eq!((world.exchanges(), told()), ((2, 1), vec!["failed", "again"]));
+    // The third is the last one: whether it buys anything or not, there is no other to try.
+    pass_until_left(&first, 0);
+    assert_eq!(code(obtain()), "endpoint-busy");
+    assert_eq!((world.exchanges(), told()), ((3, 1), vec!["failed"]));
+    // Now all of them are spent: that is told as such, and not as a failure of something that was sent.
+    pass(seconds(60));
+    assert_eq!(code(obtain()), "identity-spent");
+    assert_eq!((world.exchanges(), told()), ((3, 1), vec!["spent"]));
 }

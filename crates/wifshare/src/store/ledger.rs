@@ -284,4 +284,23 @@ mod tests {
         assert_eq!(ledger.read().expect("a ledger").len(), 2);
         assert!(spend(later, "lasting", 5_000_000_000).is_some());
     }
+
+    #[test]
+    fn an_entry_is_judged_by_its_version_before_anything_else_of_it() {
+        let (_holder, ledger) = ledger();
+        assert!(spend(&ledger, &token("1", 600)).is_none());
+        let line = std::fs::read(ledger.root.join(FILE)).unwrap();
+        let with_version = |version: u64| {
+            let mut entry: serde_json::Value = serde_json::from_slice(&line).unwrap();
+            entry["version"] = version.into();
+            serde_json::to_vec(&entry).unwrap()
+        };
+        let path = Path::new("ledger");
+        let of_now = u64::from(FORMAT);
+        assert_eq!(parse(&with_version(of_now), path).unwrap().len(), 1);
+        let newer = parse(&with_version(of_now + 1), path);
+        assert!(matches!(newer, Err(StoreError::Newer { version, .. }) if version == of_now + 1), "{newer:?}");
+        let torn = format!(r#"{{"version":{of_now}}}"#);
+        assert!(parse(torn.as_bytes(), path).unwrap().is_empty(), "of our own version, and no entry");
+    }
 }

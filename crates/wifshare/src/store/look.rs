@@ -102,9 +102,18 @@ mod tests {
         let expires_at = obtained_at + Duration::from_secs(600);
         let lease = store.lease(clock, &|_| {}).unwrap();
         let mut turn = store.lock(PATIENCE, clock, &|_| {}).unwrap();
+        assert!(!store.has_file());
         turn.keep(Credential { access_token, expires_at, obtained_at, generation: 0 });
+        assert!(store.has_file());
         let refusal = Refusal::new("c", "m".to_owned(), None, clock.now(), Duration::from_secs(30));
         turn.remember(&refusal);
+        // Of a run that was killed there is more than a name, and of one that is not born yet as much.
+        for name in ["1-00000000", ".new-2-00000000"] {
+            let run = store.directory().join("runs").join(name);
+            private_file::private_directory(&run).unwrap();
+            let owner = serde_json::to_vec(&Owner { pid: 1, ..Owner::current() }).unwrap();
+            private_file::replace(&run, "owner", &owner, &|_| {}).unwrap();
+        }
         let looks = look(&root, clock).unwrap();
         let [seen] = looks.as_slice() else { panic!("{looks:?}") };
         assert_eq!(seen.key, location.key);

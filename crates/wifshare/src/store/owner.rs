@@ -85,4 +85,13 @@ mod tests {
         assert_eq!(ours.to_string(), format!("pid {}", std::process::id()));
         assert!(ours.start_time.is_some_and(|ticks| ticks > 1));
     }
+
+    #[test]
+    fn a_living_process_is_found_by_its_number_in_this_boot() {
+        let ours = Owner::current();
+        assert_eq!(Owner::of(ours.pid), Some(ours.clone()));
+        assert_eq!(Owner::of(u32::MAX), None);
+        let boot = std::fs::File::open("/proc/sys/kernel/random/boot_id").and_then(std::io::read_to_string).unwrap();
+        assert_eq!(ours.boot.as_deref(), Some(boot.trim()));
+    }
 }
