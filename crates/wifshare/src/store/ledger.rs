@@ -289,7 +289,7 @@ mod tests {
     fn an_entry_is_judged_by_its_version_before_anything_else_of_it() {
         let (_holder, ledger) = ledger();
         assert!(spend(&ledger, &token("1", 600)).is_none());
-        let line = std::fs::read(ledger.root.join(FILE)).unwrap();
+        let line = private_file::read(&ledger.root.join(FILE)).unwrap().unwrap();
         let with_version = |version: u64| {
             let mut entry: serde_json::Value = serde_json::from_slice(&line).unwrap();
             entry["version"] = version.into();
