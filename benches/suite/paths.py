@@ -495,5 +495,16 @@ def gateway(ground, effort):
         peer = is_better(nginx, haproxy)
         met = is_better(ours, peer) == ours
         table.goal(f"{what}: at least the better peer", f"{ours:g}{unit} beside {peer:g}{unit}", met)
+    memory = said["peak_memory_mib_at_1000"]["gateway"]
+    table.goal("memory under 16 MiB, 1,000 connections", f"{memory:g} MiB", memory < 16)
+    grown = said["by_connections"]
+    shown = "; ".join(f"{number}: {rate}/s, {cost:g} µs" for number, rate, cost in grown)
+    table.notes.append(f"The gateway by the number of connections, with the processor time of a request: {shown}.")
+    few, many = (next(cost for number, _, cost in grown if number == wanted) for wanted in (32, 512))
+    table.goal("a request costs no more among many", f"{many / few:.2f} × from 32 to 512 connections", many <= 1.15 * few)
+    table.curves = {
+        "The gateway's requests": ("connections", "requests per second", {"gateway": [point[:2] for point in grown]}),
+        "What a request costs it": ("connections", "µs of a processor", {"gateway": [(point[0], point[2]) for point in grown]}),
+    }
     table.notes.append("By `benches/gateway/run`, which can also be run alone: the same work and the same API, one worker each, in turns.")
     return table

@@ -140,7 +140,7 @@ enum Stream {
 }
 
 fn welcome(stream: Stream, peer: Peer, most: usize, house: &Arc<House>, visitors: &Arc<Visitors>) {
-    let Some(place) = visitors.admit(most) else { return };
+    let Some(place) = visitors.admit(most, (house.clock.monotonic)()) else { return };
     let house = Arc::clone(house);
     let (number, visitor) = (place.number(), Arc::clone(&place.visitor));
     let task = match stream {

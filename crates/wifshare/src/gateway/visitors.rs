@@ -3,6 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
@@ -45,8 +46,8 @@ pub(super) struct Visitors {
 struct List {
     next: u64,
     present: HashMap<u64, (Arc<Visitor>, Option<AbortHandle>)>,
-    /// In order of arrival; some have become known since, or have left.
-    strangers: VecDeque<u64>,
+    /// In order of arrival, with the moment of it; some have become known since, or have left.
+    strangers: VecDeque<(u64, Duration)>,
 }
 
 /// A place among the visitors, free again when this is dropped.
@@ -61,22 +62,22 @@ impl Visitors {
     /// is not moved by any number of others.
     const STRANGERS: usize = 128;
 
-    /// A place for a newcomer, if there is one.
-    pub(super) fn admit(self: &Arc<Self>, most: usize) -> Option<Place> {
+    /// A thousand clients that connect at one moment are all strangers, until each has had the time to say a word.
+    const TIME_TO_SPEAK: Duration = Duration::from_secs(1);
+
+    /// A place for somebody who comes now, if there is one.
+    pub(super) fn admit(self: &Arc<Self>, most: usize, now: Duration) -> Option<Place> {
         let mut list = self.list();
-        if list.present.len() >= most && !list.show_out_a_stranger() {
+        if list.present.len() >= most && !list.show_out_a_stranger(now) {
             return None;
         }
-        while list.strangers.len() >= Self::STRANGERS {
-            if !list.show_out_a_stranger() {
-                break;
-            }
-        }
+        let spoke_late = now.saturating_sub(Self::TIME_TO_SPEAK);
+        while list.strangers.len() >= Self::STRANGERS && list.show_out_a_stranger(spoke_late) {}
         let number = list.next;
         list.next += 1;
         let visitor = Arc::new(Visitor::default());
         list.present.insert(number, (Arc::clone(&visitor), None));
-        list.strangers.push_back(number);
+        list.strangers.push_back((number, now));
         Some(Place { visitors: Arc::clone(self), number, visitor })
     }
 
@@ -118,9 +119,10 @@ impl Visitors {
 }
 
 impl List {
-    /// Ends the connection of the stranger who is here longest, and says whether there was one.
-    fn show_out_a_stranger(&mut self) -> bool {
-        while let Some(number) = self.strangers.pop_front() {
+    /// Ends the connection of the stranger who is here longest, if it came by this moment. Says whether there was one.
+    fn show_out_a_stranger(&mut self, by: Duration) -> bool {
+        while let Some((number, _)) = self.strangers.front().copied().filter(|(_, came)| *came <= by) {
+            self.strangers.pop_front();
             let stranger = self.present.get(&number).filter(|(visitor, _)| visitor.is_now(Doing::Stranger));
             if let Some((_, Some(handle))) = stranger {
                 handle.abort();
