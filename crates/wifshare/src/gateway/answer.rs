@@ -64,7 +64,8 @@ pub(super) async fn linger<S: AsyncRead + AsyncWrite + Unpin>(with: &mut S) {
     const MOST: usize = 8 << 20;
     let listening = async {
         with.shutdown().await?;
-        let mut scratch = [0; 4096];
+        // On the heap: every connection would keep room for it from its beginning.
+        let mut scratch = vec![0; 4096];
         let mut heard = 0;
         while heard < MOST {
             match with.read(&mut scratch).await? {

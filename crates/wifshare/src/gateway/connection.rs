@@ -80,7 +80,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
             self.is_known |= request.capability.is_ok();
             let mut account = Account { start: (self.house.clock.monotonic)(), status: 0, bytes_in: 0, bytes_out: 0 };
             let may_stay = match request.way {
-                Way::Token => self.token(&mut request, &mut account).await,
+                Way::Token => Box::pin(self.token(&mut request, &mut account)).await,
                 Way::Out => self.forward(&mut request, &mut account).await,
             };
             self.record(request.outgoing.method(), request.outgoing.path(), &account);
@@ -163,7 +163,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
                 Line::Http1(line, _) => Relay::Http1(http1::Relay::new(incoming, line, answering)),
                 Line::Http2(line) => {
                     let scheme = self.house.upstream.scheme();
-                    match http2::begin(incoming, line, answering, scheme).await {
+                    match Box::pin(http2::begin(incoming, line, answering, scheme)).await {
                         Ok(relay) => Relay::Http2(Box::new(relay)),
                         Err(Failed::NoAnswer(true)) if can_send_again && !must_be_new => {
                             must_be_new = true;

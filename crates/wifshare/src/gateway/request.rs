@@ -102,6 +102,7 @@ pub(super) fn read(
         capability.clone()?;
     }
     let body = headers.body(largest_body)?;
+    let outgoing = Outgoing::of(method, target, head.headers, &headers, destination, room_for(&body));
     Ok(Some(Request {
         way,
         head_length,
@@ -112,8 +113,17 @@ pub(super) fn read(
         is_idempotent,
         expects_word: headers.expects_word,
         capability,
-        outgoing: Outgoing::of(method, target, head.headers, &headers, destination),
+        outgoing,
     }))
+}
+
+/// As much of a body as is there before it has come, so that what is small is written down once.
+fn room_for(body: &Framing) -> usize {
+    const MOST: u64 = 8 * 1024;
+    match body {
+        Framing::Length(length) => (*length).min(MOST) as usize,
+        _ => 0,
+    }
 }
 
 impl Request {
@@ -280,11 +290,12 @@ impl Outgoing {
         headers: &[Header<'_>],
         read: &Headers<'_>,
         destination: &Destination,
+        room_for_body: usize,
     ) -> Outgoing {
         /// For what is added: authorization, beta, via.
         const ROOM: usize = 512;
         let length: usize = headers.iter().map(|header| header.name.len() + header.value.len() + 4).sum();
-        let mut bytes = Vec::with_capacity(ROOM + target.len() + destination.base_path.len() + length);
+        let mut bytes = Vec::with_capacity(ROOM + target.len() + destination.base_path.len() + length + room_for_body);
         let mut put = |parts: &[&[u8]]| parts.iter().for_each(|part| bytes.extend_from_slice(part));
         put(&[method.as_bytes(), b" ", destination.base_path.as_bytes(), target.as_bytes(), b" HTTP/1.1\r\nhost: "]);
         put(&[destination.authority.as_bytes(), b"\r\n"]);

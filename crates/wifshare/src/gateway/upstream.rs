@@ -31,6 +31,8 @@ pub(super) struct Upstream {
     has_opened: tokio::sync::Notify,
     /// Held while somebody finds out whether the other side speaks HTTP/2: one connection may do for all.
     finding_out: tokio::sync::Mutex<()>,
+    /// Permits to connect: of a thousand requests at one moment most find a connection that has come back meanwhile.
+    connecting: tokio::sync::Semaphore,
     speaks_http1: AtomicBool,
 }
 
@@ -78,6 +80,7 @@ impl Upstream {
             http2: Mutex::default(),
             has_opened: tokio::sync::Notify::new(),
             finding_out: tokio::sync::Mutex::new(()),
+            connecting: tokio::sync::Semaphore::new(Self::AT_ONCE),
             speaks_http1: AtomicBool::new(base_url.scheme() == Some(&http::uri::Scheme::HTTP)),
         }
     }
@@ -92,6 +95,19 @@ impl Upstream {
         if let Some(line) = self.open_already() {
             return Ok(line);
         }
+        // Nobody closes the semaphore.
+        let _permit = self.connecting.acquire().await;
+        match self.open_already() {
+            Some(line) => Ok(line),
+            // On the heap: what it takes to connect would be kept room for by every request that need not.
+            None => Box::pin(self.another_line()).await,
+        }
+    }
+
+    /// As many connect at one moment.
+    const AT_ONCE: usize = 128;
+
+    async fn another_line(&self) -> Result<Line, String> {
         if self.speaks_http1.load(Ordering::Relaxed) {
             return self.connect().await;
         }
@@ -104,13 +120,13 @@ impl Upstream {
 
     /// One on which nothing was sent before, for a request whose line turned out to be dead.
     pub(super) async fn new_line(&self) -> Result<Line, String> {
-        self.connect().await
+        Box::pin(self.connect()).await
     }
 
     /// Takes a connection back after its request, for another one.
     pub(super) fn give_back(&self, stream: Stream) {
         /// As many wait for work; a busier moment opens new ones.
-        const MOST: usize = 256;
+        const MOST: usize = 1024;
         let since = (self.clock.monotonic)();
         let mut idle = lock(&self.idle);
         if idle.len() < MOST {
