@@ -22,14 +22,13 @@ impl Run {
     /// directory. No failure ends it: an error is told, and another try
     /// follows after a while. `jitter`, between 0 and 1, sets this process apart from others like it.
     pub fn keep_fresh(&self, jitter: f64) {
-        /// The kernel takes some milliseconds to end a watch, and no short command shall wait for that at its end.
-        const WATCHED_FROM: Duration = Duration::from_millis(500);
+        let watched_from = self.watched_from();
         let mut schedule = Schedule::new(self, jitter);
         let begun = (self.clock.monotonic)();
         loop {
             let age = (self.clock.monotonic)().saturating_sub(begun);
             // Watched first and looked at then, so that nothing falls between the two.
-            let is_watched = age >= WATCHED_FROM && self.watch_what_is_ours();
+            let is_watched = age >= watched_from && self.watch_what_is_ours();
             if self.is_over() {
                 return;
             }
@@ -50,7 +49,7 @@ impl Run {
                 }
             }
             let (moment, longest) = schedule.next(self, is_watched);
-            let longest = if age < WATCHED_FROM { longest.min(WATCHED_FROM) } else { longest };
+            let longest = if age < watched_from { longest.min(Self::SOON) } else { longest };
             self.alarm.wait(moment, longest, self.handed_out.as_ref().and_then(HandedOutToken::news));
         }
     }
@@ -311,6 +310,17 @@ impl Run {
                 }
             }
         }
+    }
+
+    /// How soon what happens to our files is noticed without a watch.
+    const SOON: Duration = Duration::from_millis(500);
+
+    /// The kernel takes ten milliseconds to end a watch, and no short command shall wait for that at its end: until then
+    /// we look. What a child puts in place is to be seen at once, and whoever lives for long shall not wake up for nothing.
+    fn watched_from(&self) -> Duration {
+        const LATER: Duration = Duration::from_secs(60);
+        let adopts = self.provision == Provision::Credential(Delivery::Federation);
+        if adopts || self.ends_with_its_directory { Self::SOON } else { LATER }
     }
 
     /// Watches what others may do to our files. Tells whether all of it can be noticed.
