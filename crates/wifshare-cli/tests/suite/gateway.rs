@@ -105,7 +105,7 @@ const LOAD: &str = r#"
         end=$(( $(date +%s) + $1 ))
         worker() {
             round=0
-            while [ $round -lt 2 ] || [ $(date +%s) -lt $end ]; do round=$((round + 1)); curl --config ask.curl "$ANTHROPIC_BASE_URL/v1/messages?[1-150]" || return 1; done
+            while [ $round -lt 4 ] || [ $(date +%s) -lt $end ]; do round=$((round + 1)); curl --config ask.curl "$ANTHROPIC_BASE_URL/v1/messages?[1-150]" || return 1; done
         }
         for worker in 1 2 3 4; do worker & pids="$pids $!"; done
         failed=0; for pid in $pids; do wait $pid || failed=1; done; return $failed
@@ -118,7 +118,7 @@ fn renewals_under_load_fail_nothing() {
     let ended = job.exec(&["--delivery", "gateway"], &format!("{LOAD} load 8"));
     assert_eq!((ended.code, ended.stdout.as_str()), (0, ""), "{}", ended.stderr);
     let counters = job.counters();
-    assert!(counters.messages_accepted >= 4 * 2 * 150, "{counters:#?}");
+    assert!(counters.messages_accepted >= 4 * 4 * 150, "{counters:#?}");
     assert!(counters.exchanges_accepted >= 4, "{counters:#?}");
     assert_eq!(counters.messages_refused, 0, "{counters:#?}");
     job.assert_nothing_sent_twice();
