@@ -362,6 +362,7 @@ mod tests {
             "the token endpoint refused the identity token (HTTP 401 Unauthorized: authentication_error: \
              Authentication failed [redacted], request id req_1)"
         );
+        assert_eq!(error.request_id(), Some("req_1"));
         let rfc = r#"{"error":"invalid_grant","error_description":"no"}"#;
         let error = parse(&answer(400, rfc), SystemTime::UNIX_EPOCH).expect_err("refused");
         assert!(error.to_string().contains("HTTP 400 Bad Request: invalid_grant: no, request id"), "{error}");

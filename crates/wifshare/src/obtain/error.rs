@@ -293,3 +293,42 @@ fn how_to_go_on(supply: Supply) -> String {
             .to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use http::StatusCode;
+
+    use super::*;
+
+    fn answered(source: TokenError) -> ObtainError {
+        let diagnosis = Box::new(Diagnosis { likely: vec!["the rule".to_owned()], ruled_out: Vec::new() });
+        ObtainError::Token { endpoint: "e".to_owned(), supply: Supply::Remintable, diagnosis, source }
+    }
+
+    #[test]
+    fn a_refusal_has_a_diagnosis_and_every_answer_the_id_of_its_request() {
+        let (status, message, request_id) = (StatusCode::UNAUTHORIZED, String::new(), ", request id req_1".to_owned());
+        let refused =
+            answered(TokenError::Refused { status, message: message.clone(), request_id: request_id.clone() });
+        assert_eq!(refused.diagnosis().map(|diagnosis| diagnosis.likely.len()), Some(1));
+        assert_eq!(refused.request_id(), Some("req_1"));
+        let busy = answered(TokenError::Busy { status, message, request_id, retry_after: None });
+        assert_eq!((busy.diagnosis(), busy.request_id()), (None, Some("req_1")));
+        let interrupted = ObtainError::Interrupted(Interrupted);
+        assert_eq!((interrupted.diagnosis(), interrupted.request_id()), (None, None));
+    }
+
+    #[test]
+    fn what_is_remembered_for_seconds_may_be_asked_for_again_in_a_moment() {
+        let of_the_source = |source| ObtainError::Identity { origin: "a test".to_owned(), source };
+        let refused = |status| {
+            let (platform, message, hint) = ("Test CI", String::new(), "");
+            of_the_source(IdentityError::Refused { platform, status, message, hint })
+        };
+        assert!(refused(StatusCode::SERVICE_UNAVAILABLE).is_passing());
+        assert!(!refused(StatusCode::FORBIDDEN).is_passing());
+        let (origin, reason) = ("a test".to_owned(), crate::identity_token::Malformed::Empty);
+        assert!(!of_the_source(IdentityError::Malformed { origin, reason }).is_passing());
+        assert!(!ObtainError::Interrupted(Interrupted).is_passing());
+    }
+}

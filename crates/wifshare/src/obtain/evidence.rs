@@ -187,4 +187,27 @@ mod tests {
         }
         assert!(!evidence(GOOD).judge(&config(&[]), None, now).ruled_out[0].contains("clock"));
     }
+
+    #[test]
+    fn a_clock_that_differs_is_told_from_half_a_minute_on() {
+        let now = from_epoch_seconds(NOW);
+        let told = |there: u64| {
+            let diagnosis = evidence(GOOD).judge(&config(&[]), Some(from_epoch_seconds(there)), now);
+            let told = diagnosis.ruled_out[0].strip_prefix("the clock: the identity token is valid by the endpoint's");
+            told.expect("it is valid").to_owned()
+        };
+        for (there, suffix) in [
+            (NOW, ""),
+            (NOW + 30, ""),
+            (NOW + 31, "; it is 31 s ahead of this host's"),
+            (NOW - 30, ""),
+            (NOW - 31, "; it is 31 s behind this host's"),
+        ] {
+            assert_eq!(told(there), suffix, "{there}");
+        }
+        // A token that does not say when it began proves nothing about the clock.
+        let half = evidence(r#"{"sub":"s","aud":"https://api.anthropic.com","jti":"1","exp":1000290}"#);
+        let diagnosis = half.judge(&config(&[]), Some(now), now);
+        assert!(diagnosis.ruled_out.iter().all(|text| !text.starts_with("the clock")), "{diagnosis:?}");
+    }
 }

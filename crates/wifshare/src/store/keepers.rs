@@ -118,3 +118,41 @@ fn keepers_of(key: &Path) -> Vec<Keeper> {
     let runs = subdirectories(&key.join(super::lease::RUNS));
     runs.iter().filter(|run| !is_unborn(run)).filter_map(|run| Keeper::of_run(run)).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{Afterwards, Location};
+
+    #[test]
+    fn a_keeper_is_found_while_it_lives_and_told_by_whose_credential_it_keeps() {
+        let holder = tempfile::tempdir().unwrap();
+        let (root, source) = (holder.path().join("state"), "a test".to_owned());
+        let key = "0123456789abcdef0123456789abcdef".to_owned();
+        let store = Store::at(&Location { root: root.clone(), key, source, remintable: true });
+        let lease = store.lease(Clock::system(), &|_| {}).unwrap();
+        assert!(store.keepers().is_empty(), "a run that keeps nothing for others");
+        let keeper = Keeper {
+            directory: lease.directory().to_owned(),
+            owner: Owner::current(),
+            provides: "profile".to_owned(),
+            identity: BTreeMap::from([("RULE".to_owned(), "fdrl_1".to_owned())]),
+            gives: Environment::from_iter([("A", "b")]),
+            takes: vec!["C".to_owned()],
+        };
+        keeper.announce(&|_| {}).unwrap();
+        let found = Keeper::of_run(lease.directory()).expect("it lives");
+        assert_eq!((found.owner, found.provides, found.takes), (keeper.owner, keeper.provides, keeper.takes));
+        assert_eq!((found.identity, found.gives.text("A")), (keeper.identity, Some("b")));
+        for keepers in [store.keepers(), keepers(&root)] {
+            let [one] = keepers.as_slice() else { panic!("{keepers:?}") };
+            assert_eq!((one.directory.as_path(), one.key_directory()), (lease.directory(), Some(store.directory())));
+            let agrees = |name, value| one.agrees_with([(name, value)].into_iter());
+            assert!(agrees("RULE", "fdrl_1") && one.agrees_with(std::iter::empty()));
+            assert!(!agrees("RULE", "fdrl_2") && !agrees("ORGANIZATION", "fdrl_1"));
+        }
+        let directory = lease.directory().to_owned();
+        lease.end(|| Afterwards::Remove).unwrap();
+        assert!(Keeper::of_run(&directory).is_none() && keepers(&root).is_empty());
+    }
+}

@@ -285,3 +285,126 @@ pub(super) fn is_key(path: &Path) -> bool {
 fn failed(action: &'static str, path: &Path, source: std::io::Error) -> StoreError {
     PrivateFileError::Io { action, path: path.to_owned(), source }.into()
 }
+
+#[cfg(test)]
+#[cfg(target_os = "linux")]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+    use crate::store::Location;
+
+    const KEY: &str = "0123456789abcdef0123456789abcdef";
+
+    fn root(holder: &tempfile::TempDir) -> PathBuf {
+        holder.path().join("state")
+    }
+
+    fn store(root: &Path) -> Store {
+        let (root, source) = (root.to_owned(), "a test".to_owned());
+        Store::at(&Location { root, key: KEY.to_owned(), source, remintable: true })
+    }
+
+    /// A run's directory with what a process left that has ended.
+    fn dead_run(runs: &Path, name: &str) -> PathBuf {
+        let run = runs.join(name);
+        private_file::private_directory(&run).unwrap();
+        let owner = Owner { pid: u32::MAX, start_time: Some(1), ..Owner::current() };
+        private_file::replace(&run, OWNER, &serde_json::to_vec(&owner).unwrap(), &|_| {}).unwrap();
+        run
+    }
+
+    /// Sweeps, and says how often that was told.
+    fn swept(root: &Path) -> usize {
+        let told = AtomicUsize::new(0);
+        let watch = |step: &Step<'_>| {
+            if let Step::Swept = step {
+                told.fetch_add(1, Ordering::SeqCst);
+            }
+        };
+        sweep(root, Clock::system(), &watch);
+        told.into_inner()
+    }
+
+    #[test]
+    fn a_sweep_takes_what_the_dead_left_under_the_names_of_keys_and_nothing_else() {
+        let holder = tempfile::tempdir().unwrap();
+        let store = store(&root(&holder));
+        let living = store.lease(Clock::system(), &|_| {}).unwrap();
+        let runs = store.directory.join(RUNS);
+        let dead = dead_run(&runs, "1-dead");
+        let unborn = dead_run(&runs, ".new-2-dead");
+        let unborn_and_nameless = runs.join(".new-3-dead");
+        private_file::private_directory(&unborn_and_nameless).unwrap();
+        let foreign = ["short".to_owned(), "z".repeat(32), "0".repeat(33)];
+        let foreign = foreign.map(|name| dead_run(&root(&holder).join(name).join(RUNS), "1-dead"));
+        let unfinished = store.directory.join(".new-unfinished");
+        File::create(&unfinished).unwrap();
+
+        assert_eq!(swept(&root(&holder)), 1);
+        assert!(!dead.exists() && !unfinished.exists());
+        assert!(unborn.exists() && unborn_and_nameless.exists());
+        assert!(foreign.iter().all(|run| run.exists()));
+        assert!(living.is_in_place() && is_alive(living.directory()));
+        assert_eq!(swept(&root(&holder)), 0, "nothing is left to tell of");
+        drop(living);
+
+        // Of one that a power cut took nobody can say whose it is.
+        let damaged = runs.join("4-damaged");
+        private_file::private_directory(&damaged).unwrap();
+        assert_eq!(swept(&root(&holder)), 1);
+        assert!(!damaged.exists() && unborn_and_nameless.exists());
+    }
+
+    #[test]
+    fn a_lease_is_in_place_until_somebody_removes_it_and_after_it_was_restored() {
+        let holder = tempfile::tempdir().unwrap();
+        let mut lease = store(&root(&holder)).lease(Clock::system(), &|_| {}).unwrap();
+        let lay_out = || Ok::<_, StoreError>(());
+        assert!(!lease.restore(lay_out, &|_| {}).unwrap(), "it is there");
+        let directory = lease.directory().to_owned();
+        lease.remove_directory().unwrap();
+        assert!(!directory.exists() && !lease.is_in_place() && !is_alive(&directory));
+        assert!(lease.restore(lay_out, &|_| {}).unwrap());
+        assert!(lease.is_in_place() && is_alive(&directory));
+        lease.end(|| Afterwards::Remove).unwrap();
+        assert!(!is_alive(&directory));
+    }
+
+    #[test]
+    fn a_lease_that_somebody_is_alone_with_is_waited_for_twenty_seconds() {
+        thread_local! {
+            static NOW: std::cell::Cell<Duration> = const { std::cell::Cell::new(Duration::ZERO) };
+        }
+        let holder = tempfile::tempdir().unwrap();
+        let store = store(&root(&holder));
+        store.create().unwrap();
+        let _alone = FileLock::try_acquire(&store.directory.join(LEASE)).unwrap().expect("it is free");
+        let pause = |time| {
+            NOW.set(NOW.get() + time);
+            Ok(())
+        };
+        let clock = Clock { monotonic: || NOW.get(), pause, ..Clock::system() };
+        let Err(StoreError::Held { waited, .. }) = store.lease(clock, &|_| {}) else { panic!("it is held") };
+        assert_eq!(waited, Duration::from_millis(20_005));
+    }
+
+    #[test]
+    fn what_nobody_lives_for_is_cleared_under_the_keys_that_are_meant() {
+        let holder = tempfile::tempdir().unwrap();
+        let (root, clock) = (root(&holder), Clock::system());
+        let store = store(&root);
+        let clear = |keys: Option<&[PathBuf]>| clear(&root, keys, clock, &|_| {}).unwrap();
+        let lease = store.lease(clock, &|_| {}).unwrap();
+        let now = crate::clock::from_epoch_seconds(crate::clock::epoch_seconds(clock.now()));
+        let access_token = crate::secret::Secret::new("t".to_owned());
+        let expires_at = now + Duration::from_secs(600);
+        let bought = crate::credential::Credential { access_token, expires_at, obtained_at: now, generation: 0 };
+        store.lock(Duration::from_secs(1), clock, &|_| {}).unwrap().keep(bought);
+        assert!(!clear(None), "somebody lives");
+        assert!(store.has_file());
+        assert_eq!(lease.end(|| Afterwards::Keep).unwrap(), Some(Afterwards::Keep));
+        assert!(clear(Some(&[])) && store.has_file(), "no key is meant");
+        assert!(clear(Some(&[store.directory.clone()])) && !store.has_file());
+    }
+}

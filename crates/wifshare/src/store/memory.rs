@@ -17,3 +17,30 @@ impl Memory {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(credential.clone());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::clock::{Clock, epoch_seconds, from_epoch_seconds};
+    use crate::secret::Secret;
+    use crate::store::{Location, Store};
+
+    #[test]
+    fn what_is_kept_in_memory_is_read_by_every_copy_and_lies_in_no_file() {
+        let holder = tempfile::tempdir().unwrap();
+        let (root, source) = (holder.path().join("state"), "a test".to_owned());
+        let store = Store::at(&Location { root, key: "0".repeat(32), source, remintable: true });
+        let memory = Memory::default();
+        let store = || store.clone().in_memory(&memory);
+        let now = from_epoch_seconds(epoch_seconds(Clock::system().now()));
+        let (access_token, expires_at) = (Secret::new("t".to_owned()), now + Duration::from_secs(600));
+        let bought = Credential { access_token, expires_at, obtained_at: now, generation: 0 };
+        assert_eq!(store().read().unwrap(), None);
+        let keeping = store();
+        let kept = keeping.lock(Duration::from_secs(1), Clock::system(), &|_| {}).unwrap().keep(bought);
+        assert_eq!(store().read().unwrap(), Some(kept));
+        assert!(!store().has_file());
+    }
+}
