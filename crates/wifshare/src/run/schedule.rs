@@ -181,3 +181,194 @@ impl Schedule {
         true
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::sync::Arc;
+
+    use wifshare_sandbox::{Knobs, Sandbox, SigningAlgorithm};
+
+    use super::*;
+    use crate::config::{Inputs, resolve};
+    use crate::environment::Environment;
+    use crate::transport::Transport;
+
+    thread_local! {
+        /// How far both clocks are ahead of where they began, and how much further the wall clock is.
+        static AHEAD: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+        static STEPPED: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+        static BEGAN: SystemTime = Clock::system().now();
+    }
+
+    const CLOCK: Clock = Clock {
+        wall: || BEGAN.with(|began| *began) + AHEAD.get() + STEPPED.get(),
+        monotonic: || AHEAD.get(),
+        pause: |time| {
+            pass(time);
+            Ok(())
+        },
+    };
+
+    fn pass(time: Duration) {
+        AHEAD.set(AHEAD.get() + time);
+    }
+
+    fn ms(milliseconds: u64) -> Duration {
+        Duration::from_millis(milliseconds)
+    }
+
+    /// A schedule for which nothing is due yet.
+    fn schedule(jitter: f64) -> Schedule {
+        Schedule {
+            jitter,
+            due_wall: CLOCK.now(),
+            due_monotonic: Duration::MAX,
+            failures: 0,
+            token_was_read: false,
+            asked: None,
+            pace: Schedule::QUICKEST,
+            adopt_from: Duration::ZERO,
+            restore_from: None,
+            replace_from: Duration::ZERO,
+            replace_pause: Schedule::SHORTEST_REPLACEMENT,
+            told: None,
+            end_was_told: false,
+        }
+    }
+
+    #[test]
+    fn one_refused_after_another_is_left_alone_for_twice_as_long_each_time() {
+        let mut schedule = schedule(0.0);
+        assert!(schedule.may_replace(CLOCK));
+        for pause in [6, 12, 24, 48, 96, 192, 300, 300] {
+            pass(ms(pause * 1000 - 1));
+            assert!(!schedule.may_replace(CLOCK), "{pause} s are not over");
+            pass(ms(1));
+            assert!(schedule.may_replace(CLOCK), "{pause} s are over");
+        }
+        // Ten minutes of quiet after that are not enough to the moment; a moment more is.
+        pass(ms(300_000 + 600_000));
+        assert!(schedule.may_replace(CLOCK));
+        assert_eq!(schedule.replace_pause, ms(300_000));
+        pass(ms(300_000 + 600_001));
+        assert!(schedule.may_replace(CLOCK));
+        assert_eq!(schedule.replace_pause, Schedule::SHORTEST_REPLACEMENT);
+    }
+
+    #[test]
+    fn a_reader_without_end_is_served_ever_more_slowly_until_it_was_quiet() {
+        let mut schedule = schedule(0.0);
+        assert!(schedule.may_ask_again(CLOCK));
+        pass(ms(199));
+        assert!(!schedule.may_ask_again(CLOCK));
+        pass(ms(1));
+        assert!(schedule.may_ask_again(CLOCK));
+        assert_eq!(schedule.pace, ms(240));
+        for _ in 0..40 {
+            pass(schedule.pace);
+            assert!(schedule.may_ask_again(CLOCK));
+        }
+        assert_eq!(schedule.pace, ms(5000));
+        pass(ms(10_000));
+        assert!(schedule.may_ask_again(CLOCK));
+        assert_eq!(schedule.pace, ms(5000));
+        pass(ms(10_001));
+        assert!(schedule.may_ask_again(CLOCK));
+        assert_eq!(schedule.pace, Schedule::QUICKEST);
+    }
+
+    #[test]
+    fn what_was_removed_is_restored_half_a_second_later_and_what_children_did_is_adopted_five_seconds_later() {
+        let mut schedule = schedule(0.0);
+        for _ in 0..2 {
+            assert!(!schedule.may_restore(CLOCK));
+            pass(ms(499));
+            assert!(!schedule.may_restore(CLOCK));
+            pass(ms(1));
+            assert!(schedule.may_restore(CLOCK));
+            assert!(!schedule.may_restore(CLOCK), "the next try comes half a second later too");
+            schedule.is_in_place();
+        }
+        assert!(schedule.may_adopt(CLOCK));
+        assert_eq!(schedule.adopt_later(CLOCK), ms(5000));
+        pass(ms(4999));
+        assert!(!schedule.may_adopt(CLOCK));
+        pass(ms(1));
+        assert!(schedule.may_adopt(CLOCK));
+    }
+
+    /// A run that holds a credential for so many seconds.
+    fn run(lifetime: u64) -> (Run, Sandbox, tempfile::TempDir) {
+        let knobs = Knobs {
+            algorithm: SigningAlgorithm::Es256,
+            access_token_lifetime_s: lifetime,
+            access_token_lifetime_floor_s: 1,
+            ..Knobs::default()
+        };
+        let sandbox = Sandbox::start(knobs).expect("a practice ground");
+        let holder = tempfile::tempdir().expect("a directory");
+        let environment: Environment = sandbox.environment().into_iter().collect();
+        let inputs = Inputs { state_dir: Some(holder.path().join("state")), ..Inputs::default() };
+        let config = resolve(&inputs, &environment).expect("a configuration");
+        let provision = Provision::Credential(Delivery::Environment);
+        let run = Run::begin(config, provision, Transport::new(&environment), CLOCK, Arc::new(|_| {}));
+        (run.expect("a run"), sandbox, holder)
+    }
+
+    #[test]
+    fn a_renewal_that_fails_is_tried_again_soon_and_then_less_often() {
+        let (run, ..) = run(600);
+        let mut pauses = schedule(0.0);
+        let seconds: Vec<_> = (0..8).map(|_| pauses.failed(&run).as_secs()).collect();
+        assert_eq!(seconds, [1, 2, 4, 8, 16, 32, 60, 60]);
+        assert_eq!(schedule(1.0).failed(&run), ms(1250), "jitter makes it a quarter longer");
+        pauses.succeeded(&run);
+        assert_eq!(pauses.failed(&run), ms(1000), "after a success it begins anew");
+        let (short_lived, ..) = self::run(100);
+        let mut pauses = schedule(0.0);
+        let seconds: Vec<_> = (0..5).map(|_| pauses.failed(&short_lived).as_secs()).collect();
+        assert_eq!(seconds, [1, 2, 4, 8, 10], "a tenth of a life at most");
+    }
+
+    #[test]
+    fn it_is_due_by_whichever_clock_comes_first() {
+        let (run, ..) = run(600);
+        let mut schedule = Schedule::new(&run, 0.0);
+        assert!(!schedule.is_due(&run) && !schedule.is_first_due(&run));
+        let pause = schedule.failed(&run);
+        assert!(!schedule.is_due(&run));
+        pass(pause - ms(1));
+        assert!(!schedule.is_due(&run));
+        STEPPED.set(ms(1));
+        assert!(schedule.is_due(&run), "by the wall clock");
+        STEPPED.set(Duration::ZERO);
+        pass(ms(1));
+        assert!(schedule.is_due(&run), "by both");
+        assert!(!schedule.is_first_due(&run), "something is held");
+    }
+
+    #[test]
+    fn the_next_look_comes_with_the_next_thing_that_is_due() {
+        let (run, ..) = run(600);
+        let mut schedule = Schedule::new(&run, 0.0);
+        let (due, planned) = (schedule.due_wall, schedule.due_monotonic - AHEAD.get());
+        assert!(due > CLOCK.now());
+        assert_eq!(schedule.next(&run, true), (Some(due), planned));
+        assert_eq!(schedule.next(&run, false), (Some(due), ms(5000)), "what is not watched is looked at now and then");
+        schedule.adopt_later(CLOCK);
+        pass(ms(1000));
+        assert_eq!(schedule.next(&run, true).1, ms(4000));
+        assert!(!schedule.may_restore(CLOCK));
+        assert_eq!(schedule.next(&run, true).1, ms(500));
+        pass(ms(499));
+        assert_eq!(schedule.next(&run, true).1, ms(10), "no look comes sooner than that");
+        pass(ms(1));
+        schedule.is_in_place();
+        assert_eq!(schedule.next(&run, true).1, ms(3500));
+        pass(ms(3500));
+        assert_eq!(schedule.next(&run, true), (Some(due), planned - ms(5000)));
+        pass(planned - ms(5000));
+        assert_eq!(schedule.next(&run, true), (None, ms(10)), "it is due");
+    }
+}
