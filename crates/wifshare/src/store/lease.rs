@@ -405,6 +405,6 @@ mod tests {
         assert!(store.has_file());
         assert_eq!(lease.end(|| Afterwards::Keep).unwrap(), Some(Afterwards::Keep));
         assert!(clear(Some(&[])) && store.has_file(), "no key is meant");
-        assert!(clear(Some(&[store.directory.clone()])) && !store.has_file());
+        assert!(clear(Some(std::slice::from_ref(&store.directory))) && !store.has_file());
     }
 }
