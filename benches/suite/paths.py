@@ -342,7 +342,7 @@ def claude(ground, effort):
     recorded = [float(line) for line in (work / "calibration").read_text().split()]
     shims = 5 * statistics.median(all - true for all, true in zip(whole, recorded))
     totals, sums, overheads = [], [], []
-    for index in range(max(1, effort(3))):
+    for index in range(max(1, effort(7))):
         times = work / f"times-{index}"
         environment = ground.environment(**QUIET, REAL_CLAUDE=os.path.realpath(program), TIMES=str(times))
         environment["PATH"] = os.environ["PATH"]
@@ -497,14 +497,18 @@ def gateway(ground, effort):
         table.goal(f"{what}: at least the better peer", f"{ours:g}{unit} beside {peer:g}{unit}", met)
     memory = said["peak_memory_mib_at_1000"]["gateway"]
     table.goal("memory under 16 MiB, 1,000 connections", f"{memory:g} MiB", memory < 16)
-    grown = said["by_connections"]
-    shown = "; ".join(f"{number}: {rate}/s, {cost:g} µs" for number, rate, cost in grown)
-    table.notes.append(f"The gateway by the number of connections, with the processor time of a request: {shown}.")
-    few, many = (next(cost for number, _, cost in grown if number == wanted) for wanted in (32, 512))
-    table.goal("a request costs no more among many", f"{many / few:.2f} × from 32 to 512 connections", many <= 1.15 * few)
+    points, growth = said["by_connections"], {}
+    for name in ("gateway", "nginx"):
+        shown = "; ".join(f"{number}: {rate}/s, {cost:g} µs" for number, rate, cost in points[name])
+        table.notes.append(f"By the number of connections, with the processor time of a request, {name}: {shown}.")
+        few, many = (next(cost for number, _, cost in points[name] if number == wanted) for wanted in (32, 512))
+        growth[name] = many / few
+    told = f"{growth['gateway']:.2f} × from 32 to 512 connections; nginx {growth['nginx']:.2f} ×"
+    table.goal("a request costs no more among many, or no more than the peer's", told, growth["gateway"] <= max(1.15, growth["nginx"]))
+    rates, costs = ({name: [(point[0], point[index]) for point in points[name]] for name in ("nginx", "gateway")} for index in (1, 2))
     table.curves = {
-        "The gateway's requests": ("connections", "requests per second", {"gateway": [point[:2] for point in grown]}),
-        "What a request costs it": ("connections", "µs of a processor", {"gateway": [(point[0], point[2]) for point in grown]}),
+        "The gateway's requests": ("connections", "requests per second", rates),
+        "What a request costs it": ("connections", "µs of a processor", costs),
     }
     table.notes.append("By `benches/gateway/run`, which can also be run alone: the same work and the same API, one worker each, in turns.")
     return table

@@ -48,7 +48,7 @@ pub(crate) fn run(
     };
     let program = program_name(&argv.first().map_or(OsStr::new(""), OsString::as_os_str).to_string_lossy());
     note(What::ChildStarted { process: child.id(), program });
-    let witness = Witness::of(child.id(), environment, journal);
+    let witness = Witness::of(child.id(), streams == Streams::Ours, environment, journal);
     // From here on the terminal is the command's.
     progress::stand_aside(true);
     let ended = child.wait();

@@ -17,13 +17,14 @@ pub(crate) struct Witness {
 }
 
 impl Witness {
-    /// Begins to look at what this process starts. Without a journal there is nothing to look for.
-    pub(crate) fn of(process: u32, environment: &Environment, journal: Option<&Journal>) -> Witness {
+    /// Begins to look at what this process starts. Without a journal there is nothing to look for. Of several commands, one
+    /// after another, all but the last leave their watch on the credential to the next.
+    pub(crate) fn of(process: u32, is_last: bool, environment: &Environment, journal: Option<&Journal>) -> Witness {
         let watching = journal.and_then(|journal| {
             let profile = environment.os("ANTHROPIC_CONFIG_DIR").map(Path::new);
             // Under `federation` the run itself reads the file, to see whether a child has replaced it.
             let credential = profile.map(|profile| profile.join("credentials/wifshare.json"));
-            platform::watch(process, credential.filter(|path| path.exists()), journal.clone())
+            platform::watch(process, is_last, credential.filter(|path| path.exists()), journal.clone())
         });
         Witness { _platform: watching }
     }
@@ -33,8 +34,8 @@ impl Witness {
 mod platform {
     use std::mem::MaybeUninit;
     use std::os::fd::{AsFd, OwnedFd};
-    use std::path::{Path, PathBuf};
-    use std::sync::mpsc;
+    use std::path::PathBuf;
+    use std::sync::{Mutex, PoisonError, mpsc};
     use std::time::Duration;
 
     use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -56,12 +57,25 @@ mod platform {
         }
     }
 
-    pub(super) fn watch(process: u32, credential: Option<PathBuf>, journal: Journal) -> Option<Watching> {
+    /// The watch that a command leaves to the next: one that is still being closed would be closed once more by the
+    /// child, before it runs.
+    static LEFT: Mutex<Option<Openings>> = Mutex::new(None);
+
+    pub(super) fn watch(
+        process: u32,
+        is_last: bool,
+        credential: Option<PathBuf>,
+        journal: Journal,
+    ) -> Option<Watching> {
         let end = eventfd(0, EventfdFlags::CLOEXEC).ok()?;
         let heard = end.try_clone().ok()?;
         let (tell, done) = mpsc::channel();
         std::thread::spawn(move || {
             let openings = look_out(process, &heard, credential, &journal);
+            if !is_last {
+                *LEFT.lock().unwrap_or_else(PoisonError::into_inner) = openings;
+                return;
+            }
             drop(tell);
             drop(openings);
         });
@@ -69,36 +83,40 @@ mod platform {
     }
 
     /// Often while something happens, once a second where nothing does.
-    fn look_out(process: u32, end: &OwnedFd, mut credential: Option<PathBuf>, journal: &Journal) -> Openings {
+    fn look_out(process: u32, end: &OwnedFd, mut credential: Option<PathBuf>, journal: &Journal) -> Option<Openings> {
         const SHORTEST: Duration = Duration::from_millis(20);
         const LONGEST: Duration = Duration::from_secs(1);
         let mut descendants = Descendants::of(process);
-        let mut openings = Openings::default();
+        let left = LEFT.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let mut openings = left.filter(|left| Some(&left.credential) == credential.as_ref());
+        if openings.is_some() {
+            credential = None;
+        }
         let mut pause = SHORTEST;
         loop {
             let sightings = descendants.look();
             let seen = !sightings.is_empty();
             sightings.into_iter().for_each(|sighting| journal.note(what(sighting)));
-            let times = openings.count();
+            let times = openings.as_ref().map_or(0, Openings::count);
             if times > 0 {
                 journal.note(What::CredentialOpened { times });
             }
-            if is_over(end, &openings, pause) {
+            if is_over(end, openings.as_ref(), pause) {
                 descendants.look().into_iter().for_each(|sighting| journal.note(what(sighting)));
                 return openings;
             }
             pause = if seen || times > 0 { SHORTEST } else { (pause * 2).min(LONGEST) };
             // A command that is over by then shall not wait for a watch to be taken down.
             if let Some(credential) = credential.take() {
-                openings = Openings::of(&credential);
+                openings = Openings::of(credential);
             }
         }
     }
 
-    fn is_over(end: &OwnedFd, openings: &Openings, pause: Duration) -> bool {
+    fn is_over(end: &OwnedFd, openings: Option<&Openings>, pause: Duration) -> bool {
         let timeout = Timespec { tv_sec: pause.as_secs() as i64, tv_nsec: pause.subsec_nanos().into() };
         let mut fds = vec![PollFd::new(end, PollFlags::IN)];
-        fds.extend(openings.watch.as_ref().map(|watch| PollFd::from_borrowed_fd(watch.as_fd(), PollFlags::IN)));
+        fds.extend(openings.map(|openings| PollFd::from_borrowed_fd(openings.watch.as_fd(), PollFlags::IN)));
         // A signal cuts it short, and then we look once more than needed.
         let _ = poll(&mut fds, Some(&timeout));
         fds[0].revents().contains(PollFlags::IN)
@@ -114,31 +132,26 @@ mod platform {
     }
 
     /// How often the credential's file was opened; nobody knows by whom.
-    #[derive(Default)]
     struct Openings {
-        watch: Option<OwnedFd>,
-        name: Vec<u8>,
+        watch: OwnedFd,
+        credential: PathBuf,
     }
 
     impl Openings {
-        fn of(credential: &Path) -> Openings {
-            let name = credential.file_name().unwrap_or_default().as_encoded_bytes().to_vec();
-            let watch = credential.parent().and_then(|directory| {
-                let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK).ok()?;
-                // The directory, because the file in it is replaced by rename.
-                inotify::add_watch(&watch, directory, inotify::WatchFlags::OPEN).ok()?;
-                Some(watch)
-            });
-            Openings { watch, name }
+        fn of(credential: PathBuf) -> Option<Openings> {
+            let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK).ok()?;
+            // The directory, because the file in it is replaced by rename.
+            inotify::add_watch(&watch, credential.parent()?, inotify::WatchFlags::OPEN).ok()?;
+            Some(Openings { watch, credential })
         }
 
         fn count(&self) -> u64 {
-            let Some(watch) = &self.watch else { return 0 };
+            let name = self.credential.file_name().unwrap_or_default().as_encoded_bytes();
             let mut buffer = [MaybeUninit::uninit(); 4096];
-            let mut events = inotify::Reader::new(watch, &mut buffer);
+            let mut events = inotify::Reader::new(&self.watch, &mut buffer);
             let mut times = 0;
             while let Ok(event) = events.next() {
-                times += u64::from(event.file_name().is_some_and(|file| file.to_bytes() == self.name));
+                times += u64::from(event.file_name().is_some_and(|file| file.to_bytes() == name));
             }
             times
         }
@@ -154,7 +167,12 @@ mod platform {
 
     pub(super) struct Watching;
 
-    pub(super) fn watch(_process: u32, _credential: Option<PathBuf>, _journal: Journal) -> Option<Watching> {
+    pub(super) fn watch(
+        _process: u32,
+        _is_last: bool,
+        _credential: Option<PathBuf>,
+        _journal: Journal,
+    ) -> Option<Watching> {
         None
     }
 }
