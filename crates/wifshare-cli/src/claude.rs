@@ -14,12 +14,14 @@ use crate::exec::{look_for, run};
 use crate::failure::Failure;
 use crate::share::share;
 use crate::talk::Talk;
+use crate::witness::Witness;
 
 pub(crate) fn claude(arguments: ClaudeArguments, environment: &Environment, talk: Talk) -> Result<u8, Failure> {
     let steps = plan(&arguments, environment)?;
     look_for(std::slice::from_ref(&arguments.claude), environment)?;
     let total = steps.len();
     share("claude", &arguments.share, environment, talk, |environment, journal| {
+        let mut witness = Witness::of(environment, journal);
         for (number, step) in steps.iter().enumerate() {
             let argv: Vec<OsString> = [&arguments.claude].into_iter().chain(&step.arguments).cloned().collect();
             let title = format!("step {} of {total}: {}", number + 1, step.title);
@@ -29,7 +31,7 @@ pub(crate) fn claude(arguments: ClaudeArguments, environment: &Environment, talk
                 talk.group(&title);
             }
             let streams = if step.is_query { Streams::Ours } else { Streams::Aside };
-            let ended = run(&argv, environment, streams, journal);
+            let ended = run(&argv, environment, streams, &mut witness);
             if !step.is_query {
                 talk.end_group();
             }

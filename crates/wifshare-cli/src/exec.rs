@@ -8,7 +8,6 @@ use wifshare::{Child, Environment, SpawnError, Step, Streams, What, exit_code, p
 use crate::arguments::ExecArguments;
 use crate::catalogue::code;
 use crate::failure::Failure;
-use crate::journal::Journal;
 use crate::progress;
 use crate::share::share;
 use crate::signals;
@@ -18,7 +17,8 @@ use crate::witness::Witness;
 pub(crate) fn exec(arguments: ExecArguments, environment: &Environment, talk: Talk) -> Result<u8, Failure> {
     look_for(&arguments.command, environment)?;
     share("exec", &arguments.share, environment, talk, |environment, journal| {
-        run(&arguments.command, environment, Streams::Ours, journal)
+        let witness = &mut Witness::of(environment, journal);
+        run(&arguments.command, environment, Streams::Ours, witness)
     })
 }
 
@@ -27,7 +27,7 @@ pub(crate) fn run(
     argv: &[OsString],
     environment: &Environment,
     streams: Streams,
-    journal: Option<&Journal>,
+    witness: &mut Witness,
 ) -> Result<u8, Failure> {
     if let Some(code) = signals::code_of_interruption() {
         return Ok(code);
@@ -41,24 +41,19 @@ pub(crate) fn run(
         error @ SpawnError::NotRunnable { .. } => error,
     })?;
     let passing_on = signals::pass_on_to(&child);
-    let note = |what: What| {
-        if let Some(journal) = journal {
-            journal.note(what);
-        }
-    };
     let program = program_name(&argv.first().map_or(OsStr::new(""), OsString::as_os_str).to_string_lossy());
-    note(What::ChildStarted { process: child.id(), program });
-    let witness = Witness::of(child.id(), streams == Streams::Ours, environment, journal);
+    witness.note(What::ChildStarted { process: child.id(), program });
+    let following = witness.follow(child.id());
     // From here on the terminal is the command's.
     progress::stand_aside(true);
     let ended = child.wait();
     progress::stand_aside(false);
     drop(passing_on);
-    drop(witness);
+    drop(following);
     let ended = ended
         .map_err(|error| Failure::new(code!("child-lost"), format!("lost track of the command: {error}"), None))?;
     let code = exit_code(ended);
-    note(What::ChildEnded { process: child.id(), code });
+    witness.note(What::ChildEnded { process: child.id(), code });
     Ok(code)
 }
 

@@ -6,27 +6,51 @@
 
 use std::path::Path;
 
-use wifshare::Environment;
+use wifshare::{Environment, What};
 
 use crate::journal::Journal;
 
-/// A look-out over one command, until it is dropped.
+/// A look-out over the commands of a run, one after another.
 pub(crate) struct Witness {
-    // It ends with the guard.
-    _platform: Option<platform::Watching>,
+    journal: Option<Journal>,
+    lookout: platform::Lookout,
+}
+
+/// A command that is looked at, until this is dropped.
+pub(crate) struct Following<'a> {
+    lookout: &'a mut platform::Lookout,
+    watching: Option<platform::Watching>,
 }
 
 impl Witness {
-    /// Begins to look at what this process starts. Without a journal there is nothing to look for. Of several commands, one
-    /// after another, all but the last leave their watch on the credential to the next.
-    pub(crate) fn of(process: u32, is_last: bool, environment: &Environment, journal: Option<&Journal>) -> Witness {
-        let watching = journal.and_then(|journal| {
-            let profile = environment.os("ANTHROPIC_CONFIG_DIR").map(Path::new);
-            // Under `federation` the run itself reads the file, to see whether a child has replaced it.
-            let credential = profile.map(|profile| profile.join("credentials/wifshare.json"));
-            platform::watch(process, is_last, credential.filter(|path| path.exists()), journal.clone())
-        });
-        Witness { _platform: watching }
+    /// For commands with this environment. Without a journal there is nothing to look for.
+    pub(crate) fn of(environment: &Environment, journal: Option<&Journal>) -> Witness {
+        let profile = environment.os("ANTHROPIC_CONFIG_DIR").map(Path::new);
+        // Under `federation` the run itself reads the file, to see whether a child has replaced it.
+        let credential = profile.map(|profile| profile.join("credentials/wifshare.json"));
+        let lookout = platform::Lookout::at(credential.filter(|path| path.exists()));
+        Witness { journal: journal.cloned(), lookout }
+    }
+
+    /// Writes down what is known without a look.
+    pub(crate) fn note(&self, what: What) {
+        if let Some(journal) = &self.journal {
+            journal.note(what);
+        }
+    }
+
+    /// Looks at what this process starts.
+    pub(crate) fn follow(&mut self, process: u32) -> Following<'_> {
+        let watching = self.journal.as_ref().and_then(|journal| self.lookout.begin(process, journal.clone()));
+        Following { lookout: &mut self.lookout, watching }
+    }
+}
+
+impl Drop for Following<'_> {
+    fn drop(&mut self) {
+        if let Some(watching) = self.watching.take() {
+            self.lookout.end(watching);
+        }
     }
 }
 
@@ -35,7 +59,7 @@ mod platform {
     use std::mem::MaybeUninit;
     use std::os::fd::{AsFd, OwnedFd};
     use std::path::PathBuf;
-    use std::sync::{Mutex, PoisonError, mpsc};
+    use std::sync::mpsc;
     use std::time::Duration;
 
     use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -44,54 +68,63 @@ mod platform {
 
     use super::Journal;
 
-    pub(super) struct Watching {
-        end: OwnedFd,
-        /// Hears that the last look is done. To close a watch takes the system some milliseconds; nobody waits for that.
-        done: mpsc::Receiver<()>,
+    pub(super) struct Lookout {
+        credential: Option<PathBuf>,
+        /// Kept from one command for the next. The system takes some milliseconds to close a watch, and a child that is
+        /// started meanwhile has a part in that before it runs.
+        openings: Option<Openings>,
     }
 
-    impl Drop for Watching {
-        fn drop(&mut self) {
-            let _ = rustix::io::write(&self.end, &1u64.to_ne_bytes());
-            let _ = self.done.recv();
+    pub(super) struct Watching {
+        end: OwnedFd,
+        /// Hears that the last look is done.
+        done: mpsc::Receiver<Option<Openings>>,
+    }
+
+    impl Lookout {
+        pub(super) fn at(credential: Option<PathBuf>) -> Lookout {
+            Lookout { credential, openings: None }
+        }
+
+        pub(super) fn begin(&mut self, process: u32, journal: Journal) -> Option<Watching> {
+            let end = eventfd(0, EventfdFlags::CLOEXEC).ok()?;
+            let heard = end.try_clone().ok()?;
+            let (tell, done) = mpsc::channel();
+            let (credential, openings) = (self.credential.clone(), self.openings.take());
+            std::thread::spawn(move || {
+                // Nobody listens where the run was given up.
+                let _ = tell.send(look_out(process, &heard, credential, openings, &journal));
+            });
+            Some(Watching { end, done })
+        }
+
+        pub(super) fn end(&mut self, watching: Watching) {
+            let _ = rustix::io::write(&watching.end, &1u64.to_ne_bytes());
+            self.openings = watching.done.recv().ok().flatten();
         }
     }
 
-    /// The watch that a command leaves to the next: one that is still being closed would be closed once more by the
-    /// child, before it runs.
-    static LEFT: Mutex<Option<Openings>> = Mutex::new(None);
-
-    pub(super) fn watch(
-        process: u32,
-        is_last: bool,
-        credential: Option<PathBuf>,
-        journal: Journal,
-    ) -> Option<Watching> {
-        let end = eventfd(0, EventfdFlags::CLOEXEC).ok()?;
-        let heard = end.try_clone().ok()?;
-        let (tell, done) = mpsc::channel();
-        std::thread::spawn(move || {
-            let openings = look_out(process, &heard, credential, &journal);
-            if !is_last {
-                *LEFT.lock().unwrap_or_else(PoisonError::into_inner) = openings;
-                return;
+    impl Drop for Lookout {
+        fn drop(&mut self) {
+            // Beside the end of the run, which does not wait for it.
+            if let Some(openings) = self.openings.take() {
+                std::thread::spawn(move || drop(openings));
             }
-            drop(tell);
-            drop(openings);
-        });
-        Some(Watching { end, done })
+        }
     }
 
     /// Often while something happens, once a second where nothing does.
-    fn look_out(process: u32, end: &OwnedFd, mut credential: Option<PathBuf>, journal: &Journal) -> Option<Openings> {
+    fn look_out(
+        process: u32,
+        end: &OwnedFd,
+        credential: Option<PathBuf>,
+        mut openings: Option<Openings>,
+        journal: &Journal,
+    ) -> Option<Openings> {
         const SHORTEST: Duration = Duration::from_millis(20);
         const LONGEST: Duration = Duration::from_secs(1);
         let mut descendants = Descendants::of(process);
-        let left = LEFT.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let mut openings = left.filter(|left| Some(&left.credential) == credential.as_ref());
-        if openings.is_some() {
-            credential = None;
-        }
+        let mut unwatched = credential.filter(|_| openings.is_none());
         let mut pause = SHORTEST;
         loop {
             let sightings = descendants.look();
@@ -107,7 +140,7 @@ mod platform {
             }
             pause = if seen || times > 0 { SHORTEST } else { (pause * 2).min(LONGEST) };
             // A command that is over by then shall not wait for a watch to be taken down.
-            if let Some(credential) = credential.take() {
+            if let Some(credential) = unwatched.take() {
                 openings = Openings::of(credential);
             }
         }
@@ -165,14 +198,18 @@ mod platform {
 
     use super::Journal;
 
+    pub(super) struct Lookout;
     pub(super) struct Watching;
 
-    pub(super) fn watch(
-        _process: u32,
-        _is_last: bool,
-        _credential: Option<PathBuf>,
-        _journal: Journal,
-    ) -> Option<Watching> {
-        None
+    impl Lookout {
+        pub(super) fn at(_credential: Option<PathBuf>) -> Lookout {
+            Lookout
+        }
+
+        pub(super) fn begin(&mut self, _process: u32, _journal: Journal) -> Option<Watching> {
+            None
+        }
+
+        pub(super) fn end(&mut self, _watching: Watching) {}
     }
 }

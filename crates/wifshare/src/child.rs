@@ -97,14 +97,17 @@ impl Child {
     }
 }
 
-/// Where a program stands that is named without its place, if it can be run as it is.
+/// Where the system would find a program that is named without its place, if that can be told before the start: a relative
+/// entry of `PATH` is its own affair.
 fn found_in_path(program: &OsStr, environment: &Environment) -> Option<PathBuf> {
-    if cfg!(not(unix)) || Path::new(program).components().count() != 1 || Path::new(program).is_absolute() {
+    let is_a_name = Path::new(program).components().count() == 1 && !Path::new(program).is_absolute();
+    if cfg!(not(unix)) || !is_a_name {
         return None;
     }
     std::env::split_paths(environment.os("PATH")?)
+        .take_while(|directory| directory.is_absolute())
         .map(|directory| directory.join(program))
-        .find(|path| path.is_absolute() && is_executable(path))
+        .find(|path| is_executable(path))
 }
 
 #[cfg(unix)]
@@ -236,20 +239,25 @@ mod tests {
         let holder = tempfile::tempdir().unwrap();
         // Written by another process: a file that we have open for writing somewhere could not be run.
         let lay_out = r#"
-            mkdir first second second/tool third
+            mkdir first second second/tool third other
+            printf '#!/bin/sh\nexit 5\n' >other/tool; chmod 755 other/tool
             printf '#!/bin/sh\nexit 1\n' >first/tool; chmod 644 first/tool
             printf '#!/bin/sh\n[ "$1" = a ] && exit 3\n' >third/tool
             printf 'exit 4\n' >third/bare; chmod 755 third/*"#;
         assert_eq!(run(&format!("cd '{}' && {lay_out}", holder.path().display())), 0);
-        let path: Vec<_> = ["first", "second", "third"].map(|name| holder.path().join(name)).into();
-        let path = std::env::join_paths(path).unwrap();
-        let environment = Environment::from_iter([("PATH", path)]);
-        let run = |argv: &[&str]| {
+        let run = |path: &[PathBuf], argv: &[&str]| {
             let argv: Vec<OsString> = argv.iter().map(OsString::from).collect();
+            let environment = Environment::from_iter([("PATH", std::env::join_paths(path).unwrap())]);
             exit_code(Child::spawn(&argv, &environment, Streams::Ours).expect("it is there").wait().expect("an end"))
         };
-        assert_eq!(run(&["tool", "a"]), 3, "neither what may not be run nor a directory is in the way");
-        assert_eq!(run(&["bare"]), 4, "a script without a first line of its own is the shell's");
+        let [first, second, third] = ["first", "second", "third"].map(|name| holder.path().join(name));
+        let path = [first, second, third.clone()];
+        assert_eq!(run(&path, &["tool", "a"]), 3, "neither what may not be run nor a directory is in the way");
+        assert_eq!(run(&path, &["bare"]), 4, "a script without a first line of its own is the shell's");
+        // From the package's directory, where tests run, up to the root and down again.
+        let up = Path::new(env!("CARGO_MANIFEST_DIR")).components().skip(1).map(|_| "..").collect::<PathBuf>();
+        let relative = up.join(third.strip_prefix("/").unwrap());
+        assert_eq!(run(&[relative, holder.path().join("other")], &["tool", "a"]), 3, "what comes first comes first");
     }
 
     #[test]

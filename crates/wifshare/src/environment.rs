@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
+use std::path::{Path, PathBuf};
 
 /// The variables of a process at one moment.
 ///
@@ -30,6 +31,13 @@ impl Environment {
     /// The value of `name` as it is, blank or not.
     pub fn get(&self, name: impl AsRef<OsStr>) -> Option<&OsStr> {
         self.0.get(name.as_ref()).map(OsString::as_os_str)
+    }
+
+    /// Where this program stands on `PATH`: the first place of which `is_there` says so. A relative entry is passed over: it
+    /// would lead into a checked-out repository.
+    pub fn program(&self, name: &str, is_there: impl Fn(&Path) -> bool) -> Option<PathBuf> {
+        let directories = std::env::split_paths(self.os("PATH")?).filter(|directory| directory.is_absolute());
+        directories.map(|directory| directory.join(name)).find(|path| is_there(path))
     }
 
     /// Sets `name`, replacing what was there.

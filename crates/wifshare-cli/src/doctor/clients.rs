@@ -4,7 +4,7 @@
 //! were not tried.
 
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -42,7 +42,7 @@ pub(super) fn find(environment: &Environment, delivery: Delivery) -> Vec<Finding
 }
 
 fn claude(environment: &Environment, delivery: Delivery) -> Option<Finding> {
-    let program = in_path("claude", environment)?;
+    let program = environment.program("claude", Path::is_file)?;
     let Some(said) = ask(&program, &["--version"], environment) else {
         return Some(Finding::warning(
             CHECK,
@@ -123,13 +123,6 @@ fn parsed(text: &str) -> Option<Version> {
     Some((parts.next()??, parts.next()??, parts.next()??))
 }
 
-fn in_path(program: &str, environment: &Environment) -> Option<PathBuf> {
-    let path = environment.os("PATH")?;
-    std::env::split_paths(path)
-        .map(|directory| directory.join(program))
-        .find(|path| path.is_absolute() && path.is_file())
-}
-
 /// From here upwards, as node looks for it.
 #[expect(clippy::disallowed_methods, reason = "the border: where the user stands")]
 fn node_package(name: &str) -> Option<String> {
@@ -145,7 +138,7 @@ fn node_package(name: &str) -> Option<String> {
 /// In isolated mode: nothing of the directory that we stand in is run.
 fn python_package(environment: &Environment) -> Option<String> {
     const SCRIPT: &str = "import importlib.metadata as m; print(m.version('anthropic'))";
-    let program = in_path("python3", environment)?;
+    let program = environment.program("python3", Path::is_file)?;
     ask(&program, &["-I", "-c", SCRIPT], environment).map(|said| said.trim().to_owned())
 }
 

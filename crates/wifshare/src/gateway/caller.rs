@@ -127,8 +127,10 @@ mod platform {
 mod tests {
     use std::net::{TcpListener, TcpStream};
     use std::process::Command;
+    use std::time::Duration;
 
     use super::*;
+    use crate::clock::Clock;
 
     #[test]
     fn a_connection_is_followed_to_its_process() {
@@ -154,12 +156,12 @@ mod tests {
         let is_ours = |process| Peer::Unix(Some(process)).is_a_child();
         assert!(is_ours(child.id()));
         let children = format!("/proc/{0}/task/{0}/children", child.id());
-        let grandchild = loop {
+        let first_child = || {
+            (Clock::system().pause)(Duration::from_millis(10)).expect("nothing cuts it short");
             let text = std::io::read_to_string(std::fs::File::open(&children).expect("a file")).expect("a list");
-            if let Some(first) = text.split_whitespace().next() {
-                break first.parse().expect("a number");
-            }
+            text.split_whitespace().next().map(|first| first.parse().expect("a number"))
         };
+        let grandchild = (0..3000).find_map(|_| first_child()).expect("a shell starts what it is told to");
         assert!(is_ours(grandchild));
         for foreign in [1, std::process::id(), u32::MAX] {
             assert!(!is_ours(foreign), "{foreign}");

@@ -47,11 +47,9 @@ impl Surroundings<'_> {
         self.environment.text(name).is_some_and(|value| value.eq_ignore_ascii_case("true"))
     }
 
-    /// Where this program stands on `PATH`. A relative entry is passed over: it would lead into a checked-out repository.
+    /// Where this program stands on `PATH`.
     pub(super) fn program(&self, name: &str) -> Option<PathBuf> {
-        let path = self.environment.os("PATH")?;
-        let directories = std::env::split_paths(path).filter(|directory| directory.is_absolute());
-        directories.map(|directory| directory.join(name)).find(|program| (self.exists)(program))
+        self.environment.program(name, self.exists)
     }
 }
 

@@ -34,9 +34,16 @@ impl Schedule {
     const SHORTEST_REPLACEMENT: Duration = Duration::from_secs(3);
 
     pub(super) fn new(run: &Run, jitter: f64) -> Schedule {
-        let mut schedule = Schedule {
+        let mut schedule = Schedule::of_nothing(jitter, run.clock.now());
+        schedule.succeeded(run);
+        schedule
+    }
+
+    /// For a run that holds nothing yet.
+    fn of_nothing(jitter: f64, now: SystemTime) -> Schedule {
+        Schedule {
             jitter,
-            due_wall: run.clock.now(),
+            due_wall: now,
             // Where nothing is held, nothing is ever due.
             due_monotonic: Duration::MAX,
             failures: 0,
@@ -49,9 +56,7 @@ impl Schedule {
             replace_pause: Schedule::SHORTEST_REPLACEMENT,
             told: None,
             end_was_told: false,
-        };
-        schedule.succeeded(run);
-        schedule
+        }
     }
 
     pub(super) fn succeeded(&mut self, run: &Run) {
@@ -220,21 +225,7 @@ mod tests {
 
     /// A schedule for which nothing is due yet.
     fn schedule(jitter: f64) -> Schedule {
-        Schedule {
-            jitter,
-            due_wall: CLOCK.now(),
-            due_monotonic: Duration::MAX,
-            failures: 0,
-            token_was_read: false,
-            asked: None,
-            pace: Schedule::QUICKEST,
-            adopt_from: Duration::ZERO,
-            restore_from: None,
-            replace_from: Duration::ZERO,
-            replace_pause: Schedule::SHORTEST_REPLACEMENT,
-            told: None,
-            end_was_told: false,
-        }
+        Schedule::of_nothing(jitter, CLOCK.now())
     }
 
     #[test]
