@@ -16,6 +16,7 @@ mod documents;
 mod exec;
 mod filesystem;
 mod gateway;
+mod gateway_ends;
 mod gateway_hostile;
 mod github;
 mod job;
