@@ -118,6 +118,8 @@ pub struct Limits {
     pub answer: Duration,
     /// How long a connection of somebody who is known may wait for its next request.
     pub idle: Duration,
+    /// How long a request waits until it may connect to the API, and then as long again for the connection.
+    pub connect: Duration,
     /// How long a connection to the API waits for its next request; one that many requests share up to twice as long.
     /// Shorter than servers wait as a rule: a request that meets the other side's good-bye fails.
     pub rest: Duration,
@@ -136,6 +138,7 @@ impl Default for Limits {
             body: Duration::from_secs(60),
             answer: Duration::from_secs(15 * 60),
             idle: Duration::from_secs(120),
+            connect: Duration::from_secs(10),
             rest: Duration::from_secs(20),
             credential: Duration::from_secs(185),
             connections: 4096,

@@ -444,6 +444,39 @@ fn a_large_answer_waits_for_its_reader() {
 }
 
 #[test]
+fn requests_to_an_api_that_cannot_be_reached_do_not_wait_for_one_another() {
+    // It takes the connection, and says nothing of TLS.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let board = Board::new();
+    board.hold(&credential("first"));
+    let patience = Duration::from_millis(300);
+    let terms = Terms {
+        upstream: format!("https://{}", silent.local_addr().unwrap()).parse().unwrap(),
+        wire: Wire::new(&Environment::default()),
+        capability: Secret::new("c4p4".to_owned()),
+        standing: board.follow(),
+        reject: Box::new(|_| {}),
+        record: Box::new(|_| {}),
+        clock: Clock::system(),
+        limits: Limits { connect: patience, ..Limits::default() },
+    };
+    let gateway = Gateway::open(&Listen::Loopback(([127, 0, 0, 1], 0).into()), terms).unwrap();
+    let address: SocketAddr = gateway.base_url().strip_prefix("http://").unwrap().parse().unwrap();
+    let ask = format!("GET /v1/models HTTP/1.1\r\nHost: {address}\r\nx-api-key: c4p4\r\nConnection: close\r\n\r\n");
+    // One after another they would take sixty times as long as one.
+    let mut clients: Vec<TcpStream> = (0..60).map(|_| TcpStream::connect(address).unwrap()).collect();
+    let begun = std::time::Instant::now();
+    clients.iter_mut().for_each(|client| client.write_all(ask.as_bytes()).unwrap());
+    for client in &mut clients {
+        client.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 502 ") && answer.contains("could not connect to the API: "), "{answer}");
+    }
+    assert!(begun.elapsed() < patience * 30, "{:?}", begun.elapsed());
+}
+
+#[test]
 fn a_closed_gateway_is_closed() {
     let world = World::new(&[b"h2"], plain);
     let address = world.address;

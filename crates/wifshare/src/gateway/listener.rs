@@ -33,7 +33,7 @@ pub(super) async fn serve(
     let Terms { upstream, wire, capability, standing, reject, record, clock, limits } = terms;
     let house = Arc::new(House {
         door: Door { host, capability },
-        upstream: Upstream::new(&upstream, wire, clock, limits.rest),
+        upstream: Upstream::new(&upstream, wire, clock, limits),
         standing,
         reject,
         record,

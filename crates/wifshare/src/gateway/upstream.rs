@@ -11,7 +11,9 @@ use h2::client::SendRequest;
 use http::Uri;
 use rustls::ClientConfig;
 use tokio::io::{AsyncRead, ReadBuf};
+use tokio::sync::SemaphorePermit;
 
+use super::Limits;
 use super::request::Destination;
 use crate::clock::Clock;
 use crate::wire::{BoxError, Stage, Stream, Wire, chain};
@@ -23,8 +25,7 @@ pub(super) struct Upstream {
     pub(super) destination: Destination,
     clock: Clock,
     tls: Mutex<Option<Arc<ClientConfig>>>,
-    /// How long what is open waits for its next request.
-    rest: Duration,
+    limits: Limits,
     idle: Mutex<Vec<Idle>>,
     http2: Mutex<Vec<Many>>,
     /// Rung when something is open that may have to be closed.
@@ -64,10 +65,10 @@ struct Many {
 
 impl Upstream {
     /// At this base URL, which was checked before: https, or http on this machine.
-    pub(super) fn new(base_url: &Uri, wire: Wire, clock: Clock, rest: Duration) -> Upstream {
+    pub(super) fn new(base_url: &Uri, wire: Wire, clock: Clock, limits: Limits) -> Upstream {
         let authority = base_url.authority().map(|authority| authority.as_str().to_owned()).unwrap_or_default();
         // Whoever wants no rest at all shall not keep us looking.
-        let rest = rest.max(Duration::from_millis(10));
+        let rest = limits.rest.max(Duration::from_millis(10));
         let base_path = base_url.path().trim_end_matches('/').to_owned();
         Upstream {
             wire,
@@ -75,7 +76,7 @@ impl Upstream {
             destination: Destination { authority, base_path },
             clock,
             tls: Mutex::default(),
-            rest,
+            limits: Limits { rest, ..limits },
             idle: Mutex::default(),
             http2: Mutex::default(),
             has_opened: tokio::sync::Notify::new(),
@@ -95,27 +96,28 @@ impl Upstream {
         if let Some(line) = self.open_already() {
             return Ok(line);
         }
-        // Nobody closes the semaphore.
-        let _permit = self.connecting.acquire().await;
+        let Ok(_turn) = tokio::time::timeout(self.limits.connect, self.turn()).await else {
+            return Err(format!("others have been trying to for {} s", self.limits.connect.as_secs_f64()));
+        };
         match self.open_already() {
             Some(line) => Ok(line),
             // On the heap: what it takes to connect would be kept room for by every request that need not.
-            None => Box::pin(self.another_line()).await,
+            None => Box::pin(self.connect()).await,
         }
     }
 
     /// As many connect at one moment.
     const AT_ONCE: usize = 128;
 
-    async fn another_line(&self) -> Result<Line, String> {
-        if self.speaks_http1.load(Ordering::Relaxed) {
-            return self.connect().await;
-        }
-        let _finding_out = self.finding_out.lock().await;
-        match self.open_already() {
-            Some(line) => Ok(line),
-            None => self.connect().await,
-        }
+    /// The permission to connect, and with it the task of finding out what the other side speaks, until that is known.
+    async fn turn(&self) -> (Option<SemaphorePermit<'_>>, Option<tokio::sync::MutexGuard<'_, ()>>) {
+        // Nobody closes the semaphore.
+        let permit = self.connecting.acquire().await.ok();
+        let finding_out = match self.speaks_http1.load(Ordering::Relaxed) {
+            true => None,
+            false => Some(self.finding_out.lock().await),
+        };
+        (permit, finding_out)
     }
 
     /// One on which nothing was sent before, for a request whose line turned out to be dead.
@@ -153,10 +155,10 @@ impl Upstream {
             let was_quiet = std::mem::replace(&mut many.is_quiet, !is_used);
             is_used || !was_quiet
         });
-        let again = (!lines.is_empty()).then_some(self.rest);
+        let again = (!lines.is_empty()).then_some(self.limits.rest);
         drop(lines);
         let now = (self.clock.monotonic)();
-        let left = |idle: &Idle| self.rest.saturating_sub(now.saturating_sub(idle.since));
+        let left = |idle: &Idle| self.limits.rest.saturating_sub(now.saturating_sub(idle.since));
         let mut idle = lock(&self.idle);
         idle.retain(|idle| !left(idle).is_zero());
         // They lie in the order in which they were given back.
@@ -183,19 +185,19 @@ impl Upstream {
         let now = (self.clock.monotonic)();
         loop {
             let mut idle = lock(&self.idle).pop()?;
-            if now.saturating_sub(idle.since) < self.rest && is_quiet(&mut idle.stream) {
+            if now.saturating_sub(idle.since) < self.limits.rest && is_quiet(&mut idle.stream) {
                 return Some(Line::Http1(idle.stream, true));
             }
         }
     }
 
     async fn connect(&self) -> Result<Line, String> {
-        const PATIENCE: Duration = Duration::from_secs(10);
+        let patience = self.limits.connect;
         let stage = Stage::new();
         let opening = self.wire.open(&self.url, || self.tls(), &stage);
-        let stream = match tokio::time::timeout(PATIENCE, opening).await {
+        let stream = match tokio::time::timeout(patience, opening).await {
             Ok(opened) => opened.map_err(|error| chain(&*error))?,
-            Err(_) => return Err(format!("{} took longer than {} s", stage.get(), PATIENCE.as_secs())),
+            Err(_) => return Err(format!("{} took longer than {} s", stage.get(), patience.as_secs_f64())),
         };
         if stream.protocol() != Some(b"h2") {
             self.speaks_http1.store(true, Ordering::Relaxed);
