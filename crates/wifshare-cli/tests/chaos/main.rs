@@ -80,7 +80,7 @@ fn chaos() {
         let ended = job.exec(key, "true");
         assert_eq!(ended.code, 0, "the run after everything, {key:?}: {}", ended.stderr);
     }
-    let left = job.files_with_secrets();
+    let left = crowd.left_behind(&job);
     crowd.look_at_state(&job);
     eprintln!("{}", weather.figures(&crowd.figures(&job, left.len())));
     let never_met = weather.never_met();

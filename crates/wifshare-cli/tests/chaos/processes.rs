@@ -5,7 +5,8 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
-use std::process::Child;
+use std::path::PathBuf;
+use std::process::Command;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
@@ -21,14 +22,24 @@ pub(crate) const KEYS: [&[&str]; 3] = [&[], &["--workspace-id", "default"], &["-
 /// How many live at a time.
 const CROWD: usize = 20;
 
-/// Tells when the API refused, and goes on.
-const ASK: &str = r#"ask() { "$WIFSHARE" demo --child shared || echo "refused $(LD_PRELOAD= date +%s.%N)"; }; "#;
+/// Asks through a gateway where there is one, and with the profile otherwise. Tells when the API refused, and goes on.
+const ASK: &str = r#"
+    through_gateway() {
+        LD_PRELOAD= curl -sS --fail --output /dev/null --max-time 60 "$ANTHROPIC_BASE_URL/v1/models" \
+            -H "authorization: Bearer $ANTHROPIC_AUTH_TOKEN" -H "anthropic-version: 2023-06-01"
+    }
+    ask() {
+        if [ "$ANTHROPIC_AUTH_TOKEN" ]; then through_gateway; else "$WIFSHARE" demo --child shared; fi ||
+            echo "refused $(LD_PRELOAD= date +%s.%N)"
+    }
+"#;
 
 pub(crate) struct Crowd {
     living: BTreeMap<u64, Process>,
     ended: (Sender<End>, Receiver<End>),
     base_url: String,
     started: u64,
+    keepers: u64,
     served: u64,
     excused: u64,
     kills: u64,
@@ -73,7 +84,7 @@ enum Work {
     Token,
     /// The same, out of a child's environment.
     Environment,
-    /// Asks the API again and again.
+    /// Asks the API again and again, below `exec` or after `start`.
     Run,
 }
 
@@ -92,6 +103,7 @@ impl Crowd {
             ended: channel(),
             base_url: job.sandbox.base_url(),
             started: 0,
+            keepers: 0,
             served: 0,
             excused: 0,
             kills: 0,
@@ -136,7 +148,12 @@ impl Crowd {
     fn start(&mut self, job: &Job, random: &mut fastrand::Rng) {
         let key = KEYS[random.usize(0..KEYS.len())];
         let few = random.u32(1..=3);
-        let (what, arguments, script) = match random.u8(0..10) {
+        let delivery = ["profile", "federation", "gateway"][random.usize(0..3)];
+        let kind = random.u8(0..11);
+        if kind == 10 {
+            return self.start_a_keeper(job, delivery, few);
+        }
+        let (what, arguments, script) = match kind {
             0..=4 => (Work::Token, vec!["token"], None),
             5 => {
                 let script = r#"printf '%s\n' "$ANTHROPIC_AUTH_TOKEN""#.to_owned();
@@ -150,7 +167,6 @@ impl Crowd {
                 (Work::Run, vec!["exec"], Some(script))
             }
             kind => {
-                let delivery = if random.bool() { "profile" } else { "federation" };
                 let asks = if kind == 9 { random.u32(12..=24) } else { few };
                 let script = format!("{ASK} for i in $(seq {asks}); do ask; sleep 0.5; done");
                 (Work::Run, vec!["exec", "--delivery", delivery], Some(script))
@@ -160,14 +176,28 @@ impl Crowd {
         if let Some(script) = &script {
             arguments.extend(["--", "sh", "-c", script]);
         }
-        let child: Child = job.wifshare(&arguments).process_group(0).spawn().unwrap();
+        self.watch(job.wifshare(&arguments), what, arguments.join(" "));
+    }
+
+    /// A job of several commands with a keeper of its own, which nobody else's end takes away. It is not in the group of
+    /// those that are killed and stopped: it has to notice.
+    fn start_a_keeper(&mut self, job: &Job, delivery: &str, asks: u32) {
+        let identity = format!("--workspace-id wrkspc_job{}", self.started);
+        let script = format!(
+            r#"keeper=$("$WIFSHARE" start --delivery {delivery} {identity} --watch-pid $$ --format env) || exit
+            {ASK} (eval "$keeper"; for i in $(seq {asks}); do ask; sleep 0.5; done)
+            "$WIFSHARE" stop {identity}"#
+        );
+        self.keepers += 1;
+        self.watch(job.command("sh", &["-c", &script]), Work::Run, script);
+    }
+
+    fn watch(&mut self, mut command: Command, what: Work, arguments: String) {
+        let child = command.process_group(0).spawn().unwrap();
         let pid = Pid::from_child(&child);
         self.started += 1;
         let (number, sender, base_url) = (self.started, self.ended.0.clone(), self.base_url.clone());
-        self.living.insert(
-            number,
-            Process { pid, what, arguments: arguments.join(" "), begun: now(), fate: Fate::None, goes_on_at: None },
-        );
+        self.living.insert(number, Process { pid, what, arguments, begun: now(), fate: Fate::None, goes_on_at: None });
         std::thread::spawn(move || {
             let ended = finish(child);
             let status = match what {
@@ -228,6 +258,18 @@ impl Crowd {
             assert!(now() - start < 200.0, "these hang: {:?}", self.living.keys());
             self.judge(job, weather);
             std::thread::sleep(Duration::from_millis(40));
+        }
+    }
+
+    /// The files that hold a secret when everybody had time to end, keepers too, of which nobody waits for the end.
+    pub(crate) fn left_behind(&self, job: &Job) -> Vec<PathBuf> {
+        let start = now();
+        loop {
+            let left = job.files_with_secrets();
+            if left.is_empty() || now() - start > 10.0 {
+                return left;
+            }
+            std::thread::sleep(Duration::from_millis(200));
         }
     }
 
@@ -330,6 +372,7 @@ impl Crowd {
         let counters = job.counters();
         [
             ("processes started", self.started),
+            ("of them jobs with a keeper", self.keepers),
             ("served", self.served),
             ("not served in a storm, for a reason that excuses it", self.excused),
             ("killed with SIGKILL", self.kills),
