@@ -261,6 +261,18 @@ mod tests {
     }
 
     #[test]
+    fn what_can_be_found_before_the_start_is_and_the_rest_is_left_to_the_system() {
+        let found = |path: &str, name: &str| found_in_path(OsStr::new(name), &Environment::from_iter([("PATH", path)]));
+        assert_eq!(found("/nonexistent:/etc:/bin", "sh"), Some(PathBuf::from("/bin/sh")));
+        // Whoever names a place means that place; and what a relative entry holds is known when the command starts.
+        for (path, name) in [("/bin", "/bin/sh"), ("/", "bin/sh"), ("bin:/bin", "sh"), ("/etc", "passwd"), ("/", "bin")]
+        {
+            assert_eq!(found(path, name), None, "{name} in {path}");
+        }
+        assert_eq!(found_in_path(OsStr::new("sh"), &Environment::default()), None, "without a PATH");
+    }
+
+    #[test]
     fn a_program_sees_the_name_it_was_called_by() {
         let argv = ["sh", "-c", "[ \"$(tr '\\0' ' ' </proc/$$/cmdline | cut -d' ' -f1)\" = sh ]"].map(OsString::from);
         let environment = Environment::from_iter([("PATH", "/usr/bin:/bin")]);
@@ -285,6 +297,21 @@ mod tests {
         signaller.send(15);
         assert_eq!(exit_code(child.wait().expect("an end")), 143);
         signaller.send(15);
+    }
+
+    #[test]
+    fn a_child_that_leaves_our_process_group_is_told_apart() {
+        let argv = ["setsid", "sleep", "60"].map(OsString::from);
+        let environment = Environment::from_iter([("PATH", "/usr/bin:/bin")]);
+        let mut child = Child::spawn(&argv, &environment, Streams::Ours).expect("setsid");
+        let signaller = child.signaller();
+        let left = (0..2000).any(|_| {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+            !signaller.shares_our_process_group()
+        });
+        signaller.send(9);
+        child.wait().expect("an end");
+        assert!(left);
     }
 
     #[test]

@@ -206,6 +206,30 @@ mod tests {
     }
 
     #[test]
+    fn one_that_becomes_another_program_is_told_again_by_its_whole_name() {
+        // The kernel keeps fifteen letters of it.
+        const NAME: &str = "a-name-of-many-letters";
+        let holder = tempfile::tempdir().unwrap();
+        let path = holder.path().join(NAME);
+        std::os::unix::fs::symlink("/bin/sh", &path).unwrap();
+        let mut root = Command::new("sh")
+            .args(["-c", r#"sh -c 'read line; exec "$0" -c "kill -STOP \$\$; true"' "$0"; true"#])
+            .arg(&path)
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let named = |name: &'static str| move |sighting: &Sighting| matches!(sighting, Sighting::Seen { program, .. } if program == name);
+        let mut descendants = Descendants::of(root.id());
+        let Sighting::Seen { pid: before, .. } = look_until(&mut descendants, named("sh")) else { unreachable!() };
+        drop(root.stdin.take());
+        let Sighting::Seen { pid: after, .. } = look_until(&mut descendants, named(NAME)) else { unreachable!() };
+        assert_eq!(before, after);
+        let pid = rustix::process::Pid::from_raw(after.cast_signed()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        root.wait().unwrap();
+    }
+
+    #[test]
     fn a_program_is_told_by_its_name_alone() {
         for (program, name) in [
             ("/usr/bin/claude", "claude"),

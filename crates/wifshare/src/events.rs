@@ -206,7 +206,13 @@ mod tests {
         log.tidy(now);
         assert!(!log.directory.join(BEFORE).exists());
         add(&log, &vec![b'\n'; LARGE as usize]);
+        let writer = private_file::open_in_place(&path(&log)).unwrap();
+        writer.lock().unwrap();
         log.tidy(now);
+        assert!(!log.directory.join(BEFORE).exists(), "another process is at it");
+        drop(writer);
+        log.tidy(now);
+        assert!(log.directory.join(BEFORE).exists());
         log.append(&event(2, What::Swept));
         log.tidy(now);
         assert_eq!(log.read().iter().map(|event| event.pid).collect::<Vec<_>>(), [1, 2]);
@@ -246,6 +252,11 @@ mod tests {
         assert!(log.append_all(&[event(1, of_text(longest))]));
         assert!(!log.append_all(&[event(2, What::Swept), event(3, of_text(longest + 1)), event(4, What::Swept)]));
         assert_eq!(log.read().iter().map(|event| event.pid).collect::<Vec<_>>(), [1, 2, 4]);
+        // What is left out takes no room, and gives none.
+        let swept = length(What::Swept);
+        set_size(&log, LARGEST - swept);
+        assert!(!log.append_all(&[event(5, of_text(longest + 1)), event(6, What::Swept), event(7, What::Swept)]));
+        assert_eq!(size(&path(&log)), Some(LARGEST));
 
         let room_for_one = LARGEST_FOR_MANY - LONGEST_LINE as u64;
         for (size, is_full) in [(room_for_one, false), (room_for_one + 1, true)] {

@@ -389,11 +389,6 @@ impl IdentityError {
         };
         Some(text.to_owned())
     }
-
-    /// Whether the same question may be answered differently in a moment.
-    pub fn is_transient(&self) -> bool {
-        matches!(self, IdentityError::Unreachable { .. })
-    }
 }
 
 fn read(path: &Path) -> io::Result<Secret> {

@@ -351,3 +351,81 @@ pub(crate) fn tokens_left(config: &Config, clock: Clock) -> usize {
 pub(crate) fn is_spent(token: &IdentityToken, config: &Config) -> bool {
     matches!(config.store().spent(token), Ok(Some(_)))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine};
+
+    use super::*;
+    use crate::clock::from_epoch_seconds;
+    use crate::config::{Inputs, resolve};
+    use crate::environment::Environment;
+    use crate::secret::Secret;
+
+    /// Configured with an identity token that ends at this second, in a file.
+    fn configured(expires_at: u64) -> (Config, tempfile::TempDir) {
+        let holder = tempfile::tempdir().unwrap();
+        let [header, claims] = [r#"{"alg":"ES256"}"#.to_owned(), format!(r#"{{"jti":"one","exp":{expires_at}}}"#)]
+            .map(|json| BASE64_URL_SAFE_NO_PAD.encode(json));
+        let file = holder.path().join("token");
+        std::fs::write(&file, format!("{header}.{claims}.AAAA")).unwrap();
+        let environment = Environment::from_iter([
+            ("ANTHROPIC_FEDERATION_RULE_ID", "fdrl_01"),
+            ("ANTHROPIC_ORGANIZATION_ID", "00000000-0000-4000-8000-000000000000"),
+            ("ANTHROPIC_IDENTITY_TOKEN_FILE", file.to_str().unwrap()),
+        ]);
+        let inputs = Inputs { state_dir: Some(holder.path().join("state")), ..Inputs::default() };
+        (resolve(&inputs, &environment).unwrap(), holder)
+    }
+
+    #[test]
+    fn a_token_that_is_over_is_asked_for_in_vain_after_half_a_minute() {
+        thread_local!(static NOW: Cell<SystemTime> = const { Cell::new(SystemTime::UNIX_EPOCH) });
+        const CLOCK: Clock = Clock { wall: || NOW.get(), monotonic: || Duration::ZERO, pause: |_| Ok(()) };
+        const END: u64 = 1_000_000_000;
+        let (config, _holder) = configured(END);
+        let transport = Transport::new(&Environment::default());
+        let store = config.store();
+        let mut turn = store.lock(Duration::ZERO, CLOCK, &|_| {}).unwrap();
+        let mut asked_at = |moment| {
+            NOW.set(moment);
+            unspent_token(&mut turn, &config, &transport, CLOCK, &|_| {}).map(drop)
+        };
+        let forgiven = from_epoch_seconds(END + 30);
+        assert!(asked_at(forgiven).is_ok());
+        let refused = asked_at(forgiven + Duration::from_nanos(1));
+        assert!(
+            matches!(refused, Err(ObtainError::TooOld { ago, .. }) if ago > Duration::from_secs(30)),
+            "{refused:?}"
+        );
+    }
+
+    #[test]
+    fn what_is_bought_already_is_kept_though_others_are_refused() {
+        let clock = Clock::system();
+        let now = clock.now();
+        let (config, _holder) = configured(0);
+        let transport = Transport::new(&Environment::default());
+        let expires_at = now + Duration::from_secs(600);
+        let bought = Credential {
+            access_token: Secret::new("sk-ant-oat01-child".to_owned()),
+            expires_at,
+            obtained_at: now,
+            generation: 0,
+        };
+        let store = config.store();
+        let turn = store.lock(Duration::ZERO, clock, &|_| {}).unwrap();
+        turn.remember(&Refusal::new("exchange-refused", "no".to_owned(), None, now, Duration::from_secs(60)));
+        std::thread::scope(|scope| {
+            let adopted =
+                scope.spawn(|| adopt_unless(|_| false, bought.clone(), || Ok(()), &config, &transport, clock, &|_| {}));
+            // Long enough for it to look, while it waits, at what others were told.
+            std::thread::sleep(Duration::from_millis(300));
+            drop(turn);
+            assert_eq!(adopted.join().unwrap().unwrap().access_token, bought.access_token);
+        });
+        assert_eq!(config.store().read().unwrap().unwrap().access_token, bought.access_token);
+    }
+}

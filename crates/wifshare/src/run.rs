@@ -310,7 +310,6 @@ impl Run {
             (None, _) => Ending::Shared,
             (Some(_), None) => Ending::Nothing,
             (Some(Afterwards::Remove), Some(_)) => Ending::Removed,
-            (Some(Afterwards::Keep), Some(_)) if !self.config.store().has_file() => Ending::Removed,
             (Some(Afterwards::Keep), Some(held)) => Ending::Kept(held.expires_at),
         })
     }

@@ -35,6 +35,8 @@ struct World {
     rejected: Arc<AtomicUsize>,
     /// What a proxy on the way to the API was asked for.
     tunnels: Arc<Mutex<Vec<String>>>,
+    /// Status, bytes in and bytes out of each request that is over.
+    served: Arc<Mutex<Vec<(u16, u64, u64)>>>,
     _directory: tempfile::TempDir,
 }
 
@@ -110,7 +112,8 @@ impl World {
         }
         let board = Arc::new(Board::new());
         let rejected = Arc::new(AtomicUsize::new(0));
-        let (again, count) = (Arc::clone(&board), Arc::clone(&rejected));
+        let served = Arc::new(Mutex::new(Vec::new()));
+        let (again, count, record) = (Arc::clone(&board), Arc::clone(&rejected), Arc::clone(&served));
         let terms = Terms {
             upstream: upstream.parse().unwrap(),
             wire: Wire::new(&environment),
@@ -120,14 +123,16 @@ impl World {
                 count.fetch_add(1, Ordering::SeqCst);
                 again.hold(&credential("second"));
             }),
-            record: Box::new(|_| {}),
+            record: Box::new(move |served| {
+                record.lock().unwrap().push((served.status, served.bytes_in, served.bytes_out));
+            }),
             clock: Clock::system(),
             limits,
         };
         let gateway = Gateway::open(&Listen::Loopback(([127, 0, 0, 1], 0).into()), terms).unwrap();
         board.hold(&credential("first"));
         let address = gateway.base_url().strip_prefix("http://").unwrap().parse().unwrap();
-        World { gateway, address, board, heard, connections, ended, rejected, tunnels, _directory: directory }
+        World { gateway, address, board, heard, connections, ended, rejected, tunnels, served, _directory: directory }
     }
 
     fn connect(&self) -> TcpStream {
@@ -259,6 +264,77 @@ fn an_api_without_http2_is_spoken_to_as_it_likes() {
         );
     }
     assert_eq!(world.connections.load(Ordering::SeqCst), 1, "the connection is kept");
+}
+
+/// Content in three pieces, one of which is empty; none for a HEAD, which the token tells nothing of, and for a 204.
+async fn with_an_empty_piece(mut respond: h2::server::SendResponse<Bytes>, _token: String) {
+    let mut body = respond.send_response(Response::new(()), false).unwrap();
+    for piece in [&b"one"[..], b"", b"two"] {
+        body.send_data(Bytes::from_static(piece), false).unwrap();
+        tokio::time::sleep(Duration::from_millis(30)).await;
+    }
+    body.send_data(Bytes::new(), true).unwrap();
+}
+
+async fn without_content(mut respond: h2::server::SendResponse<Bytes>, _token: String) {
+    let status = if respond.stream_id().as_u32() == 1 { 200 } else { 204 };
+    respond.send_response(Response::builder().status(status).body(()).unwrap(), true).unwrap();
+}
+
+#[test]
+fn content_without_a_length_comes_in_chunks_and_no_content_in_none() {
+    let world = World::new(&[b"h2"], with_an_empty_piece);
+    let answer = world.ask("GET /v1/models", "", b"");
+    assert!(answer.ends_with("\r\n\r\n3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n"), "{answer}");
+    let world = World::new(&[b"h2"], without_content);
+    for (method, status) in [("HEAD", "200 OK"), ("DELETE", "204 No Content")] {
+        let answer = world.ask(&format!("{method} /v1/models/x"), "", b"");
+        assert_eq!(answer, format!("HTTP/1.1 {status}\r\nconnection: close\r\n\r\n"));
+    }
+}
+
+#[test]
+fn each_byte_is_counted_whatever_the_api_speaks() {
+    for protocol in [&b"h2"[..], b"http/1.1"] {
+        let world = World::new(&[protocol], plain);
+        let answer = world.ask("POST /v1/x", "Content-Length: 0\r\n", b"");
+        world.gateway.close(Duration::from_secs(10));
+        assert_eq!(*world.served.lock().unwrap(), [(200, 0, answer.len() as u64)]);
+    }
+}
+
+/// Says nothing until the other side loses its patience.
+async fn waits(mut respond: h2::server::SendResponse<Bytes>, _token: String) {
+    let reason = std::future::poll_fn(|cx| respond.poll_reset(cx)).await;
+    RESETS.lock().unwrap().push(reason.unwrap());
+}
+
+static RESETS: Mutex<Vec<h2::Reason>> = Mutex::new(Vec::new());
+
+#[test]
+fn what_nobody_waits_for_is_cancelled() {
+    let world = World::new(&[b"h2"], waits);
+    for lines in ["", "Content-Length: 5\r\n"] {
+        let mut client = world.connect();
+        let host = format!("Host: {}\r\nx-api-key: c4p4\r\n", world.address);
+        write!(client, "POST /v1/x HTTP/1.1\r\n{host}{lines}\r\n").unwrap();
+        if !lines.is_empty() {
+            // The body is heard to its end before anybody is asked.
+            client.write_all(b"hello").unwrap();
+        }
+        let begun = std::time::Instant::now();
+        let count = RESETS.lock().unwrap().len();
+        while world.heard.lock().unwrap().len() == count {
+            assert!(begun.elapsed() < Duration::from_secs(30), "it was never asked");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        drop(client);
+        while RESETS.lock().unwrap().len() == count {
+            assert!(begun.elapsed() < Duration::from_secs(30), "it was never told");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+    assert_eq!(*RESETS.lock().unwrap(), [h2::Reason::CANCEL; 2]);
 }
 
 /// Nobody is answered before two have asked.
@@ -477,9 +553,11 @@ fn requests_to_an_api_that_cannot_be_reached_do_not_wait_for_one_another() {
 }
 
 #[test]
-fn a_closed_gateway_is_closed() {
-    let world = World::new(&[b"h2"], plain);
-    let address = world.address;
-    world.gateway.close(Duration::ZERO);
-    assert!(TcpStream::connect(address).is_err());
+fn a_closed_gateway_is_closed_and_so_is_one_that_is_dropped() {
+    for end in [|gateway: Gateway| gateway.close(Duration::ZERO), drop] {
+        let world = World::new(&[b"h2"], plain);
+        let address = world.address;
+        end(world.gateway);
+        assert!(TcpStream::connect(address).is_err());
+    }
 }

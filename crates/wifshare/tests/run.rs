@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use wifshare::{Clock, Config, Delivery, Ending, Environment, Inputs, Provision, Run, Transport, resolve};
+use wifshare::{
+    Clock, Config, Delivery, Ending, Environment, Inputs, Interrupted, ObtainError, Provision, Run, Transport, resolve,
+};
 use wifshare_sandbox::{Fault, Knobs, Sandbox, SigningAlgorithm};
 
 fn configured(sandbox: &Sandbox, state: &Path) -> (Config, Transport) {
@@ -86,4 +88,63 @@ fn a_renewal_that_others_need_is_waited_for() {
     assert_eq!(sandbox.counters().exchanges_accepted, 2);
     assert_eq!(other.end().unwrap(), Ending::Removed);
     assert_eq!(files_with_secrets(&sandbox, &state), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn the_base_url_is_named_where_children_could_mean_another() {
+    const API: &str = "https://api.anthropic.com";
+    const NAME: &str = "ANTHROPIC_BASE_URL";
+    let sandbox = living(600, Vec::new());
+    let credential = Provision::Credential(Delivery::Profile);
+    for (provision, base_url, parents, childs) in [
+        (credential, API, None, None),
+        (credential, API, Some("https://another.example"), Some(API)),
+        (credential, API, Some(""), Some(API)),
+        (credential, "https://gate.example", None, Some("https://gate.example")),
+        (Provision::IdentityToken, "https://gate.example", None, None),
+    ] {
+        let holder = tempfile::tempdir().unwrap();
+        let (mut config, transport) = configured(&sandbox, &holder.path().join("state"));
+        base_url.clone_into(&mut config.base_url);
+        let run = Run::begin(config, provision, transport, Clock::system(), Arc::new(|_| {})).unwrap();
+        let parent: Environment = parents.into_iter().map(|parents| (NAME, parents)).collect();
+        let child = run.environment(&parent, &[]);
+        assert_eq!(child.get(NAME).and_then(|value| value.to_str()), childs, "{provision:?} {base_url} {parents:?}");
+        run.end().unwrap();
+    }
+}
+
+#[test]
+fn a_run_knows_what_it_hands_out_and_whether_that_is_there() {
+    let sandbox = living(600, Vec::new());
+    for (delivery, hands_out) in [(Delivery::Profile, false), (Delivery::Federation, true)] {
+        let holder = tempfile::tempdir().unwrap();
+        let (config, transport) = configured(&sandbox, &holder.path().join("state"));
+        let provision = Provision::Credential(delivery);
+        let run = Run::begin(config, provision, transport, Clock::system(), Arc::new(|_| {})).unwrap();
+        assert_eq!(run.hands_out_identity_tokens(), hands_out);
+        assert!(run.is_in_place());
+        std::fs::remove_dir_all(run.directory()).unwrap();
+        assert!(!run.is_in_place());
+        run.end().unwrap();
+        assert!(!run.is_in_place(), "whoever has ended has no place");
+    }
+}
+
+#[test]
+fn whoever_is_asked_to_end_while_a_run_begins_begins_none() {
+    let holder = tempfile::tempdir().unwrap();
+    let sandbox = Sandbox::start(Knobs {
+        algorithm: SigningAlgorithm::Es256,
+        // The one to spare is the one that was spent: another is waited for.
+        identity_token_faults: vec![Fault::None, Fault::DuplicateIdentityToken],
+        ..Knobs::default()
+    })
+    .unwrap();
+    let (config, transport) = configured(&sandbox, &holder.path().join("state"));
+    let clock = Clock { pause: |_| Err(Interrupted), ..Clock::system() };
+    let provision = Provision::Credential(Delivery::Federation);
+    let begun = Run::begin(config, provision, transport, clock, Arc::new(|_| {}));
+    assert!(matches!(begun, Err(ObtainError::Interrupted(_))), "{:?}", begun.err());
+    assert_eq!(files_with_secrets(&sandbox, holder.path()), Vec::<PathBuf>::new());
 }

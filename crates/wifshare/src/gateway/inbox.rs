@@ -131,6 +131,9 @@ mod tests {
         assert!(inbox.is_empty() && inbox.bytes().is_empty());
         assert_eq!(fill(&mut inbox, b"more"), 4);
         assert_eq!(inbox.bytes(), b"more");
+        fill(&mut inbox, &[b'x'; SIZE - 14]);
+        inbox.consume(10);
+        assert!(!inbox.is_full(), "as much is free behind as in front");
     }
 
     #[test]

@@ -437,9 +437,17 @@ mod tests {
         Door { host: "127.0.0.1:4711".to_owned(), capability: Secret::new("c4p4".to_owned()) }
     }
 
+    fn destination() -> Destination {
+        Destination { authority: "api.example".to_owned(), base_path: "/base".to_owned() }
+    }
+
     fn heard(head: &str) -> Result<Option<Request>, Refusal> {
-        let destination = Destination { authority: "api.example".to_owned(), base_path: "/base".to_owned() };
-        read(head.as_bytes(), &door(), &destination, 1000)
+        read(head.as_bytes(), &door(), &destination(), 1000)
+    }
+
+    /// A good request whose body may have so many bytes.
+    fn heard_up_to(head: &str, largest_body: u64) -> Request {
+        read(head.as_bytes(), &door(), &destination(), largest_body).expect("admitted").expect("whole")
     }
 
     /// A request with these lines besides the usual ones, as it leaves.
@@ -520,7 +528,112 @@ mod tests {
         assert_eq!((request.outgoing.method(), request.outgoing.path(), request.outgoing.kept()), ("PUT", "/v1/x", 5));
         request.outgoing.let_body_go();
         assert_eq!(request.outgoing.kept(), 0);
-        assert!(!format!("{:?}", request.outgoing).contains("second"));
+        let length = request.outgoing.bytes().len();
+        assert_eq!(format!("{:?}", request.outgoing), format!("Outgoing(PUT /v1/x, {length} bytes)"));
+    }
+
+    #[test]
+    fn each_header_is_known_by_its_whole_name_however_it_is_written() {
+        let known = [
+            ("te", Kind::Te),
+            ("host", Kind::Host),
+            ("expect", Kind::Expect),
+            ("origin", Kind::OfABrowser),
+            ("sec-fetch-site", Kind::OfABrowser),
+            ("sec-fetch-x", Kind::OfABrowser),
+            ("sec-fetch-mode", Kind::SecFetchMode),
+            ("upgrade", Kind::HopByHop),
+            ("keep-alive", Kind::HopByHop),
+            ("http2-settings", Kind::HopByHop),
+            ("proxy-connection", Kind::HopByHop),
+            ("proxy-authenticate", Kind::HopByHop),
+            ("proxy-authorization", Kind::HopByHop),
+            ("x-api-key", Kind::ApiKey),
+            ("forwarded", Kind::OfAProxy),
+            ("x-forwarded-for", Kind::OfAProxy),
+            ("connection", Kind::Connection),
+            ("authorization", Kind::Authorization),
+            ("content-length", Kind::Length),
+            ("transfer-encoding", Kind::TransferEncoding),
+            ("anthropic-beta", Kind::Beta),
+        ];
+        for (name, kind) in known {
+            assert_eq!((kind_of(name), kind_of(&name.to_uppercase())), (kind, kind), "{name}");
+            // As long, and another one.
+            let other = format!("y{}", &name[1..]);
+            assert_eq!(kind_of(&other), Kind::EndToEnd, "{other}");
+        }
+    }
+
+    #[test]
+    fn what_a_connection_names_is_its_own_affair_and_the_usual_words_name_nothing() {
+        let names_others = |line: &str| {
+            let mut headers = [httparse::EMPTY_HEADER; 2];
+            let (_, headers) = httparse::parse_headers(line.as_bytes(), &mut headers).unwrap().unwrap();
+            Headers::of(headers).unwrap().names_others
+        };
+        for (line, expected) in [
+            ("Connection: keep-alive\r\n\r\n", false),
+            ("Connection: Close , Keep-Alive\r\n\r\n", false),
+            ("Connection: close, x\r\n\r\n", true),
+        ] {
+            assert_eq!(names_others(line), expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn each_length_that_is_allowed_is_taken() {
+        assert_eq!(length_of(b"999999999999999"), Some(999_999_999_999_999));
+        assert_eq!(length_of(b"1000000000000000"), None, "a petabyte");
+        assert_eq!(refused("PUT /v1/x HTTP/1.1", &format!("{GOOD}Content-Length: 1000\r\n")), None);
+        for (length, room) in [(0, 0), (8192, 8192), (1 << 40, 8192)] {
+            assert_eq!(room_for(&Framing::Length(length)), room);
+        }
+        assert_eq!(room_for(&Framing::chunked()), 0);
+    }
+
+    #[test]
+    fn no_copy_of_a_credential_stays_where_something_grew() {
+        let head = format!("PUT /v1/x HTTP/1.1\r\n{GOOD}Content-Length: 5000\r\n\r\n");
+        let mut request = heard_up_to(&head, 10_000);
+        let before = request.outgoing.bytes.as_ptr();
+        request.outgoing.set_access_token(&"t".repeat(200));
+        request.outgoing.keep(&[b'x'; 5000]);
+        assert_eq!(request.outgoing.bytes.as_ptr(), before, "there was room for all of it from the beginning");
+        request.outgoing.set_access_token(&"u".repeat(200));
+        assert_eq!(request.outgoing.bytes.as_ptr(), before, "and for a successor");
+        // To the byte, what is there is all that is needed; and a byte more is not.
+        let length = request.outgoing.bytes.len() - 200;
+        let all = request.outgoing.bytes.capacity() - length;
+        request.outgoing.set_access_token(&"v".repeat(all));
+        assert_eq!(request.outgoing.bytes.as_ptr(), before);
+        assert_eq!(request.outgoing.bytes.len(), request.outgoing.bytes.capacity());
+        let capacity = request.outgoing.bytes.capacity();
+        request.outgoing.set_access_token(&"w".repeat(all + 1));
+        assert_eq!(request.outgoing.bytes.len(), capacity + 1);
+        assert!(request.outgoing.bytes.ends_with(&[b'x'; 5000]));
+    }
+
+    #[test]
+    fn a_large_body_that_was_let_go_gives_its_memory_back_and_a_small_one_keeps_it() {
+        let head = format!("PUT /v1/x HTTP/1.1\r\n{GOOD}Transfer-Encoding: chunked\r\n\r\n");
+        let mut request = heard_up_to(&head, 10_000);
+        request.outgoing.set_access_token("t0k");
+        let before = request.outgoing.bytes.as_ptr();
+        request.outgoing.let_body_go();
+        assert_eq!(request.outgoing.bytes.as_ptr(), before, "a small one stays where it is");
+        request.outgoing.keep(&[b'x'; 100_000]);
+        request.outgoing.let_body_go();
+        let head_length = request.outgoing.head_length;
+        assert_eq!(request.outgoing.bytes.capacity(), head_length);
+        for (capacity, stays) in [(2 * head_length + 4096, true), (2 * head_length + 4097, false)] {
+            let mut bytes = Vec::with_capacity(capacity);
+            bytes.extend_from_slice(request.outgoing.head());
+            assert_eq!(bytes.capacity(), capacity);
+            request.outgoing.bytes = bytes;
+            request.outgoing.let_body_go();
+            assert_eq!(request.outgoing.bytes.capacity() == capacity, stays, "{capacity}");
+        }
     }
 
     #[test]

@@ -1,0 +1,465 @@
+//! The gateway between a client and an API that speaks HTTP/1.1, byte by byte: when a line to the API is used again, what is
+//! sent twice, what is waited for and for how long.
+#![expect(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test makes its own world, and fails loudly")]
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use wifshare::{Board, Clock, Credential, Environment, Gateway, Limits, Listen, Secret, Terms, Wire};
+
+/// A request as the API heard it: on which of its connections, and its first line.
+type Heard = (usize, String);
+
+/// An API of a few lines, and a gateway before it.
+struct World {
+    gateway: Option<Gateway>,
+    address: SocketAddr,
+    board: Arc<Board>,
+    heard: Arc<Mutex<Vec<Heard>>>,
+    /// Method, status, bytes in and bytes out of each request that is over.
+    served: Arc<Mutex<Vec<(String, u16, u64, u64)>>>,
+}
+
+impl World {
+    /// `answer` writes what it likes to the request with this path, and says whether the connection goes on.
+    fn new(limits: Limits, answer: fn(&Heard, &mut TcpStream) -> bool) -> World {
+        World::with(limits, answer, Board::nothing_new)
+    }
+
+    /// The same, and what happens when the gateway says that its credential is no good.
+    fn with(limits: Limits, answer: fn(&Heard, &mut TcpStream) -> bool, rejected: fn(&Board)) -> World {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let upstream = format!("http://{}", listener.local_addr().unwrap());
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&heard);
+        std::thread::spawn(move || {
+            for (number, mut stream) in listener.incoming().map_while(Result::ok).enumerate() {
+                let seen = Arc::clone(&seen);
+                std::thread::spawn(move || {
+                    while let Some(head) = head(&mut stream) {
+                        let heard = (number, head.lines().next().unwrap().to_owned());
+                        seen.lock().unwrap().push(heard.clone());
+                        if !answer(&heard, &mut stream) {
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+        let (board, served) = (Arc::new(Board::new()), Arc::new(Mutex::new(Vec::new())));
+        let (told, record) = (Arc::clone(&board), Arc::clone(&served));
+        let terms = Terms {
+            upstream: upstream.parse().unwrap(),
+            wire: Wire::new(&Environment::default()),
+            capability: Secret::new("c4p4".to_owned()),
+            standing: board.follow(),
+            reject: Box::new(move |_| rejected(&told)),
+            record: Box::new(move |served| {
+                let served = (served.method.to_owned(), served.status, served.bytes_in, served.bytes_out);
+                record.lock().unwrap().push(served);
+            }),
+            clock: Clock::system(),
+            limits,
+        };
+        let gateway = Gateway::open(&Listen::Loopback(([127, 0, 0, 1], 0).into()), terms).unwrap();
+        let address = gateway.base_url().strip_prefix("http://").unwrap().parse().unwrap();
+        board.hold(&credential("first", 600));
+        World { gateway: Some(gateway), address, board, heard, served }
+    }
+
+    fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        stream
+    }
+
+    /// A head with these lines.
+    fn head(&self, request: &str, lines: &str) -> String {
+        format!("{request} HTTP/1.1\r\nHost: {}\r\nx-api-key: c4p4\r\n{lines}\r\n", self.address)
+    }
+
+    /// Sends a request without a body on a connection of its own, and hears everything up to its end.
+    fn ask(&self, request: &str) -> String {
+        let mut stream = self.connect();
+        stream.write_all(self.head(request, "Connection: close\r\nContent-Length: 0\r\n").as_bytes()).unwrap();
+        rest(&mut stream)
+    }
+
+    /// On which connection each request came to the API.
+    fn lines(&self) -> Vec<usize> {
+        self.heard.lock().unwrap().iter().map(|(number, _)| *number).collect()
+    }
+
+    /// What was told of all that is over; a client may hear the end of its answer before.
+    fn told(mut self) -> Vec<(String, u16, u64, u64)> {
+        self.gateway.take().unwrap().close(Duration::from_secs(10));
+        let told = self.served.lock().unwrap().clone();
+        told
+    }
+}
+
+fn credential(text: &str, seconds: u64) -> Credential {
+    let now = std::time::SystemTime::now();
+    let expires_at = now + Duration::from_secs(seconds);
+    Credential { access_token: Secret::new(text.to_owned()), expires_at, obtained_at: now, generation: 1 }
+}
+
+fn head(stream: &mut TcpStream) -> Option<String> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).ok()?;
+        head.push(byte[0]);
+    }
+    Some(String::from_utf8_lossy(&head).into_owned())
+}
+
+/// Everything up to the end of the connection, however that ends.
+fn rest(stream: &mut TcpStream) -> String {
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+/// An answer of two bytes, on a connection that stays.
+fn read_ok(stream: &mut TcpStream) {
+    let mut answer = [0; OK.len()];
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!(String::from_utf8_lossy(&answer), OK);
+}
+
+const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+
+fn say(stream: &mut TcpStream, text: &str) -> bool {
+    stream.write_all(text.as_bytes()).is_ok()
+}
+
+fn path(heard: &Heard) -> &str {
+    heard.1.split([' ', '?']).nth(1).unwrap()
+}
+
+fn ok(_: &Heard, stream: &mut TcpStream) -> bool {
+    say(stream, OK)
+}
+
+#[test]
+fn a_line_is_used_again_where_both_sides_left_it_in_order_and_nowhere_else() {
+    // It listens on, whatever it said.
+    fn answer(heard: &Heard, stream: &mut TcpStream) -> bool {
+        match path(heard) {
+            "/v1/closes" => say(stream, "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok"),
+            "/v1/more" => say(stream, &format!("{OK}HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil")),
+            _ => say(stream, OK),
+        }
+    }
+    for (first, lines) in [("/v1/models", [0, 0]), ("/v1/closes", [0, 1]), ("/v1/more", [0, 1])] {
+        let world = World::new(Limits::default(), answer);
+        assert!(world.ask(&format!("GET {first}")).ends_with("\r\n\r\nok"), "{first}");
+        assert!(world.ask("GET /v1/models").ends_with("\r\n\r\nok"), "after {first}");
+        assert_eq!(world.lines(), lines, "{first}");
+    }
+    // An answer that comes before the whole request was there.
+    let world = World::new(Limits::default(), answer);
+    let mut early = world.connect();
+    early.write_all(world.head("POST /v1/early", "Content-Length: 100000\r\n").as_bytes()).unwrap();
+    early.write_all(&[b'x'; 1000]).unwrap();
+    read_ok(&mut early);
+    assert!(world.ask("GET /v1/models").ends_with("\r\n\r\nok"));
+    assert_eq!(world.lines()[..2], [0, 1]);
+}
+
+#[test]
+fn what_a_used_line_lost_is_sent_once_more_where_that_can_do_no_harm() {
+    // Whoever asks for it a second time on the same line, or by this name at all, hears nothing.
+    fn answer(heard: &Heard, stream: &mut TcpStream) -> bool {
+        match path(heard) {
+            "/v1/first" => say(stream, OK),
+            "/v1/again" if heard.0 > 0 => say(stream, OK),
+            _ => false,
+        }
+    }
+    let limits = Limits { kept_body: 100, ..Limits::default() };
+    let small = "Content-Length: 3\r\n";
+    for (request, lines, body, status, heard) in [
+        ("GET /v1/again", "", 0, 200, &[0, 0, 1][..]),
+        ("PUT /v1/again", small, 3, 200, &[0, 0, 1]),
+        ("POST /v1/again", small, 3, 502, &[0, 0]),
+        ("PUT /v1/again", "Content-Length: 40000\r\n", 40_000, 502, &[0, 0]),
+        ("GET /v1/lost", "", 0, 502, &[0, 0, 1]),
+    ] {
+        let world = World::new(limits, answer);
+        let mut client = world.connect();
+        client.write_all(world.head("GET /v1/first", "").as_bytes()).unwrap();
+        read_ok(&mut client);
+        let head = world.head(request, &format!("Connection: close\r\n{lines}"));
+        client.write_all(format!("{head}{}", "x".repeat(body)).as_bytes()).unwrap();
+        let answer = rest(&mut client);
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{request} {lines}: {answer}");
+        assert_eq!(world.lines(), heard, "{request} {lines}");
+    }
+    // Nobody has closed a new line for want of use.
+    let world = World::new(limits, answer);
+    assert!(world.ask("GET /v1/again").contains("the API closed the connection before it answered"));
+    assert_eq!(world.lines(), [0]);
+}
+
+#[test]
+fn an_answer_is_read_however_it_comes_and_its_end_is_told_as_it_was() {
+    fn answer(heard: &Heard, stream: &mut TcpStream) -> bool {
+        const GO_ON: &str = "HTTP/1.1 100 Continue\r\n\r\n";
+        const HINTS: &str = "HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n";
+        let pieces = match path(heard) {
+            "/v1/pieces" => vec!["HTTP/1.1 200 O", "K\r\ncontent-le", "ngth: 2\r\n\r", "\no", "k"],
+            "/v1/word" => vec![GO_ON, OK],
+            "/v1/word-at-once" => return say(stream, &format!("{GO_ON}{OK}")),
+            "/v1/hints" => vec![HINTS, OK],
+            "/v1/half-a-head" => vec!["HTTP/1.1 2"],
+            "/v1/endless-head" => {
+                return say(stream, "HTTP/1.1 200 OK\r\n")
+                    && (0..2000).all(|_| say(stream, &format!("x: {HINTS:?}\r\n")));
+            }
+            _ => vec![],
+        };
+        for piece in pieces {
+            say(stream, piece);
+            sleep(Duration::from_millis(30));
+        }
+        path(heard) != "/v1/half-a-head"
+    }
+    let world = World::new(Limits::default(), answer);
+    let ends = OK.replace("\r\n\r\n", "\r\nconnection: close\r\n\r\n");
+    for path in ["pieces", "word", "word-at-once"] {
+        assert_eq!(world.ask(&format!("GET /v1/{path}")), ends, "{path}");
+    }
+    assert!(
+        world.ask("GET /v1/hints").starts_with("HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\nHTTP/1.1 200 OK\r\n")
+    );
+    for path in ["half-a-head", "endless-head"] {
+        let answer = world.ask(&format!("GET /v1/{path}"));
+        assert!(answer.contains("what came back from the API is no answer"), "{path}: {answer}");
+    }
+}
+
+#[test]
+fn what_broke_off_or_stands_still_is_never_followed_by_another_answer() {
+    fn answer(heard: &Heard, stream: &mut TcpStream) -> bool {
+        match path(heard) {
+            "/v1/hints" => say(stream, "HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n"),
+            "/v1/half" => say(stream, "HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf"),
+            _ => true,
+        };
+        if heard.1.contains("?silent") {
+            // Longer than anybody waits.
+            sleep(Duration::from_secs(20));
+        }
+        false
+    }
+    let world = World::new(Limits { answer: Duration::from_secs(1), ..Limits::default() }, answer);
+    std::thread::scope(|scope| {
+        for query in ["", "?silent"] {
+            let world = &world;
+            scope.spawn(move || {
+                let answer = world.ask(&format!("GET /v1/hints{query}"));
+                assert!(answer.ends_with("link: </x>\r\n\r\n"), "{answer}");
+            });
+            scope.spawn(move || {
+                let answer = world.ask(&format!("GET /v1/half{query}"));
+                assert!(answer.ends_with("\r\n\r\nhalf"), "{answer}");
+            });
+        }
+        scope.spawn(|| assert!(world.ask("GET /v1/nothing?silent").contains("the API did not answer in time")));
+    });
+    assert_eq!(world.lines().len(), 5, "none was sent again");
+}
+
+#[test]
+fn each_byte_is_counted_whichever_way_it_came() {
+    fn answer(heard: &Heard, stream: &mut TcpStream) -> bool {
+        stream.read_exact(&mut [0; 30]).is_ok() && ok(heard, stream)
+    }
+    let world = World::new(Limits::default(), answer);
+    let mut client = world.connect();
+    let head = world.head("POST /v1/messages", "Content-Length: 30\r\n");
+    client.write_all(format!("{head}{}", "x".repeat(10)).as_bytes()).unwrap();
+    for _ in 0..2 {
+        sleep(Duration::from_millis(50));
+        client.write_all(&[b'x'; 10]).unwrap();
+    }
+    read_ok(&mut client);
+    drop(client);
+    assert_eq!(world.told(), [("POST".to_owned(), 200, 30, OK.len() as u64)]);
+}
+
+#[test]
+fn a_refused_request_that_was_heard_to_its_end_leaves_the_connection_in_order() {
+    fn answer(heard: &Heard, stream: &mut TcpStream) -> bool {
+        path(heard) != "/v1/broken" && ok(heard, stream)
+    }
+    let world = World::new(Limits::default(), answer);
+    let mut client = world.connect();
+    client.write_all(world.head("GET /v1/broken", "").as_bytes()).unwrap();
+    let refusal = head(&mut client).unwrap();
+    assert!(refusal.starts_with("HTTP/1.1 502 ") && !refusal.contains("connection: close"), "{refusal}");
+    let length = refusal.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
+    client.read_exact(&mut vec![0; length.parse().unwrap()]).unwrap();
+    client.write_all(world.head("GET /v1/models", "").as_bytes()).unwrap();
+    read_ok(&mut client);
+    // The rest of a body would be read as another request.
+    let mut client = world.connect();
+    client.write_all(world.head("POST /v1/broken", "Content-Length: 10\r\n").as_bytes()).unwrap();
+    assert!(rest(&mut client).contains("connection: close"));
+}
+
+#[test]
+fn a_401_that_nothing_can_be_done_about_is_passed_on_at_once_and_whole() {
+    const NO: &str = "HTTP/1.1 401 Unauthorized\r\nrequest-id: req_1\r\ncontent-length: 2\r\n\r\nno";
+    let world = World::new(Limits::default(), |_, stream| say(stream, NO));
+    let begun = Instant::now();
+    assert_eq!(world.ask("GET /v1/models"), NO.replace("\r\n\r\n", "\r\nconnection: close\r\n\r\n"));
+    assert_eq!(world.lines(), [0], "the same credential is not tried twice");
+    let mut client = world.connect();
+    client.write_all(world.head("GET /v1/models", "").as_bytes()).unwrap();
+    let mut answer = [0; NO.len()];
+    client.read_exact(&mut answer).unwrap();
+    assert_eq!(String::from_utf8_lossy(&answer), NO);
+    assert!(begun.elapsed() < Duration::from_secs(30), "nobody waits for what was said not to come");
+}
+
+#[test]
+fn a_401_before_the_end_of_the_body_is_answered_with_all_of_it_where_it_can_be_kept() {
+    // To the first line it says no, as soon as it has a head.
+    fn answer(heard: &Heard, stream: &mut TcpStream) -> bool {
+        if heard.0 == 0 {
+            let _ = say(stream, "HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\n\r\n");
+            sleep(Duration::from_secs(1));
+            return false;
+        }
+        let mut body = [0; 20];
+        stream.read_exact(&mut body).is_ok() && body == [b'x'; 20] && ok(heard, stream)
+    }
+    for (kept_body, status, lines) in [(20, 200, &[0, 1][..]), (19, 401, &[0])] {
+        let limits = Limits { kept_body, ..Limits::default() };
+        let world = World::with(limits, answer, |board| board.hold(&credential("second", 600)));
+        let mut client = world.connect();
+        let head = world.head("POST /v1/messages", "Content-Length: 20\r\n");
+        client.write_all(format!("{head}{}", "x".repeat(5)).as_bytes()).unwrap();
+        sleep(Duration::from_millis(100));
+        client.write_all(&[b'x'; 15]).unwrap();
+        let answer = self::head(&mut client).unwrap();
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{kept_body} bytes are kept: {answer}");
+        assert_eq!(world.lines(), lines);
+    }
+    // Whoever waits for a word sends no body before there is one.
+    let world = World::with(Limits::default(), answer, |board| board.hold(&credential("second", 600)));
+    let mut client = world.connect();
+    let begun = Instant::now();
+    let lines = "Content-Length: 20\r\nExpect: 100-continue\r\n";
+    client.write_all(world.head("POST /v1/messages", lines).as_bytes()).unwrap();
+    assert!(self::head(&mut client).unwrap().starts_with("HTTP/1.1 401 "));
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn a_request_waits_for_the_first_credential_and_for_the_successor_of_one_that_has_ended() {
+    let world =
+        |rejected| World::with(Limits { credential: Duration::from_secs(40), ..Limits::default() }, ok, rejected);
+    let later = |board: &Arc<Board>, tell: fn(&Board)| {
+        let board = Arc::clone(board);
+        std::thread::spawn(move || {
+            sleep(Duration::from_millis(300));
+            tell(&board);
+        })
+    };
+    // It has ended and nothing is known of another: somebody is asked, and whatever comes of it ends the wait.
+    for (tell, expected) in [
+        ((|board| board.hold(&credential("second", 600))) as fn(&Board), "ok"),
+        (Board::nothing_new, "the credential has ended and could not be renewed"),
+        (|board| board.refuse("nobody may".to_owned(), false), "nobody may"),
+    ] {
+        let world = world(|_| {});
+        world.board.hold(&credential("ended", 0));
+        let (begun, teller) = (Instant::now(), later(&world.board, tell));
+        let answer = world.ask("GET /v1/models");
+        assert!(answer.contains(expected), "{answer}");
+        let took = begun.elapsed();
+        assert!(took > Duration::from_millis(250) && took < Duration::from_secs(20), "{took:?}");
+        teller.join().unwrap();
+    }
+}
+
+#[test]
+fn who_is_silent_is_let_go_and_who_is_slow_is_not() {
+    let seconds = Duration::from_secs;
+    let limits = Limits { idle: seconds(1), head: seconds(2), ..Limits::default() };
+    let hasty = World::new(limits, ok);
+    let patient = World::new(Limits { idle: seconds(3), ..limits }, ok);
+    std::thread::scope(|scope| {
+        // Not before its time, whenever that began.
+        scope.spawn(|| {
+            let mut client = hasty.connect();
+            sleep(Duration::from_millis(500));
+            client.write_all(hasty.head("GET /v1/models", "").as_bytes()).unwrap();
+            read_ok(&mut client);
+            let begun = Instant::now();
+            assert_eq!(client.read(&mut [0]).unwrap(), 0);
+            assert!(begun.elapsed() >= seconds(1), "{:?}", begun.elapsed());
+        });
+        // Each request begins the time anew.
+        scope.spawn(|| {
+            let mut client = patient.connect();
+            for _ in 0..5 {
+                client.write_all(patient.head("GET /v1/models", "").as_bytes()).unwrap();
+                read_ok(&mut client);
+                sleep(Duration::from_millis(900));
+            }
+        });
+        // A head has its time from its first byte on, however long the connection was idle before.
+        scope.spawn(|| {
+            let mut client = patient.connect();
+            let head = patient.head("GET /v1/models", "");
+            let (one, other) = head.split_at(20);
+            client.write_all(head.as_bytes()).unwrap();
+            read_ok(&mut client);
+            sleep(Duration::from_millis(2500));
+            client.write_all(one.as_bytes()).unwrap();
+            sleep(Duration::from_millis(1200));
+            client.write_all(other.as_bytes()).unwrap();
+            read_ok(&mut client);
+        });
+    });
+}
+
+#[test]
+fn who_signs_in_by_itself_is_given_the_capability_and_the_api_hears_nothing() {
+    let world = World::new(Limits::default(), ok);
+    let mut client = world.connect();
+    let host = format!("Host: {}\r\n", world.address);
+    let grant = r#"{"grant_type":"urn:ietf:params:oauth:grant-type:jwt-bearer","assertion":"c4p4"}"#;
+    // In the place of an identity token, in two pieces, on a connection that stays.
+    let ask = format!("POST /v1/oauth/token HTTP/1.1\r\n{host}Content-Length: {}\r\n\r\n", grant.len());
+    client.write_all(format!("{ask}{}", &grant[..9]).as_bytes()).unwrap();
+    sleep(Duration::from_millis(50));
+    client.write_all(&grant.as_bytes()[9..]).unwrap();
+    let answer = head(&mut client).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    let length = answer.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap().parse().unwrap();
+    let mut body = vec![0; length];
+    client.read_exact(&mut body).unwrap();
+    assert!(String::from_utf8(body).unwrap().contains(r#""access_token":"c4p4""#));
+    // With the capability beside it, whatever the body says; and the last request of a connection.
+    let ask = world.head("POST /v1/oauth/token", "Content-Length: 2\r\nConnection: close\r\n");
+    client.write_all(format!("{ask}{{}}").as_bytes()).unwrap();
+    assert!(rest(&mut client).contains(r#""access_token":"c4p4""#));
+    assert!(world.ask("GET /v1/oauth/token").starts_with("HTTP/1.1 405 "));
+    let mut client = world.connect();
+    client.write_all(world.head("POST /v1/oauth/token", "Content-Length: 70000\r\n").as_bytes()).unwrap();
+    let _ = client.write_all(&[b'x'; 70_000]);
+    assert!(head(&mut client).unwrap().starts_with("HTTP/1.1 413 "));
+    assert!(world.lines().is_empty(), "the API hears nothing of it");
+    let told = world.told();
+    assert_eq!((&*told[0].0, told[0].1, told[0].2), ("POST", 200, grant.len() as u64));
+    assert_eq!(told[0].3, (answer.len() + length) as u64);
+}
