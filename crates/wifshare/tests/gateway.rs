@@ -312,6 +312,28 @@ async fn waits(mut respond: h2::server::SendResponse<Bytes>, _token: String) {
 static RESETS: Mutex<Vec<h2::Reason>> = Mutex::new(Vec::new());
 
 #[test]
+fn a_line_that_is_used_now_and_then_is_not_at_rest() {
+    let world = World::with(&[b"h2"], plain, false, Limits { rest: Duration::from_secs(2), ..Limits::default() });
+    for pause in [1600, 1400, 0] {
+        assert!(world.ask("GET /v1/models", "", b"").ends_with("\r\n\r\nhi"));
+        std::thread::sleep(Duration::from_millis(pause));
+    }
+    assert_eq!(world.connections.load(Ordering::SeqCst), 1);
+}
+
+async fn with_a_large_head(mut respond: h2::server::SendResponse<Bytes>, _token: String) {
+    let head =
+        Response::builder().header("x-large", "x".repeat(40_000)).header("content-length", "0").body(()).unwrap();
+    respond.send_response(head, true).unwrap();
+}
+
+#[test]
+fn a_large_head_passes() {
+    let answer = World::new(&[b"h2"], with_a_large_head).ask("GET /v1/models", "", b"");
+    assert!(answer.contains(&format!("x-large: {}\r\n", "x".repeat(40_000))), "{:.200}", answer);
+}
+
+#[test]
 fn what_nobody_waits_for_is_cancelled() {
     let world = World::new(&[b"h2"], waits);
     for lines in ["", "Content-Length: 5\r\n"] {

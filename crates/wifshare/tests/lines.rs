@@ -172,6 +172,21 @@ fn a_line_is_used_again_where_both_sides_left_it_in_order_and_nowhere_else() {
 }
 
 #[test]
+fn a_line_that_was_closed_while_it_rested_is_not_used() {
+    // It has said nothing of that.
+    fn answer(_: &Heard, stream: &mut TcpStream) -> bool {
+        say(stream, OK);
+        false
+    }
+    let world = World::new(Limits::default(), answer);
+    for _ in 0..3 {
+        assert!(world.ask("POST /v1/messages").ends_with("\r\n\r\nok"));
+        sleep(Duration::from_millis(100));
+    }
+    assert_eq!(world.lines(), [0, 1, 2]);
+}
+
+#[test]
 fn what_a_used_line_lost_is_sent_once_more_where_that_can_do_no_harm() {
     // Whoever asks for it a second time on the same line, or by this name at all, hears nothing.
     fn answer(heard: &Heard, stream: &mut TcpStream) -> bool {

@@ -176,6 +176,24 @@ mod tests {
     }
 
     #[test]
+    fn each_header_is_known_by_its_whole_name_however_it_is_written() {
+        const USUAL: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n";
+        let passed = |line: &str| {
+            let mut inbox = inbox(format!("{USUAL}{line}\r\n\r\nhi").as_bytes());
+            let response = read(&mut inbox, false).expect("an answer").expect("whole");
+            assert!(response.may_stay && matches!(response.body, Framing::Length(2)), "{line}");
+            inbox.bytes().starts_with(format!("{USUAL}{line}\r\n").as_bytes())
+        };
+        for name in ["upgrade", "keep-alive", "connection", "proxy-connection", "proxy-authenticate"] {
+            assert!(!passed(&format!("{name}: x")) && !passed(&format!("{}: x", name.to_uppercase())), "{name}");
+            assert!(passed(&format!("y{}: close", &name[1..])), "as long as {name}, and another one");
+        }
+        for name in ["content-length", "transfer-encoding"] {
+            assert!(passed(&format!("y{}: close", &name[1..])), "as long as {name}, and another one");
+        }
+    }
+
+    #[test]
     fn the_end_of_an_answer_is_told_in_one_way() {
         for (head, is_understood) in [
             ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", true),

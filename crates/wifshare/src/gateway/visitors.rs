@@ -147,3 +147,83 @@ impl Drop for Place {
         self.visitors.left.notify_waiters();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::task::JoinHandle;
+
+    use super::*;
+
+    /// Somebody who comes at this moment and stays until its connection is ended.
+    fn come(visitors: &Arc<Visitors>, most: usize, now: Duration) -> Option<(Place, JoinHandle<()>)> {
+        let place = visitors.admit(most, now)?;
+        let connection = tokio::spawn(std::future::pending());
+        visitors.may_be_ended_by(place.number(), connection.abort_handle());
+        Some((place, connection))
+    }
+
+    /// Whose connections were ended, by their order of arrival.
+    async fn ended(all: &[(Place, JoinHandle<()>)]) -> Vec<usize> {
+        for _ in 0..all.len() + 10 {
+            tokio::task::yield_now().await;
+        }
+        (0..all.len()).filter(|place| all[*place].1.is_finished()).collect()
+    }
+
+    fn count(visitors: &Visitors) -> usize {
+        visitors.list().present.len()
+    }
+
+    const NOW: Duration = Duration::from_secs(100);
+
+    #[tokio::test]
+    async fn where_all_places_are_taken_a_stranger_makes_room_and_nobody_who_is_known_does() {
+        let visitors = Arc::new(Visitors::default());
+        let mut all: Vec<_> = (0..3).map(|_| come(&visitors, 3, NOW).unwrap()).collect();
+        all[0].0.visitor.is(Doing::Idle);
+        all.push(come(&visitors, 3, NOW).unwrap());
+        assert_eq!((ended(&all).await, count(&visitors)), (vec![1], 3), "the first of those who are not known");
+        all[2].0.visitor.is(Doing::Busy);
+        all[3].0.visitor.is(Doing::Idle);
+        assert!(come(&visitors, 3, NOW).is_none());
+        assert_eq!((ended(&all).await, count(&visitors)), (vec![1], 3));
+        all.remove(0);
+        assert_eq!(count(&visitors), 2);
+        all.push(come(&visitors, 3, NOW).unwrap());
+        assert_eq!(count(&visitors), 3);
+    }
+
+    #[tokio::test]
+    async fn a_crowd_of_strangers_has_a_second_to_speak_and_then_gives_way() {
+        let visitors = Arc::new(Visitors::default());
+        let mut all: Vec<_> = (0..Visitors::STRANGERS).map(|_| come(&visitors, 9999, NOW).unwrap()).collect();
+        let just_in_time = Visitors::TIME_TO_SPEAK - Duration::from_nanos(1);
+        all.push(come(&visitors, 9999, NOW + just_in_time).unwrap());
+        assert_eq!(ended(&all).await, Vec::<usize>::new());
+        all[0].0.visitor.is(Doing::Idle);
+        all.push(come(&visitors, 9999, NOW + Visitors::TIME_TO_SPEAK).unwrap());
+        assert_eq!((ended(&all).await, count(&visitors)), (vec![1], Visitors::STRANGERS + 1));
+    }
+
+    #[tokio::test]
+    async fn who_closes_lets_a_request_finish_and_then_nobody() {
+        let visitors = Arc::new(Visitors::default());
+        let mut all: Vec<_> = (0..3).map(|_| come(&visitors, 9, NOW).unwrap()).collect();
+        all[0].0.visitor.is(Doing::Idle);
+        all[1].0.visitor.is(Doing::Busy);
+        visitors.show_out_the_idle();
+        assert_eq!(ended(&all).await, [0, 2]);
+        visitors.show_out_everybody();
+        assert_eq!(ended(&all).await, [0, 1, 2]);
+        let gone = tokio::spawn({
+            let visitors = Arc::clone(&visitors);
+            async move { visitors.are_gone().await }
+        });
+        while let Some(place) = all.pop() {
+            tokio::task::yield_now().await;
+            assert!(!gone.is_finished());
+            drop(place);
+        }
+        gone.await.unwrap();
+    }
+}
