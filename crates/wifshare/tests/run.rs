@@ -3,10 +3,12 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use wifshare::{
-    Clock, Config, Delivery, Ending, Environment, Inputs, Interrupted, ObtainError, Provision, Run, Transport, resolve,
+    Clock, Config, Delivery, Ending, Environment, Inputs, Interrupted, ObtainError, Provision, Run, Step, Transport,
+    resolve,
 };
 use wifshare_sandbox::{Fault, Knobs, Sandbox, SigningAlgorithm};
 
@@ -129,6 +131,29 @@ fn a_run_knows_what_it_hands_out_and_whether_that_is_there() {
         run.end().unwrap();
         assert!(!run.is_in_place(), "whoever has ended has no place");
     }
+}
+
+#[test]
+fn a_gateway_that_cannot_renew_tries_ever_more_slowly_and_not_without_a_pause() {
+    let holder = tempfile::tempdir().unwrap();
+    let failures = vec![Fault::Status { status: 503, retry_after_s: None, commit: false }; 1000];
+    let sandbox = living(4, [vec![Fault::None], failures].concat());
+    let (config, transport) = configured(&sandbox, &holder.path().join("state"));
+    let steps = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&steps);
+    let watch = Arc::new(move |_: &Step<'_>| {
+        count.fetch_add(1, Ordering::SeqCst);
+    });
+    let provision = Provision::Credential(Delivery::Gateway);
+    let run = Arc::new(Run::begin(config, provision, transport, Clock::system(), watch).unwrap());
+    let keeper = Arc::clone(&run);
+    let keeping = std::thread::spawn(move || keeper.keep_fresh(0.5));
+    wait_until(|| sandbox.counters().exchanges_received > 1);
+    std::thread::sleep(Duration::from_secs(3));
+    let (steps, exchanges) = (steps.load(Ordering::SeqCst), sandbox.counters().exchanges_received);
+    run.end().unwrap();
+    keeping.join().unwrap();
+    assert!(exchanges < 20 && steps < 200, "{exchanges} exchanges, {steps} steps");
 }
 
 #[test]

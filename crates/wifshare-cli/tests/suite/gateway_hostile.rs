@@ -299,7 +299,6 @@ fn ten_thousand_idle_connections_and_slow_heads_do_not_keep_a_good_client_out() 
     assert!(gateway.peak_memory() < 64 << 20, "{} bytes", gateway.peak_memory());
 }
 
-/// Bytes that are all different from their neighbours, wherever one looks.
 #[test]
 fn clients_that_connect_at_one_moment_are_all_served() {
     let api = Api::start(ok);
@@ -339,6 +338,7 @@ fn known_clients_are_as_many_as_there_is_room_for_and_those_are_served() {
     eventually("a place is free again", || is_served(&mut gateway.connect()));
 }
 
+/// Bytes that are all different from their neighbours, wherever one looks.
 fn pattern(place: u64) -> u8 {
     (place ^ (place >> 8) ^ (place >> 16)) as u8
 }
