@@ -231,6 +231,7 @@ fn a_request_is_translated_and_its_answer_too() {
     let head = &heard[0].head;
     assert_eq!(head.uri().path_and_query().unwrap().as_str(), "/base/v1/x?y=1");
     assert_eq!((head.method().as_str(), head.uri().scheme_str()), ("POST", Some("https")));
+    assert!(head.uri().authority().unwrap().as_str().starts_with("localhost:"), "{}", head.uri());
     assert_eq!(head.headers()["authorization"], "Bearer first");
     assert_eq!(head.headers()["anthropic-beta"], "oauth-2025-04-20");
     assert_eq!(
@@ -492,11 +493,18 @@ async fn refuses(mut respond: h2::server::SendResponse<Bytes>, _token: String) {
     }
 }
 
+async fn fails(mut respond: h2::server::SendResponse<Bytes>, _token: String) {
+    respond.send_reset(h2::Reason::INTERNAL_ERROR);
+}
+
 #[test]
-fn what_the_api_says_it_did_not_do_is_asked_once_more() {
+fn what_the_api_says_it_did_not_do_is_asked_once_more_and_nothing_else_is() {
     let world = World::new(&[b"h2"], refuses);
     assert!(world.ask("POST /v1/x", "Content-Length: 2\r\n", b"ab").ends_with("\r\n\r\nhi"));
     assert_eq!(world.heard.lock().unwrap().len(), 2);
+    let world = World::new(&[b"h2"], fails);
+    assert!(world.ask("POST /v1/x", "Content-Length: 2\r\n", b"ab").starts_with("HTTP/1.1 502 "));
+    assert_eq!(world.heard.lock().unwrap().len(), 1);
 }
 
 async fn large(mut respond: h2::server::SendResponse<Bytes>, _token: String) {

@@ -151,6 +151,14 @@ mod tests {
     }
 
     #[test]
+    fn nobody_looks_where_that_is_not_wanted_and_nobody_looks_twice() {
+        let caller = Caller::at(Peer::Unix(Some(7)));
+        assert_eq!(caller.process(|| false), None);
+        assert_eq!(caller.process(|| true), Some(7));
+        assert_eq!(caller.process(|| panic!("it is known")), Some(7));
+    }
+
+    #[test]
     fn a_child_and_its_child_are_ours_and_nobody_else_is() {
         let mut child = Command::new("sh").args(["-c", "sleep 60 & wait"]).spawn().expect("sh");
         let is_ours = |process| Peer::Unix(Some(process)).is_a_child();
