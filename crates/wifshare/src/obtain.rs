@@ -362,6 +362,7 @@ mod tests {
     use crate::clock::from_epoch_seconds;
     use crate::config::{Inputs, resolve};
     use crate::environment::Environment;
+    use crate::identity::{Given, IdentitySource};
     use crate::secret::Secret;
 
     /// Configured with an identity token that ends at this second, in a file.
@@ -400,6 +401,20 @@ mod tests {
             matches!(refused, Err(ObtainError::TooOld { ago, .. }) if ago > Duration::from_secs(30)),
             "{refused:?}"
         );
+    }
+
+    #[test]
+    fn another_token_may_follow_one_that_is_spent_unless_its_source_has_no_other() {
+        let (mut config, _holder) = configured(0);
+        let (transport, clock) = (Transport::new(&Environment::default()), Clock::system());
+        let token = ask(&config, &transport, clock, &|_| {}).unwrap();
+        let hand_out = || config.store().hand_out(&token, clock, &|_| {}).unwrap();
+        assert!(hand_out().is_none());
+        let spent = hand_out().unwrap();
+        assert!(already_spent(spent.clone(), &config, clock.now()).is_passing());
+        let (variable, text) = ("A".to_owned(), Secret::new("b".to_owned()));
+        config.source = IdentitySource::Given(vec![Given { variable, text }]);
+        assert!(!already_spent(spent, &config, clock.now()).is_passing());
     }
 
     #[test]

@@ -2,8 +2,8 @@
 #![expect(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test makes its own world, and fails loudly")]
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use wifshare::{
@@ -167,9 +167,15 @@ fn whoever_is_asked_to_end_while_a_run_begins_begins_none() {
     })
     .unwrap();
     let (config, transport) = configured(&sandbox, &holder.path().join("state"));
-    let clock = Clock { pause: |_| Err(Interrupted), ..Clock::system() };
+    static PAUSES: Mutex<Vec<Duration>> = Mutex::new(Vec::new());
+    let pause = |time| {
+        PAUSES.lock().unwrap().push(time);
+        Err(Interrupted)
+    };
+    let clock = Clock { pause, ..Clock::system() };
     let provision = Provision::Credential(Delivery::Federation);
     let begun = Run::begin(config, provision, transport, clock, Arc::new(|_| {}));
     assert!(matches!(begun, Err(ObtainError::Interrupted(_))), "{:?}", begun.err());
+    assert_eq!(*PAUSES.lock().unwrap(), [Duration::from_millis(400)]);
     assert_eq!(files_with_secrets(&sandbox, holder.path()), Vec::<PathBuf>::new());
 }
