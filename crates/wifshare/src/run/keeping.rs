@@ -359,3 +359,156 @@ fn due(token: &IdentityToken, now: SystemTime) -> SystemTime {
     let life = token.claims().expires_at.and_then(|end| end.duration_since(now).ok());
     now + life.map_or(UNKNOWN, |life| life.mul_f64(0.8))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::schedule::tests::{CLOCK, ms, pass, run_of};
+    use super::*;
+    use crate::clock::Clock;
+    use crate::secret::Secret;
+
+    const PROFILE: Provision = Provision::Credential(Delivery::Profile);
+
+    fn another(text: &str) -> Credential {
+        let now = CLOCK.now();
+        let expires_at = now + Duration::from_secs(300);
+        Credential { access_token: Secret::new(text.to_owned()), expires_at, obtained_at: now, generation: 7 }
+    }
+
+    /// What children find.
+    fn delivered(run: &Run) -> Secret {
+        run.profile.as_ref().expect("a profile").in_place().expect("a credential").access_token
+    }
+
+    #[test]
+    fn a_credential_is_replaced_that_is_held_and_refused_and_no_other_and_not_at_once_again() {
+        let (run, sandbox, _holder) = run_of(PROFILE, 600, &[]);
+        let mut schedule = Schedule::new(&run, 0.0);
+        let exchanges = || sandbox.counters().exchanges_accepted;
+        run.replace(&another("of-long-ago"), &mut schedule);
+        assert_eq!(exchanges(), 1, "it was replaced before");
+        let refused = run.held().expect("a credential");
+        run.replace(&refused, &mut schedule);
+        assert_eq!(exchanges(), 2);
+        let held = run.held().expect("its successor");
+        assert_ne!(held, refused);
+        assert_eq!(delivered(&run), held.access_token);
+        run.replace(&held, &mut schedule);
+        assert_eq!(exchanges(), 2, "two refused one after another are not replaced one after another");
+        run.end().expect("an end");
+    }
+
+    #[test]
+    fn what_was_removed_is_there_again_after_a_moment_with_what_was_in_it() {
+        for provision in [PROFILE, Provision::Credential(Delivery::Federation)] {
+            let (run, sandbox, holder) = run_of(provision, 600, &[]);
+            let mut schedule = Schedule::new(&run, 0.0);
+            let before = delivered(&run);
+            std::fs::remove_dir_all(holder.path().join("state")).expect("removed");
+            run.restore(&mut schedule);
+            assert!(!run.is_in_place(), "whoever removes it has a moment");
+            pass(Schedule::RESTORE_AFTER);
+            run.restore(&mut schedule);
+            assert!(run.is_in_place() && delivered(&run) == before);
+            assert_eq!(run.config.store().read().expect("readable"), run.held(), "others find it too");
+            assert!(schedule.token_was_read, "whether a token to spare was taken nobody knows");
+            assert_eq!(sandbox.counters().exchanges_accepted, 1);
+            run.restore(&mut schedule);
+            assert!(run.is_in_place());
+            run.end().expect("an end");
+        }
+    }
+
+    #[test]
+    fn a_source_with_nothing_left_is_followed_and_its_end_is_told_once() {
+        let (run, _sandbox, _holder) = run_of(PROFILE, 100, &[]);
+        let told = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+        let list = std::sync::Arc::clone(&told);
+        let watch = std::sync::Arc::new(move |step: &Step<'_>| match step {
+            Step::Renewed(_) => lock(&list).push("renewed"),
+            Step::Ended { .. } => lock(&list).push("ended"),
+            _ => {}
+        });
+        let run = Run { watch, ..run };
+        let mut schedule = Schedule::new(&run, 0.0);
+        run.follow(&mut schedule);
+        assert!(lock(&told).is_empty(), "what is held is what is stored, and good");
+        let keep = |credential: Credential| {
+            let store = run.config.store();
+            store.lock(Duration::ZERO, CLOCK, &|_| {}).expect("nobody has it").keep(credential);
+        };
+        let (held, successor) = (run.held().expect("a credential"), another("of-somebody-else"));
+        keep(Credential { expires_at: CLOCK.now(), ..successor.clone() });
+        run.follow(&mut schedule);
+        assert_eq!(run.held().as_ref(), Some(&held), "what has ended is no successor");
+        keep(successor.clone());
+        run.follow(&mut schedule);
+        assert_eq!(run.held().map(|held| held.access_token), Some(successor.access_token.clone()));
+        assert_eq!(delivered(&run), successor.access_token);
+        pass(Duration::from_secs(301));
+        for _ in 0..2 {
+            run.follow(&mut schedule);
+            assert_eq!(*lock(&told), ["renewed", "ended"]);
+        }
+        run.end().expect("an end");
+    }
+
+    #[test]
+    fn a_run_is_over_when_it_has_ended_or_where_that_ends_it_when_its_directory_is_gone() {
+        let (run, _sandbox, _holder) = run_of(PROFILE, 600, &[]);
+        assert!(!run.is_over());
+        std::fs::remove_dir_all(run.directory()).expect("removed");
+        assert!(!run.is_over());
+        let run = run.ending_with_its_directory();
+        assert!(run.is_over());
+        let (run, _sandbox, _holder) = run_of(PROFILE, 600, &[]);
+        let run = run.ending_with_its_directory();
+        assert!(!run.is_over());
+        run.end().expect("an end");
+        assert!(run.is_over());
+        let (run, _sandbox, _holder) = run_of(PROFILE, 600, &[]);
+        run.end().expect("an end");
+        assert!(run.is_over());
+    }
+
+    #[test]
+    fn what_could_not_be_delivered_is_delivered_before_another_one_is_bought() {
+        let (run, sandbox, _holder) = run_of(PROFILE, 200, &[]);
+        let mut schedule = Schedule::new(&run, 0.0);
+        let held = run.held().expect("a credential");
+        run.profile.as_ref().expect("a profile").publish(&another("of-before"), &|_| {}).expect("written");
+        run.desk().is_delivered = false;
+        run.renew(&mut schedule);
+        assert_eq!((delivered(&run), sandbox.counters().exchanges_accepted), (held.access_token.clone(), 1));
+        // What is due is replaced, delivered or not.
+        pass(Duration::from_secs(195));
+        run.desk().is_delivered = false;
+        run.renew(&mut schedule);
+        assert_eq!(sandbox.counters().exchanges_accepted, 2);
+        assert_ne!(delivered(&run), held.access_token);
+        run.end().expect("an end");
+    }
+
+    #[test]
+    fn what_a_child_puts_in_place_is_noticed_by_a_watch_and_without_one() {
+        let (run, _sandbox, _holder) = run_of(Provision::Credential(Delivery::Federation), 600, &[]);
+        assert!(run.watch_what_is_ours());
+        let profile = run.profile.as_ref().expect("a profile");
+        let begun = Clock::system();
+        let start = (begun.monotonic)();
+        profile.publish(&another("of-a-child"), &|_| {}).expect("written");
+        run.alarm.wait(None, Duration::from_secs(60), None);
+        assert!((begun.monotonic)() - start < Duration::from_secs(30), "nobody waits for what has come");
+        assert!(run.adopt().expect("adopted"));
+        assert!(!run.adopt().expect("nothing new"));
+        assert_eq!(run.held().map(|held| held.access_token), Some(another("of-a-child").access_token));
+        // What is of no use is replaced by what is held.
+        profile.publish(&Credential { expires_at: CLOCK.now(), ..another("ended") }, &|_| {}).expect("written");
+        assert!(run.adopt().expect("noticed"));
+        assert_eq!(delivered(&run), another("of-a-child").access_token);
+        let (unwatched, _sandbox, _holder) = run_of(PROFILE, 600, &[]);
+        assert_eq!((unwatched.watched_from(), run.watched_from()), (Duration::from_secs(60), ms(500)));
+        assert_eq!(unwatched.ending_with_its_directory().watched_from(), ms(500));
+        run.end().expect("an end");
+    }
+}

@@ -188,7 +188,7 @@ impl Schedule {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::cell::Cell;
     use std::sync::Arc;
 
@@ -206,7 +206,8 @@ mod tests {
         static BEGAN: SystemTime = Clock::system().now();
     }
 
-    const CLOCK: Clock = Clock {
+    /// Two clocks that go as far as they are told.
+    pub(in crate::run) const CLOCK: Clock = Clock {
         wall: || BEGAN.with(|began| *began) + AHEAD.get() + STEPPED.get(),
         monotonic: || AHEAD.get(),
         pause: |time| {
@@ -215,11 +216,11 @@ mod tests {
         },
     };
 
-    fn pass(time: Duration) {
+    pub(in crate::run) fn pass(time: Duration) {
         AHEAD.set(AHEAD.get() + time);
     }
 
-    fn ms(milliseconds: u64) -> Duration {
+    pub(in crate::run) fn ms(milliseconds: u64) -> Duration {
         Duration::from_millis(milliseconds)
     }
 
@@ -280,6 +281,7 @@ mod tests {
             assert!(schedule.may_restore(CLOCK));
             assert!(!schedule.may_restore(CLOCK), "the next try comes half a second later too");
             schedule.is_in_place();
+            pass(ms(10_000));
         }
         assert!(schedule.may_adopt(CLOCK));
         assert_eq!(schedule.adopt_later(CLOCK), ms(5000));
@@ -291,6 +293,15 @@ mod tests {
 
     /// A run that holds a credential for so many seconds.
     fn run(lifetime: u64) -> (Run, Sandbox, tempfile::TempDir) {
+        run_of(Provision::Credential(Delivery::Environment), lifetime, &[])
+    }
+
+    /// A run with this provision, and with these variables besides the usual ones.
+    pub(in crate::run) fn run_of(
+        provision: Provision,
+        lifetime: u64,
+        variables: &[(&str, &str)],
+    ) -> (Run, Sandbox, tempfile::TempDir) {
         let knobs = Knobs {
             algorithm: SigningAlgorithm::Es256,
             access_token_lifetime_s: lifetime,
@@ -299,10 +310,12 @@ mod tests {
         };
         let sandbox = Sandbox::start(knobs).expect("a practice ground");
         let holder = tempfile::tempdir().expect("a directory");
-        let environment: Environment = sandbox.environment().into_iter().collect();
+        let mut environment: Environment = sandbox.environment().into_iter().collect();
+        for (name, value) in variables {
+            environment.set(name, value);
+        }
         let inputs = Inputs { state_dir: Some(holder.path().join("state")), ..Inputs::default() };
         let config = resolve(&inputs, &environment).expect("a configuration");
-        let provision = Provision::Credential(Delivery::Environment);
         let run = Run::begin(config, provision, Transport::new(&environment), CLOCK, Arc::new(|_| {}));
         (run.expect("a run"), sandbox, holder)
     }
@@ -337,6 +350,39 @@ mod tests {
         pass(ms(1));
         assert!(schedule.is_due(&run), "by both");
         assert!(!schedule.is_first_due(&run), "something is held");
+    }
+
+    #[test]
+    fn the_first_credential_is_due_by_whichever_clock_comes_first_too() {
+        let (run, ..) = run_of(Provision::Credential(Delivery::Gateway), 600, &[]);
+        let mut schedule = Schedule::new(&run, 0.0);
+        assert!(schedule.is_first_due(&run) && !schedule.is_due(&run));
+        STEPPED.set(ms(60_000));
+        let pause = schedule.failed(&run);
+        assert!(!schedule.is_first_due(&run));
+        STEPPED.set(Duration::ZERO);
+        pass(pause - ms(1));
+        assert!(!schedule.is_first_due(&run));
+        pass(ms(1));
+        assert!(schedule.is_first_due(&run), "a wall clock that was stepped back makes nobody wait longer");
+    }
+
+    #[test]
+    fn the_next_look_comes_with_the_end_of_a_token_to_spare_or_when_it_was_taken() {
+        let (run, ..) = run_of(Provision::Credential(Delivery::Federation), 3600, &[]);
+        let mut schedule = Schedule::new(&run, 0.0);
+        let due = run.desk().token_due.expect("handed out");
+        assert!(due > CLOCK.now() && due < schedule.due_wall);
+        assert_eq!(schedule.next(&run, true).0, Some(due));
+        schedule.token_was_read = true;
+        assert_eq!(schedule.next(&run, true), (Some(schedule.due_wall), ms(200)));
+        assert!(schedule.may_ask_again(CLOCK));
+        pass(ms(50));
+        assert_eq!(schedule.next(&run, true).1, ms(150), "it was just asked for");
+        schedule.token_was_read = false;
+        assert_eq!(schedule.next(&run, true).0, Some(due));
+        run.desk().token_due = Some(CLOCK.now());
+        assert_eq!(schedule.next(&run, true), (Some(schedule.due_wall), ms(150)), "it is due itself");
     }
 
     #[test]
