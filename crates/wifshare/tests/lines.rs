@@ -431,6 +431,17 @@ fn who_is_silent_is_let_go_and_who_is_slow_is_not() {
                 sleep(Duration::from_millis(900));
             }
         });
+        // A byte now and then buys no more time.
+        scope.spawn(|| {
+            let mut client = patient.connect();
+            let begun = Instant::now();
+            let is_over = patient.head("GET /v1/models", "").bytes().any(|byte| {
+                sleep(Duration::from_millis(200));
+                client.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
+                client.write_all(&[byte]).is_err() || matches!(client.read(&mut [0]), Ok(0))
+            });
+            assert!(is_over && begun.elapsed() >= seconds(2), "{:?}", begun.elapsed());
+        });
         // A head has its time from its first byte on, however long the connection was idle before.
         scope.spawn(|| {
             let mut client = patient.connect();
