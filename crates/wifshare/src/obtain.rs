@@ -442,5 +442,6 @@ mod tests {
             assert_eq!(adopted.join().unwrap().unwrap().access_token, bought.access_token);
         });
         assert_eq!(config.store().read().unwrap().unwrap().access_token, bought.access_token);
+        assert!(store.remembered_refusal(clock.now()).unwrap().is_none(), "nobody is refused any more");
     }
 }
