@@ -209,6 +209,10 @@ async fn speak_http1<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>(mu
         let Ok(byte) = stream.read_u8().await else { return };
         head.push(byte);
         if head.ends_with(b"\r\n\r\n") {
+            if head.starts_with(b"GET /base/v1/silence ") {
+                let _ = stream.read_u8().await;
+                return;
+            }
             head.clear();
             let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\none").await;
             let _ = stream.flush().await;
@@ -328,6 +332,31 @@ async fn with_a_large_head(mut respond: h2::server::SendResponse<Bytes>, _token:
     respond.send_response(head, true).unwrap();
 }
 
+/// More than a server allows at once on one connection, as a rule.
+const CROWD: usize = 120;
+
+/// Nobody is answered before all have asked.
+async fn all_at_once(respond: h2::server::SendResponse<Bytes>, token: String) {
+    static ASKED: AtomicUsize = AtomicUsize::new(0);
+    ASKED.fetch_add(1, Ordering::SeqCst);
+    while ASKED.load(Ordering::SeqCst) < CROWD {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    plain(respond, token).await;
+}
+
+#[test]
+fn a_crowd_of_requests_takes_another_connection_and_waits_for_none() {
+    let world = World::new(&[b"h2"], all_at_once);
+    std::thread::scope(|scope| {
+        for _ in 0..CROWD {
+            scope.spawn(|| assert!(world.ask("GET /v1/models", "", b"").ends_with("\r\n\r\nhi")));
+        }
+    });
+    let connections = world.connections.load(Ordering::SeqCst);
+    assert!((2..10).contains(&connections), "{connections} connections");
+}
+
 #[test]
 fn a_large_head_passes() {
     let answer = World::new(&[b"h2"], with_a_large_head).ask("GET /v1/models", "", b"");
@@ -358,6 +387,18 @@ fn what_nobody_waits_for_is_cancelled() {
         }
     }
     assert_eq!(*RESETS.lock().unwrap(), [h2::Reason::CANCEL; 2]);
+
+    let world = World::new(&[b"http/1.1"], plain);
+    let mut client = world.connect();
+    write!(client, "GET /v1/silence HTTP/1.1\r\nHost: {}\r\nx-api-key: c4p4\r\n\r\n", world.address).unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!((world.connections.load(Ordering::SeqCst), world.ended.load(Ordering::SeqCst)), (1, 0));
+    drop(client);
+    let begun = std::time::Instant::now();
+    while world.ended.load(Ordering::SeqCst) == 0 {
+        assert!(begun.elapsed() < Duration::from_secs(30), "it was never told");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// Nobody is answered before two have asked.
