@@ -324,6 +324,11 @@ fn a_line_that_is_used_now_and_then_is_not_at_rest() {
         std::thread::sleep(Duration::from_millis(pause));
     }
     assert_eq!(world.connections.load(Ordering::SeqCst), 1);
+    let begun = std::time::Instant::now();
+    while world.ended.load(Ordering::SeqCst) == 0 {
+        assert!(begun.elapsed() < Duration::from_secs(30), "it stays open");
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 async fn with_a_large_head(mut respond: h2::server::SendResponse<Bytes>, _token: String) {

@@ -120,12 +120,12 @@ fn what_was_ignored_before_us_stays_ignored() {
 #[test]
 fn as_process_one_signals_work_and_orphans_are_buried() {
     let job = Job::new(knobs());
-    let unshare = |script: &str| {
+    let as_process_one = |command: &[&str]| {
         let arguments = ["--pid", "--fork", "--mount-proc", "--kill-child"];
-        let arguments = [&arguments[..], &[crate::job::WIFSHARE, "exec", "--", "sh", "-c", script]].concat();
-        job.command("unshare", &arguments)
+        job.command("unshare", &[&arguments, command].concat())
     };
-    if !unshare("true").status().is_ok_and(|status| status.success()) {
+    let unshare = |script| as_process_one(&[crate::job::WIFSHARE, "exec", "--", "sh", "-c", script]);
+    if !as_process_one(&["true"]).status().is_ok_and(|status| status.success()) {
         assert!(std::env::var_os("CI").is_none() || !rustix::process::geteuid().is_root(), "root can unshare");
         return;
     }

@@ -200,3 +200,23 @@ impl Drop for Socket {
         drop(std::fs::remove_file(&self.0));
     }
 }
+
+#[cfg(test)]
+#[cfg(target_os = "linux")]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_socket_is_made_beside_its_place_which_may_be_on_another_file_system() {
+        let holder = tempfile::tempdir_in("/dev/shm").unwrap();
+        let path = holder.path().join("socket");
+        let names = || std::fs::read_dir(holder.path()).unwrap().flatten().map(|entry| entry.file_name()).collect();
+        let (_listener, socket) = Socket::bind(&path).unwrap();
+        let there: Vec<_> = names();
+        assert_eq!(there, ["socket"]);
+        assert_eq!(Socket::bind(&path).err().unwrap().kind(), io::ErrorKind::AlreadyExists);
+        drop(socket);
+        let left: Vec<_> = names();
+        assert!(left.is_empty());
+    }
+}
