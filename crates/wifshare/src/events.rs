@@ -252,6 +252,7 @@ mod tests {
         assert!(log.append_all(&[event(1, of_text(longest))]));
         assert!(!log.append_all(&[event(2, What::Swept), event(3, of_text(longest + 1)), event(4, What::Swept)]));
         assert_eq!(log.read().iter().map(|event| event.pid).collect::<Vec<_>>(), [1, 2, 4]);
+        assert!(log.append_all(&vec![event(4, What::Swept); 200]), "each is as long as it is, however many there are");
         // What is left out takes no room, and gives none.
         let swept = length(What::Swept);
         set_size(&log, LARGEST - swept);
