@@ -355,6 +355,7 @@ pub(crate) fn is_spent(token: &IdentityToken, config: &Config) -> bool {
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine};
 
@@ -401,6 +402,28 @@ mod tests {
             matches!(refused, Err(ObtainError::TooOld { ago, .. }) if ago > Duration::from_secs(30)),
             "{refused:?}"
         );
+    }
+
+    #[test]
+    fn a_token_that_another_identity_takes_at_the_last_moment_is_not_sent() {
+        let clock = Clock::system();
+        let (mut config, _holder) = configured(crate::clock::epoch_seconds(clock.now()) + 300);
+        let endpoint = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        config.grant.token_endpoint = format!("http://{}", endpoint.local_addr().unwrap()).parse().unwrap();
+        std::thread::spawn(move || drop(endpoint.accept()));
+        let transport = Transport::new(&Environment::default());
+        let is_sent = AtomicBool::new(false);
+        let watch = |step: &Step<'_>| match step {
+            Step::Connected => {
+                let token = ask(&config, &transport, clock, &|_| {}).unwrap();
+                assert!(config.store().hand_out(&token, clock, &|_| {}).unwrap().is_none(), "it was free until now");
+            }
+            Step::Sending => is_sent.store(true, Ordering::SeqCst),
+            _ => {}
+        };
+        let obtained = obtain(&config, &transport, clock, &watch);
+        assert!(matches!(obtained, Err(ObtainError::Spent { .. })), "{obtained:?}");
+        assert!(!is_sent.load(Ordering::SeqCst));
     }
 
     #[test]
