@@ -213,6 +213,7 @@ pub use signals::Signaller;
 #[cfg(unix)]
 mod tests {
     use super::*;
+    use crate::clock::Clock;
 
     fn run(script: &str) -> u8 {
         let argv = ["sh", "-c", script].map(OsString::from);
@@ -306,7 +307,7 @@ mod tests {
         let mut child = Child::spawn(&argv, &environment, Streams::Ours).expect("setsid");
         let signaller = child.signaller();
         let left = (0..2000).any(|_| {
-            std::thread::sleep(std::time::Duration::from_millis(5));
+            (Clock::system().pause)(std::time::Duration::from_millis(5)).expect("nothing cuts it short");
             !signaller.shares_our_process_group()
         });
         signaller.send(9);

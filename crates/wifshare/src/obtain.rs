@@ -364,6 +364,7 @@ mod tests {
     use crate::config::{Inputs, resolve};
     use crate::environment::Environment;
     use crate::identity::{Given, IdentitySource};
+    use crate::private_file;
     use crate::secret::Secret;
 
     /// Configured with an identity token that ends at this second, in a file.
@@ -372,7 +373,8 @@ mod tests {
         let [header, claims] = [r#"{"alg":"ES256"}"#.to_owned(), format!(r#"{{"jti":"one","exp":{expires_at}}}"#)]
             .map(|json| BASE64_URL_SAFE_NO_PAD.encode(json));
         let file = holder.path().join("token");
-        std::fs::write(&file, format!("{header}.{claims}.AAAA")).unwrap();
+        let token = format!("{header}.{claims}.AAAA");
+        private_file::replace_unsynced(holder.path(), "token", token.as_bytes(), &|_| {}).unwrap();
         let environment = Environment::from_iter([
             ("ANTHROPIC_FEDERATION_RULE_ID", "fdrl_01"),
             ("ANTHROPIC_ORGANIZATION_ID", "00000000-0000-4000-8000-000000000000"),
@@ -460,7 +462,7 @@ mod tests {
             let adopted =
                 scope.spawn(|| adopt_unless(|_| false, bought.clone(), || Ok(()), &config, &transport, clock, &|_| {}));
             // Long enough for it to look, while it waits, at what others were told.
-            std::thread::sleep(Duration::from_millis(300));
+            (clock.pause)(Duration::from_millis(300)).unwrap();
             drop(turn);
             assert_eq!(adopted.join().unwrap().unwrap().access_token, bought.access_token);
         });

@@ -365,7 +365,7 @@ fn a_crowd_of_requests_takes_another_connection_and_waits_for_none() {
 #[test]
 fn a_large_head_passes() {
     let answer = World::new(&[b"h2"], with_a_large_head).ask("GET /v1/models", "", b"");
-    assert!(answer.contains(&format!("x-large: {}\r\n", "x".repeat(40_000))), "{:.200}", answer);
+    assert!(answer.contains(&format!("x-large: {}\r\n", "x".repeat(40_000))), "{answer:.200}");
 }
 
 #[test]

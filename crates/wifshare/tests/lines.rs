@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 
 use wifshare::{Board, Clock, Credential, Environment, Gateway, Limits, Listen, Secret, Terms, Wire};
 
+/// Of a request that is over: its method, its status, bytes in and bytes out.
+type Told = (String, u16, u64, u64);
+
 /// A request as the API heard it: on which of its connections, and its first line.
 type Heard = (usize, String);
 
@@ -19,8 +22,7 @@ struct World {
     address: SocketAddr,
     board: Arc<Board>,
     heard: Arc<Mutex<Vec<Heard>>>,
-    /// Method, status, bytes in and bytes out of each request that is over.
-    served: Arc<Mutex<Vec<(String, u16, u64, u64)>>>,
+    served: Arc<Mutex<Vec<Told>>>,
 }
 
 impl World {
@@ -94,10 +96,9 @@ impl World {
     }
 
     /// What was told of all that is over; a client may hear the end of its answer before.
-    fn told(mut self) -> Vec<(String, u16, u64, u64)> {
+    fn told(mut self) -> Vec<Told> {
         self.gateway.take().unwrap().close(Duration::from_secs(10));
-        let told = self.served.lock().unwrap().clone();
-        told
+        self.served.lock().unwrap().clone()
     }
 }
 
@@ -378,7 +379,7 @@ fn a_401_before_the_end_of_the_body_is_answered_with_all_of_it_where_it_can_be_k
     let begun = Instant::now();
     let lines = "Content-Length: 20\r\nExpect: 100-continue\r\n";
     client.write_all(world.head("POST /v1/messages", lines).as_bytes()).unwrap();
-    assert!(self::head(&mut client).unwrap().starts_with("HTTP/1.1 401 "));
+    assert!(head(&mut client).unwrap().starts_with("HTTP/1.1 401 "));
     assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
 }
 
