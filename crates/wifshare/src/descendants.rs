@@ -168,16 +168,20 @@ mod platform {
 #[cfg(target_os = "linux")]
 mod tests {
     use std::process::{Command, Stdio};
+    use std::time::Duration;
 
     use super::*;
+    use crate::clock::Clock;
 
     /// Looks until this was seen.
     fn look_until(descendants: &mut Descendants, mut is_it: impl FnMut(&Sighting) -> bool) -> Sighting {
-        for _ in 0..30_000 {
+        let clock = Clock::system();
+        let start = (clock.monotonic)();
+        while (clock.monotonic)() - start < Duration::from_secs(60) {
             if let Some(found) = descendants.look().into_iter().find(|sighting| is_it(sighting)) {
                 return found;
             }
-            std::thread::yield_now();
+            (clock.pause)(Duration::from_millis(1)).expect("nothing cuts it short");
         }
         panic!("it was never seen");
     }
