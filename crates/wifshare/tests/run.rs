@@ -80,11 +80,12 @@ fn a_renewal_that_outlives_its_run_keeps_nothing() {
 fn a_renewal_that_others_need_is_waited_for() {
     let holder = tempfile::tempdir().unwrap();
     let state = holder.path().join("state");
-    // The answer comes 3 s late and its life counts from the question: the next renewal has to be far from it.
-    let sandbox = living(20, vec![Fault::None, Fault::Stall { ms: 3000 }]);
-    let (one, other) = (begin(&sandbox, &state), begin(&sandbox, &state));
+    // The answer comes 5 s late and its life counts from the question: the next renewal has to be far from it.
+    let sandbox = living(20, vec![Fault::None, Fault::Stall { ms: 5000 }]);
+    let one = begin(&sandbox, &state);
     wait_until(|| sandbox.counters().exchanges_received == 2);
-    // Both renew: one sends, and the other waits for its lock. Whichever ends first loses nothing that was bought.
+    // It has what is there, and waits for what the first one buys. Ending first loses nothing that was bought.
+    let other = begin(&sandbox, &state);
     assert_eq!(one.end().unwrap(), Ending::Shared);
     wait_until(|| other.held().unwrap().generation == 2);
     assert_eq!(sandbox.counters().exchanges_accepted, 2);
