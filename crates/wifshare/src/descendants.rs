@@ -222,7 +222,12 @@ mod tests {
             .stdin(Stdio::piped())
             .spawn()
             .unwrap();
-        let named = |name: &'static str| move |sighting: &Sighting| matches!(sighting, Sighting::Seen { program, .. } if program == name);
+        let named = |name: &'static str| {
+            move |sighting: &Sighting| match sighting {
+                Sighting::Seen { program, .. } => program == name,
+                Sighting::Gone { .. } => false,
+            }
+        };
         let mut descendants = Descendants::of(root.id());
         let Sighting::Seen { pid: before, .. } = look_until(&mut descendants, named("sh")) else { unreachable!() };
         drop(root.stdin.take());

@@ -28,6 +28,7 @@ mod answer;
 mod caller;
 mod connection;
 mod framing;
+mod headers;
 mod http1;
 mod http2;
 mod inbox;

@@ -271,7 +271,7 @@ fn an_api_without_http2_is_spoken_to_as_it_likes() {
     assert_eq!(world.connections.load(Ordering::SeqCst), 1, "the connection is kept");
 }
 
-/// Content in three pieces, one of which is empty; none for a HEAD, which the token tells nothing of, and for a 204.
+/// Content in three pieces, one of which is empty.
 async fn with_an_empty_piece(mut respond: h2::server::SendResponse<Bytes>, _token: String) {
     let mut body = respond.send_response(Response::new(()), false).unwrap();
     for piece in [&b"one"[..], b"", b"two"] {
@@ -281,6 +281,7 @@ async fn with_an_empty_piece(mut respond: h2::server::SendResponse<Bytes>, _toke
     body.send_data(Bytes::new(), true).unwrap();
 }
 
+/// None to the first request of a connection, and a status that has none to the others.
 async fn without_content(mut respond: h2::server::SendResponse<Bytes>, _token: String) {
     let status = if respond.stream_id().as_u32() == 1 { 200 } else { 204 };
     respond.send_response(Response::builder().status(status).body(()).unwrap(), true).unwrap();
@@ -307,14 +308,6 @@ fn each_byte_is_counted_whatever_the_api_speaks() {
         assert_eq!(*world.served.lock().unwrap(), [(200, 0, answer.len() as u64)]);
     }
 }
-
-/// Says nothing until the other side loses its patience.
-async fn waits(mut respond: h2::server::SendResponse<Bytes>, _token: String) {
-    let reason = std::future::poll_fn(|cx| respond.poll_reset(cx)).await;
-    RESETS.lock().unwrap().push(reason.unwrap());
-}
-
-static RESETS: Mutex<Vec<h2::Reason>> = Mutex::new(Vec::new());
 
 #[test]
 fn a_line_that_is_used_now_and_then_is_not_at_rest() {
@@ -367,6 +360,14 @@ fn a_large_head_passes() {
     let answer = World::new(&[b"h2"], with_a_large_head).ask("GET /v1/models", "", b"");
     assert!(answer.contains(&format!("x-large: {}\r\n", "x".repeat(40_000))), "{answer:.200}");
 }
+
+/// Says nothing until the other side loses its patience.
+async fn waits(mut respond: h2::server::SendResponse<Bytes>, _token: String) {
+    let reason = std::future::poll_fn(|cx| respond.poll_reset(cx)).await;
+    RESETS.lock().unwrap().push(reason.unwrap());
+}
+
+static RESETS: Mutex<Vec<h2::Reason>> = Mutex::new(Vec::new());
 
 #[test]
 fn what_nobody_waits_for_is_cancelled() {

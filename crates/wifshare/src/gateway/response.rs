@@ -5,8 +5,8 @@ use std::mem::MaybeUninit;
 use httparse::Status;
 
 use super::framing::{Framing, Malformed};
+use super::headers::{length_of, names};
 use super::inbox::Inbox;
-use super::request::{length_of, names};
 
 const MOST_HEADERS: usize = 128;
 

@@ -362,6 +362,8 @@ fn due(token: &IdentityToken, now: SystemTime) -> SystemTime {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
     use super::super::schedule::tests::{CLOCK, ms, pass, run_of};
     use super::*;
     use crate::clock::Clock;
@@ -382,7 +384,7 @@ mod tests {
 
     #[test]
     fn a_credential_is_replaced_that_is_held_and_refused_and_no_other_and_not_at_once_again() {
-        let (run, sandbox, _holder) = run_of(PROFILE, 600, &[]);
+        let (run, sandbox, _holder) = run_of(PROFILE, 600);
         let mut schedule = Schedule::new(&run, 0.0);
         let exchanges = || sandbox.counters().exchanges_accepted;
         run.replace(&another("of-long-ago"), &mut schedule);
@@ -401,7 +403,7 @@ mod tests {
     #[test]
     fn what_was_removed_is_there_again_after_a_moment_with_what_was_in_it() {
         for provision in [PROFILE, Provision::Credential(Delivery::Federation)] {
-            let (run, sandbox, holder) = run_of(provision, 600, &[]);
+            let (run, sandbox, holder) = run_of(provision, 600);
             let mut schedule = Schedule::new(&run, 0.0);
             let before = delivered(&run);
             std::fs::remove_dir_all(holder.path().join("state")).expect("removed");
@@ -421,10 +423,10 @@ mod tests {
 
     #[test]
     fn a_source_with_nothing_left_is_followed_and_its_end_is_told_once() {
-        let (run, _sandbox, _holder) = run_of(PROFILE, 100, &[]);
-        let told = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
-        let list = std::sync::Arc::clone(&told);
-        let watch = std::sync::Arc::new(move |step: &Step<'_>| match step {
+        let (run, _sandbox, _holder) = run_of(PROFILE, 100);
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let list = Arc::clone(&told);
+        let watch = Arc::new(move |step: &Step<'_>| match step {
             Step::Renewed(_) => lock(&list).push("renewed"),
             Step::Ended { .. } => lock(&list).push("ended"),
             _ => {}
@@ -455,25 +457,25 @@ mod tests {
 
     #[test]
     fn a_run_is_over_when_it_has_ended_or_where_that_ends_it_when_its_directory_is_gone() {
-        let (run, _sandbox, _holder) = run_of(PROFILE, 600, &[]);
+        let (run, _sandbox, _holder) = run_of(PROFILE, 600);
         assert!(!run.is_over());
         std::fs::remove_dir_all(run.directory()).expect("removed");
         assert!(!run.is_over());
         let run = run.ending_with_its_directory();
         assert!(run.is_over());
-        let (run, _sandbox, _holder) = run_of(PROFILE, 600, &[]);
+        let (run, _sandbox, _holder) = run_of(PROFILE, 600);
         let run = run.ending_with_its_directory();
         assert!(!run.is_over());
         run.end().expect("an end");
         assert!(run.is_over());
-        let (run, _sandbox, _holder) = run_of(PROFILE, 600, &[]);
+        let (run, _sandbox, _holder) = run_of(PROFILE, 600);
         run.end().expect("an end");
         assert!(run.is_over());
     }
 
     #[test]
     fn what_could_not_be_delivered_is_delivered_before_another_one_is_bought() {
-        let (run, sandbox, _holder) = run_of(PROFILE, 200, &[]);
+        let (run, sandbox, _holder) = run_of(PROFILE, 200);
         let mut schedule = Schedule::new(&run, 0.0);
         let held = run.held().expect("a credential");
         run.profile.as_ref().expect("a profile").publish(&another("of-before"), &|_| {}).expect("written");
@@ -490,15 +492,15 @@ mod tests {
     }
 
     #[test]
-    fn what_a_child_puts_in_place_is_noticed_by_a_watch_and_without_one() {
-        let (run, _sandbox, _holder) = run_of(Provision::Credential(Delivery::Federation), 600, &[]);
+    fn what_a_child_puts_in_place_is_noticed_and_taken_over_where_it_is_good() {
+        let (run, _sandbox, _holder) = run_of(Provision::Credential(Delivery::Federation), 600);
         assert!(run.watch_what_is_ours());
         let profile = run.profile.as_ref().expect("a profile");
-        let begun = Clock::system();
-        let start = (begun.monotonic)();
+        let clock = Clock::system();
+        let start = (clock.monotonic)();
         profile.publish(&another("of-a-child"), &|_| {}).expect("written");
         run.alarm.wait(None, Duration::from_secs(60), None);
-        assert!((begun.monotonic)() - start < Duration::from_secs(30), "nobody waits for what has come");
+        assert!((clock.monotonic)() - start < Duration::from_secs(30), "nobody waits for what has come");
         assert!(run.adopt().expect("adopted"));
         assert!(!run.adopt().expect("nothing new"));
         assert_eq!(run.held().map(|held| held.access_token), Some(another("of-a-child").access_token));
@@ -506,7 +508,7 @@ mod tests {
         profile.publish(&Credential { expires_at: CLOCK.now(), ..another("ended") }, &|_| {}).expect("written");
         assert!(run.adopt().expect("noticed"));
         assert_eq!(delivered(&run), another("of-a-child").access_token);
-        let (unwatched, _sandbox, _holder) = run_of(PROFILE, 600, &[]);
+        let (unwatched, _sandbox, _holder) = run_of(PROFILE, 600);
         assert_eq!((unwatched.watched_from(), run.watched_from()), (Duration::from_secs(60), ms(500)));
         assert_eq!(unwatched.ending_with_its_directory().watched_from(), ms(500));
         run.end().expect("an end");

@@ -293,15 +293,11 @@ pub(super) mod tests {
 
     /// A run that holds a credential for so many seconds.
     fn run(lifetime: u64) -> (Run, Sandbox, tempfile::TempDir) {
-        run_of(Provision::Credential(Delivery::Environment), lifetime, &[])
+        run_of(Provision::Credential(Delivery::Environment), lifetime)
     }
 
-    /// A run with this provision, and with these variables besides the usual ones.
-    pub(in crate::run) fn run_of(
-        provision: Provision,
-        lifetime: u64,
-        variables: &[(&str, &str)],
-    ) -> (Run, Sandbox, tempfile::TempDir) {
+    /// The same, with this provision.
+    pub(in crate::run) fn run_of(provision: Provision, lifetime: u64) -> (Run, Sandbox, tempfile::TempDir) {
         let knobs = Knobs {
             algorithm: SigningAlgorithm::Es256,
             access_token_lifetime_s: lifetime,
@@ -310,10 +306,7 @@ pub(super) mod tests {
         };
         let sandbox = Sandbox::start(knobs).expect("a practice ground");
         let holder = tempfile::tempdir().expect("a directory");
-        let mut environment: Environment = sandbox.environment().into_iter().collect();
-        for (name, value) in variables {
-            environment.set(name, value);
-        }
+        let environment: Environment = sandbox.environment().into_iter().collect();
         let inputs = Inputs { state_dir: Some(holder.path().join("state")), ..Inputs::default() };
         let config = resolve(&inputs, &environment).expect("a configuration");
         let run = Run::begin(config, provision, Transport::new(&environment), CLOCK, Arc::new(|_| {}));
@@ -354,7 +347,7 @@ pub(super) mod tests {
 
     #[test]
     fn the_first_credential_is_due_by_whichever_clock_comes_first_too() {
-        let (run, ..) = run_of(Provision::Credential(Delivery::Gateway), 600, &[]);
+        let (run, ..) = run_of(Provision::Credential(Delivery::Gateway), 600);
         let mut schedule = Schedule::new(&run, 0.0);
         assert!(schedule.is_first_due(&run) && !schedule.is_due(&run));
         STEPPED.set(ms(60_000));
@@ -369,7 +362,7 @@ pub(super) mod tests {
 
     #[test]
     fn the_next_look_comes_with_the_end_of_a_token_to_spare_or_when_it_was_taken() {
-        let (run, ..) = run_of(Provision::Credential(Delivery::Federation), 3600, &[]);
+        let (run, ..) = run_of(Provision::Credential(Delivery::Federation), 3600);
         let mut schedule = Schedule::new(&run, 0.0);
         let due = run.desk().token_due.expect("handed out");
         assert!(due > CLOCK.now() && due < schedule.due_wall);
