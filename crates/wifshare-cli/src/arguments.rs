@@ -573,7 +573,7 @@ fn duration(text: &str) -> Result<Duration, String> {
         _ => None,
     };
     let whole = number.parse::<u64>().ok().zip(seconds).and_then(|(number, seconds)| number.checked_mul(seconds));
-    // Longer than any token lives (wif-protocol §7.3), and short enough to be added to any moment.
+    // Longer than any token lives (docs/protocol.md §5.3), and short enough to be added to any moment.
     const LONGEST: u64 = 7 * 86_400;
     whole
         .filter(|seconds| *seconds <= LONGEST)

@@ -80,7 +80,7 @@ pub struct Config {
 pub enum Arrangement {
     /// Nothing: the way is free.
     None,
-    /// This variable holds a credential that every client prefers to federation (wif-protocol §3.2 and §3.7).
+    /// This variable holds a credential that every client prefers to federation (docs/protocol.md §3.1 and §3.2).
     Shadowed(&'static str),
     /// This variable selects the operator's own profile.
     OwnProfile(&'static str),
