@@ -7,6 +7,7 @@ const binary = find();
 if (binary) {
   const options = identity();
   if (input("delivery")) options.push("--delivery", input("delivery"));
+  if (input("api_key") === "true") options.push("--api-key");
   for (const name of lines("keep_env")) options.push("--keep-env", name);
   if (input("max_life")) options.push("--max-life", input("max_life"));
   if (input("optional") === "true") options.push("--optional");

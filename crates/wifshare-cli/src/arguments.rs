@@ -8,9 +8,10 @@ use std::time::Duration;
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
-use wifshare::{Delivery, Environment, Inputs, Places, RUN_VARIABLE, platforms, state_directory};
+use wifshare::{Delivery, Environment, Inputs, Opening, Places, RUN_VARIABLE, platforms, state_directory};
 use wifshare_sandbox::conformance::Case;
 
+use crate::failure::Failure;
 use crate::talk::LogFormat;
 
 /// One identity token, one exchange, every process.
@@ -280,12 +281,33 @@ pub(crate) struct ShareArguments {
     /// capability that is worthless elsewhere, so that no child ever holds the credential
     #[arg(long, value_name = "DELIVERY")]
     pub(crate) delivery: Option<Delivery>,
+    /// With --delivery gateway: set ANTHROPIC_API_KEY to the capability too, for clients that read no other variable
+    #[arg(long, requires = "delivery")]
+    pub(crate) api_key: bool,
     /// Let the children inherit this variable, which would be taken away (repeatable)
     #[arg(long, value_name = "NAME", value_parser = variable_name)]
     pub(crate) keep_env: Vec<String>,
     /// Where federation is not configured at all, as in a fork's pull request, run the command without it
     #[arg(long)]
     pub(crate) optional: bool,
+}
+
+impl ShareArguments {
+    /// Refuses options that do not go together.
+    pub(crate) fn check(&self) -> Result<(), Failure> {
+        match self.delivery {
+            Some(delivery) if self.api_key && delivery != Delivery::Gateway => Err(Failure::usage(
+                format!("--api-key needs --delivery gateway, and not {delivery}: an access token is not an API key"),
+                "give --delivery gateway, or leave --api-key out",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// How the gateway of a run is opened, if there is one.
+    pub(crate) fn opening(&self) -> Opening {
+        Opening { api_key: self.api_key, ..Opening::default() }
+    }
 }
 
 #[derive(Args, Debug)]
@@ -404,6 +426,9 @@ pub(crate) struct GatewayArguments {
     /// How long what is under way may go on after a signal
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration)]
     pub(crate) grace: Duration,
+    /// Print the capability as ANTHROPIC_API_KEY too, for clients that read no other variable
+    #[arg(long)]
+    pub(crate) api_key: bool,
     /// How address and capability are printed
     #[arg(long, value_enum, default_value_t = GatewayFormat::Env)]
     pub(crate) format: GatewayFormat,
@@ -413,7 +438,7 @@ pub(crate) struct GatewayArguments {
 pub(crate) enum GatewayFormat {
     /// ANTHROPIC_BASE_URL=… and ANTHROPIC_AUTH_TOKEN=…
     Env,
-    /// A JSON object with base_url and capability, and socket for a Unix socket
+    /// A JSON object with base_url and capability, api_key with --api-key, and socket for a Unix socket
     Json,
 }
 

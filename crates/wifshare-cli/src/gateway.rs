@@ -4,7 +4,7 @@ use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
-use wifshare::{Delivery, Environment, Listen, Provision, Secret, resolve};
+use wifshare::{Delivery, Environment, Listen, Opening, Provision, Secret, resolve};
 use zeroize::Zeroizing;
 
 use crate::arguments::{GatewayArguments, GatewayFormat};
@@ -25,14 +25,15 @@ pub(crate) fn gateway(arguments: &GatewayArguments, environment: &Environment, t
         Some(path) => Listen::Unix(path.clone()),
         None => Listen::Loopback(arguments.listen),
     };
+    let opening = Opening { listen, api_key: arguments.api_key, ..Opening::default() };
     let provision = Provision::Credential(Delivery::Gateway);
-    let (run, journal) = share::begin_at(listen, "gateway", config, provision, own, talk)?;
+    let (run, journal) = share::begin_at(opening, "gateway", config, provision, own, talk)?;
     let run = Arc::new(run);
     let keeper = Arc::clone(&run);
     std::thread::spawn(move || keeper.keep_fresh(fastrand::f64()));
     let (base_url, capability) = run.gateway().expect("a run with this delivery has a gateway");
     talk.mask(capability.expose());
-    let printed = print(base_url, capability, arguments.format);
+    let printed = print(base_url, capability, arguments);
     if printed.is_ok() {
         // Until a signal asks us to end.
         while (clock().pause)(Duration::from_secs(3600)).is_ok() {}
@@ -47,18 +48,25 @@ pub(crate) fn gateway(arguments: &GatewayArguments, environment: &Environment, t
     printed.map(|()| 0)
 }
 
-fn print(base_url: &str, capability: &Secret, format: GatewayFormat) -> Result<(), Failure> {
+fn print(base_url: &str, capability: &Secret, arguments: &GatewayArguments) -> Result<(), Failure> {
     let capability = capability.expose();
     let socket = base_url.strip_prefix("unix:");
     let base_url = if socket.is_some() { "http://localhost" } else { base_url };
-    let text = Zeroizing::new(match format {
+    let text = Zeroizing::new(match arguments.format {
         GatewayFormat::Env => {
             let socket = socket.map(|path| format!("WIFSHARE_GATEWAY_SOCKET={}\n", crate::token::quoted(path)));
             let socket = socket.unwrap_or_default();
-            format!("ANTHROPIC_BASE_URL={base_url}\nANTHROPIC_AUTH_TOKEN={capability}\n{socket}")
+            let api_key = match arguments.api_key {
+                true => format!("ANTHROPIC_API_KEY={capability}\n"),
+                false => String::new(),
+            };
+            format!("ANTHROPIC_BASE_URL={base_url}\nANTHROPIC_AUTH_TOKEN={capability}\n{api_key}{socket}")
         }
         GatewayFormat::Json => {
             let mut object = serde_json::json!({"base_url": base_url, "capability": capability});
+            if arguments.api_key {
+                object["api_key"] = capability.into();
+            }
             if let Some(socket) = socket {
                 object["socket"] = socket.into();
             }

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use wifshare::{
-    BASE_URL_VARIABLE, CAPABILITY_LIFE, Clock, ConfigError, Credential, DELIVERED_VARIABLE, Enclosing, Environment,
-    GATEWAY_VARIABLE, Keeper, ObtainError, RUN_VARIABLE, Secret, Store, delivered, enclosing,
+    BASE_URL_VARIABLE, CAPABILITY_LIFE, Clock, ConfigError, Credential, DELIVERED_TOKENS, DELIVERED_VARIABLE,
+    Enclosing, Environment, GATEWAY_VARIABLE, Keeper, ObtainError, RUN_VARIABLE, Store, delivered_token, enclosing,
 };
 
 use crate::arguments::IdentityArguments;
@@ -96,9 +96,10 @@ pub(crate) fn without_a_run(environment: &Environment) -> Environment {
     if of_the_run(&environment, "ANTHROPIC_IDENTITY_TOKEN_FILE") {
         environment.remove("ANTHROPIC_IDENTITY_TOKEN_FILE");
     }
-    let own = environment.text("ANTHROPIC_AUTH_TOKEN").map(|token| delivered(&Secret::new(token.to_owned())));
-    if own.is_some_and(|mark| environment.text(DELIVERED_VARIABLE) == Some(&mark)) {
-        environment.remove("ANTHROPIC_AUTH_TOKEN");
+    for name in DELIVERED_TOKENS {
+        if delivered_token(&environment, name).is_some() {
+            environment.remove(name);
+        }
     }
     if environment.text("ANTHROPIC_BASE_URL").is_some_and(|url| environment.text(GATEWAY_VARIABLE) == Some(url)) {
         match environment.text(BASE_URL_VARIABLE).map(str::to_owned) {
@@ -114,6 +115,8 @@ pub(crate) fn without_a_run(environment: &Environment) -> Environment {
 
 #[cfg(test)]
 mod tests {
+    use wifshare::{Secret, delivered};
+
     use super::*;
 
     #[test]
@@ -124,6 +127,7 @@ mod tests {
             ("ANTHROPIC_PROFILE", "wifshare"),
             ("ANTHROPIC_IDENTITY_TOKEN_FILE", "/state/key/runs/1-a/identity/identity-token"),
             ("ANTHROPIC_AUTH_TOKEN", "t"),
+            ("ANTHROPIC_API_KEY", "t"),
             (DELIVERED_VARIABLE, &delivered(&Secret::new("t".to_owned()))),
             ("PATH", "/bin"),
         ]);
@@ -133,6 +137,7 @@ mod tests {
             ("ANTHROPIC_CONFIG_DIR", "/their/own"),
             ("ANTHROPIC_PROFILE", "theirs"),
             ("ANTHROPIC_AUTH_TOKEN", "theirs"),
+            ("ANTHROPIC_API_KEY", "theirs"),
             (DELIVERED_VARIABLE, &delivered(&Secret::new("t".to_owned()))),
         ]);
         let behind_a_gateway = |more: &[(&str, &str)]| {

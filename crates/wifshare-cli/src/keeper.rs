@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
-use wifshare::{Environment, IdentitySource, Owner, Provision, Purpose, Run, resolve_for};
+use wifshare::{Environment, IdentitySource, Opening, Owner, Provision, Purpose, Run, resolve_for};
 
 use crate::arguments::IdentityArguments;
 use crate::catalogue::code;
@@ -34,6 +34,7 @@ pub(crate) struct Orders {
     /// The name of a [`Provision`].
     pub(crate) provides: String,
     pub(crate) keep: Vec<String>,
+    pub(crate) api_key: bool,
     /// The process whose end is ours.
     pub(crate) watched: Option<Owner>,
     pub(crate) longest: Duration,
@@ -104,7 +105,8 @@ fn begin(orders: &Orders, environment: &Environment) -> Result<(Arc<Run>, PipeRe
     if !matches!(config.source, IdentitySource::Command { .. }) {
         let _ = rustix::process::chdir("/");
     }
-    let (run, journal) = share::begin("start", config, provision, SignIn::First, environment, talk)?;
+    let opening = Opening { api_key: orders.api_key, ..Opening::default() };
+    let (run, journal) = share::begin("start", config, provision, opening, SignIn::First, environment, talk)?;
     let run = Arc::new(run.ending_with_its_directory());
     match run.announce(environment, &orders.keep) {
         Ok(()) => Ok((run, signalled, journal)),

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use wifshare::{
-    Arrangement, Config, ConfigError, DELIVERED_VARIABLE, Delivery, Enclosing, Ending, Environment, Listen, Opening,
-    Outlook, Provision, Purpose, Run, Step, StoreError, Supply, Transport, What, arrangement, delivered, resolve_for,
+    Arrangement, Config, ConfigError, DELIVERED_VARIABLE, Delivery, Enclosing, Ending, Environment, Opening, Outlook,
+    Provision, Purpose, Run, Step, StoreError, Supply, Transport, What, arrangement, delivered, resolve_for,
     variables_of_the_cis, without_what_buys,
 };
 
@@ -28,6 +28,7 @@ pub(crate) fn share(
     talk: Talk,
     work: impl FnOnce(&Environment, Option<&Journal>) -> Result<u8, Failure>,
 ) -> Result<u8, Failure> {
+    arguments.check()?;
     signals::listen();
     if let Some((joined, journal)) = join(command, arguments, environment, talk)? {
         return work(&joined, journal.as_ref());
@@ -36,7 +37,7 @@ pub(crate) fn share(
         Decision::AsItIs => work(environment, None),
         Decision::Begin(config, provision) => {
             let environment = joined::without_a_run(environment);
-            run(command, *config, provision, &arguments.keep_env, &environment, talk, work)
+            run(command, *config, provision, arguments, &environment, talk, work)
         }
     }
 }
@@ -73,15 +74,20 @@ fn join(
             talk.mask(held.access_token.expose());
         }
     }
-    match arguments.delivery {
-        None => {}
-        Some(Delivery::Environment) => {
+    match (arguments.delivery, &around) {
+        (None, _) => {}
+        (Some(Delivery::Gateway), Enclosing::Gateway { capability, .. }) => {
+            if arguments.api_key {
+                joined.set("ANTHROPIC_API_KEY", capability.expose());
+            }
+        }
+        (Some(Delivery::Environment), _) => {
             let credential = joined::shared_by(&around, None, clock())?;
             talk.mask(credential.access_token.expose());
             joined.set("ANTHROPIC_AUTH_TOKEN", credential.access_token.expose());
             joined.set(DELIVERED_VARIABLE, delivered(&credential.access_token));
         }
-        Some(delivery @ (Delivery::Profile | Delivery::Federation | Delivery::Gateway)) => talk.notice(&format!(
+        (Some(delivery @ (Delivery::Profile | Delivery::Federation | Delivery::Gateway)), _) => talk.notice(&format!(
             "--delivery {delivery} is left aside: the run around this command has chosen its delivery"
         )),
     }
@@ -137,7 +143,7 @@ fn run(
     command: &'static str,
     config: Config,
     provision: Provision,
-    keep: &[String],
+    arguments: &ShareArguments,
     environment: &Environment,
     talk: Talk,
     work: impl FnOnce(&Environment, Option<&Journal>) -> Result<u8, Failure>,
@@ -146,12 +152,12 @@ fn run(
     // Moments in the log have milliseconds.
     let since = clock().now() - Duration::from_millis(1);
     let key = config.store().directory().to_owned();
-    let (run, journal) = begin(command, config, provision, SignIn::InTime, environment, talk)?;
+    let (run, journal) = begin(command, config, provision, arguments.opening(), SignIn::InTime, environment, talk)?;
     let run = Arc::new(run);
     let keeper = Arc::clone(&run);
     // Not joined: a request that hangs must not keep a finished command from ending. `Run::end` sees to the rest.
     std::thread::spawn(move || keeper.keep_fresh(fastrand::f64()));
-    let worked = work(&run.environment(environment, keep), Some(&journal));
+    let worked = work(&run.environment(environment, &arguments.keep_env), Some(&journal));
     // What the command left behind may be in the middle of an answer.
     run.close_gateway(Duration::from_secs(5));
     let ending = run.end();
@@ -186,13 +192,14 @@ pub(crate) fn begin(
     command: &'static str,
     config: Config,
     provision: Provision,
+    opening: Opening,
     sign_in: SignIn,
     environment: &Environment,
     talk: Talk,
 ) -> Result<(Run, Journal), Failure> {
     let supply = config.source.supply();
     let source = config.source.description();
-    let (run, journal) = begin_at(Opening::default().listen, command, config, provision, environment, talk)?;
+    let (run, journal) = begin_at(opening, command, config, provision, environment, talk)?;
     if sign_in == SignIn::First
         && let Err(error) = run.obtain_first()
     {
@@ -203,9 +210,9 @@ pub(crate) fn begin(
     Ok((run, journal))
 }
 
-/// The same without a word, with its gateway here.
+/// The same without a word.
 pub(crate) fn begin_at(
-    listen: Listen,
+    opening: Opening,
     command: &'static str,
     config: Config,
     provision: Provision,
@@ -224,7 +231,7 @@ pub(crate) fn begin_at(
         crate::exec::die_if_told_to(step);
     });
     let access_log = AccessLog::of(journal.clone());
-    let opening = Opening { listen, record: Box::new(move |served| access_log.take_down(served)) };
+    let opening = Opening { record: Box::new(move |served| access_log.take_down(served)), ..opening };
     let run = Run::begin_with(config, provision, opening, transport, clock(), watch);
     let run = run.inspect_err(|_| journal.note(ended(&Ok(Ending::Nothing))))?;
     Ok((run, journal))

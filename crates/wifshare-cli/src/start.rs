@@ -21,13 +21,14 @@ use crate::stop;
 use crate::talk::Talk;
 
 pub(crate) fn start(arguments: &StartArguments, environment: &Environment, talk: Talk) -> Result<u8, Failure> {
+    arguments.share.check()?;
     signals::listen();
     let format = arguments.format.unwrap_or_else(|| receiver(environment));
     if joined::run_to_join(&arguments.share.identity, environment).is_some() {
         match joined::keeper_around(environment) {
             Some(keeper) if is_asked_for(&keeper, arguments) => {
                 talk.detail("a keeper runs already: joining it");
-                hand_over(&keeper, format, environment, talk)?;
+                hand_over(&as_asked_for(keeper, arguments), format, environment, talk)?;
                 return Ok(0);
             }
             Some(_) => {}
@@ -51,7 +52,7 @@ pub(crate) fn start(arguments: &StartArguments, environment: &Environment, talk:
     let starting = store.starting(PATIENCE, clock(), &watch)?;
     let found = store.keepers().into_iter().find(|keeper| keeper.provides == provision.to_string());
     let (keeper, is_new) = match found {
-        Some(keeper) => (keeper, false),
+        Some(keeper) => (as_asked_for(keeper, arguments), false),
         None => {
             let launched = launch(&config, provision, arguments, &own, talk);
             if let Some(code) = signals::code_of_interruption() {
@@ -80,6 +81,16 @@ fn is_asked_for(keeper: &Keeper, arguments: &StartArguments) -> bool {
     arguments.share.delivery.is_none_or(|delivery| keeper.provides == delivery.to_string())
 }
 
+/// What a keeper that runs already gives to later steps, with the API key if this start asks for one.
+fn as_asked_for(mut keeper: Keeper, arguments: &StartArguments) -> Keeper {
+    if arguments.share.api_key
+        && let Some(capability) = keeper.gives.text("ANTHROPIC_AUTH_TOKEN").map(str::to_owned)
+    {
+        keeper.gives.set("ANTHROPIC_API_KEY", capability);
+    }
+    keeper
+}
+
 /// Starts a keeper and waits until what it keeps is in place, or until it says why not.
 fn launch(
     config: &Config,
@@ -106,6 +117,7 @@ fn launch(
         identity: arguments.share.identity.clone(),
         provides: provision.to_string(),
         keep: arguments.share.keep_env.clone(),
+        api_key: arguments.share.api_key,
         watched,
         longest: arguments.max_life,
         verbose: talk.is_verbose(),

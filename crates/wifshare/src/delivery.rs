@@ -90,6 +90,8 @@ pub enum Handout<'a> {
         base_url: &'a str,
         /// What it wants to see.
         capability: &'a Secret,
+        /// Whether `ANTHROPIC_API_KEY` holds the capability too, for clients that read nothing else.
+        api_key: bool,
     },
     /// Beside the operator's own profile: the file with the unspent identity token, and nothing else.
     IdentityToken(&'a Path),
@@ -132,9 +134,12 @@ pub fn environment(handout: Handout<'_>, parent: &Environment, keep: &[String], 
         Handout::Environment(credential) => {
             child.set("ANTHROPIC_AUTH_TOKEN", credential.access_token.expose());
         }
-        Handout::Gateway { base_url, capability } => {
+        Handout::Gateway { base_url, capability, api_key } => {
             child.set("ANTHROPIC_BASE_URL", base_url);
             child.set("ANTHROPIC_AUTH_TOKEN", capability.expose());
+            if api_key {
+                child.set("ANTHROPIC_API_KEY", capability.expose());
+            }
             spare_the_proxy(&mut child);
         }
         Handout::Federation { profile, identity_token_file, variables } => {
@@ -232,17 +237,21 @@ mod tests {
     #[test]
     fn under_the_gateway_there_is_an_address_and_a_capability_and_no_more() {
         let capability = Secret::new("c".to_owned());
-        let handout = Handout::Gateway { base_url: "http://127.0.0.1:9", capability: &capability };
+        let handout = Handout::Gateway { base_url: "http://127.0.0.1:9", capability: &capability, api_key: false };
         let child = environment(handout, &parent(), &[]);
         assert_eq!(names(&child), ["ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_BASE_URL", "PATH"]);
         assert_eq!(child.text("ANTHROPIC_BASE_URL"), Some("http://127.0.0.1:9"));
         assert_eq!(child.text("ANTHROPIC_AUTH_TOKEN"), Some("c"));
+        let handout = Handout::Gateway { base_url: "http://127.0.0.1:9", capability: &capability, api_key: true };
+        let child = environment(handout, &parent(), &[]);
+        assert_eq!(names(&child), ["ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_BASE_URL", "PATH"]);
+        assert_eq!(child.text("ANTHROPIC_API_KEY"), Some("c"));
     }
 
     #[test]
     fn no_proxy_stands_between_a_child_and_the_gateway() {
         let capability = Secret::new("c".to_owned());
-        let handout = Handout::Gateway { base_url: "http://127.0.0.1:9", capability: &capability };
+        let handout = Handout::Gateway { base_url: "http://127.0.0.1:9", capability: &capability, api_key: false };
         let proxied = |more: &[(&str, &str)]| {
             let parent = [("HTTP_PROXY", "http://proxy")].iter().chain(more).copied().collect();
             environment(handout, &parent, &[]).text("NO_PROXY").map(str::to_owned)

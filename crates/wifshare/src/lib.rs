@@ -85,8 +85,8 @@ pub use obtain::{ObtainError, obtain, obtain_lasting};
 pub use private_file::PrivateFileError;
 pub use renew::renew;
 pub use run::{
-    BASE_URL_VARIABLE, DELIVERED_VARIABLE, Enclosing, Ending, GATEWAY_VARIABLE, IDENTITY_VARIABLES, Opening, Provision,
-    RUN_VARIABLE, Run, delivered, enclosing,
+    BASE_URL_VARIABLE, DELIVERED_TOKENS, DELIVERED_VARIABLE, Enclosing, Ending, GATEWAY_VARIABLE, IDENTITY_VARIABLES,
+    Opening, Provision, RUN_VARIABLE, Run, delivered, delivered_token, enclosing,
 };
 pub use secret::Secret;
 pub use step::{Step, Watch};

@@ -32,8 +32,8 @@ mod schedule;
 #[cfg(any(test, fuzzing))]
 pub(crate) use nesting::parse as parse_inputs;
 pub use nesting::{
-    BASE_URL_VARIABLE, DELIVERED_VARIABLE, Enclosing, GATEWAY_VARIABLE, IDENTITY_VARIABLES, RUN_VARIABLE, delivered,
-    enclosing,
+    BASE_URL_VARIABLE, DELIVERED_TOKENS, DELIVERED_VARIABLE, Enclosing, GATEWAY_VARIABLE, IDENTITY_VARIABLES,
+    RUN_VARIABLE, delivered, delivered_token, enclosing,
 };
 use nesting::{GATEWAY, INPUTS};
 pub use passage::Opening;

@@ -90,12 +90,17 @@ fn behind_the_gateway_of_the_action_real_clients_work_and_no_step_ever_sees_the_
     job.set("HTTP_PROXY", "http://127.0.0.1:9");
     job.set("NO_PROXY", "internal.example");
     let (mut runner, mut inputs) = runner_with_inputs(job);
-    inputs.extend([("delivery", "gateway".to_owned()), ("summary", "false".to_owned())]);
+    inputs.extend([
+        ("delivery", "gateway".to_owned()),
+        ("api_key", "true".to_owned()),
+        ("summary", "false".to_owned()),
+    ]);
     let inputs = borrowed(&inputs);
     let main = part(&runner, "main", &inputs);
     let ended = runner.step(main);
     assert_eq!(ended.code, 0, "{} {}", ended.stdout, ended.stderr);
     assert!(runner.variables["ANTHROPIC_AUTH_TOKEN"].starts_with("wifshare-capability-"));
+    assert_eq!(runner.variables["ANTHROPIC_API_KEY"], runner.variables["ANTHROPIC_AUTH_TOKEN"]);
     assert!(runner.variables["NO_PROXY"].starts_with("internal.example"), "{}", runner.variables["NO_PROXY"]);
     let typescript = r#""$CLIENTS/ask-typescript""#.to_owned();
     runner.steps_in_parallel(&[ask("claude-2.1.173"), ask("claude-2.1.330"), typescript]);

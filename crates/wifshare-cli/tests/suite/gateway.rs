@@ -34,6 +34,49 @@ fn every_client_works_behind_the_gateway_with_one_exchange_and_streams() {
 }
 
 #[test]
+fn every_client_works_with_the_capability_in_both_variables() {
+    let Some(job) = job_with_clients(knobs()) else { return };
+    let all = ALL.join(" ");
+    // Once with both variables, and once with the API key alone.
+    let script = format!(
+        r#"{ONE}
+        [ "$ANTHROPIC_API_KEY" = "$ANTHROPIC_AUTH_TOKEN" ] || exit 9
+        for name in {all}; do one $name $name-both || exit 1; done
+        unset ANTHROPIC_AUTH_TOKEN
+        for name in {all}; do one $name $name-key || exit 2; done"#
+    );
+    let ended = job.exec(&["--delivery", "gateway", "--api-key"], &script);
+    assert_eq!((ended.code, ended.stdout.as_str()), (0, ""), "{}", ended.stderr);
+    assert_eq!((job.counters().messages_accepted, job.counters().messages_refused), (10, 0));
+    job.assert_exchanges(1);
+}
+
+#[test]
+fn gateway_command_prints_the_api_key_when_asked() {
+    for (options, expected) in [
+        (&["--api-key"][..], true),
+        (&[], false),
+        (&["--api-key", "--format", "json"], true),
+        (&["--format", "json"], false),
+    ] {
+        let job = Job::new(knobs());
+        let mut child = job.wifshare(&[&["gateway"], options].concat()).spawn().unwrap();
+        let mut said = String::new();
+        let mut stdout = std::io::BufReader::new(child.stdout.take().unwrap());
+        while !said.contains("_AUTH_TOKEN=") && !said.contains('}')
+            || expected && !said.to_lowercase().contains("api_key")
+        {
+            assert!(std::io::BufRead::read_line(&mut stdout, &mut said).unwrap() > 0, "{said}");
+        }
+        rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::TERM).unwrap();
+        std::io::Read::read_to_string(&mut stdout, &mut said).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(0));
+        assert_eq!(said.to_lowercase().contains("api_key"), expected, "{said}");
+        assert_eq!(said.matches("wifshare-capability-").count(), 1 + usize::from(expected), "{said}");
+    }
+}
+
+#[test]
 fn a_client_that_insists_on_federating_gets_the_capability_and_nothing_is_forwarded() {
     let Some(job) = job_with_clients(knobs()) else { return };
     let all = ALL.join(" ");

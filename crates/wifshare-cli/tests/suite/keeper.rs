@@ -119,6 +119,28 @@ fn steps_in_shells_of_their_own_share_one_exchange_and_stop_leaves_nothing() {
 }
 
 #[test]
+fn start_with_an_api_key_hands_over_the_capability_twice() {
+    const BOTH: &str = r#"
+        case $ANTHROPIC_API_KEY in wifshare-capability-*) ;; *) exit 7 ;; esac
+        [ "$ANTHROPIC_API_KEY" = "$ANTHROPIC_AUTH_TOKEN" ] || exit 8
+        [ "$ANTHROPIC_API_KEY" = "$(env -u ANTHROPIC_AUTH_TOKEN "$WIFSHARE" token)" ] || exit 9"#;
+    for options in [&["--delivery", "gateway", "--api-key"][..], &["--delivery", "gateway"]] {
+        let job = Job::new(knobs());
+        start(&job, options);
+        // The second one joins, with and without a key before it.
+        let handed = start(&job, &["--delivery", "gateway", "--api-key"]);
+        let ended = step(&job, &handed, BOTH);
+        assert_eq!((ended.code, ended.stderr.as_str()), (0, ""), "{options:?}");
+        let inside = with(job.wifshare(&["start", "--delivery", "gateway", "--api-key", "--format", "json"]), &handed);
+        let ended = finish({ inside }.spawn().unwrap());
+        let again: Handed = serde_json::from_str(&ended.stdout).unwrap();
+        assert_eq!(again["ANTHROPIC_API_KEY"], handed["ANTHROPIC_AUTH_TOKEN"], "{options:?}: {}", ended.stderr);
+        stop(&job, &[]);
+        job.assert_exchanges(1);
+    }
+}
+
+#[test]
 fn what_children_would_not_inherit_is_taken_from_later_steps() {
     let job = Job::new(knobs());
     let handed = start(&job, &[]);

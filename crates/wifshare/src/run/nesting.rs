@@ -13,8 +13,8 @@ use crate::store::{self, Store};
 /// The variable by which a run names itself to its children: the path of its own directory.
 pub const RUN_VARIABLE: &str = "WIFSHARE_RUN";
 
-/// The variable that tells which `ANTHROPIC_AUTH_TOKEN` is a run's delivery and not somebody's own: its [`delivered`]
-/// mark.
+/// The variable that marks which `ANTHROPIC_AUTH_TOKEN` and `ANTHROPIC_API_KEY` a run delivered: it holds the
+/// [`delivered`] mark of the token.
 pub const DELIVERED_VARIABLE: &str = "WIFSHARE_DELIVERED";
 
 /// The variable that tells which `ANTHROPIC_BASE_URL` is a run's gateway.
@@ -67,6 +67,15 @@ pub fn delivered(access_token: &Secret) -> String {
     Sha256::digest(access_token.expose()).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// The variables in which a run delivers an access token or a capability.
+pub const DELIVERED_TOKENS: [&str; 2] = ["ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_API_KEY"];
+
+/// The value of this variable, if it is what the run around us delivered and not a credential of the job's own.
+pub fn delivered_token(environment: &Environment, name: &str) -> Option<Secret> {
+    let token = Secret::new(environment.text(name)?.to_owned());
+    (environment.text(DELIVERED_VARIABLE)? == delivered(&token)).then_some(token)
+}
+
 /// The run that this process is inside of: one that the environment names, that lives, that shares a credential, and
 /// whose identity is not contradicted by the environment.
 pub fn enclosing(environment: &Environment) -> Option<Enclosing> {
@@ -87,10 +96,10 @@ pub fn enclosing(environment: &Environment) -> Option<Enclosing> {
     }
     match gateway {
         Some(_) => {
-            let capability = Secret::new(environment.text("ANTHROPIC_AUTH_TOKEN")?.to_owned());
-            let is_ours = environment.text(DELIVERED_VARIABLE) == Some(&delivered(&capability));
             let directory = directory.parent()?.parent()?.to_owned();
-            is_ours.then_some(Enclosing::Gateway { capability, directory })
+            // A command in between may have passed on one of the two alone.
+            let capability = DELIVERED_TOKENS.iter().find_map(|name| delivered_token(environment, name))?;
+            Some(Enclosing::Gateway { capability, directory })
         }
         None => Store::of_run(directory).map(Enclosing::Store),
     }
@@ -154,6 +163,7 @@ mod tests {
         ] {
             assert_eq!(joins(&shown.into_iter().chain(more).collect::<Vec<_>>()), *joined, "{more:?}");
         }
+        assert_eq!(joins(&[("ANTHROPIC_API_KEY", "c"), (DELIVERED_VARIABLE, &mark)]), ours, "as an API key alone");
         lease.end(|| Afterwards::Keep).unwrap();
         assert_eq!(joins(&[]), None, "it is over");
     }

@@ -17,12 +17,15 @@ pub(super) struct Passage {
     pub(super) base_url: String,
     pub(super) capability: Secret,
     pub(super) board: Board,
+    api_key: bool,
 }
 
-/// Where a gateway listens, and who is told of what it served.
+/// Where a gateway listens, what its children are given, and who is told of what it served.
 pub struct Opening {
     /// Where.
     pub listen: Listen,
+    /// Whether children find the capability in `ANTHROPIC_API_KEY` too.
+    pub api_key: bool,
     /// Told of each request when it is over.
     pub record: Box<dyn Fn(&Served<'_>) + Send + Sync>,
 }
@@ -30,7 +33,11 @@ pub struct Opening {
 impl Default for Opening {
     /// At a free port of this machine, and nobody.
     fn default() -> Opening {
-        Opening { listen: Listen::Loopback((std::net::Ipv4Addr::LOCALHOST, 0).into()), record: Box::new(|_| {}) }
+        Opening {
+            listen: Listen::Loopback((std::net::Ipv4Addr::LOCALHOST, 0).into()),
+            api_key: false,
+            record: Box::new(|_| {}),
+        }
     }
 }
 
@@ -57,7 +64,7 @@ impl Run {
         };
         let gateway = Gateway::open(&opening.listen, terms).map_err(failed)?;
         let base_url = gateway.base_url().to_owned();
-        Ok(Passage { gateway: Mutex::new(Some(gateway)), base_url, capability, board })
+        Ok(Passage { gateway: Mutex::new(Some(gateway)), base_url, capability, board, api_key: opening.api_key })
     }
 }
 
@@ -70,7 +77,8 @@ impl Passage {
         asks: &[String],
         run: &Path,
     ) -> Environment {
-        let handout = Handout::Gateway { base_url: &self.base_url, capability: &self.capability };
+        let Passage { base_url, capability, api_key, .. } = self;
+        let handout = Handout::Gateway { base_url, capability, api_key: *api_key };
         let mut child = delivery::environment(handout, parent, keep, asks);
         child.set(RUN_VARIABLE, run);
         child.set(DELIVERED_VARIABLE, delivered(&self.capability));
