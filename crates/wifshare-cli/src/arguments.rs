@@ -1,150 +1,178 @@
 //! What can be said on the command line.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::builder::PossibleValuesParser;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::builder::{PossibleValue, PossibleValuesParser, StringValueParser, TypedValueParser};
+use clap::{Arg, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, ValueHint};
 use serde::{Deserialize, Serialize};
 use wifshare::{Delivery, Environment, Inputs, Opening, Places, RUN_VARIABLE, platforms, state_directory};
 use wifshare_sandbox::conformance::Case;
 
+use crate::catalogue::CATALOGUE;
 use crate::failure::Failure;
 use crate::talk::LogFormat;
 
-/// One identity token, one exchange, every process.
+/// One identity token, one exchange, every process
 ///
-/// wifshare signs a CI job in to the Claude API by workload identity federation, exchanges the job's single-use identity
-/// token once, and shares the credential among all processes of the job for as long as it runs.
+/// wifshare signs a CI job in to the Claude API by workload identity federation. It exchanges the job's single-use
+/// identity token once, shares the credential with every process of the job, and renews it until the job ends.
 #[derive(Debug, Parser)]
-#[command(name = "wifshare", version, max_term_width = 100, after_help = EXIT_CODES)]
+#[command(name = "wifshare", version, after_help = EXIT_CODES)]
 pub(crate) struct Arguments {
-    /// Tell what is being done, on standard error; twice, with every step and its time.
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    /// Verbose output; repeat (-vv) for every step with timestamps
+    #[arg(short, long, global = true, action = clap::ArgAction::Count, display_order = 900)]
     pub(crate) verbose: u8,
-    /// How what is told on standard error is written (WIFSHARE_LOG_FORMAT)
-    #[arg(long, global = true, value_enum, value_name = "FORMAT")]
+    /// Format of messages on standard error (WIFSHARE_LOG_FORMAT)
+    #[arg(long, global = true, value_enum, value_name = "FORMAT", display_order = 901)]
     pub(crate) log_format: Option<LogFormat>,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
 
+impl Arguments {
+    /// The arguments of this process; help is wrapped to `width`, and to what is comfortable to read.
+    pub(crate) fn from_command_line(width: usize) -> Result<Arguments, clap::Error> {
+        let mut command = Arguments::command().term_width(width.min(100));
+        let mut matches = command.try_get_matches_from_mut(std::env::args_os())?;
+        Arguments::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))
+    }
+}
+
 const EXIT_CODES: &str = "Exit codes:
-  the command's own; 128 + n if signal n ended it; 125 wifshare failed;
-  126 the command was found and cannot be run; 127 it was not found; 2 usage";
+  exec and claude end with the command's own exit code, or 128 + n if signal n ended it
+  1    doctor, demo or sandbox --conformance found a failure
+  2    usage error
+  125  wifshare failed
+  126  the command was found but cannot be run
+  127  the command was not found";
+
+const EXEC: &str = "Examples:
+  wifshare exec -- claude -p 'review this change'
+  wifshare exec --delivery gateway -- ./agent.py";
 
 const START: &str = "Examples:
-  wifshare start                          in GitHub Actions: the following steps find the credential
+  wifshare start                          in GitHub Actions: later steps find the credential
   eval \"$(wifshare start)\"               in any shell
   wifshare start --format dotenv > job.env";
 
-const CONFORMANCE: &str = "Example:
-  wifshare sandbox --conformance -- wifshare exec -- ./ask.py
-  Ends with 0 if every rule that applies is kept, and with 1 otherwise.";
+const TOKEN: &str = "Example (curl reads the header from standard input, so no argument list shows it):
+  wifshare token --format header |
+    curl --header @- --header 'anthropic-version: 2023-06-01' https://api.anthropic.com/v1/models";
+
+const SANDBOX: &str = "Examples:
+  wifshare sandbox > sandbox.env
+  wifshare sandbox --conformance -- wifshare exec -- ./ask.py";
 
 const DOCTOR: &str = "Examples:
   wifshare doctor
   wifshare doctor --rule rule.json     compare a fresh identity token with the federation rule, offline
   wifshare doctor --json | jq '.findings[] | select(.verdict == \"failed\")'";
 
+const MAN: &str = "Examples:
+  wifshare man exec | man -l -
+  wifshare man --directory ~/.local/share/man/man1";
+
+// The first paragraph is the command's line in `wifshare --help`, the first line of its own help and the NAME of its man
+// page. clap takes the doc comment of a flattened struct for the command's: those have plain comments instead.
 #[derive(Debug, Subcommand)]
-// Each command is laid out when it is called for, and not before every one of them.
+// Each command is laid out when it is called, not before every one of them.
 #[command(defer = true)]
 pub(crate) enum Command {
-    /// Run a command with the shared credential, fresh until the command ends.
-    #[command(after_help = "Example:\n  wifshare exec -- claude -p 'review this change'")]
+    /// Run a command with a shared credential that is renewed until the command ends
+    #[command(after_help = EXEC)]
     Exec(ExecArguments),
-    /// Add marketplaces, install plugins one after another, and run the main query, all with one exchange.
+    /// Add marketplaces, install plugins one by one and run a query, with one exchange
     #[command(
         after_help = "Example:\n  wifshare claude --marketplace ./plugins --plugin lint@ours -- -p 'review this change'"
     )]
     Claude(ClaudeArguments),
-    /// Obtain the credential and keep it fresh for the steps that follow, until `wifshare stop` or the end of the job.
+    /// Sign in and keep the credential fresh for the following steps of the job
+    ///
+    /// Leaves a keeper process behind, which renews the credential. It ends with `wifshare stop`, with the job, when its
+    /// directory is removed, or after --max-life.
     #[command(after_help = START)]
     Start(StartArguments),
-    /// End what `wifshare start` left running, and remove the credential; says nothing where nothing runs.
+    /// End the keeper that `wifshare start` left running and remove the credential
     #[command(after_help = "Example:\n  wifshare stop --all")]
     Stop(StopArguments),
-    /// The process that `wifshare start` leaves behind.
-    #[command(hide = true)]
-    Keeper,
-    /// Print the shared access token; exchange only where there is none.
-    #[command(
-        after_help = "Example (curl reads the header from its standard input, so that it stands in no argument list):
-  wifshare token --format header |
-    curl --header @- --header 'anthropic-version: 2023-06-01' https://api.anthropic.com/v1/models"
-    )]
+    /// Print a shared access token; exchange only if none is cached
+    #[command(after_help = TOKEN)]
     Token(TokenArguments),
-    /// Tell who holds the credential, how long it lives, and who was served.
+    /// Show the credentials, their lifetimes and the processes that use them
     #[command(after_help = "Example:\n  wifshare status --watch")]
     Status(StatusArguments),
-    /// Tell what happened in this job: processes, exchanges, and what sharing saved.
+    /// Report what happened in this job: processes, exchanges, and what sharing saved
     #[command(after_help = "Example:\n  wifshare report --format html > report.html")]
     Report(ReportArguments),
-    /// Serve the gateway without a command: print where it listens and the capability that it wants to see, and put the
-    /// credential into what comes by, until a signal ends it.
-    #[command(
-        after_help = "Example:\n  wifshare gateway --listen 127.0.0.1:8787 --format env > gateway.env\n\nEnds with 0 on SIGTERM or SIGINT, after what is under way."
-    )]
+    /// Run the gateway on its own, without a command
+    ///
+    /// Prints its address and its capability, and adds the credential to the requests that it forwards. On SIGTERM or
+    /// SIGINT it finishes open requests (--grace) and exits with 0.
+    #[command(after_help = "Example:\n  wifshare gateway --listen 127.0.0.1:8787 --format env > gateway.env")]
     Gateway(GatewayArguments),
-    /// Serve a practice ground on loopback: an identity provider and a token endpoint that accepts a token once. Or try
-    /// a client against the rules of single use.
-    #[command(after_help = CONFORMANCE)]
+    /// Run a mock identity provider and token endpoint, or test a client for single use
+    ///
+    /// The token endpoint accepts each identity token once. With --conformance, runs a client against the rules of
+    /// single use, case by case; exits with 0 if every rule that applies is kept, else with 1.
+    #[command(after_help = SANDBOX)]
     Sandbox(SandboxArguments),
-    /// Show on the practice ground what happens to eight processes without and with wifshare; end with 1 if the shared
-    /// ones do not all succeed with one exchange.
+    /// Show what single use does to parallel processes, without and with wifshare
+    ///
+    /// Runs on a mock server on loopback. Exits with 1 unless all sharing processes succeed with one exchange.
     #[command(after_help = "Example:\n  wifshare demo --processes 16")]
     Demo(DemoArguments),
-    /// Look at everything that signing in stands on, spend nothing, and say what to mend; end with 0 if the job would
-    /// work, and with 1 if not.
+    /// Check the sign-in setup without using up an identity token, and suggest fixes
+    ///
+    /// Exits with 0 if nothing wrong was found, else with 1.
     #[command(after_help = DOCTOR)]
     Doctor(DoctorArguments),
-    /// Tell what an error code means, why it happens, where to look and what to do; without a code, list them all.
+    /// Explain an error code: meaning, causes, where to look and what to do
+    ///
+    /// Without a code, lists all codes.
     #[command(after_help = "Example:\n  wifshare explain exchange-refused")]
     Explain(ExplainArguments),
-    /// Print the completions for a shell.
+    /// Print the completion script for a shell
     #[command(
         after_help = "Example:\n  wifshare completions bash > ~/.local/share/bash-completion/completions/wifshare"
     )]
     Completions(CompletionsArguments),
-    /// Print a man page, or write all of them.
-    #[command(
-        after_help = "Examples:\n  wifshare man exec | man -l -\n  wifshare man --directory ~/.local/share/man/man1"
-    )]
+    /// Print a man page, or write all of them to a directory
+    #[command(after_help = MAN)]
     Man(ManArguments),
 }
 
-/// Who signs in, and where. Each option has a variable; the option goes first.
+// Who signs in, and where. An option takes precedence over its variable.
 #[derive(Args, Clone, Debug, Serialize, Deserialize)]
-#[command(next_help_heading = "Identity")]
+#[command(next_help_heading = "Identity options")]
 pub(crate) struct IdentityArguments {
-    /// The API's base URL (ANTHROPIC_BASE_URL)
+    /// Base URL of the API (ANTHROPIC_BASE_URL)
     #[arg(long, value_name = "URL")]
     base_url: Option<String>,
-    /// The federation rule, fdrl_… (ANTHROPIC_FEDERATION_RULE_ID)
+    /// Federation rule, fdrl_… (ANTHROPIC_FEDERATION_RULE_ID)
     #[arg(long, value_name = "ID")]
     federation_rule_id: Option<String>,
-    /// The organisation, a UUID (ANTHROPIC_ORGANIZATION_ID)
+    /// Organization, a UUID (ANTHROPIC_ORGANIZATION_ID)
     #[arg(long, value_name = "ID")]
     organization_id: Option<String>,
-    /// The service account, svac_… (ANTHROPIC_SERVICE_ACCOUNT_ID)
+    /// Service account, svac_… (ANTHROPIC_SERVICE_ACCOUNT_ID)
     #[arg(long, value_name = "ID")]
     service_account_id: Option<String>,
-    /// The workspace, wrkspc_… or `default` (ANTHROPIC_WORKSPACE_ID)
+    /// Workspace, wrkspc_… or `default` (ANTHROPIC_WORKSPACE_ID)
     #[arg(long, value_name = "ID")]
     workspace_id: Option<String>,
-    /// For whom the identity token is meant (ANTHROPIC_OIDC_AUDIENCE)
+    /// Audience of the identity token (ANTHROPIC_OIDC_AUDIENCE)
     #[arg(long, value_name = "AUDIENCE")]
     audience: Option<String>,
-    /// A file that holds the identity token (ANTHROPIC_IDENTITY_TOKEN_FILE)
-    #[arg(long, value_name = "PATH", conflicts_with = "identity_command")]
+    /// File that contains the identity token (ANTHROPIC_IDENTITY_TOKEN_FILE)
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath, conflicts_with = "identity_command")]
     identity_token_file: Option<PathBuf>,
-    /// A command that prints an identity token: words parted by blanks, run without a shell (no variable)
+    /// Command that prints an identity token; split at spaces, run without a shell (no variable)
     #[arg(long, value_name = "COMMAND")]
     identity_command: Option<String>,
-    /// The platform to ask for identity tokens, whatever else is set (no variable; docs/ci/ tells of each)
+    /// Platform to request identity tokens from, instead of the one that is detected (no variable)
     #[arg(
         long,
         value_name = "NAME",
@@ -152,8 +180,8 @@ pub(crate) struct IdentityArguments {
         conflicts_with_all = ["identity_command", "identity_token_file"]
     )]
     identity_source: Option<String>,
-    /// Where state is kept (WIFSHARE_STATE_DIR)
-    #[arg(long, value_name = "DIRECTORY")]
+    /// State directory (WIFSHARE_STATE_DIR)
+    #[arg(long, value_name = "DIRECTORY", value_hint = ValueHint::DirPath)]
     state_dir: Option<PathBuf>,
 }
 
@@ -210,11 +238,11 @@ impl IdentityArguments {
     }
 }
 
-/// Whose state is looked at.
+// Whose state is read.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct StateArguments {
-    /// Where state is kept (WIFSHARE_STATE_DIR; inside a run, that of the run)
-    #[arg(long, value_name = "DIRECTORY")]
+    /// State directory (WIFSHARE_STATE_DIR; inside a run, the run's)
+    #[arg(long, value_name = "DIRECTORY", value_hint = ValueHint::DirPath)]
     state_dir: Option<PathBuf>,
 }
 
@@ -238,7 +266,7 @@ pub(crate) struct StatusArguments {
     /// Print a JSON object; docs/report.md describes it
     #[arg(long)]
     pub(crate) json: bool,
-    /// Go on, and print anew when something has changed: in place on a terminal, where q ends it
+    /// Keep running and print again when something changes; on a terminal, q quits
     #[arg(long)]
     pub(crate) watch: bool,
 }
@@ -247,49 +275,62 @@ pub(crate) struct StatusArguments {
 pub(crate) struct ReportArguments {
     #[command(flatten)]
     pub(crate) state: StateArguments,
-    /// What it is written as
+    /// Output format
     #[arg(long, value_enum, default_value_t = ReportFormat::Md)]
     pub(crate) format: ReportFormat,
-    /// Tell everything that is in the logs, and not this job alone
+    /// Report everything in the logs, not only this job
     #[arg(long, conflicts_with = "since")]
     pub(crate) all: bool,
-    /// Tell what happened since so long ago, such as 10m or 2h
+    /// Report what happened in the last DURATION, such as 10m or 2h
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub(crate) since: Option<Duration>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ReportFormat {
-    /// Markdown with a Mermaid chart, as GitHub shows it
+    /// Markdown with a Mermaid chart, as GitHub renders it
     Md,
-    /// A page that stands alone
+    /// A self-contained HTML page
     Html,
-    /// The picture of it alone
+    /// The timeline as an SVG image
     Svg,
     /// A JSON object; docs/report.md describes it
     Json,
 }
 
-/// How the children come by the credential.
+// How a command gets the credential.
 #[derive(Args, Clone, Debug)]
-#[command(next_help_heading = "Sharing")]
+#[command(next_help_heading = "Delivery options")]
 pub(crate) struct ShareArguments {
-    #[command(flatten)]
-    pub(crate) identity: IdentityArguments,
-    /// profile: a credential file, kept fresh (default); federation: the same, and an unspent identity token for old
-    /// clients; environment: ANTHROPIC_AUTH_TOKEN as it is at the start; gateway: an address on this machine and a
-    /// capability that is worthless elsewhere, so that no child ever holds the credential
-    #[arg(long, value_name = "DELIVERY")]
+    /// How the command gets the credential [default: profile]
+    #[arg(long, value_name = "DELIVERY", value_parser = delivery_parser())]
     pub(crate) delivery: Option<Delivery>,
     /// With --delivery gateway: set ANTHROPIC_API_KEY to the capability too, for clients that read no other variable
     #[arg(long, requires = "delivery")]
     pub(crate) api_key: bool,
-    /// Let the children inherit this variable, which would be taken away (repeatable)
+    /// Variable to leave in the command's environment instead of removing it (repeatable)
     #[arg(long, value_name = "NAME", value_parser = variable_name)]
     pub(crate) keep_env: Vec<String>,
-    /// Where federation is not configured at all, as in a fork's pull request, run the command without it
+    /// Go on without a credential if federation is not configured, as in a pull request from a fork
     #[arg(long)]
     pub(crate) optional: bool,
+    #[command(flatten)]
+    pub(crate) identity: IdentityArguments,
+}
+
+/// The deliveries by their names, each with what it does, for help and completions.
+fn delivery_parser() -> impl TypedValueParser<Value = Delivery> {
+    let named = Delivery::ALL.map(|delivery| match delivery {
+        Delivery::Profile => PossibleValue::new("profile").help("A profile with a credential file, kept fresh"),
+        Delivery::Federation => PossibleValue::new("federation")
+            .help("Like profile, plus an unspent identity token for clients that federate by themselves"),
+        Delivery::Environment => {
+            PossibleValue::new("environment").help("ANTHROPIC_AUTH_TOKEN, as valid when the command starts")
+        }
+        Delivery::Gateway => PossibleValue::new("gateway")
+            .help("A local address and a capability that is useless elsewhere; the command never holds the credential"),
+    });
+    PossibleValuesParser::new(named).try_map(|name| name.parse::<Delivery>())
 }
 
 impl ShareArguments {
@@ -312,46 +353,45 @@ impl ShareArguments {
 
 #[derive(Args, Debug)]
 pub(crate) struct ExecArguments {
-    #[command(flatten)]
-    pub(crate) share: ShareArguments,
-    /// The command and its arguments
+    /// Command and its arguments
     #[arg(last = true, required = true, value_name = "COMMAND")]
     pub(crate) command: Vec<OsString>,
+    #[command(flatten)]
+    pub(crate) share: ShareArguments,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct ClaudeArguments {
-    #[command(flatten)]
-    pub(crate) share: ShareArguments,
-    /// A marketplace to add: a local path (./…, ../…, /…) or an https URL ending in .git (repeatable; also the lines of
+    /// Marketplace to add: a local path (./…, ../…, /…) or an https URL that ends in .git (repeatable; also the lines of
     /// INPUT_PLUGIN_MARKETPLACES)
     #[arg(long = "marketplace", value_name = "MARKETPLACE")]
     pub(crate) marketplaces: Vec<String>,
-    /// A plugin to install: name or name@marketplace (repeatable; also the lines of INPUT_PLUGINS)
+    /// Plugin to install: NAME or NAME@MARKETPLACE (repeatable; also the lines of INPUT_PLUGINS)
     #[arg(long = "plugin", value_name = "PLUGIN")]
     pub(crate) plugins: Vec<String>,
-    /// The claude program
+    /// claude executable
     #[arg(long, value_name = "PROGRAM", default_value = "claude")]
     pub(crate) claude: OsString,
-    /// The arguments of the main query; without any there is none
+    /// Arguments of the query; without any, no query is run
     #[arg(last = true, value_name = "CLAUDE_ARG")]
     pub(crate) query: Vec<OsString>,
+    #[command(flatten)]
+    pub(crate) share: ShareArguments,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct StartArguments {
-    #[command(flatten)]
-    pub(crate) share: ShareArguments,
-    /// How the variables are handed to the following steps: github where GITHUB_ENV is set, and env elsewhere
+    /// How to pass the variables to later steps [default: github if GITHUB_ENV is set, else env]
     #[arg(long, value_enum)]
     pub(crate) format: Option<HandOver>,
-    /// End with this process, or with none; without it, with the CI's process for the job or the terminal's shell,
-    /// where there is one above
+    /// Process whose end ends the keeper [default: the CI's job process or the terminal's shell, if found]
     #[arg(long, value_name = "PID|none", value_parser = watch)]
     pub(crate) watch_pid: Option<Watched>,
-    /// End after this time at the latest, such as 90m or 6h
+    /// Maximum lifetime of the keeper, such as 90m or 6h
     #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "24h")]
     pub(crate) max_life: Duration,
+    #[command(flatten)]
+    pub(crate) share: ShareArguments,
 }
 
 /// Which process ends a keeper.
@@ -365,41 +405,40 @@ pub(crate) enum Watched {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum HandOver {
-    /// Into the files that GITHUB_ENV and GITHUB_OUTPUT name
+    /// Append to the files named by GITHUB_ENV and GITHUB_OUTPUT
     Github,
-    /// Shell commands: export and unset
+    /// Shell commands (export and unset) for eval
     Env,
-    /// A JSON object; null for a variable that has to go
+    /// A JSON object; null for a variable to remove
     Json,
-    /// NAME=value, and NAME= for a variable that has to go
+    /// NAME=value lines; NAME= for a variable to remove
     Dotenv,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct StopArguments {
-    #[command(flatten)]
-    pub(crate) identity: IdentityArguments,
-    /// Everything in this state directory; otherwise what the options or the variables name, and everything where they
-    /// name nothing
+    /// End every keeper in the state directory [default: the one that options or variables name, or all if they name none]
     #[arg(long)]
     pub(crate) all: bool,
+    #[command(flatten)]
+    pub(crate) identity: IdentityArguments,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct TokenArguments {
-    #[command(flatten)]
-    pub(crate) identity: IdentityArguments,
-    /// How long the token has to be good for at least, such as 90s, 5m or 1h
+    /// Minimum remaining lifetime of the token, such as 90s, 5m or 1h
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub(crate) min_life: Option<Duration>,
-    /// How it is printed
+    /// Output format
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub(crate) format: Format,
+    #[command(flatten)]
+    pub(crate) identity: IdentityArguments,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum Format {
-    /// The token alone
+    /// Only the token
     Text,
     /// A JSON object with access_token, token_type, expires_in and expires_at
     Json,
@@ -407,31 +446,31 @@ pub(crate) enum Format {
     Header,
     /// ANTHROPIC_AUTH_TOKEN=…
     Env,
-    /// What claude's apiKeyHelper expects: the token alone
+    /// Only the token, as claude's apiKeyHelper expects it
     ApiKeyHelper,
-    /// A JSON object in the shape of AWS's credential_process: Version, AccessToken, TokenType, Expiration
+    /// A JSON object like AWS's credential_process: Version, AccessToken, TokenType, Expiration
     CredentialProcess,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct GatewayArguments {
-    #[command(flatten)]
-    pub(crate) identity: IdentityArguments,
-    /// Where to listen; only addresses of this machine alone are accepted, and port 0 takes any free one
+    /// Address to listen on: loopback only; port 0 picks a free port
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
     pub(crate) listen: SocketAddr,
-    /// Listen at a Unix socket instead, for this user alone; clients say `Host: localhost`
-    #[arg(long, value_name = "PATH", conflicts_with = "listen")]
+    /// Listen on a Unix socket instead, for this user only; clients send `Host: localhost`
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath, conflicts_with = "listen")]
     pub(crate) unix: Option<PathBuf>,
-    /// How long what is under way may go on after a signal
+    /// Time for open requests to finish after a signal
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration)]
     pub(crate) grace: Duration,
     /// Print the capability as ANTHROPIC_API_KEY too, for clients that read no other variable
     #[arg(long)]
     pub(crate) api_key: bool,
-    /// How address and capability are printed
+    /// Output format of address and capability
     #[arg(long, value_enum, default_value_t = GatewayFormat::Env)]
     pub(crate) format: GatewayFormat,
+    #[command(flatten)]
+    pub(crate) identity: IdentityArguments,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -444,86 +483,86 @@ pub(crate) enum GatewayFormat {
 
 #[derive(Args, Debug)]
 pub(crate) struct SandboxArguments {
-    /// Where to listen; only loopback addresses are accepted, and port 0 takes any free one
+    /// Address to listen on: loopback only; port 0 picks a free port
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
     pub(crate) listen: SocketAddr,
-    /// The knobs as a JSON object, such as '{"exchange_latency_ms": 1200}'; GET /sandbox/knobs shows them all
+    /// Settings as a JSON object, such as '{"exchange_latency_ms": 1200}'; GET /sandbox/knobs lists them all
     #[arg(long, value_name = "JSON", default_value = "{}")]
     pub(crate) knobs: String,
     #[command(flatten)]
     pub(crate) conformance: ConformanceArguments,
 }
 
-/// The other use of the practice ground.
+// Testing a client against the mock server.
 #[derive(Args, Debug)]
-#[command(next_help_heading = "Conformance")]
+#[command(next_help_heading = "Conformance options")]
 pub(crate) struct ConformanceArguments {
-    /// Run a command that signs in, case by case, each with a fresh practice ground and an empty home, and print a table
+    /// Run a client case by case, each with a fresh server and an empty home directory, and print a table
     #[arg(long, requires = "command", conflicts_with_all = ["listen", "knobs"])]
     pub(crate) conformance: bool,
-    /// Where the command finds identity tokens: a file, GitHub's endpoint, or both
+    /// Where the client finds identity tokens
     #[arg(long, value_enum, value_name = "SOURCE", default_value_t = TokenSource::File, requires = "conformance")]
     pub(crate) source: TokenSource,
-    /// How long one run of the command may take
+    /// Time limit for one run of the client
     #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = duration, requires = "conformance")]
     pub(crate) bound: Duration,
-    /// Try this case alone (repeatable)
+    /// Run only this case (repeatable)
     #[arg(long = "case", value_name = "NAME", requires = "conformance")]
     pub(crate) cases: Vec<Case>,
-    /// The command and its arguments
+    /// Client command and its arguments
     #[arg(last = true, value_name = "COMMAND", requires = "conformance")]
     pub(crate) command: Vec<OsString>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum TokenSource {
-    /// ANTHROPIC_IDENTITY_TOKEN_FILE
+    /// A file, named by ANTHROPIC_IDENTITY_TOKEN_FILE
     File,
-    /// ACTIONS_ID_TOKEN_REQUEST_URL and …_TOKEN
+    /// GitHub's endpoint: ACTIONS_ID_TOKEN_REQUEST_URL and …_TOKEN
     Endpoint,
-    /// All three
+    /// The file and the endpoint
     Both,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct DoctorArguments {
-    #[command(flatten)]
-    pub(crate) identity: IdentityArguments,
-    /// Judge this federation rule, a JSON file, by an identity token of the source
-    #[arg(long, value_name = "FILE")]
+    /// Compare an identity token with this federation rule, a JSON file
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) rule: Option<PathBuf>,
-    /// Judge the clients found here by this delivery
-    #[arg(long, value_name = "DELIVERY", default_value_t)]
+    /// Check the installed clients for this delivery
+    #[arg(long, value_name = "DELIVERY", value_parser = delivery_parser(), default_value_t)]
     pub(crate) delivery: Delivery,
-    /// Sign in too: spends one identity token, and leaves the credential for others to share
+    /// Also sign in: uses up one identity token and caches the credential for other processes
     #[arg(long)]
     pub(crate) exchange: bool,
     /// Print the findings as JSON
     #[arg(long)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) identity: IdentityArguments,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct CompletionsArguments {
-    /// The shell
+    /// Shell
     #[arg(value_name = "SHELL")]
     pub(crate) shell: clap_complete::Shell,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct ManArguments {
-    /// The page of this command; without it, of wifshare itself
-    #[arg(value_name = "COMMAND")]
+    /// Command whose page to print [default: wifshare itself]
+    #[arg(value_name = "COMMAND", value_parser = Offered(commands), hide_possible_values = true)]
     pub(crate) command: Option<String>,
-    /// Write every page into this directory instead
-    #[arg(long, value_name = "DIRECTORY", conflicts_with = "command")]
+    /// Write all pages to this directory
+    #[arg(long, value_name = "DIRECTORY", value_hint = ValueHint::DirPath, conflicts_with = "command")]
     pub(crate) directory: Option<PathBuf>,
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct ExplainArguments {
-    /// The code, as it stands in `error[…]`
-    #[arg(value_name = "CODE")]
+    /// Error code, as printed in `error[…]`
+    #[arg(value_name = "CODE", value_parser = Offered(codes), hide_possible_values = true)]
     pub(crate) code: Option<String>,
     /// Print the page of the documentation that lists them all
     #[arg(long, hide = true, conflicts_with = "code")]
@@ -532,7 +571,7 @@ pub(crate) struct ExplainArguments {
 
 #[derive(Args, Debug)]
 pub(crate) struct DemoArguments {
-    /// How many processes run at once
+    /// Number of parallel processes
     #[arg(long, value_name = "NUMBER", default_value_t = 8, value_parser = clap::value_parser!(u32).range(2..=64))]
     pub(crate) processes: u32,
     /// One of the demo's own processes: exchanges by itself, or takes the credential that it finds
@@ -548,6 +587,46 @@ pub(crate) enum DemoChild {
     Shared,
     /// Starts the shared ones, as a job does.
     Job,
+}
+
+/// A parser that takes any text and has completions offer these values.
+#[derive(Clone)]
+struct Offered(fn() -> Vec<&'static str>);
+
+impl TypedValueParser for Offered {
+    type Value = String;
+
+    fn parse_ref(&self, command: &clap::Command, argument: Option<&Arg>, value: &OsStr) -> Result<String, clap::Error> {
+        StringValueParser::new().parse_ref(command, argument, value)
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        Some(Box::new((self.0)().into_iter().map(PossibleValue::new)))
+    }
+}
+
+fn codes() -> Vec<&'static str> {
+    CATALOGUE.iter().map(|entry| entry.code).collect()
+}
+
+/// The commands that have a man page.
+fn commands() -> Vec<&'static str> {
+    vec![
+        "exec",
+        "claude",
+        "start",
+        "stop",
+        "token",
+        "status",
+        "report",
+        "gateway",
+        "sandbox",
+        "demo",
+        "doctor",
+        "explain",
+        "completions",
+        "man",
+    ]
 }
 
 /// Where the platforms have what never moves. For our own tests, a practice ground that stands in their place; release
@@ -612,8 +691,14 @@ mod tests {
 
     #[test]
     fn the_arguments_are_consistent() {
-        use clap::CommandFactory;
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn man_offers_every_command() {
+        let mut whole = Arguments::command().disable_help_subcommand(true);
+        whole.build();
+        assert_eq!(commands(), whole.get_subcommands().map(clap::Command::get_name).collect::<Vec<_>>());
     }
 
     #[test]

@@ -1,65 +1,53 @@
-//! `wifshare completions` and `wifshare man`: what a shell and `man` want to know of the command line, made of the same
-//! definition as `--help`.
+//! `wifshare completions`: a script that completes the command line, made of the same definition as `--help`.
 
-use std::io::Write;
+use clap::{Arg, Command, CommandFactory};
+use clap_complete::Shell;
 
-use clap::{Command, CommandFactory};
-
-use crate::arguments::{Arguments, CompletionsArguments, ManArguments};
-use crate::catalogue::code;
+use crate::arguments::{Arguments, CompletionsArguments};
 use crate::failure::Failure;
+use crate::talk::print;
 
 pub(crate) fn completions(arguments: &CompletionsArguments) -> Result<u8, Failure> {
+    let mut whole = Arguments::command();
+    whole.build();
     let mut script = Vec::new();
-    clap_complete::generate(arguments.shell, &mut Arguments::command(), "wifshare", &mut script);
-    print(&script)
-}
-
-pub(crate) fn man(arguments: &ManArguments) -> Result<u8, Failure> {
-    let pages = pages();
-    if let Some(directory) = &arguments.directory {
-        for (name, page) in &pages {
-            let path = directory.join(format!("{name}.1"));
-            std::fs::File::create(&path).and_then(|mut file| file.write_all(page)).map_err(|error| {
-                let hint = "give a directory that exists and can be written";
-                Failure::new(code!("stdout"), format!("could not write {}: {error}", path.display()), Some(hint))
-            })?;
-        }
-        return Ok(0);
+    let mut offered = offered(&whole).version(env!("CARGO_PKG_VERSION"));
+    clap_complete::generate(arguments.shell, &mut offered, "wifshare", &mut script);
+    if arguments.shell == Shell::Fish {
+        script.extend(positional_values(&offered).into_bytes());
     }
-    let name = arguments.command.as_ref().map_or("wifshare".to_owned(), |command| format!("wifshare-{command}"));
-    let page = pages.iter().find(|(page, _)| *page == name).map(|(_, page)| page);
-    print(page.ok_or_else(|| Failure::usage(format!("there is no page {name}"), "`wifshare man` lists the commands"))?)
-}
-
-/// The page of wifshare, and one for each of its commands.
-fn pages() -> Vec<(String, Vec<u8>)> {
-    let mut wifshare = Arguments::command();
-    wifshare.build();
-    let commands: Vec<Command> = wifshare
-        .get_subcommands()
-        .filter(|command| !command.is_hide_set() && command.get_name() != "help")
-        .cloned()
-        .collect();
-    let of_command = commands.into_iter().map(|command| {
-        let name = format!("wifshare-{}", command.get_name());
-        (name.clone(), command.display_name(name))
-    });
-    [("wifshare".to_owned(), wifshare.clone())]
-        .into_iter()
-        .chain(of_command)
-        .map(|(name, command)| {
-            let mut page = Vec::new();
-            clap_mangen::Man::new(command).render(&mut page).expect("memory takes what is written");
-            (name, page)
-        })
-        .collect()
-}
-
-fn print(bytes: &[u8]) -> Result<u8, Failure> {
-    let mut stdout = std::io::stdout().lock();
-    stdout.write_all(bytes).and_then(|()| stdout.flush()).map_err(|error| {
-        Failure::new(code!("stdout"), format!("could not print: {error}"), Some("look who reads the output"))
-    })?;
+    print("the completions", &script)?;
     Ok(0)
+}
+
+/// The same command line without its hidden options, which `clap_complete` would offer.
+fn offered(command: &Command) -> Command {
+    // clap keeps names for as long as the program runs, which is not much longer.
+    let name: &'static str = command.get_name().to_owned().leak();
+    // clap adds its own to the copy.
+    let is_clap_s = |name: &str| ["help", "version"].contains(&name);
+    let commands = command.get_subcommands().filter(|it| !it.is_hide_set() && !is_clap_s(it.get_name()));
+    let arguments = command.get_arguments().filter(|it| !it.is_hide_set() && !is_clap_s(it.get_id().as_str()));
+    Command::new(name)
+        .about(command.get_about().cloned().unwrap_or_default())
+        .args(arguments.cloned())
+        .subcommands(commands.map(offered))
+}
+
+/// The values of arguments without a name, which `clap_complete` leaves out for fish.
+fn positional_values(command: &Command) -> String {
+    let mut lines = String::new();
+    for command in command.get_subcommands() {
+        let values: Vec<String> = command
+            .get_positionals()
+            .flat_map(Arg::get_possible_values)
+            .map(|value| value.get_name().to_owned())
+            .collect();
+        if !values.is_empty() {
+            let (name, values) = (command.get_name(), values.join(" "));
+            lines +=
+                &format!("complete -c wifshare -n \"__fish_wifshare_using_subcommand {name}\" -f -a \"{values}\"\n");
+        }
+    }
+    lines
 }

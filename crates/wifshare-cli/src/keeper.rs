@@ -24,6 +24,9 @@ use crate::share::{self, SignIn};
 use crate::signals;
 use crate::talk::Talk;
 
+/// Its one argument, by which `ps` and we know it.
+pub(crate) const NAME: &str = "keeper";
+
 /// The variable that a keeper is told by.
 pub(crate) const VARIABLE: &str = "WIFSHARE_KEEPER";
 

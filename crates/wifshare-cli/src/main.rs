@@ -19,6 +19,7 @@ mod job_process;
 mod joined;
 mod journal;
 mod keeper;
+mod man;
 mod progress;
 mod report;
 mod sandbox;
@@ -35,18 +36,23 @@ mod witness;
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use wifshare::Environment;
 
 use crate::arguments::{Arguments, Command};
 use crate::failure::Failure;
 use crate::talk::{LogFormat, Talk};
+use crate::terminal::Terminal;
 
 #[expect(clippy::disallowed_methods, reason = "the border: the environment is read here and nowhere else")]
 fn main() -> ExitCode {
     hardening::hide_this_process();
     let environment: Environment = std::env::vars_os().collect();
-    let Arguments { verbose, log_format, command } = match Arguments::try_parse() {
+    // What `start` leaves behind is no command of the user's: help, completions and man pages do not offer it.
+    if std::env::args_os().skip(1).eq([keeper::NAME]) {
+        return end(keeper::keeper(&environment), Talk::new(0, None, &environment));
+    }
+    let width = Terminal::of_data(&environment).width;
+    let Arguments { verbose, log_format, command } = match Arguments::from_command_line(width) {
         Ok(arguments) => arguments,
         Err(said) => return not_a_command(&said, &environment),
     };
@@ -56,18 +62,21 @@ fn main() -> ExitCode {
         Command::Claude(arguments) => claude::claude(arguments, &environment, talk),
         Command::Start(arguments) => start::start(&arguments, &environment, talk),
         Command::Stop(arguments) => stop::stop(&arguments, &environment, talk),
-        Command::Keeper => keeper::keeper(&environment),
         Command::Token(arguments) => token::token(&arguments, &environment, talk),
         Command::Report(arguments) => report::report(&arguments, &environment),
         Command::Status(arguments) => status::status(&arguments, &environment),
         Command::Gateway(arguments) => gateway::gateway(&arguments, &environment, talk),
         Command::Sandbox(arguments) => sandbox::sandbox(arguments, &environment, talk),
         Command::Completions(arguments) => completions::completions(&arguments),
-        Command::Man(arguments) => completions::man(&arguments),
+        Command::Man(arguments) => man::man(&arguments),
         Command::Doctor(arguments) => doctor::doctor(&arguments, &environment, talk),
         Command::Explain(arguments) => explain::explain(&arguments),
         Command::Demo(arguments) => demo::demo(&arguments, &environment, talk),
     };
+    end(ended, talk)
+}
+
+fn end(ended: Result<u8, Failure>, talk: Talk) -> ExitCode {
     match ended {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {

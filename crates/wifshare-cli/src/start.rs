@@ -14,7 +14,7 @@ use crate::failure::Failure;
 use crate::handover::{hand_over, receiver};
 use crate::job_process;
 use crate::joined;
-use crate::keeper::{Answer, Orders, VARIABLE};
+use crate::keeper::{Answer, NAME, Orders, VARIABLE};
 use crate::share::{Decision, decide};
 use crate::signals;
 use crate::stop;
@@ -128,7 +128,7 @@ fn launch(
     let orders = serde_json::to_string(&orders).map_err(|error| failed("instruct", &error))?;
     let program = std::env::current_exe().map_err(|error| failed("find the program of", &error))?;
     let mut child = Command::new(program)
-        .arg("keeper")
+        .arg(NAME)
         .env_clear()
         .envs(environment.iter())
         .env(VARIABLE, orders)

@@ -8,6 +8,7 @@ use clap::ValueEnum;
 use serde_json::json;
 use wifshare::{Environment, Step, moment};
 
+use crate::catalogue::code;
 use crate::clock::clock;
 use crate::failure::Failure;
 use crate::progress;
@@ -27,9 +28,9 @@ pub(crate) struct Talk {
 /// What a line of talk is written as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LogFormat {
-    /// For people
+    /// Text for people
     Text,
-    /// One JSON object a line
+    /// One JSON object per line
     Json,
 }
 
@@ -286,6 +287,15 @@ fn ends_what_took_its_time(step: &Step<'_>) -> bool {
             | Step::Remembered { .. }
             | Step::Retrying { .. }
     )
+}
+
+/// Writes data to standard output; `what` names it in an error.
+pub(crate) fn print(what: &str, bytes: &[u8]) -> Result<(), Failure> {
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(bytes).and_then(|()| stdout.flush()).map_err(|error| {
+        let hint = "check the program that reads the output";
+        Failure::new(code!("stdout"), format!("could not print {what}: {error}"), Some(hint))
+    })
 }
 
 /// One write for each message, so that the lines of many processes do not mix.

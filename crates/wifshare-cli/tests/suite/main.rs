@@ -19,6 +19,7 @@ mod gateway;
 mod gateway_ends;
 mod gateway_hostile;
 mod github;
+mod help;
 mod job;
 mod keeper;
 mod mistakes;

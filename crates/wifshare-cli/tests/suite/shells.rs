@@ -42,6 +42,10 @@ fn bash_completes_a_command_an_option_and_a_value() {
     complete("wifshare token --for", &["--format"]);
     complete("wifshare token --format cr", &["credential-process"]);
     complete("wifshare doctor --", &["--rule", "--json", "--exchange"]);
+    complete("wifshare exec --delivery ''", &["profile", "federation", "environment", "gateway"]);
+    complete("wifshare exec --identity-source git", &["github-actions", "gitlab"]);
+    complete("wifshare explain exchange-", &["exchange-refused"]);
+    complete("wifshare man ex", &["exec", "explain"]);
 }
 
 #[test]
@@ -60,13 +64,61 @@ fn the_other_shells_read_their_scripts() {
 }
 
 #[test]
-fn fish_completes_a_command() {
+fn fish_completes_commands_and_values() {
     let job = Job::new(knobs());
     let path = script(&job, "fish");
     if has("fish") {
-        let ask = format!("source {path}; complete -C 'wifshare do'");
-        let ended = finish(job.command("fish", &["--no-config", "-c", &ask]).spawn().unwrap());
-        assert!(ended.stdout.lines().any(|line| line.starts_with("doctor")), "{} {}", ended.stdout, ended.stderr);
+        for (words, expected) in [
+            ("wifshare do", "doctor"),
+            ("wifshare exec --delivery ga", "gateway"),
+            ("wifshare token --identity-source gitl", "gitlab"),
+            ("wifshare report --format h", "html"),
+            ("wifshare explain exchange-r", "exchange-refused"),
+        ] {
+            let ask = format!("source {path}; complete -C '{words}'");
+            let ended = finish(job.command("fish", &["--no-config", "-c", &ask]).spawn().unwrap());
+            assert!(
+                ended.stdout.lines().any(|line| line.starts_with(expected)),
+                "{words}: {} {}",
+                ended.stdout,
+                ended.stderr
+            );
+        }
+    }
+}
+
+/// An interactive zsh, which lists what it would complete. Its arguments: the directory of the script, and the words.
+const ZSH: &str = r#"
+zmodload zsh/zpty
+zpty shell zsh -f -i
+zpty -w shell "PS1=; stty -echo; autoload -Uz compinit; fpath=($1 \$fpath); compinit -u -D; bindkey '^I' list-choices; LISTMAX=0; print RE''ADY"
+zpty -r shell out '*READY*'
+zpty -w -n shell "$2"$'\t'
+for second in {1..50}; do
+    sleep 0.2
+    while zpty -r -t shell out; do all+=$out; done
+    [[ $all == *$3* ]] && break
+done
+print -r -- $all
+zpty -d shell
+"#;
+
+#[test]
+fn zsh_completes_values() {
+    let job = Job::new(knobs());
+    let directory = job.path("functions");
+    std::fs::create_dir(&directory).unwrap();
+    std::fs::rename(script(&job, "zsh"), directory.join("_wifshare")).unwrap();
+    if has("zsh") {
+        for (words, expected) in [
+            ("wifshare exec --delivery ", "environment "),
+            ("wifshare token --identity-source git", "github-actions"),
+            ("wifshare explain exch", "ange-refused"),
+        ] {
+            let arguments = ["-f", "-c", ZSH, "zsh", directory.to_str().unwrap(), words, expected];
+            let ended = finish(job.command("zsh", &arguments).spawn().unwrap());
+            assert!(ended.stdout.contains(expected), "{words}: {} {}", ended.stdout, ended.stderr);
+        }
     }
 }
 
@@ -100,6 +152,12 @@ fn man_shows_a_page_for_each_command() {
                 String::from_utf8_lossy(&shown.stderr)
             );
             assert_eq!(String::from_utf8_lossy(&shown.stderr), "", "{name}");
+            for section in
+                ["NAME", "DESCRIPTION", "OPTIONS", "EXAMPLES", "EXIT STATUS", "ENVIRONMENT", "FILES", "SEE ALSO"]
+            {
+                assert!(text.lines().any(|line| line == section), "{name} has no section {section}:\n{text}");
+            }
+            assert!(text.contains("wifshare manual") && text.contains("WIFSHARE"), "{name}: the head\n{text}");
         }
     }
 }

@@ -1,0 +1,78 @@
+//! The help: every command is described by the same line everywhere, and lines fit the terminal.
+
+use std::process::{Command, Stdio};
+
+use crate::job::{WIFSHARE, finish};
+
+fn wifshare(columns: usize, arguments: &[&str]) -> String {
+    let mut command = Command::new(WIFSHARE);
+    command.args(arguments).env_clear().env("COLUMNS", columns.to_string());
+    let ended = finish(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
+    assert_eq!((ended.code, ended.stderr.as_str()), (0, ""), "{arguments:?}");
+    ended.stdout
+}
+
+/// The commands and their lines in `wifshare --help`.
+fn commands() -> Vec<(String, String)> {
+    let help = wifshare(100, &["--help"]);
+    let list = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+    let commands: Vec<(String, String)> = list
+        .map(|line| line.trim().split_once(' ').unwrap_or_else(|| panic!("a command needs one line: {line}")))
+        .map(|(name, about)| (name.to_owned(), about.trim().to_owned()))
+        .filter(|(name, _)| name != "help")
+        .collect();
+    assert!(commands.len() > 12, "{commands:?}");
+    commands
+}
+
+#[test]
+fn help_man_page_and_completions_describe_a_command_alike() {
+    let fish = wifshare(100, &["completions", "fish"]);
+    for (name, about) in commands() {
+        assert_eq!(wifshare(100, &[&name, "--help"]).lines().next(), Some(about.as_str()), "{name} --help");
+        assert_eq!(wifshare(100, &[&name, "-h"]).lines().next(), Some(about.as_str()), "{name} -h");
+        let page = wifshare(100, &["man", &name]).replace("\\-", "-").replace("\\*(Aq", "'");
+        assert!(page.contains(&format!(".SH NAME\nwifshare-{name} - {about}\n")), "{page}");
+        assert!(fish.contains(&format!("-a \"{name}\" -d '{about}'")), "{name}: {fish}");
+    }
+}
+
+#[test]
+fn help_fits_the_width_of_the_terminal() {
+    for columns in [60, 100] {
+        let names = commands().into_iter().map(|(name, _)| name);
+        for name in names.chain([String::new()]) {
+            let arguments: Vec<&str> = [name.as_str(), "--help"].into_iter().filter(|it| !it.is_empty()).collect();
+            let help = wifshare(columns, &arguments);
+            // Examples are copied from there, and stay as they are.
+            let wrapped = help.lines().take_while(|line| !line.starts_with("Example") && *line != "Exit codes:");
+            for line in wrapped {
+                assert!(line.chars().count() <= columns, "{name} at {columns} columns: {line}");
+            }
+        }
+    }
+}
+
+#[test]
+fn help_without_a_terminal_is_a_hundred_columns_wide() {
+    let ended = Command::new(WIFSHARE).args(["exec", "--help"]).env_clear().output().unwrap();
+    let help = String::from_utf8(ended.stdout).unwrap();
+    let longest = help.lines().map(|line| line.chars().count()).max();
+    assert!(longest.is_some_and(|longest| (90..=100).contains(&longest)), "{longest:?}");
+}
+
+#[test]
+fn keeper_is_offered_nowhere() {
+    let keeper_as_a_command = [
+        ("bash", "wifshare__subcmd__keeper"),
+        ("zsh", "_wifshare__subcmd__keeper_commands"),
+        ("fish", "-a \"keeper\""),
+        ("powershell", "'keeper'"),
+    ];
+    for (shell, text) in keeper_as_a_command {
+        let script = wifshare(100, &["completions", shell]);
+        assert!(!script.contains(text) && script.contains(&text.replace("keeper", "doctor")), "{shell}");
+    }
+    let commands: Vec<String> = commands().into_iter().map(|(name, _)| name).collect();
+    assert!(!commands.contains(&"keeper".to_owned()), "{commands:?}");
+}
