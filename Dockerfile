@@ -13,5 +13,5 @@ FROM alpine:3.22
 # The trust roots of the system; state goes to a directory that is this user's alone.
 RUN apk add --no-cache ca-certificates && adduser -D -u 10001 wifshare
 COPY --from=build /source/target/release/wifshare /usr/local/bin/wifshare
-USER wifshare
+USER 10001
 ENTRYPOINT ["wifshare"]

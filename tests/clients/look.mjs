@@ -1,5 +1,5 @@
 // Opens a page in headless Chromium, in light and in dark, and prints as JSON what a careful person would look for.
-// usage: look.mjs PAGE SCREENSHOT-PREFIX
+// usage: CHROMIUM=PROGRAM look.mjs PAGE SCREENSHOT-PREFIX
 import { createRequire } from "node:module";
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -17,7 +17,7 @@ const seen = {};
 
 for (const scheme of ["light", "dark"]) {
   const browser = await chromium.launchPersistentContext(join(profile, scheme), {
-    executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium", args, colorScheme: scheme,
+    executablePath: process.env.CHROMIUM, args, colorScheme: scheme,
     viewport: { width: 1128, height: 900 },
   });
   try {

@@ -6,7 +6,7 @@ use std::process::Command;
 use rustix::process::{Pid, Signal, kill_process_group};
 use wifshare_sandbox::Knobs;
 
-use crate::clients::job_with_clients;
+use crate::clients::{job_with_clients, node};
 use crate::job::{Job, WIFSHARE, eventually, knobs};
 use crate::runner::Runner;
 
@@ -14,12 +14,15 @@ fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
 }
 
-/// A part of the action, with these inputs. Node stands where the machine has it.
+/// A part of the action, with these inputs.
 fn part(runner: &Runner, part: &str, inputs: &[(&str, &str)]) -> Command {
     let script = repository().join("action").join(format!("{part}.mjs"));
-    let mut command = runner.job.command("node", &[script.to_str().unwrap()]);
+    let node = node();
+    let mut command = runner.job.command(node.to_str().unwrap(), &[script.to_str().unwrap()]);
     let inputs = [("binary", WIFSHARE)].iter().chain(inputs);
-    command.env("PATH", std::env::var("PATH").unwrap());
+    // Scripts that look for node in PATH find the same.
+    let path = std::env::var("PATH").unwrap();
+    command.env("PATH", node.parent().map_or(path.clone(), |bin| format!("{}:{path}", bin.display())));
     command.envs(inputs.map(|(name, value)| (format!("INPUT_{}", name.to_uppercase()), value)));
     for (name, value) in &runner.state {
         command.env(format!("STATE_{name}"), value);
@@ -162,8 +165,7 @@ fn the_program_is_looked_for_where_it_may_be() {
     let cargo = runner.job.path("cargo/bin");
     std::fs::create_dir_all(&cargo).unwrap();
     std::fs::copy(WIFSHARE, cargo.join("wifshare")).unwrap();
-    let path = std::env::var("PATH").unwrap();
-    let node = std::env::split_paths(&path).map(|path| path.join("node")).find(|path| path.is_file()).unwrap();
+    let node = node();
     let look = |runner: &Runner, path: &str, binary: &str| {
         let script = repository().join("action/main.mjs");
         let mut command = runner.job.command(node.to_str().unwrap(), &[script.to_str().unwrap()]);

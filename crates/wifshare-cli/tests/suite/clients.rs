@@ -21,15 +21,25 @@ pub(crate) const ONE: &str = r#"
     }
 "#;
 
-/// Where `tests/clients/install` puts them; `None`, told aloud, where nobody has run it. Under CI that is a failure.
+/// Where `tests/clients/install` puts them; `None`, with a message, where it has not run. Under CI that is a failure.
 pub(crate) fn clients() -> Option<PathBuf> {
-    let clients = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../target/clients/bin");
-    if ALL.iter().all(|client| clients.join(client).exists()) {
-        return Some(clients.canonicalize().unwrap());
+    installed(&ALL)
+}
+
+/// The directory of programs that `tests/clients/install` installs, if it has all of these.
+pub(crate) fn installed(programs: &[&str]) -> Option<PathBuf> {
+    let bin = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../target/clients/bin");
+    if programs.iter().all(|program| bin.join(program).exists()) {
+        return Some(bin.canonicalize().unwrap());
     }
-    assert!(std::env::var_os("CI").is_none(), "the real clients are missing; `./test` installs them");
-    eprintln!("the real clients are not installed; `./test` installs them");
+    assert!(std::env::var_os("CI").is_none(), "{programs:?} are missing; `./test clients` installs them");
+    eprintln!("{programs:?} are not installed; `./test clients` installs them");
     None
+}
+
+/// The Node that `tests/clients/install` installs, for that of the system may be too old; without it, that one.
+pub(crate) fn node() -> PathBuf {
+    installed(&["node"]).map_or_else(|| "node".into(), |bin| bin.join("node"))
 }
 
 pub(crate) fn job_with_clients(knobs: Knobs) -> Option<Job> {

@@ -37,4 +37,5 @@ mod sources;
 mod status;
 mod steps;
 mod talk;
+mod test_command;
 mod token;

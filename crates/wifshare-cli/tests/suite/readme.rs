@@ -9,7 +9,7 @@ use crate::job::{Ended, Job, WIFSHARE, eventually, finish, knobs};
 
 /// What is run elsewhere, and where.
 const ELSEWHERE: &[(&str, &str)] = &[
-    ("cargo run --release -- demo", "`./test` ends with it, and demo.rs runs the same command unoptimised"),
+    ("cargo run --release -- demo", "the stage `demo` of `./test`; demo.rs runs the same command unoptimised"),
     ("./test", "this very suite"),
     ("wifshare status --watch", "status.rs watches, on a terminal and into a pipe"),
     ("wifshare report --format html > report.html", "report.rs opens the page in Chromium"),

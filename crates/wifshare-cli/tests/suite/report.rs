@@ -6,6 +6,7 @@ use std::process::Command;
 use serde_json::Value;
 use wifshare_sandbox::{Fault, Knobs};
 
+use crate::clients::{installed, node};
 use crate::job::{Ended, Job, finish, knobs};
 
 /// A job of some processes, one of them with a name that means harm.
@@ -134,26 +135,21 @@ fn stop_tells_in_the_summary_what_happened_since_start() {
     job.search(&text, "the summary");
 }
 
-/// What looks at a page in a browser; `None`, told aloud, where it is not installed. Under CI that is a failure.
-fn browser() -> Option<PathBuf> {
-    let look = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/clients/browser/look.mjs");
-    if look.exists() && Path::new("/usr/bin/chromium").exists() {
-        return Some(look.canonicalize().unwrap());
-    }
-    assert!(std::env::var_os("CI").is_none(), "the browser is missing; `./test` installs it");
-    eprintln!("the browser is not installed; `./test` installs it");
-    None
+/// The script that opens a page in Chromium, and Chromium; `None`, with a message, where they are not installed.
+fn browser() -> Option<(PathBuf, PathBuf)> {
+    let bin = installed(&["chromium", "../browser/look.mjs"])?;
+    Some((bin.join("../browser/look.mjs"), bin.join("chromium")))
 }
 
 #[test]
 fn the_page_is_sound_in_a_browser_in_light_and_in_dark() {
-    let Some(look) = browser() else { return };
+    let Some((look, chromium)) = browser() else { return };
     let job = job();
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/report");
     std::fs::create_dir_all(&directory).unwrap();
     let (page, picture) = (directory.join("report.html"), directory.join("report"));
     std::fs::write(&page, report(&job, &["--format", "html"])).unwrap();
-    let looked = Command::new("node").arg(look).arg(&page).arg(&picture).output().unwrap();
+    let looked = Command::new(node()).arg(look).arg(&page).arg(&picture).env("CHROMIUM", chromium).output().unwrap();
     let said = String::from_utf8_lossy(&looked.stderr);
     assert!(looked.status.success(), "{said}");
     let seen: Value = serde_json::from_slice(&looked.stdout).unwrap();

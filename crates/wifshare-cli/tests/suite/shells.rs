@@ -4,7 +4,7 @@ use std::process::Command;
 
 use crate::job::{Job, WIFSHARE, finish, knobs};
 
-/// Whether this machine has the program. `tests/clients/install` puts it there; under CI it may not be missing.
+/// Whether this machine has the program. `tests/tools/install` installs it; under CI it may not be missing.
 fn has(program: &str) -> bool {
     let found =
         std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|it| it.join(program).is_file()));
@@ -143,6 +143,8 @@ fn man_shows_a_page_for_each_command() {
                 .args(["--warnings", "-l"])
                 .arg(pages.join(&name))
                 .env("MANWIDTH", "100")
+                // A fresh machine has no locale set, and man then warns of every character beyond ASCII.
+                .env("LC_ALL", "C.UTF-8")
                 .output()
                 .unwrap();
             let text = String::from_utf8_lossy(&shown.stdout);
