@@ -284,6 +284,21 @@ pub(crate) const CATALOGUE: &[Entry] = &[
         evidence: &["what is left, in the message"],
         cures: &["ask for less; the run renews by its own schedule"],
     },
+    Entry {
+        code: "delivery-refused",
+        meaning: "--delivery asks for more protection than the command could get here, so it is not run.",
+        causes: &[
+            "--delivery gateway, and a variable that every client prefers is set: ANTHROPIC_API_KEY, ANTHROPIC_AUTH_TOKEN, \
+             CLAUDE_CODE_OAUTH_TOKEN, or a profile of your own",
+            "`wifshare start` inside a `wifshare exec` asks for less than that run gives: its keeper would have nothing to \
+             renew with",
+        ],
+        evidence: &["the message names the variable, or the delivery of the run around the command"],
+        cures: &[
+            "unset the variable for this step, or leave --delivery out",
+            "inside a run, wrap the command: `wifshare exec --delivery gateway -- COMMAND`",
+        ],
+    },
     // -- a keeper --
     Entry {
         code: "keeper",

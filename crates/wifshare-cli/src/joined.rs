@@ -9,7 +9,6 @@ use wifshare::{
 };
 
 use crate::arguments::IdentityArguments;
-use crate::catalogue::code;
 use crate::failure::Failure;
 
 /// The run to join, unless the command line says that another identity is meant.
@@ -49,12 +48,8 @@ pub(crate) fn credential(store: &Store, min_life: Option<Duration>, clock: Clock
         }
         let is_due = stored.as_ref().is_none_or(|stored| now >= stored.refresh_at());
         if !is_due || (clock.monotonic)() - start > PATIENCE {
-            let left = stored.map_or(0, |stored| stored.remaining(now).as_secs());
-            return Err(Failure::new(
-                code!("run-not-renewed"),
-                format!("the run around this command holds a credential that is good for {left} s, less than needed"),
-                Some("ask for less with --min-life; the run renews its credential by its own schedule"),
-            ));
+            let left = stored.map_or(Duration::ZERO, |stored| stored.remaining(now));
+            return Err(ObtainError::RunNotRenewed { left }.into());
         }
         (clock.pause)(Duration::from_millis(100)).map_err(ObtainError::from)?;
     }

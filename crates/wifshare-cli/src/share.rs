@@ -1,17 +1,19 @@
 //! The frame around every command that gives children the credential: decide what is to be shared, begin a run, let the
 //! command work, end the run.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use wifshare::{
     Arrangement, Config, ConfigError, DELIVERED_VARIABLE, Delivery, Enclosing, Ending, Environment, Opening, Outlook,
-    Provision, Purpose, Run, Step, StoreError, Supply, Transport, What, arrangement, delivered, resolve_for,
-    variables_of_the_cis, without_what_buys,
+    Provision, Purpose, RUN_VARIABLE, Run, Step, StoreError, Supply, Transport, What, arrangement, delivered,
+    delivery_around, resolve_for, variables_of_the_cis, without_what_buys,
 };
 
 use crate::access_log::AccessLog;
 use crate::arguments::ShareArguments;
+use crate::catalogue::code;
 use crate::clock::clock;
 use crate::failure::Failure;
 use crate::joined;
@@ -30,11 +32,20 @@ pub(crate) fn share(
 ) -> Result<u8, Failure> {
     arguments.check()?;
     signals::listen();
-    if let Some((joined, journal)) = join(command, arguments, environment, talk)? {
+    if let Some(around) = joined::run_to_join(&arguments.identity, environment) {
+        if let Some(delivery) = inner_delivery(arguments.delivery, environment, talk) {
+            return run_inside(command, &around, delivery, arguments, environment, talk, work);
+        }
+        let (joined, journal) = join(command, &around, arguments, environment, talk)?;
         return work(&joined, journal.as_ref());
     }
     match decide(arguments, environment, talk)? {
         Decision::AsItIs => work(environment, None),
+        Decision::WithoutACredential => {
+            let mut environment = environment.clone();
+            without_what_buys(&mut environment, &arguments.keep_env, &variables_of_the_cis().collect::<Vec<_>>());
+            work(&environment, None)
+        }
         Decision::Begin(config, provision) => {
             let environment = joined::without_a_run(environment);
             run(command, *config, provision, arguments, &environment, talk, work)
@@ -46,19 +57,70 @@ pub(crate) fn share(
 pub(crate) enum Decision {
     /// There is nothing for us to do.
     AsItIs,
+    /// Nothing is configured, and the command was to get no more than a gateway: it gets no way to a credential either.
+    WithoutACredential,
     /// A run of our own.
     Begin(Box<Config>, Provision),
+}
+
+/// The delivery that a command inside a run needs a run of its own for: one that gives less than the run around it. What
+/// asks for more does not get it.
+fn inner_delivery(asked: Option<Delivery>, environment: &Environment, talk: Talk) -> Option<Delivery> {
+    let asked = asked?;
+    // A run of another version does not say what it gives; then it gives all.
+    let outer = delivery_around(environment).unwrap_or(Delivery::Federation);
+    if outer.gives_less_than(asked) {
+        talk.notice(&format!(
+            "--delivery {asked} gives more than the run around this command does: its delivery, {outer}, stays"
+        ));
+    }
+    asked.gives_less_than(outer).then_some(asked)
+}
+
+/// Runs `work` inside a run around it, with a delivery of its own that gives less. The outer one is hidden from it.
+fn run_inside(
+    command: &'static str,
+    around: &Enclosing,
+    delivery: Delivery,
+    arguments: &ShareArguments,
+    environment: &Environment,
+    talk: Talk,
+    work: impl FnOnce(&Environment, Option<&Journal>) -> Result<u8, Failure>,
+) -> Result<u8, Failure> {
+    talk.detail(&format!("inside a run of wifshare: serving its credential by --delivery {delivery}"));
+    let is_kept = joined::keeper_around(environment).is_some();
+    let journal = Journal::of_a_run(around.directory());
+    journal.note(What::RunJoined { command: command.to_owned() });
+    let directory = Path::new(environment.os(RUN_VARIABLE).unwrap_or_default());
+    let access_log = AccessLog::of(journal.clone());
+    let record = Box::new(move |served: &wifshare::Served<'_>| access_log.take_down(served));
+    let opening = Opening { api_key: arguments.api_key, record, ..Opening::default() };
+    let own = joined::without_a_run(environment);
+    let watch = Arc::new(move |step: &Step<'_>| talk.step(step));
+    let run = Run::begin_inside(directory, delivery, opening, Transport::new(&own), clock(), watch)?;
+    if let Some(held) = run.held() {
+        talk.mask(held.access_token.expose());
+    }
+    let run = Arc::new(run);
+    let keeper = Arc::clone(&run);
+    std::thread::spawn(move || keeper.keep_fresh(fastrand::f64()));
+    let worked = work(&run.environment(&own, &arguments.keep_env), Some(&journal).filter(|_| is_kept));
+    run.close_gateway(Duration::from_secs(5));
+    if let Err(error) = run.end() {
+        talk.warning(&format!("could not remove what the run left: {error}"));
+    }
+    worked
 }
 
 /// The environment for a command inside of a run, which keeps the credential fresh for it; and where what the command
 /// does is to be noted, because nobody around us sees it.
 fn join(
     command: &'static str,
+    around: &Enclosing,
     arguments: &ShareArguments,
     environment: &Environment,
     talk: Talk,
-) -> Result<Option<(Environment, Option<Journal>)>, Failure> {
-    let Some(around) = joined::run_to_join(&arguments.identity, environment) else { return Ok(None) };
+) -> Result<(Environment, Option<Journal>), Failure> {
     talk.detail("inside a run of wifshare: joining it");
     let journal = Journal::of_a_run(around.directory());
     journal.note(What::RunJoined { command: command.to_owned() });
@@ -67,37 +129,41 @@ fn join(
     if is_kept {
         // A CI gives these to each of its steps anew, whatever the keeper took.
         without_what_buys(&mut joined, &arguments.keep_env, &variables_of_the_cis().collect::<Vec<_>>());
-        if let Enclosing::Store(store) = &around
+        if let Enclosing::Store(store) = around
             && let Ok(Some(held)) = store.read()
         {
             // It may have been renewed since the last step, and this log has not seen its mask.
             talk.mask(held.access_token.expose());
         }
     }
-    match (arguments.delivery, &around) {
-        (None, _) => {}
-        (Some(Delivery::Gateway), Enclosing::Gateway { capability, .. }) => {
-            if arguments.api_key {
-                joined.set("ANTHROPIC_API_KEY", capability.expose());
-            }
-        }
-        (Some(Delivery::Environment), _) => {
-            let credential = joined::shared_by(&around, None, clock())?;
+    match (delivery_around(environment), around) {
+        // The one that the step was given may have been renewed since.
+        (Some(Delivery::Environment), _) if arguments.delivery == Some(Delivery::Environment) => {
+            let credential = joined::shared_by(around, None, clock())?;
             talk.mask(credential.access_token.expose());
             joined.set("ANTHROPIC_AUTH_TOKEN", credential.access_token.expose());
             joined.set(DELIVERED_VARIABLE, delivered(&credential.access_token));
         }
-        (Some(delivery @ (Delivery::Profile | Delivery::Federation | Delivery::Gateway)), _) => talk.notice(&format!(
-            "--delivery {delivery} is left aside: the run around this command has chosen its delivery"
-        )),
+        (_, Enclosing::Gateway { capability, .. }) if arguments.api_key => {
+            joined.set("ANTHROPIC_API_KEY", capability.expose());
+        }
+        _ => {}
     }
-    Ok(Some((joined, Some(journal).filter(|_| is_kept))))
+    Ok((joined, Some(journal).filter(|_| is_kept)))
 }
 
 /// Looks at what the user and the environment say, outside of any run.
 pub(crate) fn decide(arguments: &ShareArguments, environment: &Environment, talk: Talk) -> Result<Decision, Failure> {
     let own = &joined::without_a_run(environment);
+    let hides_the_credential = arguments.delivery == Some(Delivery::Gateway);
     let own_profile = match arrangement(own) {
+        Arrangement::Shadowed(name) | Arrangement::OwnProfile(name) if hides_the_credential => {
+            return Err(Failure::new(
+                code!("delivery-refused"),
+                format!("--delivery gateway is asked for, and the command would find the credential that {name} names"),
+                Some(&format!("unset {name} for this step, or leave --delivery gateway out")),
+            ));
+        }
         Arrangement::Shadowed(name) => {
             talk.warning(&format!(
                 "{name} is set, and every client prefers it to federation: nothing is exchanged, and the command runs as it is"
@@ -112,7 +178,7 @@ pub(crate) fn decide(arguments: &ShareArguments, environment: &Environment, talk
         Ok(config) => config,
         Err(error @ (ConfigError::Unconfigured | ConfigError::NoSource { .. })) if arguments.optional => {
             talk.notice(&format!("running the command without a credential, as --optional allows: {error}"));
-            return Ok(Decision::AsItIs);
+            return Ok(if hides_the_credential { Decision::WithoutACredential } else { Decision::AsItIs });
         }
         Err(error) => match own_profile {
             Some(name) => {

@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
-use wifshare::{Config, Environment, Keeper, Owner, PATIENCE, Provision};
+use wifshare::{Config, Delivery, Environment, Keeper, Owner, PATIENCE, Provision, delivery_around};
 
 use crate::arguments::{StartArguments, Watched};
 use crate::catalogue::code;
@@ -31,8 +31,18 @@ pub(crate) fn start(arguments: &StartArguments, environment: &Environment, talk:
                 hand_over(&as_asked_for(keeper, arguments), format, environment, talk)?;
                 return Ok(0);
             }
+            Some(keeper) if gives_less(&keeper, arguments) => {
+                talk.notice(&format!(
+                    "--delivery {} gives more than the keeper around this step does: its delivery, {}, stays",
+                    arguments.share.delivery.unwrap_or_default(),
+                    keeper.provides
+                ));
+                hand_over(&keeper, format, environment, talk)?;
+                return Ok(0);
+            }
             Some(_) => {}
             None => {
+                refuse_less_than_the_run_around(arguments, environment)?;
                 talk.notice(
                     "this command is inside a run of wifshare, which keeps the credential fresh until its command \
                      ends: nothing is started",
@@ -42,7 +52,7 @@ pub(crate) fn start(arguments: &StartArguments, environment: &Environment, talk:
         }
     }
     let (config, provision) = match decide(&arguments.share, environment, talk)? {
-        Decision::AsItIs => return Ok(0),
+        Decision::AsItIs | Decision::WithoutACredential => return Ok(0),
         Decision::Begin(config, provision) => (*config, provision),
     };
     let own = joined::without_a_run(environment);
@@ -89,6 +99,27 @@ fn as_asked_for(mut keeper: Keeper, arguments: &StartArguments) -> Keeper {
         keeper.gives.set("ANTHROPIC_API_KEY", capability);
     }
     keeper
+}
+
+/// Whether the keeper around us gives less than is asked for.
+fn gives_less(keeper: &Keeper, arguments: &StartArguments) -> bool {
+    let around = keeper.provides.parse::<Delivery>();
+    arguments.share.delivery.is_some_and(|asked| around.is_ok_and(|around| around.gives_less_than(asked)))
+}
+
+/// Inside an `exec` there is nothing that a keeper could renew with, and the variables of the run around it stay.
+fn refuse_less_than_the_run_around(arguments: &StartArguments, environment: &Environment) -> Result<(), Failure> {
+    let around = delivery_around(environment).unwrap_or(Delivery::Federation);
+    let asked = arguments.share.delivery.filter(|asked| asked.gives_less_than(around));
+    asked.map_or(Ok(()), |asked| {
+        Err(Failure::new(
+            code!("delivery-refused"),
+            format!(
+                "`start` inside a run cannot give the following commands --delivery {asked}: that run gives {around}"
+            ),
+            Some(&format!("wrap each of them: `wifshare exec --delivery {asked} -- COMMAND`")),
+        ))
+    })
 }
 
 /// Starts a keeper and waits until what it keeps is in place, or until it says why not.

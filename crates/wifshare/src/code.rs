@@ -70,6 +70,8 @@ codes! {
     AnswerUnexpected = "answer-unexpected",
     /// Credentials of this rule do not live long enough for what was asked.
     CredentialShortLived = "credential-short-lived",
+    /// Inside a run: its credential does not last as long as it has to.
+    RunNotRenewed = "run-not-renewed",
     // -- the state directory --
     /// It could not be read or written.
     StateUnusable = "state-unusable",

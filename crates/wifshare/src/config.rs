@@ -282,7 +282,7 @@ impl ConfigError {
     }
 }
 
-fn endpoint(base_url: &str) -> Result<(String, Uri), ConfigError> {
+pub(crate) fn endpoint(base_url: &str) -> Result<(String, Uri), ConfigError> {
     let base = base_url.trim().trim_end_matches('/');
     let refuse = |what| ConfigError::BaseUrl { url: message::safe_text(base), what };
     let url: Uri = base.parse().map_err(|_| refuse("is not a URL"))?;

@@ -32,6 +32,18 @@ pub enum Delivery {
 }
 
 impl Delivery {
+    /// Whether a child gets less by this one than by the other: a capability, less than a token that is not renewed, less
+    /// than a file that is, less than a file and an identity token.
+    pub fn gives_less_than(self, other: Delivery) -> bool {
+        let gives = |delivery| match delivery {
+            Delivery::Gateway => 0,
+            Delivery::Environment => 1,
+            Delivery::Profile => 2,
+            Delivery::Federation => 3,
+        };
+        gives(self) < gives(other)
+    }
+
     /// All of them, the usual one first.
     pub const ALL: [Delivery; 4] = [Delivery::Profile, Delivery::Federation, Delivery::Environment, Delivery::Gateway];
 }

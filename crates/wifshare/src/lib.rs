@@ -86,7 +86,7 @@ pub use private_file::PrivateFileError;
 pub use renew::renew;
 pub use run::{
     BASE_URL_VARIABLE, DELIVERED_TOKENS, DELIVERED_VARIABLE, Enclosing, Ending, GATEWAY_VARIABLE, IDENTITY_VARIABLES,
-    Opening, Provision, RUN_VARIABLE, Run, delivered, delivered_token, enclosing,
+    Opening, Provision, RUN_VARIABLE, Run, delivered, delivered_token, delivery_around, enclosing,
 };
 pub use secret::Secret;
 pub use step::{Step, Watch};

@@ -23,19 +23,21 @@ use crate::step::{Step, Watch};
 use crate::store::{self, Afterwards, Keeper, Lease, Memory, Owner, PATIENCE, StoreError};
 use crate::transport::Transport;
 
+mod inside;
 mod keeping;
 mod nesting;
 mod passage;
 mod provision;
 mod schedule;
 
+use inside::Supplier;
 #[cfg(any(test, fuzzing))]
 pub(crate) use nesting::parse as parse_inputs;
 pub use nesting::{
     BASE_URL_VARIABLE, DELIVERED_TOKENS, DELIVERED_VARIABLE, Enclosing, GATEWAY_VARIABLE, IDENTITY_VARIABLES,
-    RUN_VARIABLE, delivered, delivered_token, enclosing,
+    RUN_VARIABLE, delivered, delivered_token, delivery_around, enclosing,
 };
-use nesting::{GATEWAY, INPUTS};
+use nesting::{DELIVERY, GATEWAY, INPUTS};
 pub use passage::Opening;
 use passage::Passage;
 pub use provision::Provision;
@@ -46,6 +48,7 @@ pub use provision::Provision;
 /// removes everything; dropping a run without ending it leaves that to the next start.
 pub struct Run {
     config: Config,
+    supplier: Supplier,
     transport: Transport,
     clock: Clock,
     watch: Arc<dyn Fn(&Step<'_>) + Send + Sync>,
@@ -110,6 +113,18 @@ impl Run {
 
     /// The same, with a gateway that is opened like this, if it is one.
     pub fn begin_with(
+        config: Config,
+        provision: Provision,
+        opening: Opening,
+        transport: Transport,
+        clock: Clock,
+        watch: Arc<dyn Fn(&Step<'_>) + Send + Sync>,
+    ) -> Result<Run, ObtainError> {
+        Run::begin_as(Supplier::Itself, config, provision, opening, transport, clock, watch)
+    }
+
+    fn begin_as(
+        supplier: Supplier,
         mut config: Config,
         provision: Provision,
         opening: Opening,
@@ -135,6 +150,7 @@ impl Run {
         };
         let mut run = Run {
             config,
+            supplier,
             transport,
             clock,
             watch,
@@ -344,11 +360,11 @@ impl Run {
                 profile.create(&self.config.base_url, watch)?;
                 // What cannot be delivered shall not be bought; where nothing will be bought there is nothing to lose.
                 let fresh = |stored: &Credential| stored.freshness(self.clock.now()) == Freshness::Fresh;
-                if !self.config.store().read()?.as_ref().is_some_and(fresh) {
+                if self.supplier == Supplier::Itself && !self.config.store().read()?.as_ref().is_some_and(fresh) {
                     private_file::make_sure_of_room(&self.directory, ROOM)?;
                 }
             }
-            let held = obtain::obtain(&self.config, &self.transport, self.clock, watch)?;
+            let held = self.first_credential()?;
             if let Some(profile) = &profile {
                 profile.publish(&held, watch)?;
             }
@@ -375,9 +391,23 @@ impl Run {
         Ok(())
     }
 
+    /// The credential that a run begins with: bought where the store has none, or taken from the run around it.
+    fn first_credential(&self) -> Result<Credential, ObtainError> {
+        match self.supplier {
+            Supplier::Itself => obtain::obtain(&self.config, &self.transport, self.clock, self.watch()),
+            Supplier::TheRunAround => self.credential_of_the_run_around(),
+        }
+    }
+
+    /// Whether the run is asked to end.
+    fn is_ending(&self) -> bool {
+        self.over.load(Ordering::SeqCst)
+    }
+
     fn write_inputs(&self) -> Result<(), PrivateFileError> {
         let gateway = self.passage.as_ref().map(|passage| (GATEWAY, passage.base_url.clone()));
-        let inputs: BTreeMap<_, _> = self.identity_variables().into_iter().chain(gateway).collect();
+        let delivery = (DELIVERY, self.provision.to_string());
+        let inputs: BTreeMap<_, _> = self.identity_variables().into_iter().chain(gateway).chain([delivery]).collect();
         let inputs = serde_json::to_vec(&inputs).expect("texts become JSON");
         private_file::replace_unsynced(&self.directory, INPUTS, &inputs, self.watch())
     }
@@ -411,6 +441,10 @@ impl Run {
     fn afterwards(&self) -> Afterwards {
         if !self.config.store().has_file() {
             return Afterwards::Remove;
+        }
+        if self.supplier == Supplier::TheRunAround {
+            // The run around us is gone before us; what it stored is as good as its source says.
+            return if self.config.location.remintable { Afterwards::Remove } else { Afterwards::Keep };
         }
         match self.config.source.supply() {
             Supply::Remintable => Afterwards::Remove,

@@ -163,6 +163,16 @@ impl Store {
         })
     }
 
+    /// Where it is; `None` where its key is not text.
+    pub fn location(&self) -> Option<Location> {
+        Some(Location {
+            root: self.root.clone(),
+            key: self.directory.file_name()?.to_str()?.to_owned(),
+            source: self.source.clone(),
+            remintable: self.remintable,
+        })
+    }
+
     /// Reads the credential as it is, fresh or not. A damaged file counts as none.
     pub fn read(&self) -> Result<Option<Credential>, StoreError> {
         let stored = read_credential(&self.directory)?.map(|stored| stored.credential);

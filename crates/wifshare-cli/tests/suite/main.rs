@@ -23,6 +23,7 @@ mod help;
 mod job;
 mod keeper;
 mod mistakes;
+mod nesting;
 mod plugins;
 mod promises;
 mod readme;

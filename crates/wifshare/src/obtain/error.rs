@@ -84,6 +84,12 @@ pub enum ObtainError {
         /// What was asked for.
         asked: Duration,
     },
+    /// The run around this one has no credential that lasts.
+    #[error("the run around this command holds a credential that is good for {} s, less than needed", left.as_secs())]
+    RunNotRenewed {
+        /// How long it is good for.
+        left: Duration,
+    },
     /// The gateway could not be opened; nothing was asked for.
     #[error("could not open the gateway")]
     Gateway(#[source] std::io::Error),
@@ -141,6 +147,7 @@ impl ObtainError {
             },
             ObtainError::Remembered(refusal, _) => return &refusal.code,
             ObtainError::ShortLived { .. } => Code::CredentialShortLived,
+            ObtainError::RunNotRenewed { .. } => Code::RunNotRenewed,
             ObtainError::Gateway(_) => Code::GatewayNotOpened,
         };
         code.name()
@@ -159,6 +166,7 @@ impl ObtainError {
             | ObtainError::NotSent(_)
             | ObtainError::MaybeSent { .. }
             | ObtainError::ShortLived { .. }
+            | ObtainError::RunNotRenewed { .. }
             | ObtainError::Gateway(_)
             | ObtainError::Interrupted(_) => None,
         }
@@ -197,6 +205,9 @@ impl ObtainError {
             ObtainError::ShortLived { .. } => {
                 Some("ask for less with --min-life, or raise the rule's token lifetime in the Claude Console".to_owned())
             }
+            ObtainError::RunNotRenewed { .. } => {
+                Some("ask for less with --min-life; the run renews its credential by its own schedule".to_owned())
+            }
             ObtainError::Gateway(_) => Some(
                 "choose another address with --listen (it has to be of this machine alone) or another path with --unix; \
                  what is at the place already is left alone"
@@ -213,6 +224,7 @@ impl ObtainError {
             ObtainError::Identity { .. } => {
                 self.is_worth_remembering_for().is_some_and(|lasting| lasting.as_secs() < 10)
             }
+            ObtainError::RunNotRenewed { .. } => true,
             error => error.may_pass(),
         }
     }
@@ -227,6 +239,7 @@ impl ObtainError {
             | ObtainError::TooOld { .. }
             | ObtainError::Remembered(..)
             | ObtainError::ShortLived { .. }
+            | ObtainError::RunNotRenewed { .. }
             | ObtainError::Gateway(_)
             | ObtainError::Interrupted(_) => false,
         }
@@ -272,6 +285,7 @@ impl ObtainError {
             ObtainError::Store(_)
             | ObtainError::Remembered(..)
             | ObtainError::ShortLived { .. }
+            | ObtainError::RunNotRenewed { .. }
             | ObtainError::Gateway(_)
             | ObtainError::Interrupted(_) => None,
         }

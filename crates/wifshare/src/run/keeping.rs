@@ -4,6 +4,7 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
+use super::inside::Supplier;
 use super::schedule::Schedule;
 use super::{Provision, Run, lock};
 use crate::alarm::Happening;
@@ -64,7 +65,7 @@ impl Run {
         if self.over.load(Ordering::SeqCst) {
             return Err(Interrupted.into());
         }
-        let obtained = obtain::obtain(&self.config, &self.transport, self.clock, self.watch())?;
+        let obtained = self.first_credential()?;
         drop(renewing);
         (self.watch)(&Step::Obtained(&obtained));
         self.publish(obtained)
@@ -272,7 +273,13 @@ impl Run {
             _ => {
                 let _ = schedule.failed(self);
                 if !held.is_usable(now) {
-                    self.tell_the_end(schedule, "its source has no identity token left");
+                    self.tell_the_end(
+                        schedule,
+                        match self.supplier {
+                            Supplier::Itself => "its source has no identity token left",
+                            Supplier::TheRunAround => "the run around this command has not renewed it",
+                        },
+                    );
                 }
             }
         }

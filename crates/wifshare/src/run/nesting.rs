@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
+use crate::delivery::Delivery;
 use crate::environment::Environment;
 use crate::private_file;
 use crate::secret::Secret;
@@ -37,6 +38,9 @@ pub(super) const INPUTS: &str = "identity.json";
 
 /// Beside it: where its gateway listens, if it has one.
 pub(super) const GATEWAY: &str = "gateway";
+
+/// And what it gives to its children.
+pub(super) const DELIVERY: &str = "delivery";
 
 /// How a run around us shares its credential.
 #[derive(Clone, Debug)]
@@ -83,8 +87,7 @@ pub fn enclosing(environment: &Environment) -> Option<Enclosing> {
     if !directory.is_absolute() || !store::is_alive(directory) {
         return None;
     }
-    let inputs = private_file::read(&directory.join(INPUTS)).ok()??;
-    let inputs = parse(&inputs)?;
+    let inputs = read_inputs(directory)?;
     let gateway = inputs.get(GATEWAY);
     let agrees = |name: &str| {
         let is_ours = |said: &str| inputs.get(name).is_some_and(|ours| ours == said);
@@ -103,6 +106,16 @@ pub fn enclosing(environment: &Environment) -> Option<Enclosing> {
         }
         None => Store::of_run(directory).map(Enclosing::Store),
     }
+}
+
+/// What the run that the environment names gives to its children; `None` where that is not a delivery of the credential.
+pub fn delivery_around(environment: &Environment) -> Option<Delivery> {
+    read_inputs(Path::new(environment.os(RUN_VARIABLE)?))?.get(DELIVERY)?.parse().ok()
+}
+
+/// What the run with this directory wrote down of itself.
+pub(super) fn read_inputs(directory: &Path) -> Option<BTreeMap<String, String>> {
+    parse(&private_file::read(&directory.join(INPUTS)).ok()??)
 }
 
 /// The identity that a run wrote down, by variable.
