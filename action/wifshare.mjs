@@ -9,6 +9,20 @@ import { fileURLToPath } from "node:url";
 // As the runner names them.
 export const input = (name) => (process.env[`INPUT_${name.toUpperCase()}`] ?? "").trim();
 
+// An input that is true or false, as GitHub's own toolkit reads it (the core schema of YAML 1.2).
+export function flag(name) {
+  const text = input(name);
+  if (["true", "True", "TRUE"].includes(text)) return true;
+  if (["", "false", "False", "FALSE"].includes(text)) return false;
+  throw new Error(`the input \`${name}\` is \`${text}\`\n  hint: write true or false`);
+}
+
+// Says something at the job's page.
+export function annotate(level, text) {
+  const escaped = text.replaceAll("%", "%25").replaceAll("\r", "%0D").replaceAll("\n", "%0A");
+  console.log(`::${level} title=wifshare::${escaped}`);
+}
+
 export const lines = (name) => input(name).split("\n").map((line) => line.trim()).filter(Boolean);
 
 // Who signs in. An input that is not given is left to its variable.
@@ -45,14 +59,17 @@ function isProgram(path) {
   }
 }
 
+// What a shell answers where a program is found and cannot be run.
+export const NOT_RUNNABLE = 126;
+
 // Runs it with our own streams, passes on what a cancelled job sends us, and tells how it ended as a shell would.
 export function run(binary, options, environment = process.env) {
   return new Promise((resolve) => {
     const child = spawn(binary, options, { stdio: "inherit", env: environment });
     for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"]) process.on(signal, () => child.kill(signal));
     child.on("error", (error) => {
-      console.log(`::error title=wifshare::could not run ${binary}: ${error.message}`);
-      resolve(126);
+      annotate("error", `could not run ${binary}: ${error.message}`);
+      resolve(NOT_RUNNABLE);
     });
     child.on("exit", (code, signal) => resolve(signal ? 1 : code));
   });
