@@ -43,12 +43,26 @@ impl Failure {
         Failure { code: USAGE, ..Failure::new(code!("usage"), message, Some(hint)) }
     }
 
-    /// What clap has to say about the command line, in its own words.
-    pub(crate) fn of_arguments(said: &clap::Error) -> Failure {
-        let text = said.render().to_string();
-        let (message, more) = text.trim().split_once("\n").unwrap_or((text.trim(), ""));
-        let message = message.trim_start_matches("error: ").to_owned();
-        Failure::usage(message, &more.split_whitespace().collect::<Vec<_>>().join(" "))
+    /// A usage error that clap found: its words in the shape of every other failure.
+    pub(crate) fn of_arguments(error: &clap::Error) -> Failure {
+        let text = error.render().to_string();
+        let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty()).peekable();
+        let mut message = lines.next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+        let is_hint =
+            |line: &str| ["tip: ", "[possible values: ", "Usage: ", "For more "].iter().any(|it| line.starts_with(it));
+        // Which arguments are missing or in conflict stands below.
+        while let Some(line) = lines.next_if(|line| !is_hint(line)) {
+            message = format!("{message} {line}");
+        }
+        let mut hints: Vec<&str> = lines.filter(|line| !line.starts_with("For more ")).collect();
+        // What was probably meant goes first.
+        hints.sort_by_key(|line| !line.starts_with("tip: "));
+        hints.push("`--help` lists the options");
+        let hints: Vec<String> = hints
+            .into_iter()
+            .map(|line| line.trim_start_matches("tip: ").trim_matches(['[', ']']).replace("Usage: ", "usage: "))
+            .collect();
+        Failure::usage(message, &hints.join("; "))
     }
 
     pub(crate) fn exit_code(&self) -> u8 {

@@ -36,6 +36,7 @@ mod witness;
 
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use wifshare::Environment;
 
 use crate::arguments::{Arguments, Command};
@@ -86,10 +87,11 @@ fn end(ended: Result<u8, Failure>, talk: Talk) -> ExitCode {
     }
 }
 
-/// What clap says instead of a command: help, the version, or what is wrong with the command line, as text or as an object.
+/// What clap returns instead of a command: help, the version, or a usage error.
 fn not_a_command(said: &clap::Error, environment: &Environment) -> ExitCode {
     let talk = Talk::new(0, LogFormat::among(std::env::args_os().skip(1)), environment);
-    match said.use_stderr() && talk.is_for_programs() {
+    let is_help = said.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand && !talk.is_for_programs();
+    match said.use_stderr() && !is_help {
         true => talk.failure(&Failure::of_arguments(said)),
         // Who closed its output needs no help.
         false => drop(said.print()),

@@ -315,3 +315,97 @@ fn after_the_action_what_the_base_action_starts_makes_no_exchange() {
     assert_eq!(runner.job.counters().messages_refused, 0);
     assert_nothing_is_left(&runner);
 }
+
+#[test]
+fn post_without_the_program_ends_the_keeper_by_itself() {
+    for is_killed in [false, true] {
+        let (mut runner, inputs) = runner_with_inputs(Job::new(knobs()));
+        let inputs = borrowed(&inputs);
+        let main = part(&runner, "main", &inputs);
+        assert_eq!(runner.step(main).code, 0);
+        let run = PathBuf::from(&runner.state["wifshare_run"]);
+        if is_killed {
+            let keeper: serde_json::Value =
+                serde_json::from_slice(&std::fs::read(run.join("keeper.json")).unwrap()).unwrap();
+            let pid = Pid::from_raw(i32::try_from(keeper["owner"]["pid"].as_i64().unwrap()).unwrap()).unwrap();
+            rustix::process::kill_process(pid, Signal::KILL).unwrap();
+        }
+        let gone = part(&runner, "post", &[("binary", "/nonexistent/wifshare")]);
+        let ended = runner.step(gone);
+        assert_eq!((ended.code, ended.stderr.as_str()), (0, ""), "{}", ended.stdout);
+        let said = if is_killed { "removed the run's directory" } else { "ended the keeper (pid " };
+        assert!(ended.stdout.contains(said), "{}", ended.stdout);
+        assert_nothing_is_left(&runner);
+        // Once more, as after a `stop` of the job's own.
+        let again = part(&runner, "post", &[("binary", "/nonexistent/wifshare")]);
+        assert!(runner.step(again).stdout.contains("nothing was left of the run"));
+    }
+}
+
+#[test]
+fn post_signals_no_process_but_the_keeper_and_says_what_it_could_not_end() {
+    let mut runner = Runner::new(Job::new(knobs()));
+    let mut other = Command::new("sleep").arg("600").spawn().unwrap();
+    let run = runner.job.path("state/key/runs/run");
+    std::fs::create_dir_all(&run).unwrap();
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    let owner = serde_json::json!({ "owner": { "pid": other.id(), "start_time": 1, "boot": boot.trim() } });
+    std::fs::write(run.join("keeper.json"), owner.to_string()).unwrap();
+    runner.state.insert("wifshare_run".to_owned(), run.to_str().unwrap().to_owned());
+    let post = part(&runner, "post", &[("binary", "/nonexistent/wifshare")]);
+    assert_eq!(runner.step(post).code, 0);
+    assert!(!run.exists());
+    assert!(other.try_wait().unwrap().is_none(), "a process with the number of the keeper lives on");
+    other.kill().unwrap();
+    other.wait().unwrap();
+
+    let elsewhere = runner.job.path("elsewhere");
+    std::fs::create_dir(&elsewhere).unwrap();
+    runner.state.insert("wifshare_run".to_owned(), elsewhere.to_str().unwrap().to_owned());
+    let post = part(&runner, "post", &[("binary", "/nonexistent/wifshare")]);
+    let ended = runner.step(post);
+    assert!(ended.stdout.starts_with("::warning title=wifshare::the program is gone"), "{}", ended.stdout);
+    assert!(elsewhere.exists());
+}
+
+#[test]
+fn inputs_that_cannot_be_meant_are_refused_with_an_annotation() {
+    for (name, value, expected) in [
+        ("delivery", "Gateway", "a similar value exists: 'gateway'"),
+        ("optional", "yes", "the input `optional` is `yes`%0A  hint: write true or false"),
+        ("api_key", "1", "the input `api_key` is `1`"),
+        ("summary", "off", "the input `summary` is `off`"),
+        ("max_life", "soon", "--max-life"),
+        ("keep_env", "A,B", "--keep-env"),
+    ] {
+        let mut runner = Runner::new(Job::new(knobs()));
+        let main = part(&runner, "main", &[(name, value)]);
+        let ended = runner.step(main);
+        assert_eq!(ended.code, 2, "{name}: {} {}", ended.stdout, ended.stderr);
+        let said = format!("{}{}", ended.stdout, ended.stderr);
+        let annotation = said.lines().find(|line| line.starts_with("::error title=wifshare::"));
+        assert!(annotation.is_some_and(|line| line.contains(expected)), "{name}: {said}");
+        runner.job.assert_exchanges(0);
+    }
+    let mut runner = Runner::new(Job::new(knobs()));
+    let main = part(&runner, "main", &[("optional", "TRUE"), ("summary", "False")]);
+    assert_eq!(runner.step(main).code, 0);
+    post(&mut runner, &[]);
+}
+
+#[test]
+fn actions_are_pinned_by_commit_and_run_on_the_current_node() {
+    let action = std::fs::read_to_string(repository().join("action.yml")).unwrap();
+    assert!(action.contains("using: node24\n"));
+    for workflow in ["ci", "release"] {
+        let text = std::fs::read_to_string(repository().join(format!(".github/workflows/{workflow}.yml"))).unwrap();
+        let uses: Vec<&str> = text.lines().filter_map(|line| line.trim().strip_prefix("- uses: ")).collect();
+        assert!(!uses.is_empty());
+        for action in uses {
+            let (_, commit) = action.split_once('@').unwrap();
+            let (commit, version) = commit.split_once(" # v").unwrap_or_else(|| panic!("{workflow}: {action}"));
+            assert!(commit.len() == 40 && commit.bytes().all(|it| it.is_ascii_hexdigit()), "{workflow}: {action}");
+            assert!(version.starts_with(|it: char| it.is_ascii_digit()), "{workflow}: {action}");
+        }
+    }
+}

@@ -63,7 +63,7 @@ fn as_json_every_line_is_an_object() {
         assert!(error["hint"].as_str().is_some_and(|text| text.contains("--help")), "{error:#}");
     }
     let as_text = job.run(&["exec", "--wat", "--", "--log-format", "json"]);
-    assert!(as_text.code == 2 && as_text.stderr.starts_with("error: "), "{}", as_text.stderr);
+    assert!(as_text.code == 2 && as_text.stderr.starts_with("error[usage]: "), "{}", as_text.stderr);
     job.set("WIFSHARE_LOG_FORMAT", "json");
     assert_eq!(objects(&job.run(&["wat"]).stderr)[0]["code"], "usage");
     assert!(job.run(&["--help"]).stdout.contains("Usage:"));
