@@ -59,11 +59,11 @@ fn examine(arguments: &DoctorArguments, rule: Option<&Rule>, environment: &Envir
     let mut findings = configuration::values(&inputs, own);
     findings.extend(gone);
     findings.extend(configuration::blanks(own));
-    findings.extend(configuration::shadows(own));
-    let arrangement = arrangement(own);
+    let arrangement = arrangement(&inputs, own);
+    findings.extend(configuration::shadows(arrangement, own));
     let purpose = match arrangement {
         Arrangement::OwnProfile(_) => Purpose::IdentityToken,
-        Arrangement::None | Arrangement::Shadowed(_) => Purpose::Exchange,
+        Arrangement::None | Arrangement::Shadowed(_) | Arrangement::UnnamedProfile => Purpose::Exchange,
     };
     let resolved = resolve_for(purpose, &inputs, own);
     let transport = Transport::new(own);

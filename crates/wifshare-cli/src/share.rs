@@ -156,7 +156,7 @@ fn join(
 pub(crate) fn decide(arguments: &ShareArguments, environment: &Environment, talk: Talk) -> Result<Decision, Failure> {
     let own = &joined::without_a_run(environment);
     let hides_the_credential = arguments.delivery == Some(Delivery::Gateway);
-    let own_profile = match arrangement(own) {
+    let own_profile = match arrangement(&arguments.identity.inputs(), own) {
         Arrangement::Shadowed(name) | Arrangement::OwnProfile(name) if hides_the_credential => {
             return Err(Failure::new(
                 code!("delivery-refused"),
@@ -171,6 +171,13 @@ pub(crate) fn decide(arguments: &ShareArguments, environment: &Environment, talk
             return Ok(Decision::AsItIs);
         }
         Arrangement::OwnProfile(name) => Some(name),
+        Arrangement::UnnamedProfile => {
+            talk.warning(
+                "ANTHROPIC_CONFIG_DIR is set without ANTHROPIC_PROFILE: it names no profile, and the federation variables \
+                 count; set ANTHROPIC_PROFILE if a profile of that directory is meant",
+            );
+            None
+        }
         Arrangement::None => None,
     };
     let purpose = if own_profile.is_some() { Purpose::IdentityToken } else { Purpose::Exchange };

@@ -38,7 +38,7 @@ fn shared(
     clock: Clock,
 ) -> Result<Credential, Failure> {
     let own = &joined::without_a_run(environment);
-    if let Arrangement::Shadowed(name) = arrangement(own) {
+    if let Arrangement::Shadowed(name) = arrangement(&arguments.identity.inputs(), own) {
         talk.warning(&format!("{name} is set; clients that see it use it and not this token"));
     }
     let config = resolve(&arguments.identity.inputs(), own);

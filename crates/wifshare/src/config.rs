@@ -84,6 +84,9 @@ pub enum Arrangement {
     Shadowed(&'static str),
     /// This variable selects the operator's own profile.
     OwnProfile(&'static str),
+    /// `ANTHROPIC_CONFIG_DIR` is set beside complete federation variables, and no profile is named: the variables win
+    /// (docs/protocol.md §3.4), and SDKs from before October 2026 would have used the active profile of that directory.
+    UnnamedProfile,
 }
 
 /// Why there is no configuration.
@@ -149,15 +152,27 @@ pub const DEFAULT_BASE_URL: &str = "https://api.anthropic.com";
 pub(crate) const DEFAULT_AUDIENCE: &str = "https://api.anthropic.com";
 
 /// Looks for what the operator already arranged.
-pub fn arrangement(environment: &Environment) -> Arrangement {
+///
+/// `ANTHROPIC_CONFIG_DIR` says where profiles are and selects none. Without complete federation variables every client
+/// uses the active profile there, so it is the operator's choice; beside them it is not.
+pub fn arrangement(inputs: &Inputs, environment: &Environment) -> Arrangement {
     const CREDENTIALS: [&str; 3] = ["ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN"];
-    const PROFILES: [&str; 2] = ["ANTHROPIC_CONFIG_DIR", "ANTHROPIC_PROFILE"];
-    let find = |names: &[&'static str]| names.iter().copied().find(|name| environment.has(name));
-    match (find(&CREDENTIALS), find(&PROFILES)) {
-        (Some(name), _) => Arrangement::Shadowed(name),
-        (None, Some(name)) => Arrangement::OwnProfile(name),
-        (None, None) => Arrangement::None,
+    let is_given = |flag: &Option<String>, name| given(flag, environment, name).is_some();
+    let federates = is_given(&inputs.federation_rule_id, RULE) && is_given(&inputs.organization_id, ORGANIZATION);
+    if let Some(name) = CREDENTIALS.into_iter().find(|name| environment.has(name)) {
+        return Arrangement::Shadowed(name);
     }
+    match (environment.has("ANTHROPIC_PROFILE"), environment.has("ANTHROPIC_CONFIG_DIR")) {
+        (true, _) => Arrangement::OwnProfile("ANTHROPIC_PROFILE"),
+        (false, true) if federates => Arrangement::UnnamedProfile,
+        (false, true) => Arrangement::OwnProfile("ANTHROPIC_CONFIG_DIR"),
+        (false, false) => Arrangement::None,
+    }
+}
+
+/// The value of a flag, else of its variable. Blank counts as unset.
+fn given<'a>(flag: &'a Option<String>, environment: &'a Environment, name: &str) -> Option<&'a str> {
+    flag.as_deref().map(str::trim).filter(|value| !value.is_empty()).or_else(|| environment.text(name))
 }
 
 /// Makes a configuration for an exchange of what the user said and of what the environment holds.
@@ -168,8 +183,7 @@ pub fn resolve(inputs: &Inputs, environment: &Environment) -> Result<Config, Con
 /// The same for this purpose.
 pub fn resolve_for(purpose: Purpose, inputs: &Inputs, environment: &Environment) -> Result<Config, ConfigError> {
     let input = |flag: &Option<String>, name: &'static str| -> Result<Option<String>, ConfigError> {
-        let value = flag.as_deref().map(str::trim).filter(|value| !value.is_empty()).or_else(|| environment.text(name));
-        value.map(|value| plausible(name, value)).transpose()
+        given(flag, environment, name).map(|value| plausible(name, value)).transpose()
     };
     let federation_rule_id = input(&inputs.federation_rule_id, RULE)?;
     let organization_id = input(&inputs.organization_id, ORGANIZATION)?;
@@ -182,8 +196,7 @@ pub fn resolve_for(purpose: Purpose, inputs: &Inputs, environment: &Environment)
         (None, Some(_)) => return Err(ConfigError::Incomplete { missing: RULE }),
         (Some(_), None) => return Err(ConfigError::Incomplete { missing: ORGANIZATION }),
     };
-    let base_url = inputs.base_url.as_deref().map(str::trim).filter(|url| !url.is_empty());
-    let base_url = base_url.or_else(|| environment.text("ANTHROPIC_BASE_URL"));
+    let base_url = given(&inputs.base_url, environment, "ANTHROPIC_BASE_URL");
     let (base_url, token_endpoint) = endpoint(base_url.unwrap_or(DEFAULT_BASE_URL))?;
     let audience = input(&inputs.audience, "ANTHROPIC_OIDC_AUDIENCE")?.unwrap_or_else(|| DEFAULT_AUDIENCE.to_owned());
     let source = source(inputs, environment, &audience)?;
@@ -533,7 +546,7 @@ mod tests {
 
     #[test]
     fn the_operators_arrangement_is_seen() {
-        let seen = |changes: &[(&str, &str)]| arrangement(&with(changes));
+        let seen = |changes: &[(&str, &str)]| arrangement(&Inputs::default(), &with(changes));
         assert_eq!(seen(&[]), Arrangement::None);
         assert_eq!(seen(&[("ANTHROPIC_API_KEY", "")]), Arrangement::None, "blank counts as unset");
         assert_eq!(seen(&[("ANTHROPIC_API_KEY", "x")]), Arrangement::Shadowed("ANTHROPIC_API_KEY"));
@@ -544,6 +557,22 @@ mod tests {
             seen(&[("ANTHROPIC_CONFIG_DIR", "x"), ("ANTHROPIC_API_KEY", "x")]),
             Arrangement::Shadowed("ANTHROPIC_API_KEY")
         );
+    }
+
+    #[test]
+    fn config_dir_is_a_choice_only_without_federation_variables() {
+        let seen = |rule: &str, organization: &str, inputs: &Inputs| {
+            arrangement(inputs, &with(&[("ANTHROPIC_CONFIG_DIR", "x"), (RULE, rule), (ORGANIZATION, organization)]))
+        };
+        let own = Arrangement::OwnProfile("ANTHROPIC_CONFIG_DIR");
+        let none = Inputs::default();
+        let flag = Inputs { federation_rule_id: Some("fdrl_1".to_owned()), ..Inputs::default() };
+        assert_eq!(seen("fdrl_1", "org", &none), Arrangement::UnnamedProfile);
+        assert_eq!(seen("", "org", &none), own, "blank counts as unset");
+        assert_eq!(seen("fdrl_1", "", &none), own);
+        assert_eq!(seen("", "org", &flag), Arrangement::UnnamedProfile, "a flag is as good as its variable");
+        let named = with(&[("ANTHROPIC_CONFIG_DIR", "x"), ("ANTHROPIC_PROFILE", "y")]);
+        assert_eq!(arrangement(&none, &named), Arrangement::OwnProfile("ANTHROPIC_PROFILE"));
     }
 
     #[test]

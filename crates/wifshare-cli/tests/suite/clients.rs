@@ -9,6 +9,9 @@ use crate::job::{Ended, Job, eventually, finish, knobs};
 pub(crate) const ALL: [&str; 5] =
     ["claude-2.1.173", "claude-2.1.240", "claude-2.1.330", "ask-python", "ask-typescript"];
 
+/// The SDKs before and after the majors of October 2026, which put the federation variables before an active profile.
+const SDKS: [&str; 4] = ["ask-python-1.17.0", "ask-python", "ask-typescript-0.137.0", "ask-typescript"];
+
 /// Runs one client with a fresh home, and says who failed and how. `one NAME HOME [OPTION]...`
 pub(crate) const ONE: &str = r#"
     one() {
@@ -23,7 +26,7 @@ pub(crate) const ONE: &str = r#"
 
 /// Where `tests/clients/install` puts them; `None`, with a message, where it has not run. Under CI that is a failure.
 pub(crate) fn clients() -> Option<PathBuf> {
-    installed(&ALL)
+    installed(&[ALL.as_slice(), &SDKS].concat())
 }
 
 /// The directory of programs that `tests/clients/install` installs, if it has all of these.
@@ -104,6 +107,52 @@ fn ten_runs_at_once_with_a_client_each_make_one_exchange() {
             assert_eq!((ended.code, ended.stdout.as_str()), (0, ""), "{delivery}: {}", ended.stderr);
         }
         job.assert_exchanges(1);
+    }
+}
+
+/// What a job may have set that a client might prefer to what wifshare delivers.
+#[test]
+fn delivery_wins_over_profiles_and_blank_keys_of_the_job() {
+    for delivery in ["profile", "federation", "environment", "gateway"] {
+        let Some(mut job) = job_with_clients(slow_exchange()) else { return };
+        let own = job.path("own");
+        write_profile(&own, "work");
+        std::fs::write(own.join("active_config"), "work\n").unwrap();
+        job.set("ANTHROPIC_CONFIG_DIR", own.to_str().unwrap());
+        job.set("ANTHROPIC_API_KEY", "");
+        job.set("ANTHROPIC_AUTH_TOKEN", " ");
+        job.set("ANTHROPIC_PROFILE", "");
+        for sdk in SDKS {
+            write_profile(&job.path(&format!("home-{sdk}/.config/anthropic")), "default");
+        }
+        let script = format!(
+            r#"{ONE}
+            for name in {}; do one $name $name & pids="$pids $!"; done
+            failed=0; for pid in $pids; do wait $pid || failed=1; done
+            exit $failed"#,
+            SDKS.join(" ")
+        );
+        // What the clients refuse to read if others could write or read it.
+        let umask = format!(r#"umask 000; exec "$WIFSHARE" exec --delivery {delivery} -- sh -c '{script}'"#);
+        let ended = finish(job.command("sh", &["-c", &umask]).spawn().unwrap());
+        assert_eq!((ended.code, ended.stdout.as_str()), (0, ""), "{delivery}: {}", ended.stderr);
+        assert_eq!(job.counters().messages_refused, 0, "{delivery}: a profile of the job was used");
+        job.assert_exchanges(1);
+    }
+}
+
+/// A profile of the user's own, with a credential that the API refuses.
+fn write_profile(directory: &std::path::Path, name: &str) {
+    use std::os::unix::fs::PermissionsExt;
+
+    for (folder, text) in [
+        ("configs", serde_json::json!({ "authentication": { "type": "user_oauth" } })),
+        ("credentials", serde_json::json!({ "access_token": "theirs", "expires_at": 9_999_999_999_u64 })),
+    ] {
+        std::fs::create_dir_all(directory.join(folder)).unwrap();
+        let path = directory.join(folder).join(format!("{name}.json"));
+        std::fs::write(&path, text.to_string()).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
     }
 }
 

@@ -132,6 +132,10 @@ fn an_operators_own_profile_is_left_alone_and_an_identity_token_is_provided() {
     for (name, value) in [("ANTHROPIC_CONFIG_DIR", "/their/own"), ("ANTHROPIC_PROFILE", "theirs")] {
         let mut job = Job::new(knobs());
         job.set(name, value);
+        if name == "ANTHROPIC_CONFIG_DIR" {
+            // Beside them the directory is no choice of a profile.
+            job.unset("ANTHROPIC_FEDERATION_RULE_ID");
+        }
         let script = format!(
             r#"[ "${name}" = {value} ] || exit 3; first=$(cat "$ANTHROPIC_IDENTITY_TOKEN_FILE") || exit 4
                sleep 2; second=$(cat "$ANTHROPIC_IDENTITY_TOKEN_FILE"); [ -n "$first" ] && [ "$first" != "$second" ]"#
