@@ -45,6 +45,9 @@ impl AccessLog {
 
     /// Takes down a request that is over.
     pub(crate) fn take_down(&self, served: &Served<'_>) {
+        if served.path == "/v1/panic" {
+            crate::exec::panic_if_told_to("served");
+        }
         let now = milliseconds();
         if now < self.desk.full_until.load(Ordering::Relaxed) || self.writer().is_none() {
             return;

@@ -420,6 +420,16 @@ pub(crate) const CATALOGUE: &[Entry] = &[
         cures: &["look who reads the output"],
     },
     Entry {
+        code: "internal",
+        meaning: "wifshare met a bug of its own. The command is waited for, the run ends in order, and behind the gateway only \
+                  the connection that met it ends.",
+        causes: &["a case that wifshare does not handle, often an answer that nobody had seen before"],
+        evidence: &[
+            "the message names the place in the source and the thread; it quotes nothing of what was worked on",
+        ],
+        cures: &["report the line, with the version and what the other side is"],
+    },
+    Entry {
         code: "nothing-to-report",
         meaning: "There is no event to report of in the logs of this state directory.",
         causes: &[

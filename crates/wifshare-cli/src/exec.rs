@@ -32,7 +32,7 @@ pub(crate) fn run(
     if let Some(code) = signals::code_of_interruption() {
         return Ok(code);
     }
-    let mut child = Child::spawn(argv, environment, streams).map_err(|error| match error {
+    let child = Child::spawn(argv, environment, streams).map_err(|error| match error {
         // The program was found before; what the system misses is the interpreter that its first line names.
         SpawnError::NotFound(program) => {
             let source = std::io::Error::other("the interpreter that its first line names does not exist");
@@ -40,21 +40,28 @@ pub(crate) fn run(
         }
         error @ SpawnError::NotRunnable { .. } => error,
     })?;
-    let passing_on = signals::pass_on_to(&child);
+    let mut running = Running { _passing_on: signals::pass_on_to(&child), child };
+    let child = &mut running.child;
     let program = program_name(&argv.first().map_or(OsStr::new(""), OsString::as_os_str).to_string_lossy());
     witness.note(What::ChildStarted { process: child.id(), program });
     let following = witness.follow(child.id());
+    panic_if_told_to("child-started");
     // From here on the terminal is the command's.
     progress::stand_aside(true);
     let ended = child.wait();
     progress::stand_aside(false);
-    drop(passing_on);
     drop(following);
     let ended = ended
         .map_err(|error| Failure::new(code!("child-lost"), format!("lost track of the command: {error}"), None))?;
     let code = exit_code(ended);
     witness.note(What::ChildEnded { process: child.id(), code });
     Ok(code)
+}
+
+/// A command that has the signals. Dropped by a panic, it is waited for first, and the signals are ours again then.
+struct Running {
+    child: Child,
+    _passing_on: signals::PassingOn,
 }
 
 /// A mistyped command shall not cost an identity token: it is looked for before anything is spent.
@@ -88,6 +95,7 @@ pub(crate) fn die_if_told_to(step: &Step<'_>) {
         Step::Replaced("credential.json") => "replaced",
         _ => return,
     };
+    panic_if_told_to(name);
     if std::env::var_os("WIFSHARE_TEST_DIE_AT").is_some_and(|step| step == name) {
         let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
     }
@@ -95,3 +103,14 @@ pub(crate) fn die_if_told_to(step: &Step<'_>) {
 
 #[cfg(not(all(debug_assertions, unix)))]
 pub(crate) fn die_if_told_to(_step: &Step<'_>) {}
+
+/// A panic at a named place, in debug builds, for tests of what it ends.
+#[cfg(debug_assertions)]
+#[expect(clippy::disallowed_methods, reason = "a switch of debug builds, for tests that have this process panic")]
+pub(crate) fn panic_if_told_to(name: &str) {
+    let is_told_to = std::env::var_os("WIFSHARE_TEST_PANIC_AT").is_some_and(|place| place == name);
+    assert!(!is_told_to, "a test asked for this, and sk-ant-oat01-not-a-secret stands in the message");
+}
+
+#[cfg(not(debug_assertions))]
+pub(crate) fn panic_if_told_to(_name: &str) {}

@@ -33,13 +33,14 @@ pub(crate) fn gateway(arguments: &GatewayArguments, environment: &Environment, t
     std::thread::spawn(move || keeper.keep_fresh(fastrand::f64()));
     let (base_url, capability) = run.gateway().expect("a run with this delivery has a gateway");
     talk.mask(capability.expose());
-    let printed = print(base_url, capability, arguments);
-    if printed.is_ok() {
+    let printed = share::guarded(&run, || {
+        print(base_url, capability, arguments)?;
         // Until a signal asks us to end.
         while (clock().pause)(Duration::from_secs(3600)).is_ok() {}
         talk.detail("closing; what is under way may finish");
         run.close_gateway(arguments.grace);
-    }
+        Ok(())
+    });
     let ending = run.end();
     journal.note(share::ended(&ending));
     if let Err(error) = ending {

@@ -78,7 +78,7 @@ pub(crate) fn keeper(environment: &Environment) -> Result<u8, Failure> {
         Err(failure) => return Ok(failure.exit_code()),
     };
     if told.is_ok() {
-        keep(&run, &signalled, &orders);
+        share::guarded(&run, || keep(&run, &signalled, &orders));
     }
     // What later steps left behind may be in the middle of an answer.
     run.close_gateway(Duration::from_secs(2));

@@ -15,6 +15,7 @@ mod failure;
 mod gateway;
 mod handover;
 mod hardening;
+mod internal_error;
 mod job_process;
 mod joined;
 mod journal;
@@ -40,14 +41,20 @@ use clap::error::ErrorKind;
 use wifshare::Environment;
 
 use crate::arguments::{Arguments, Command};
-use crate::failure::Failure;
+use crate::failure::{FAILED, Failure};
 use crate::talk::{LogFormat, Talk};
 use crate::terminal::Terminal;
 
-#[expect(clippy::disallowed_methods, reason = "the border: the environment is read here and nowhere else")]
 fn main() -> ExitCode {
+    // The hook has told what happened; it is we who failed, and not the command.
+    std::panic::catch_unwind(run).unwrap_or(ExitCode::from(FAILED))
+}
+
+#[expect(clippy::disallowed_methods, reason = "the border: the environment is read here and nowhere else")]
+fn run() -> ExitCode {
     hardening::hide_this_process();
     let environment: Environment = std::env::vars_os().collect();
+    internal_error::report_panics(Talk::new(0, LogFormat::among(std::env::args_os().skip(1)), &environment));
     // What `start` leaves behind is no command of the user's: help, completions and man pages do not offer it.
     if std::env::args_os().skip(1).eq([keeper::NAME]) {
         return end(keeper::keeper(&environment), Talk::new(0, None, &environment));

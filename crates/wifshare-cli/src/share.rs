@@ -1,6 +1,7 @@
 //! The frame around every command that gives children the credential: decide what is to be shared, begin a run, let the
 //! command work, end the run.
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -230,7 +231,7 @@ fn run(
     let keeper = Arc::clone(&run);
     // Not joined: a request that hangs must not keep a finished command from ending. `Run::end` sees to the rest.
     std::thread::spawn(move || keeper.keep_fresh(fastrand::f64()));
-    let worked = work(&run.environment(environment, &arguments.keep_env), Some(&journal));
+    let worked = guarded(&run, || work(&run.environment(environment, &arguments.keep_env), Some(&journal)));
     // What the command left behind may be in the middle of an answer.
     run.close_gateway(Duration::from_secs(5));
     let ending = run.end();
@@ -249,6 +250,14 @@ fn run(
         Err(error) => talk.warning(&format!("could not remove what the run left: {error}")),
     }
     worked
+}
+
+/// Does the work of a run. A panic ends the run before it ends this process.
+pub(crate) fn guarded<T>(run: &Run, work: impl FnOnce() -> T) -> T {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        drop(run.end());
+        resume_unwind(panic)
+    })
 }
 
 /// Whether whoever begins a run waits for the credential, also where the children could do without it for a while.

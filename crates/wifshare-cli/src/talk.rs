@@ -125,6 +125,15 @@ impl Talk {
 
     /// Why there is no result.
     pub(crate) fn failure(self, failure: &Failure) {
+        self.failure_by(failure, say);
+    }
+
+    /// The same from inside a panic, without waiting for a line that another thread has not finished.
+    pub(crate) fn failure_at_once(self, failure: &Failure) {
+        self.failure_by(failure, |text| write(&format!("{text}\n")));
+    }
+
+    fn failure_by(self, failure: &Failure, say: impl Fn(&str)) {
         if self.form == LogFormat::Json {
             let Failure { name, message, causes, hint, .. } = failure;
             let time = moment(clock().now());
@@ -228,6 +237,9 @@ impl Talk {
                 self.warning(&format!(
                     "no credential could be had, and requests are refused until there is one: {cause}{hint}"
                 ));
+            }
+            Step::ConnectionFault => {
+                self.warning("an internal error ended one connection to the gateway; the others go on");
             }
             Step::Swept => self.detail("removed what a killed run had left behind"),
             Step::Renewed(credential) => {

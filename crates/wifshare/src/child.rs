@@ -8,10 +8,11 @@ use std::process::{Child as Process, Command, ExitStatus, Stdio};
 use crate::code::Code;
 use crate::environment::Environment;
 
-/// A running command.
+/// A running command. Dropping it waits for its end, so that no failure of ours leaves it alone.
 #[derive(Debug)]
 pub struct Child {
     process: Process,
+    is_waited_for: bool,
 }
 
 /// What a command reads and where its output goes.
@@ -79,7 +80,7 @@ impl Child {
                 _ => SpawnError::NotRunnable { program, source },
             }
         })?;
-        Ok(Child { process })
+        Ok(Child { process, is_waited_for: false })
     }
 
     /// Its process id.
@@ -89,11 +90,20 @@ impl Child {
 
     /// Waits for its end. As process 1 of a container we inherit every orphan, and bury it meanwhile.
     pub fn wait(&mut self) -> io::Result<ExitStatus> {
+        self.is_waited_for = true;
         #[cfg(unix)]
         if std::process::id() == 1 {
             return orphans::bury_until_the_end_of(&self.process);
         }
         self.process.wait()
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        if !self.is_waited_for {
+            let _ = self.wait();
+        }
     }
 }
 

@@ -203,6 +203,8 @@ pub enum What {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         process: Option<u32>,
     },
+    /// A connection to the gateway ended because of an internal error.
+    ConnectionFault,
     /// The credential that a run had laid out was opened so many times since the last look.
     CredentialOpened {
         /// How many times.
@@ -251,6 +253,7 @@ impl What {
                 let (generation, expires_at) = end(credential);
                 What::Renewed { generation, expires_at }
             }
+            Step::ConnectionFault => What::ConnectionFault,
             Step::Replaced("identity-token") => What::IdentityHandedOut,
             // What a run is stands in no step; whoever began it tells.
             Step::Begun
@@ -288,6 +291,7 @@ impl What {
                 | What::ProcessEnded { .. }
                 | What::CredentialOpened { .. }
                 | What::RequestServed { .. }
+                | What::ConnectionFault
                 | What::Found { .. }
                 | What::RunJoined { .. }
         )

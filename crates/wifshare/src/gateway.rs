@@ -27,6 +27,7 @@ mod admission;
 mod answer;
 mod caller;
 mod connection;
+mod fault;
 mod framing;
 mod headers;
 mod http1;
@@ -72,6 +73,8 @@ pub struct Terms {
     pub reject: Box<dyn Fn(&Credential) + Send + Sync>,
     /// Told of each request when it is over.
     pub record: Box<dyn Fn(&Served<'_>) + Send + Sync>,
+    /// Told when a connection ended because of a panic; all others go on.
+    pub fault: Box<dyn Fn() + Send + Sync>,
     /// How to tell the time.
     pub clock: Clock,
     /// Bounds on what comes in.
@@ -218,6 +221,7 @@ struct House {
     standing: watch::Receiver<Standing>,
     reject: Box<dyn Fn(&Credential) + Send + Sync>,
     record: Box<dyn Fn(&Served<'_>) + Send + Sync>,
+    fault: Box<dyn Fn() + Send + Sync>,
     clock: Clock,
     limits: Limits,
     is_closing: AtomicBool,

@@ -1,6 +1,7 @@
 //! Journey three: a run. Take a lease, obtain, deliver, keep fresh while the children work, and leave nothing behind.
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -167,12 +168,16 @@ impl Run {
             over: AtomicBool::new(false),
             ends_with_its_directory: false,
         };
-        match run.prepare(opening) {
-            Ok(()) => Ok(run),
-            Err(error) => {
+        match catch_unwind(AssertUnwindSafe(|| run.prepare(opening))) {
+            Ok(Ok(())) => Ok(run),
+            Ok(Err(error)) => {
                 // The error that stopped us is the one to tell; what cannot be removed now is left to the next start.
                 drop(run.end());
                 Err(error)
+            }
+            Err(panic) => {
+                drop(run.end());
+                resume_unwind(panic)
             }
         }
     }

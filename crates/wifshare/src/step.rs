@@ -108,6 +108,8 @@ pub enum Step<'a> {
         /// Why, safe to show.
         cause: String,
     },
+    /// A connection to the gateway ended because of an internal error; the others go on.
+    ConnectionFault,
     /// The credential of the delivery was replaced by this one.
     Renewed(&'a Credential),
 }

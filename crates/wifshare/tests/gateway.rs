@@ -126,6 +126,7 @@ impl World {
             record: Box::new(move |served| {
                 record.lock().unwrap().push((served.status, served.bytes_in, served.bytes_out));
             }),
+            fault: Box::new(|| {}),
             clock: Clock::system(),
             limits,
         };
@@ -610,6 +611,7 @@ fn requests_to_an_api_that_cannot_be_reached_do_not_wait_for_one_another() {
         standing: board.follow(),
         reject: Box::new(|_| {}),
         record: Box::new(|_| {}),
+        fault: Box::new(|| {}),
         clock: Clock::system(),
         limits: Limits { connect: patience, ..Limits::default() },
     };

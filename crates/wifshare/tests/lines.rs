@@ -4,6 +4,7 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -23,6 +24,8 @@ struct World {
     board: Arc<Board>,
     heard: Arc<Mutex<Vec<Heard>>>,
     served: Arc<Mutex<Vec<Told>>>,
+    /// How many connections ended by a panic.
+    faults: Arc<AtomicUsize>,
 }
 
 impl World {
@@ -52,6 +55,8 @@ impl World {
             }
         });
         let (board, served) = (Arc::new(Board::new()), Arc::new(Mutex::new(Vec::new())));
+        let faults = Arc::new(AtomicUsize::new(0));
+        let fault = Arc::clone(&faults);
         let (told, record) = (Arc::clone(&board), Arc::clone(&served));
         let terms = Terms {
             upstream: upstream.parse().unwrap(),
@@ -59,7 +64,11 @@ impl World {
             capability: Secret::new("c4p4".to_owned()),
             standing: board.follow(),
             reject: Box::new(move |_| rejected(&told)),
+            fault: Box::new(move || {
+                fault.fetch_add(1, Ordering::SeqCst);
+            }),
             record: Box::new(move |served| {
+                assert_ne!(served.path, "/v1/panic", "a test asked for this");
                 let served = (served.method.to_owned(), served.status, served.bytes_in, served.bytes_out);
                 record.lock().unwrap().push(served);
             }),
@@ -69,7 +78,7 @@ impl World {
         let gateway = Gateway::open(&Listen::Loopback(([127, 0, 0, 1], 0).into()), terms).unwrap();
         let address = gateway.base_url().strip_prefix("http://").unwrap().parse().unwrap();
         board.hold(&credential("first", 600));
-        World { gateway: Some(gateway), address, board, heard, served }
+        World { gateway: Some(gateway), address, board, heard, served, faults }
     }
 
     fn connect(&self) -> TcpStream {
@@ -494,4 +503,119 @@ fn who_signs_in_by_itself_is_given_the_capability_and_the_api_hears_nothing() {
     let told = world.told();
     assert_eq!((&*told[0].0, told[0].1, told[0].2), ("POST", 200, grant.len() as u64));
     assert_eq!(told[0].3, (answer.len() + length) as u64);
+}
+
+#[test]
+fn panic_in_a_connection_ends_that_connection_alone() {
+    let world = World::new(Limits::default(), |_, stream| say(stream, OK));
+    let mut other = world.connect();
+    let more = world.head("GET /v1/a", "Content-Length: 0\r\n");
+    for round in 1..=3 {
+        other.write_all(more.as_bytes()).unwrap();
+        read_ok(&mut other);
+        assert!(world.ask("GET /v1/panic").ends_with("ok"), "the panic comes after the answer");
+        let until = Instant::now() + Duration::from_secs(10);
+        while world.faults.load(Ordering::SeqCst) < round && Instant::now() < until {
+            sleep(Duration::from_millis(5));
+        }
+        assert_eq!(world.faults.load(Ordering::SeqCst), round);
+    }
+    other.write_all(more.as_bytes()).unwrap();
+    read_ok(&mut other);
+    assert_eq!(world.told().len(), 4, "those that did not panic are recorded");
+}
+
+/// Something that an API could write, put together from pieces that have a meaning; `seed` says which.
+fn hostile_answer(seed: u64) -> Vec<u8> {
+    const PIECES: [&str; 40] = [
+        "HTTP/1.1 200 OK\r\n",
+        "HTTP/1.0 200 OK\r\n",
+        "HTTP/1.1 100 Continue\r\n\r\n",
+        "HTTP/1.1 103 Early\r\n",
+        "HTTP/1.1 204 No Content\r\n",
+        "HTTP/1.1 401 Unauthorized\r\n",
+        "HTTP/1.1 101 Switch\r\n",
+        "\r\n",
+        "\n",
+        "\r",
+        "Connection: Proxy-Connection\r\n",
+        "Proxy-Connection: keep-alive\r\n",
+        "Connection: close, x, X, keep-alive\r\n",
+        "Connection: connection, content-length, transfer-encoding\r\n",
+        "Proxy-Authenticate: Basic\r\n",
+        "Connection: proxy-authenticate, upgrade\r\n",
+        "Upgrade: h2c\r\n",
+        "Keep-Alive: timeout=5\r\n",
+        "X: 1\r\n",
+        "x: 2\r\n",
+        "Content-Length: 2\r\n",
+        "content-length: 0\r\n",
+        "Content-Length: 18446744073709551616\r\n",
+        "Content-Length: -1\r\n",
+        "Transfer-Encoding: chunked\r\n",
+        "Transfer-Encoding: gzip\r\n",
+        ": \r\n",
+        "x\r\n",
+        " folded\r\n",
+        "\0",
+        "\u{ff}",
+        "ok",
+        "2\r\nok\r\n",
+        "0\r\n\r\n",
+        "0\r\nx: 1\r\n\r\n",
+        "fffffffffffff\r\n",
+        "2;a=\"b\r\n",
+        "zz\r\n",
+        "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok",
+        "HTTP/1.1 200",
+    ];
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = |below: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        usize::try_from(state >> 33).unwrap() % below
+    };
+    let mut answer = match next(4) {
+        0 => String::new(),
+        _ => PIECES[next(6)].to_owned(),
+    };
+    for _ in 0..next(12) {
+        answer.push_str(PIECES[next(PIECES.len())]);
+    }
+    if next(2) == 0 {
+        answer.push_str("content-length: 2\r\n\r\nok");
+    }
+    answer.into_bytes()
+}
+
+#[test]
+fn no_answer_of_the_api_makes_the_gateway_panic() {
+    const ANSWERS: u64 = 1500;
+    let brief = Duration::from_millis(500);
+    let world = World::new(Limits { answer: brief, body: brief, ..Limits::default() }, |(_, line), stream| {
+        let seed = line.rsplit('/').nth(1).and_then(|rest| rest.split(' ').next()).and_then(|seed| seed.parse().ok());
+        let answer = hostile_answer(seed.unwrap_or_default());
+        // In two parts for some of them, and always with an end: what is not complete is no answer then.
+        let (first, second) = answer.split_at(answer.len() / 2);
+        let _ = stream.write_all(first);
+        if seed.is_some_and(|seed| seed % 3 == 0) {
+            sleep(Duration::from_millis(2));
+        }
+        let _ = stream.write_all(second);
+        false
+    });
+    std::thread::scope(|scope| {
+        for worker in 0..8 {
+            let world = &world;
+            scope.spawn(move || {
+                for seed in (worker..ANSWERS).step_by(8) {
+                    let method = ["GET", "HEAD", "POST"][usize::try_from(seed % 3).unwrap()];
+                    world.ask(&format!("{method} /v1/{seed}"));
+                }
+            });
+        }
+    });
+    assert_eq!(world.faults.load(Ordering::SeqCst), 0);
+    assert!(world.told().iter().filter(|(_, status, ..)| *status == 200).count() > 50, "some of them are good answers");
 }

@@ -341,7 +341,11 @@ impl Identity {
                 }
             }
             What::CredentialOpened { times } => self.numbers.opened += times,
-            What::IdentityAsked | What::IdentityHandedOut | What::Retrying { .. } | What::Swept => {
+            What::IdentityAsked
+            | What::IdentityHandedOut
+            | What::Retrying { .. }
+            | What::Swept
+            | What::ConnectionFault => {
                 self.process(event);
             }
             // What a newer version of the library tells.

@@ -13,7 +13,7 @@ use super::admission::Door;
 use super::caller::Peer;
 use super::upstream::Upstream;
 use super::visitors::Visitors;
-use super::{House, Listen, Terms, connection};
+use super::{House, Listen, Terms, connection, fault};
 
 /// Listens and serves, until it is told to close and within how much time.
 pub(super) async fn serve(
@@ -30,13 +30,14 @@ pub(super) async fn serve(
         Ok(names) => names,
         Err(error) => return drop(report.send(Err(error))),
     };
-    let Terms { upstream, wire, capability, standing, reject, record, clock, limits } = terms;
+    let Terms { upstream, wire, capability, standing, reject, record, fault, clock, limits } = terms;
     let house = Arc::new(House {
         door: Door { host, capability },
         upstream: Upstream::new(&upstream, wire, clock, limits),
         standing,
         reject,
         record,
+        fault,
         clock,
         limits,
         is_closing: AtomicBool::new(false),
@@ -46,7 +47,7 @@ pub(super) async fn serve(
     let _ = report.send(Ok(base_url));
     let grace = tokio::select! {
         grace = closing => grace.unwrap_or_default(),
-        () = listener.accept(&house, &visitors) => Duration::ZERO,
+        () = accept(&listener, &house, &visitors) => Duration::ZERO,
         () = house.upstream.tidy() => Duration::ZERO,
     };
     drop(listener);
@@ -55,6 +56,14 @@ pub(super) async fn serve(
     // Nobody is left, or the grace is over; then it ends for everybody.
     drop(tokio::time::timeout(grace, visitors.are_gone()).await);
     visitors.show_out_everybody();
+}
+
+/// Lets connections in, whatever happens to one of them.
+async fn accept(listener: &Listener, house: &Arc<House>, visitors: &Arc<Visitors>) {
+    while fault::catch(listener.accept(house, visitors)).await.is_err() {
+        (house.fault)();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 enum Listener {
@@ -145,16 +154,25 @@ fn welcome(stream: Stream, peer: Peer, most: usize, house: &Arc<House>, visitors
     let (number, visitor) = (place.number(), Arc::clone(&place.visitor));
     let task = match stream {
         Stream::Tcp(stream) => tokio::spawn(async move {
-            connection::attend(stream, peer, visitor, house).await;
+            attend(connection::attend(stream, peer, visitor, Arc::clone(&house)), &house).await;
             drop(place);
         }),
         #[cfg(unix)]
         Stream::Unix(stream) => tokio::spawn(async move {
-            connection::attend(stream, peer, visitor, house).await;
+            attend(connection::attend(stream, peer, visitor, Arc::clone(&house)), &house).await;
             drop(place);
         }),
     };
     visitors.may_be_ended_by(number, task.abort_handle());
+}
+
+/// Serves a connection. A panic ends this one alone, and no open connection to the API is used again: it may have been
+/// left in the middle of something.
+async fn attend(connection: impl Future<Output = ()>, house: &House) {
+    if fault::catch(connection).await.is_err() {
+        house.upstream.close_all();
+        (house.fault)();
+    }
 }
 
 /// As many connections as there are file descriptors for, each with one of its own to the API and some to spare.

@@ -137,6 +137,12 @@ impl Upstream {
         }
     }
 
+    /// Closes every connection that waits for a request; a new request opens a new one.
+    pub(super) fn close_all(&self) {
+        lock(&self.idle).clear();
+        lock(&self.http2).clear();
+    }
+
     /// Closes what nobody has used for a while, for as long as it is let. While nothing is open it does not wake up.
     pub(super) async fn tidy(&self) {
         loop {

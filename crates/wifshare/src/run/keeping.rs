@@ -1,6 +1,7 @@
 //! What a run does while its command works: it renews on schedule, follows what children did, and puts in place again what
 //! somebody removed.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
@@ -33,26 +34,45 @@ impl Run {
             if self.is_over() {
                 return;
             }
-            if self.passage.is_some() && schedule.is_first_due(self) {
-                self.acquire(&mut schedule);
-            }
-            let rejected = lock(&self.rejected).take();
-            if let Some(rejected) = rejected {
-                self.replace(&rejected, &mut schedule);
-            }
-            self.restore(&mut schedule);
-            self.look_at_what_children_did(&mut schedule);
-            if schedule.is_due(self) {
-                match self.config.source.supply() {
-                    Supply::Remintable | Supply::Rotating => self.renew(&mut schedule),
-                    Supply::Fixed(_) if obtain::tokens_left(&self.config, self.clock) > 0 => self.renew(&mut schedule),
-                    Supply::Fixed(_) => self.follow(&mut schedule),
-                }
+            let work = AssertUnwindSafe(|| self.do_what_is_due(&mut schedule));
+            if catch_unwind(work).is_err() {
+                self.recover(&mut schedule);
             }
             let (moment, longest) = schedule.next(self, is_watched);
             let longest = if age < watched_from { longest.min(Self::SOON) } else { longest };
             self.alarm.wait(moment, longest, self.handed_out.as_ref().and_then(HandedOutToken::news));
         }
+    }
+
+    fn do_what_is_due(&self, schedule: &mut Schedule) {
+        if self.passage.is_some() && schedule.is_first_due(self) {
+            self.acquire(schedule);
+        }
+        let rejected = lock(&self.rejected).take();
+        if let Some(rejected) = rejected {
+            self.replace(&rejected, schedule);
+        }
+        self.restore(schedule);
+        self.look_at_what_children_did(schedule);
+        if schedule.is_due(self) {
+            match self.config.source.supply() {
+                Supply::Remintable | Supply::Rotating => self.renew(schedule),
+                Supply::Fixed(_) if obtain::tokens_left(&self.config, self.clock) > 0 => self.renew(schedule),
+                Supply::Fixed(_) => self.follow(schedule),
+            }
+        }
+    }
+
+    /// After a panic: a failure like any other, and the next try follows after a pause.
+    fn recover(&self, schedule: &mut Schedule) {
+        let pause = schedule.failed(self).max(Duration::from_secs(1));
+        let cause = "an internal error of wifshare".to_owned();
+        if let Some(passage) = &self.passage {
+            passage.board.refuse(cause.clone(), true);
+        }
+        (self.watch)(&Step::NotRenewed { cause, pause });
+        // A signal ends the pause early, and the end of the run is looked for next.
+        let _ = (self.clock.pause)(pause);
     }
 
     /// Obtains the first credential of a gateway now, for whoever wants to know whether there is one before the first

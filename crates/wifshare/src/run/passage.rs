@@ -10,6 +10,7 @@ use crate::environment::Environment;
 use crate::gateway::{self, Board, Gateway, Limits, Listen, Served, Terms};
 use crate::obtain::ObtainError;
 use crate::secret::Secret;
+use crate::step::Step;
 
 /// The gateway of a run, as its keeper knows it.
 pub(super) struct Passage {
@@ -47,6 +48,7 @@ impl Run {
         let failed = |source| ObtainError::Gateway(source);
         let capability = gateway::new_capability().map_err(failed)?;
         let board = Board::new();
+        let watch = Arc::clone(&self.watch);
         let (place, alarm) = (Arc::clone(&self.rejected), Arc::clone(&self.alarm));
         let reject = move |rejected: &Credential| {
             *lock(&place) = Some(rejected.clone());
@@ -59,6 +61,7 @@ impl Run {
             standing: board.follow(),
             reject: Box::new(reject),
             record: opening.record,
+            fault: Box::new(move || watch(&Step::ConnectionFault)),
             clock: self.clock,
             limits: Limits::default(),
         };

@@ -1,0 +1,41 @@
+//! Panics: told in one line that quotes nothing, because what a panic says may hold a piece of what was worked on.
+
+use std::panic::{Location, PanicHookInfo};
+
+use crate::catalogue::code;
+use crate::failure::Failure;
+use crate::talk::Talk;
+
+/// From now on each panic is told on standard error as an internal error, with its place and without its message.
+pub(crate) fn report_panics(talk: Talk) {
+    std::panic::set_hook(Box::new(move |panic| talk.failure_at_once(&failure(panic))));
+}
+
+fn failure(panic: &PanicHookInfo<'_>) -> Failure {
+    let thread = std::thread::current();
+    let thread = thread.name().unwrap_or("without a name");
+    let place = panic.location().map_or_else(|| "an unknown place".to_owned(), place);
+    Failure::new(
+        code!("internal"),
+        format!("internal error at {place}, thread {thread}"),
+        Some("this is a bug of wifshare: please report this line, which holds nothing secret"),
+    )
+}
+
+/// The file from its package on, without where the package lay when this was built.
+fn place(location: &Location<'_>) -> String {
+    let parts: Vec<&str> = location.file().split(['/', '\\']).collect();
+    let source = parts.iter().rposition(|part| *part == "src").unwrap_or(1);
+    format!("{}:{}", parts[source.saturating_sub(1)..].join("/"), location.line())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_begins_with_its_package() {
+        let line = line!() + 1;
+        assert_eq!(place(Location::caller()), format!("wifshare-cli/src/internal_error.rs:{line}"));
+    }
+}

@@ -1,0 +1,39 @@
+//! Panics of one task, kept away from all others.
+
+use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::task::Poll;
+
+/// A task has panicked. Its message stays untold: it may quote what the task worked on.
+#[derive(Debug)]
+pub(super) struct Panicked;
+
+/// Runs a task to its end. A panic ends that task alone; what it held is dropped.
+pub(super) async fn catch<F: Future>(task: F) -> Result<F::Output, Panicked> {
+    let mut task = pin!(task);
+    poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| task.as_mut().poll(cx))) {
+        Ok(Poll::Ready(output)) => Poll::Ready(Ok(output)),
+        Ok(Poll::Pending) => Poll::Pending,
+        Err(_) => Poll::Ready(Err(Panicked)),
+    })
+    .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_after_a_wait_is_an_error_and_drops_what_was_held() {
+        let held = std::sync::Arc::new(());
+        let inner = std::sync::Arc::clone(&held);
+        let caught = catch(async move {
+            tokio::task::yield_now().await;
+            assert!(std::sync::Arc::strong_count(&inner) > 2, "this is what fails");
+        });
+        assert!(caught.await.is_err());
+        assert_eq!(std::sync::Arc::strong_count(&held), 1);
+        assert_eq!(catch(async { 7 }).await.expect("no panic"), 7);
+    }
+}
