@@ -105,7 +105,8 @@ fn run_inside(
     let run = Arc::new(run);
     let keeper = Arc::clone(&run);
     std::thread::spawn(move || keeper.keep_fresh(fastrand::f64()));
-    let worked = work(&run.environment(&own, &arguments.keep_env), Some(&journal).filter(|_| is_kept));
+    let worked =
+        guarded(&run, || work(&run.environment(&own, &arguments.keep_env), Some(&journal).filter(|_| is_kept)));
     run.close_gateway(Duration::from_secs(5));
     if let Err(error) = run.end() {
         talk.warning(&format!("could not remove what the run left: {error}"));
