@@ -31,7 +31,7 @@ pub(crate) fn claude(arguments: ClaudeArguments, environment: &Environment, talk
                 talk.group(&title);
             }
             let streams = if step.is_query { Streams::Ours } else { Streams::Aside };
-            let ended = run(&argv, environment, streams, &mut witness);
+            let ended = run(&argv, &step.name, environment, streams, &mut witness);
             if !step.is_query {
                 talk.end_group();
             }
@@ -47,6 +47,8 @@ pub(crate) fn claude(arguments: ClaudeArguments, environment: &Environment, talk
 
 struct Step {
     title: String,
+    /// What it is called in the report: a marketplace may be somebody's secret path, a plugin's name was checked.
+    name: String,
     arguments: Vec<OsString>,
     is_query: bool,
 }
@@ -59,22 +61,25 @@ fn plan(arguments: &ClaudeArguments, environment: &Environment) -> Result<Vec<St
     };
     let marketplaces = arguments.marketplaces.iter().cloned().chain(lines("INPUT_PLUGIN_MARKETPLACES"));
     let plugins = arguments.plugins.iter().cloned().chain(lines("INPUT_PLUGINS"));
-    let step = |words: &[&str], subject: String| Step {
+    let step = |words: &[&str], subject: String, name: String| Step {
         title: format!("claude {} {subject}", words.join(" ")),
+        name,
         arguments: words.iter().map(OsString::from).chain([subject.clone().into()]).collect(),
         is_query: false,
     };
     let mut steps = Vec::new();
     for marketplace in marketplaces {
         check_marketplace(&marketplace)?;
-        steps.push(step(&["plugin", "marketplace", "add"], marketplace));
+        steps.push(step(&["plugin", "marketplace", "add"], marketplace, "claude marketplace".to_owned()));
     }
     for plugin in plugins {
         check_plugin(&plugin)?;
-        steps.push(step(&["plugin", "install"], plugin));
+        let name = format!("claude install {plugin}");
+        steps.push(step(&["plugin", "install"], plugin, name));
     }
     if !arguments.query.is_empty() {
-        steps.push(Step { title: "the main query".to_owned(), arguments: arguments.query.clone(), is_query: true });
+        let (title, name) = ("the main query".to_owned(), "claude query".to_owned());
+        steps.push(Step { title, name, arguments: arguments.query.clone(), is_query: true });
     }
     if steps.is_empty() {
         return Err(Failure::usage(

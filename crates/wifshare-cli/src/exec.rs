@@ -18,13 +18,15 @@ pub(crate) fn exec(arguments: ExecArguments, environment: &Environment, talk: Ta
     look_for(&arguments.command, environment)?;
     share("exec", &arguments.share, environment, talk, |environment, journal| {
         let witness = &mut Witness::of(environment, journal);
-        run(&arguments.command, environment, Streams::Ours, witness)
+        let program = arguments.command.first().map_or(OsStr::new(""), OsString::as_os_str).to_string_lossy();
+        run(&arguments.command, &program_name(&program), environment, Streams::Ours, witness)
     })
 }
 
-/// Runs a command to its end, with our signals, and notes what is seen of it.
+/// Runs a command to its end, with our signals, and notes under this name what is seen of it.
 pub(crate) fn run(
     argv: &[OsString],
+    name: &str,
     environment: &Environment,
     streams: Streams,
     witness: &mut Witness,
@@ -42,8 +44,7 @@ pub(crate) fn run(
     })?;
     let mut running = Running { _passing_on: signals::pass_on_to(&child), child };
     let child = &mut running.child;
-    let program = program_name(&argv.first().map_or(OsStr::new(""), OsString::as_os_str).to_string_lossy());
-    witness.note(What::ChildStarted { process: child.id(), program });
+    witness.note(What::ChildStarted { process: child.id(), program: name.to_owned() });
     let following = witness.follow(child.id());
     panic_if_told_to("child-started");
     // From here on the terminal is the command's.

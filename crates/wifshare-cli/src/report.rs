@@ -1,7 +1,6 @@
 //! `wifshare report`: what happened in this job, told from the logs.
 
 use std::collections::BTreeSet;
-use std::io::Write;
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -11,6 +10,7 @@ mod html;
 mod markdown;
 mod picture;
 mod story;
+mod text;
 mod words;
 
 use story::Log;
@@ -20,6 +20,8 @@ use crate::arguments::{ReportArguments, ReportFormat};
 use crate::catalogue::code;
 use crate::clock::clock;
 use crate::failure::Failure;
+use crate::talk::print;
+use crate::terminal::Terminal;
 
 pub(crate) fn report(arguments: &ReportArguments, environment: &Environment) -> Result<u8, Failure> {
     let root = arguments.state.root(environment);
@@ -37,16 +39,18 @@ pub(crate) fn report(arguments: &ReportArguments, environment: &Environment) -> 
             Some("run a command with wifshare first; --state-dir names another place, and --all tells of earlier jobs"),
         ));
     };
-    let text = match arguments.format {
+    let terminal = Terminal::of_data(environment);
+    // CI logs and pipes get what can be kept and pasted.
+    let is_for_reading = terminal.is_live && !environment.has("CI") && !environment.has("GITHUB_ACTIONS");
+    let by_default = if is_for_reading { ReportFormat::Text } else { ReportFormat::Md };
+    let text = match arguments.format.unwrap_or(by_default) {
+        ReportFormat::Text => text::page(&story, terminal),
         ReportFormat::Md => markdown::page(&story),
         ReportFormat::Html => html::page(&story),
         ReportFormat::Svg => picture::alone(&story),
         ReportFormat::Json => format!("{}\n", serde_json::to_string_pretty(&story).expect("texts and numbers")),
     };
-    let mut stdout = std::io::stdout().lock();
-    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(|error| {
-        Failure::new(code!("stdout"), format!("could not print the report: {error}"), Some("look who reads the output"))
-    })?;
+    print("the report", text.as_bytes())?;
     Ok(0)
 }
 

@@ -1,6 +1,5 @@
 //! `wifshare status`: who holds the credential at this moment, how long it lives, and who was served.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -8,13 +7,15 @@ use serde::Serialize;
 use wifshare::{Credential, Environment, Freshness, Look, look, moment};
 
 use crate::arguments::StatusArguments;
-use crate::catalogue::code;
 use crate::clock::clock;
+use crate::explain::wrapped;
 use crate::failure::Failure;
 use crate::report::{self, Extent, Identity, Numbers, Process, Role, Story};
 use crate::signals;
-use crate::talk::whole;
-use crate::terminal::{Terminal, cut};
+use crate::talk::{self, whole};
+use crate::terminal::Terminal;
+#[cfg(unix)]
+use crate::terminal::cut;
 
 pub(crate) fn status(arguments: &StatusArguments, environment: &Environment) -> Result<u8, Failure> {
     let root = arguments.state.root(environment);
@@ -28,10 +29,7 @@ pub(crate) fn status(arguments: &StatusArguments, environment: &Environment) -> 
 }
 
 fn print(text: &str) -> Result<(), Failure> {
-    let mut stdout = std::io::stdout().lock();
-    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(|error| {
-        Failure::new(code!("stdout"), format!("could not print the status: {error}"), Some("look who reads the output"))
-    })
+    talk::print("the status", text.as_bytes())
 }
 
 /// What stands in the state directory, and what its log tells of this job.
@@ -155,11 +153,12 @@ impl Status {
     }
 
     fn text(&self, width: usize) -> String {
-        if self.identities.is_empty() {
-            return format!("nothing is shared: there is no state in {}\n", self.state_directory.display());
+        let shown = self.identities.iter().filter(|shared| !shared.is_empty());
+        let blocks: Vec<_> = shown.map(|shared| shared.text(width)).collect();
+        match blocks.as_slice() {
+            [] => wrapped(&format!("nothing is shared in {}", self.state_directory.display()), "", "", width),
+            blocks => blocks.join("\n"),
         }
-        let blocks: Vec<_> = self.identities.iter().map(|shared| shared.text(width)).collect();
-        blocks.join("\n")
     }
 }
 
@@ -247,9 +246,17 @@ fn living_below(run: &Process, processes: &[Process]) -> usize {
 }
 
 impl Shared {
+    /// Whether there is nothing here but the directory of an identity that was used once.
+    fn is_empty(&self) -> bool {
+        let is_quiet =
+            self.credential.is_none() && self.lock.is_none() && self.refusal.is_none() && self.runs.is_empty();
+        is_quiet && self.unreadable.is_none() && self.numbers == Numbers::default()
+    }
+
     fn text(&self, width: usize) -> String {
-        let mut lines = vec![format!("{}  (key {})", self.title, &self.key[..8])];
-        let mut row = |name: &str, text: String| lines.push(format!("  {name:<12}{text}"));
+        const INDENT: &str = "              ";
+        let mut lines = wrapped(&format!("{} (key {})", self.title, &self.key[..8]), "", "  ", width);
+        let mut row = |name: &str, text: String| lines += &wrapped(&text, &format!("  {name:<12}"), INDENT, width);
         match (&self.credential, &self.unreadable) {
             (Some(held), _) => row("credential", held.text()),
             (None, Some(error)) => row("credential", format!("unreadable: {error}")),
@@ -272,10 +279,8 @@ impl Shared {
         }
         let Numbers { exchanges, failed, exchanges_without, shared, opened, refusals_heard, .. } = &self.numbers;
         let failed = if *failed == 0 { String::new() } else { format!(", {failed} of them failed") };
-        row(
-            "exchanges",
-            format!("{exchanges}{failed}; {} saved at most", exchanges_without.saturating_sub(*exchanges)),
-        );
+        let saved = exchanges_without.map(|without| format!("; {} saved at most", without.saturating_sub(*exchanges)));
+        row("exchanges", format!("{exchanges}{failed}{}", saved.unwrap_or_default()));
         row(
             "served",
             format!("{} from the store; the credential's file was opened {}", times(*shared), times(*opened)),
@@ -290,7 +295,7 @@ impl Shared {
         for served in &self.last_served {
             row("", format!("pid {} {}, {} ago", served.pid, served.name, whole(served.ago)));
         }
-        lines.iter().map(|line| format!("{}\n", cut(line, width))).collect()
+        lines
     }
 }
 
@@ -323,7 +328,12 @@ impl Run {
         let delivery = self.delivery.as_ref().map(|delivery| format!(", {delivery}")).unwrap_or_default();
         let age = self.age.map(|age| format!(", since {}", whole(age))).unwrap_or_default();
         match self.health {
-            "alive" => format!("pid {} {name}{delivery}{age}, {} processes", self.pid, self.processes),
+            "alive" => {
+                // Of a keeper's later steps none is seen.
+                let processes =
+                    if self.processes > 0 { format!(", {} processes", self.processes) } else { String::new() };
+                format!("pid {} {name}{delivery}{age}{processes}", self.pid)
+            }
             _ => format!("pid {} {name}{delivery}: gone without a word, it may have been killed", self.pid),
         }
     }
@@ -345,7 +355,7 @@ mod watch {
     pub(super) fn watch(arguments: &StatusArguments, root: &Path, terminal: Terminal) -> Result<u8, Failure> {
         signals::listen();
         if terminal.is_live && !arguments.json {
-            return live(root, terminal);
+            return live(root);
         }
         let mut before = None;
         loop {
@@ -365,39 +375,54 @@ mod watch {
         }
     }
 
+    /// How often is looked whether the terminal has another size.
     #[cfg(unix)]
-    fn live(root: &Path, terminal: Terminal) -> Result<u8, Failure> {
-        use crate::terminal::Keys;
+    const SIZE_PACE: Duration = Duration::from_millis(200);
+
+    #[cfg(unix)]
+    fn live(root: &Path) -> Result<u8, Failure> {
+        use crate::terminal::{AlternateScreen, Keys, size_of_data};
 
         let keys = Keys::listen();
+        let screen = AlternateScreen::enter();
         let mut before = String::new();
         loop {
-            let mut text = Status::of(root)?.text(terminal.width);
-            if keys.are_there() {
-                text.push_str("\nq ends this\n");
-            }
-            if text != before {
-                // Back to where the last one began, and each line's rest away.
-                let up = before.lines().count();
-                let back = if up == 0 { String::new() } else { format!("\x1b[{up}A\r") };
-                let anew: String = text.lines().map(|line| format!("{line}\x1b[K\n")).collect();
-                print(&format!("{back}{anew}\x1b[J"))?;
-                before = text;
-            }
-            let key = if keys.are_there() { keys.next(PACE) } else { None };
-            if matches!(key, Some(b'q' | b'Q' | 4)) {
-                return Ok(0);
-            }
-            let pause = if keys.are_there() { Duration::ZERO } else { PACE };
-            if signals::pause(pause).is_err() {
+            let status = Status::of(root)?;
+            let until = (clock().monotonic)() + PACE;
+            while (clock().monotonic)() < until {
+                let (width, height) = size_of_data();
+                let mut text = status.text(width);
+                let leave = if keys.are_there() { "q: quit" } else { "Ctrl-C: quit" };
+                text.push_str(&format!("\n{leave}\n"));
+                let frame = frame(&text, width, height);
+                if frame != before {
+                    screen.draw(&frame);
+                    before = frame;
+                }
+                let key = if keys.are_there() { keys.next(SIZE_PACE) } else { None };
+                let pause = if keys.are_there() { Duration::ZERO } else { SIZE_PACE };
                 // Ctrl-C is the way out of a watch, and no failure.
-                return Ok(0);
+                if matches!(key, Some(b'q' | b'Q' | 4)) || signals::pause(pause).is_err() {
+                    return Ok(0);
+                }
             }
         }
     }
 
+    /// What fits on the screen: the last line says how to quit and stays.
+    #[cfg(unix)]
+    fn frame(text: &str, width: usize, height: usize) -> String {
+        let mut lines: Vec<String> = text.lines().map(|line| cut(line, width)).collect();
+        if lines.len() > height {
+            let last = lines.pop();
+            lines.truncate(height.saturating_sub(1));
+            lines.extend(last);
+        }
+        lines.iter().map(|line| format!("{line}\x1b[K")).collect::<Vec<_>>().join("\r\n")
+    }
+
     #[cfg(not(unix))]
-    fn live(_root: &Path, _terminal: Terminal) -> Result<u8, Failure> {
+    fn live(_root: &Path) -> Result<u8, Failure> {
         Err(Failure::usage("--watch on a terminal was not built for this system".to_owned(), "add --json"))
     }
 }

@@ -65,6 +65,48 @@ fn width_of<T>(_stream: &T) -> Option<usize> {
     None
 }
 
+/// Columns and rows of the terminal at standard output, as it is now: whoever enlarges a window does not set `COLUMNS`.
+#[cfg(unix)]
+pub(crate) fn size_of_data() -> (usize, usize) {
+    let size = rustix::termios::tcgetwinsize(std::io::stdout()).ok();
+    // A side that is unknown is 0.
+    let side = |known: Option<u16>, usual: u16| usize::from(known.filter(|side| *side > 0).unwrap_or(usual));
+    (side(size.map(|size| size.ws_col), 80), side(size.map(|size| size.ws_row), 24))
+}
+
+/// The terminal's second screen, for as long as it lives: what stood on the first one is back afterwards.
+#[cfg(unix)]
+pub(crate) struct AlternateScreen;
+
+#[cfg(unix)]
+impl AlternateScreen {
+    pub(crate) fn enter() -> AlternateScreen {
+        write_through("\x1b[?1049h\x1b[?25l");
+        AlternateScreen
+    }
+
+    /// Replaces what is shown.
+    pub(crate) fn draw(&self, frame: &str) {
+        write_through(&format!("\x1b[H{frame}\x1b[J"));
+    }
+}
+
+#[cfg(unix)]
+impl Drop for AlternateScreen {
+    fn drop(&mut self) {
+        write_through("\x1b[?25h\x1b[?1049l");
+    }
+}
+
+#[cfg(unix)]
+fn write_through(text: &str) {
+    use std::io::Write;
+
+    // A terminal that has gone away needs nothing more; the keys tell that it has.
+    let mut stdout = std::io::stdout().lock();
+    let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+}
+
 #[cfg(unix)]
 pub(crate) use keys::Keys;
 

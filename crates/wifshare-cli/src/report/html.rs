@@ -7,7 +7,7 @@ use wifshare::moment;
 
 use super::picture;
 use super::story::{Exchange, Outcome, Process, Role, Story};
-use super::words::{clock_time, counted, day, exact_time, lanes, lasted, span, verdict};
+use super::words::{clock_time, counted, day, exact_time, lanes, lasted, span, took, verdict};
 
 /// A browser shows more; a person reads less.
 const MOST_ROWS: usize = 1000;
@@ -117,10 +117,10 @@ fn numbers(story: &Story) -> Markup {
     let failed = if numbers.failed == 0 { String::new() } else { format!("{} failed", numbers.failed) };
     html! {
         dl.numbers {
-            (of("Processes", html! { (numbers.processes) }, ""))
+            @if numbers.exchanges_without.is_some() { (of("Processes", html! { (numbers.processes) }, "")) }
             (of("Exchanges", html! { (numbers.exchanges) }, &failed))
-            (of("Without wifshare", html! { (numbers.exchanges_without) }, "at most"))
-            (of("Refusals avoided", html! { (numbers.refusals_avoided) }, "at most"))
+            @if let Some(number) = numbers.exchanges_without { (of("Without wifshare", html! { (number) }, "at most")) }
+            @if let Some(number) = numbers.refusals_avoided { (of("Refusals avoided", html! { (number) }, "at most")) }
             (of("Longest wait", html! { (span(Duration::from_millis(numbers.longest_wait_ms))) }, ""))
             @if let Some(until) = numbers.signed_in_until {
                 (of("Signed in until", time(until, &clock_time(until)), "UTC"))
@@ -172,12 +172,11 @@ fn incidents(story: &Story) -> Markup {
 
 fn exchanges(story: &Story) -> Markup {
     let row = |exchange: &Exchange| {
-        let took = exchange.answered.map(|answered| span(answered.duration_since(exchange.sent).unwrap_or_default()));
         html! {
             tr {
                 th scope="row" { (time(exchange.sent, &exact_time(exchange.sent))) }
                 td.number { (exchange.pid) }
-                td.number { (took.unwrap_or_else(|| "?".to_owned())) }
+                td.number { (took(exchange).unwrap_or_else(|| "?".to_owned())) }
                 @match &exchange.outcome {
                     Outcome::Accepted { generation, expires_at } => {
                         td { "accepted: generation " (generation) }
@@ -254,6 +253,9 @@ fn what_may_be_missing(story: &Story) -> Markup {
              when it looked; one that lived for a few hundredths of a second may be missing. “Without wifshare” counts \
              those that could have exchanged by themselves: the callers of wifshare, and below a run no more than \
              opened the credential."
+        }
+        @if story.numbers.exchanges_without.is_none() {
+            p { "After `wifshare start` the processes of later steps are not watched; numbers about them are left out." }
         }
         @if story.is_cut { p { "The log was full; processes may be missing." } }
         @if story.earlier_events > 0 {

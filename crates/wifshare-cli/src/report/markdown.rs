@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::time::{Duration, SystemTime};
 
 use super::story::{Exchange, Identity, Outcome, Process, Story};
-use super::words::{clock_time, day, exact_time, lanes, lasted, span, verdict};
+use super::words::{day, exact_time, lanes, lasted, span, sums, took, verdict};
 
 /// More bars than these make a chart that nobody reads; Mermaid has a limit of its own far above it.
 const MOST_BARS: usize = 24;
@@ -19,20 +19,9 @@ pub(super) fn page(story: &Story) -> String {
 }
 
 fn write(story: &Story, page: &mut String) -> std::fmt::Result {
-    let numbers = &story.numbers;
     writeln!(page, "### wifshare\n\n{}\n", verdict(story))?;
-    let until = numbers.signed_in_until.map(|time| format!("{} UTC", clock_time(time))).unwrap_or_default();
-    writeln!(page, "| processes | exchanges | without wifshare | refusals avoided | longest wait | signed in until |")?;
-    writeln!(page, "|--:|--:|--:|--:|--:|--:|")?;
-    writeln!(
-        page,
-        "| {} | {} | at most {} | at most {} | {} | {until} |\n",
-        numbers.processes,
-        numbers.exchanges,
-        numbers.exchanges_without,
-        numbers.refusals_avoided,
-        span(Duration::from_millis(numbers.longest_wait_ms)),
-    )?;
+    let (names, values): (Vec<_>, Vec<_>) = sums(story).into_iter().unzip();
+    writeln!(page, "| {} |\n|{}\n| {} |\n", names.join(" | "), "--:|".repeat(names.len()), values.join(" | "))?;
     chart(story, page)?;
     incidents(story, page)?;
     processes(story, page)?;
@@ -42,27 +31,34 @@ fn write(story: &Story, page: &mut String) -> std::fmt::Result {
     Ok(())
 }
 
-/// <https://mermaid.js.org/syntax/gantt.html>: moments in milliseconds since the epoch.
+/// <https://mermaid.js.org/syntax/gantt.html>: the digits of UTC, as the tables have them, whatever the reader's zone.
+/// A label has a running number, for names repeat, and how long it really took, for a short bar is drawn longer.
 fn chart(story: &Story, page: &mut String) -> std::fmt::Result {
     let length = story.end.duration_since(story.begin).unwrap_or_default();
     // What is shorter than this would not be seen.
     let thinnest = (length / 200).max(Duration::from_millis(1));
     let bar = |begin: SystemTime, end: SystemTime| {
-        let since = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
-        format!("{}, {}", since(begin), since(end.max(begin + thinnest)))
+        let text = |time: SystemTime| format!("{}T{}", day(time), exact_time(time));
+        format!("{}, {}", text(begin), text(end.max(begin + thinnest)))
     };
     let axis = if length < Duration::from_secs(5) { "%S.%L" } else { "%H:%M:%S" };
-    writeln!(page, "```mermaid\ngantt\n    dateFormat x\n    axisFormat {axis}")?;
+    writeln!(page, "```mermaid\ngantt\n    dateFormat YYYY-MM-DDTHH:mm:ss.SSS\n    axisFormat {axis}")?;
+    let mut number = 0;
+    let mut numbered = |label: &str, time: Option<String>| {
+        number += 1;
+        format!("{number}. {label}{}", time.map(|time| format!(", {time}")).unwrap_or_default())
+    };
     for identity in &story.identities {
         writeln!(page, "    section {}", plain(&identity.title()))?;
         for exchange in &identity.exchanges {
             let (label, tag) = outcome(exchange);
             let end = exchange.answered.unwrap_or(exchange.sent);
-            writeln!(page, "    {label} :{tag}, {}", bar(exchange.sent, end))?;
+            writeln!(page, "    {} :{tag}, {}", numbered(&label, took(exchange)), bar(exchange.sent, end))?;
         }
         for process in lanes(identity, MOST_BARS, length / 50) {
             let end = process.end.unwrap_or(process.last);
-            writeln!(page, "    {} {} :{}", plain(&process.name), process.pid, bar(process.begin, end))?;
+            let label = format!("{}, pid {}", plain(&process.name), process.pid);
+            writeln!(page, "    {} :{}", numbered(&label, lasted(process)), bar(process.begin, end))?;
         }
     }
     writeln!(page, "```\n")
@@ -70,7 +66,7 @@ fn chart(story: &Story, page: &mut String) -> std::fmt::Result {
 
 fn outcome(exchange: &Exchange) -> (String, &'static str) {
     match &exchange.outcome {
-        Outcome::Accepted { generation, .. } => (format!("exchange {generation}"), "done"),
+        Outcome::Accepted { generation, .. } => (format!("exchange, generation {generation}"), "done"),
         Outcome::Failed { code, .. } => (plain(code), "crit"),
         Outcome::Unknown => ("exchange without an outcome".to_owned(), "crit"),
     }
@@ -160,11 +156,13 @@ mod tests {
         let page = page(&story(events()));
         assert!(page.contains("| 5 | 1 | at most 3 | at most 2 | 1.5 s | 01:56:40 UTC |"), "{page}");
         assert!(
-            page.contains("```mermaid\ngantt\n    dateFormat x\n    axisFormat %H:%M:%S\n    section fdrl_1\n"),
+            page.contains("```mermaid\ngantt\n    dateFormat YYYY-MM-DDTHH:mm:ss.SSS\n    axisFormat %H:%M:%S\n    section fdrl_1\n"),
             "{page}"
         );
-        assert!(page.contains("    exchange 1 :done, 1000000000000, 1000000001000\n"), "{page}");
-        assert!(page.contains("    wifshare exec 10 :1000000000000, 1000000008000\n"), "{page}");
+        let exchange = "    1. exchange, generation 1, 1 s :done, 2001-09-09T01:46:40.000, 2001-09-09T01:46:41.000\n";
+        assert!(page.contains(exchange), "{page}");
+        let run = "    2. wifshare exec, pid 10, 8 s :2001-09-09T01:46:40.000, 2001-09-09T01:46:48.000\n";
+        assert!(page.contains(run), "{page}");
         assert!(!page.contains("what went wrong"));
     }
 
@@ -177,7 +175,7 @@ mod tests {
         let page = page(&story([events(), more].concat()));
         assert_eq!(page.matches("```").count(), 2, "{page}");
         assert!(!page.contains("<img") && !page.contains("@everyone"), "{page}");
-        assert!(page.contains("    a_b_c____"), "{page}");
+        assert!(page.contains(". a_b_c____"), "{page}");
         let row = page.lines().find(|line| line.contains("no &#124;")).expect("the incident");
         assert_eq!(row.matches('|').count(), 5, "{row}");
     }

@@ -61,10 +61,11 @@ pub(crate) struct Numbers {
     /// How often the commands' processes opened the credential's file.
     pub(crate) opened: u64,
     /// How many exchanges there would have been at most, had each process asked for itself: the callers of wifshare,
-    /// and of the processes under a run no more than were seen, and no more than opened the credential.
-    pub(crate) exchanges_without: u64,
+    /// and of the processes under a run no more than were seen, and no more than opened the credential. Not known after
+    /// a `start`, whose later steps nobody watches, unless they asked a gateway.
+    pub(crate) exchanges_without: Option<u64>,
     /// How many of those would have been refused at most, because the identity token was used already.
-    pub(crate) refusals_avoided: u64,
+    pub(crate) refusals_avoided: Option<u64>,
     /// How often a remembered failure spared a process an exchange.
     pub(crate) refusals_heard: u64,
     /// How often a run put a new credential in place.
@@ -210,7 +211,8 @@ impl Story {
         let begin = identities.iter().flat_map(|identity| identity.processes.iter().map(|it| it.begin)).min()?;
         let last = |process: &Process| process.end.unwrap_or(process.last);
         let end = identities.iter().flat_map(|identity| identity.processes.iter().map(last)).max()?;
-        let numbers = identities.iter().fold(Numbers::default(), |sum, identity| sum.plus(&identity.numbers));
+        let all = identities.iter().map(|identity| identity.numbers.clone());
+        let numbers = all.reduce(|sum, numbers| sum.plus(&numbers)).unwrap_or_default();
         Some(Story { begin, end, numbers, identities, earlier_events, is_cut })
     }
 }
@@ -447,8 +449,12 @@ impl Identity {
         // Each command would have asked at least once, whether or not we could see it look.
         let requesters = self.processes.iter().filter(|it| it.requests > 0).count() as u64;
         let clients = under_runs.min(self.numbers.opened.max(requesters).max(with_role(&[Role::Command])));
-        self.numbers.exchanges_without = with_role(&[Role::Caller]) + clients;
-        self.numbers.refusals_avoided = self.numbers.exchanges_without.saturating_sub(self.numbers.exchanges);
+        let is_unwatched = |it: &Process| it.name == "wifshare start" && it.delivery.as_deref() != Some("gateway");
+        if !self.processes.iter().any(is_unwatched) {
+            let without = with_role(&[Role::Caller]) + clients;
+            self.numbers.exchanges_without = Some(without);
+            self.numbers.refusals_avoided = Some(without.saturating_sub(self.numbers.exchanges));
+        }
     }
 
     /// What it is called where its key says little.
@@ -472,8 +478,8 @@ impl Numbers {
             requests: self.requests + other.requests,
             requests_failed: self.requests_failed + other.requests_failed,
             opened: self.opened + other.opened,
-            exchanges_without: self.exchanges_without + other.exchanges_without,
-            refusals_avoided: self.refusals_avoided + other.refusals_avoided,
+            exchanges_without: self.exchanges_without.zip(other.exchanges_without).map(|(one, two)| one + two),
+            refusals_avoided: self.refusals_avoided.zip(other.refusals_avoided).map(|(one, two)| one + two),
             refusals_heard: self.refusals_heard + other.refusals_heard,
             renewals: self.renewals + other.renewals,
             longest_wait_ms: self.longest_wait_ms.max(other.longest_wait_ms),
@@ -587,14 +593,30 @@ pub(crate) mod tests {
                 shared: 1,
                 opened: 2,
                 // Two that opened the credential, and the caller.
-                exchanges_without: 3,
-                refusals_avoided: 2,
+                exchanges_without: Some(3),
+                refusals_avoided: Some(2),
                 longest_wait_ms: 1500,
                 signed_in_until: Some(at(600)),
                 ..Numbers::default()
             }
         );
         assert_eq!((story.begin, story.end), (at(0), at(8)));
+    }
+
+    #[test]
+    fn processes_of_later_steps_are_not_counted_after_start() {
+        let started = |delivery: &str| {
+            let mut began = began();
+            if let What::RunBegan { command, delivery: chosen, .. } = &mut began {
+                "start".clone_into(command);
+                delivery.clone_into(chosen);
+            }
+            let request = What::request("POST", "/v1/messages", 200, Duration::from_millis(5), (1, 2), Some(12));
+            let told = if delivery == "gateway" { vec![event(2, 10, request)] } else { Vec::new() };
+            story([vec![event(0, 10, began), event(0, 10, What::ExchangeSent)], told].concat()).numbers
+        };
+        assert_eq!((started("profile").exchanges_without, started("profile").refusals_avoided), (None, None));
+        assert_eq!(started("gateway").exchanges_without, Some(1), "who asked it is known");
     }
 
     #[test]
@@ -647,7 +669,7 @@ pub(crate) mod tests {
         ];
         let numbers = story(told).numbers;
         assert_eq!((numbers.requests, numbers.requests_failed), (5, 2));
-        assert_eq!(numbers.exchanges_without, 2, "claude and job.sh, and not git");
+        assert_eq!(numbers.exchanges_without, Some(2), "claude and job.sh, and not git");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use wifshare::moment;
 
-use super::story::{Identity, Process, Role, Story};
+use super::story::{Exchange, Identity, Process, Role, Story};
 use crate::talk::whole;
 
 /// The time of day, UTC, to the second.
@@ -34,6 +34,11 @@ pub(super) fn span(time: Duration) -> String {
 /// The outcome in a sentence.
 pub(super) fn verdict(story: &Story) -> String {
     let numbers = &story.numbers;
+    if numbers.exchanges_without.is_none() {
+        let exchanges = counted(numbers.exchanges, "exchange", "exchanges");
+        let failed = if numbers.failed == 0 { "none of them".to_owned() } else { numbers.failed.to_string() };
+        return format!("{exchanges} for all steps of the job, and {failed} failed.");
+    }
     let processes = counted(numbers.processes, "process", "processes");
     match (numbers.exchanges, numbers.failed) {
         (0, _) => format!("{processes}, and no exchange was needed."),
@@ -45,6 +50,32 @@ pub(super) fn verdict(story: &Story) -> String {
             format!("{processes}, and {failed} of {} failed.", counted(exchanges, "exchange", "exchanges"))
         }
     }
+}
+
+/// The numbers of the whole, each with its name. Who used the credential after a `start` is not seen: there the numbers
+/// that would need it are left out.
+pub(super) fn sums(story: &Story) -> Vec<(&'static str, String)> {
+    let numbers = &story.numbers;
+    let without = numbers.exchanges_without.map(|number| format!("at most {number}"));
+    let processes = without.as_ref().map(|_| numbers.processes.to_string());
+    let avoided = numbers.refusals_avoided.map(|number| format!("at most {number}"));
+    let until = numbers.signed_in_until.map(|time| format!("{} UTC", clock_time(time)));
+    [
+        ("processes", processes),
+        ("exchanges", Some(numbers.exchanges.to_string())),
+        ("without wifshare", without),
+        ("refusals avoided", avoided),
+        ("longest wait", Some(span(Duration::from_millis(numbers.longest_wait_ms)))),
+        ("signed in until", until),
+    ]
+    .into_iter()
+    .filter_map(|(name, value)| Some((name, value?)))
+    .collect()
+}
+
+/// How long an exchange took, where its outcome is known.
+pub(super) fn took(exchange: &Exchange) -> Option<String> {
+    exchange.answered.map(|answered| span(answered.duration_since(exchange.sent).unwrap_or_default()))
 }
 
 pub(super) fn counted(number: u64, one: &str, many: &str) -> String {

@@ -107,7 +107,7 @@ fn the_summary_of_a_github_job_has_what_the_run_did_unless_it_is_not_wanted() {
     assert_eq!(job.exec(&[], "\"$WIFSHARE\" exec -- true").code, 0);
     let second = read();
     assert_eq!(second.matches("### wifshare\n").count(), 2, "{second}");
-    assert_eq!(second.matches("    exchange ").count(), 2, "each tells its own exchange:\n{second}");
+    assert_eq!(second.matches(". exchange, ").count(), 2, "each tells its own exchange:\n{second}");
     let claude = job.run(&["claude", "--claude", "true", "--", "-p", "x"]);
     assert_eq!((claude.code, read().matches("### wifshare\n").count()), (0, 3), "{}", claude.stderr);
     job.set("WIFSHARE_SUMMARY", "off");
@@ -131,8 +131,50 @@ fn stop_tells_in_the_summary_what_happened_since_start() {
     assert_eq!(job.run(&["stop"]).code, 0);
     let text = std::fs::read_to_string(&summary).unwrap();
     assert!(text.contains("### wifshare\n") && text.contains("wifshare start"), "{text}");
-    assert_eq!(text.matches("    exchange ").count(), 1, "{text}");
+    assert_eq!(text.matches(". exchange, ").count(), 1, "{text}");
     job.search(&text, "the summary");
+    assert!(text.contains("1 exchange for all steps of the job, and none of them failed."), "{text}");
+    assert!(!text.contains("avoided") && !text.contains("shared what"), "later steps are not watched: {text}");
+}
+
+#[test]
+fn report_names_the_steps_of_claude() {
+    let mut job = Job::new(knobs());
+    std::fs::create_dir(job.path("market-of-somebody")).unwrap();
+    let arguments = [
+        "claude",
+        "--claude",
+        "true",
+        "--marketplace",
+        "./market-of-somebody",
+        "--plugin",
+        "lint@ours",
+        "--",
+        "-p",
+        "x",
+    ];
+    job.unset("GITHUB_STEP_SUMMARY");
+    let ended = job.run(&arguments);
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    let text = report(&job, &["--format", "text"]);
+    for name in ["claude marketplace", "claude install lint@ours", "claude query"] {
+        assert!(text.contains(name), "{name}: {text}");
+    }
+    assert!(!text.contains("market-of-somebody"), "{text}");
+}
+
+#[test]
+fn report_is_text_on_a_terminal_and_markdown_elsewhere() {
+    let mut job = job();
+    assert!(report(&job, &[]).starts_with("### wifshare\n"), "piped");
+    job.unset("CI");
+    job.unset("GITHUB_ACTIONS");
+    let (code, said) = crate::status::on_a_terminal(&job, "report", b"");
+    assert_eq!(code, 0, "{said}");
+    assert!(said.contains('█') && !said.contains("mermaid"), "{said}");
+    job.set("GITHUB_ACTIONS", "true");
+    let (_, said) = crate::status::on_a_terminal(&job, "report", b"");
+    assert!(said.contains("mermaid"), "a job's log: {said}");
 }
 
 /// The script that opens a page in Chromium, and Chromium; `None`, with a message, where they are not installed.

@@ -154,8 +154,27 @@ fn on_a_terminal_a_watch_fits_its_width_and_q_ends_it() {
     assert_eq!(job.token(&[]).code, 0);
     let (code, said) = on_a_terminal(&job, "status --watch", b"q");
     assert_eq!(code, 0, "{said}");
-    assert!(said.contains("generation 1") && said.contains("q ends this"), "{said}");
-    assert!(said.lines().all(|line| line.replace("\x1b[K", "").trim_end().chars().count() <= 72), "{said}");
+    assert!(said.contains("generation 1") && said.contains("q: quit"), "{said}");
+    let frame = said.strip_prefix("\x1b[?1049h\x1b[?25l\x1b[H").unwrap_or_else(|| panic!("{said:?}"));
+    assert!(frame.trim_end().ends_with("\x1b[?25h\x1b[?1049l"), "what stood on the terminal is back: {said:?}");
+    let (frame, _) = frame.split_once("\x1b[J").unwrap();
+    assert!(frame.lines().all(|line| line.replace("\x1b[K", "").trim_end().chars().count() <= 72), "{said}");
+}
+
+#[test]
+fn status_wraps_lines_to_any_width_and_leaves_out_empty_identities() {
+    let mut job = Job::new(knobs());
+    job.may_keep_credential();
+    assert_eq!(job.token(&[]).code, 0);
+    std::fs::create_dir(job.state().join("0".repeat(32))).unwrap();
+    for columns in [60, 100] {
+        job.set("COLUMNS", &columns.to_string());
+        let text = job.run(&["status"]).stdout;
+        assert!(text.lines().all(|line| line.chars().count() <= columns), "{text}");
+        let whole: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(whole.contains("a successor is due in"), "no word is cut: {text}");
+        assert!(!text.contains("identity 0000"), "{text}");
+    }
 }
 
 #[test]
