@@ -12,21 +12,19 @@ mod network;
 mod rule;
 mod state;
 
-use std::io::{IsTerminal, Write};
-
 use wifshare::{
     Arrangement, Config, ConfigError, Environment, Purpose, Step, Transport, arrangement, obtain, resolve_for,
 };
 
 use crate::arguments::DoctorArguments;
-use crate::catalogue::code;
 use crate::clock::clock;
 use crate::doctor::finding::{Finding, Verdict};
 use crate::doctor::rule::Rule;
 use crate::explain::WIDTH;
 use crate::failure::Failure;
 use crate::joined;
-use crate::talk::{Talk, whole};
+use crate::talk::{Talk, print, whole};
+use crate::terminal::Terminal;
 
 /// The job would work.
 const WORKS: u8 = 0;
@@ -37,15 +35,19 @@ pub(crate) fn doctor(arguments: &DoctorArguments, environment: &Environment, tal
     let rule = arguments.rule.as_deref().map(Rule::read).transpose()?;
     let findings = examine(arguments, rule.as_ref(), environment, talk);
     let works = findings.iter().all(|finding| finding.verdict != Verdict::Failed);
-    let mut stdout = std::io::stdout().lock();
+    let terminal = Terminal::of_data(environment);
     // A log keeps its lines whole, so that they can be searched.
-    let width = if stdout.is_terminal() { WIDTH } else { usize::MAX };
-    let text =
-        if arguments.json { finding::json(&findings, works) } else { finding::checklist(&findings, works, width) };
-    stdout
-        .write_all(text.as_bytes())
-        .and_then(|()| stdout.flush())
-        .map_err(|error| Failure::new(code!("stdout"), format!("could not print the findings: {error}"), None))?;
+    let width = if terminal.is_live { terminal.width.min(WIDTH) } else { usize::MAX };
+    let text = match arguments.json {
+        true => finding::json(&findings, works),
+        false => finding::checklist(&findings, works, width, terminal.is_coloured),
+    };
+    print("the findings", text.as_bytes())?;
+    for finding in findings.iter().filter(|it| it.verdict == Verdict::Failed || it.verdict == Verdict::Warning) {
+        let cure = finding.cure.as_ref().map(|cure| format!("\n  cure: {cure}")).unwrap_or_default();
+        let level = if finding.verdict == Verdict::Failed { "error" } else { "warning" };
+        talk.annotate(level, &format!("doctor, {}: {}{cure}", finding.check, finding.evidence));
+    }
     Ok(if works { WORKS } else { FAILS })
 }
 

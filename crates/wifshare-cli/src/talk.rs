@@ -167,6 +167,13 @@ impl Talk {
         }
     }
 
+    /// Shows this at the page of a GitHub job; says nothing elsewhere.
+    pub(crate) fn annotate(self, level: &str, text: &str) {
+        if self.github && self.form == LogFormat::Text {
+            say(&format!("::{level} title=wifshare::{}", escape(text)));
+        }
+    }
+
     /// Folds what follows under one line of the log.
     pub(crate) fn group(self, title: &str) {
         if self.github && self.form == LogFormat::Text {

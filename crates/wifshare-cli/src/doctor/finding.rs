@@ -58,15 +58,40 @@ impl Verdict {
             Verdict::Failed => "FAILED",
         }
     }
+
+    fn colour(self) -> &'static str {
+        match self {
+            Verdict::Ok => "\x1b[32m",
+            Verdict::Note => "\x1b[2m",
+            Verdict::Warning => "\x1b[33m",
+            Verdict::Failed => "\x1b[1;31m",
+        }
+    }
+
+    /// What stands last is read first.
+    fn urgency(self) -> u8 {
+        match self {
+            Verdict::Ok | Verdict::Note => 0,
+            Verdict::Warning => 1,
+            Verdict::Failed => 2,
+        }
+    }
 }
 
-/// For people: a line for each finding, the cure below it, and the answer at the end.
-pub(crate) fn checklist(findings: &[Finding], works: bool, width: usize) -> String {
+/// For people: a line for each finding, the cure below it, what is wrong last, and the answer at the end.
+pub(crate) fn checklist(findings: &[Finding], works: bool, width: usize, is_coloured: bool) -> String {
     const INDENT: &str = "                         ";
     let mut text = String::new();
-    for Finding { check, verdict, evidence, cure } in findings {
+    let mut in_order: Vec<&Finding> = findings.iter().collect();
+    in_order.sort_by_key(|finding| finding.verdict.urgency());
+    for Finding { check, verdict, evidence, cure } in in_order {
         let head = format!("{:<8} {check:<15} ", verdict.word());
-        text += &wrapped(evidence, &head, INDENT, width);
+        let mut lines = wrapped(evidence, &head, INDENT, width);
+        if is_coloured {
+            // The escape codes have no width.
+            lines.replace_range(..8, &format!("{}{:<8}\x1b[0m", verdict.colour(), verdict.word()));
+        }
+        text += &lines;
         if let Some(cure) = cure {
             text += &wrapped(cure, "                         cure: ", INDENT, width);
         }
@@ -100,13 +125,16 @@ mod tests {
             Finding::warning("shadow", "a key is set", "unset it"),
             Finding::failed("rule", "another subject", Some("mend the rule".to_owned())),
         ];
+        let out_of_order = [findings[2].clone(), findings[0].clone(), findings[1].clone()];
         assert_eq!(
-            checklist(&findings, false, 96),
+            checklist(&out_of_order, false, 96, false),
             "ok       clock           it agrees\n\
              warning  shadow          a key is set\n                         cure: unset it\n\
              FAILED   rule            another subject\n                         cure: mend the rule\n\
              \nThe job would not work: 1 check failed, with 1 warning.\n"
         );
-        assert_eq!(checklist(&[], true, 96), "\nThe job would work.\n");
+        assert_eq!(checklist(&[], true, 96, false), "\nThe job would work.\n");
+        let coloured = checklist(&findings, false, 96, true);
+        assert!(coloured.contains("\n\x1b[1;31mFAILED  \x1b[0m rule            another subject\n"), "{coloured:?}");
     }
 }

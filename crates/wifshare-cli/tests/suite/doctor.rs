@@ -102,3 +102,27 @@ fn a_client_that_hangs_holds_nobody() {
         "{found:#?}"
     );
 }
+
+#[test]
+fn doctor_shows_what_is_wrong_last_and_annotates_it_in_a_github_job() {
+    let mut job = Job::new(knobs());
+    job.set("ANTHROPIC_WORKSPACE_ID", "");
+    job.unset("ANTHROPIC_FEDERATION_RULE_ID");
+    job.set("GITHUB_ACTIONS", "true");
+    let ended = job.run(&["doctor"]);
+    assert_eq!(ended.code, 1);
+    let words: Vec<&str> = ended.stdout.lines().filter_map(|line| line.split(' ').next()).collect();
+    let first =
+        |word: &str| words.iter().position(|it| *it == word).unwrap_or_else(|| panic!("{word}: {}", ended.stdout));
+    let last_ok = words.iter().rposition(|it| ["ok", "note"].contains(it)).unwrap();
+    assert!(last_ok < first("warning") && first("warning") < first("FAILED"), "{}", ended.stdout);
+    for level in ["error", "warning"] {
+        let annotation = format!("::{level} title=wifshare::doctor, ");
+        assert!(ended.stderr.lines().any(|line| line.starts_with(&annotation)), "{level}: {}", ended.stderr);
+    }
+    assert!(ended.stderr.contains("%0A  cure: "), "{}", ended.stderr);
+    job.unset("GITHUB_ACTIONS");
+    assert_eq!(job.run(&["doctor"]).stderr, "");
+    job.set("CLICOLOR_FORCE", "1");
+    assert!(job.run(&["doctor"]).stdout.contains("\x1b[1;31mFAILED"));
+}

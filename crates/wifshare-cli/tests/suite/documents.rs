@@ -99,8 +99,8 @@ fn shown(folder: &str) -> String {
         }
     } else {
         text += &stdout;
+        text += &read("stderr");
     }
-    text += &read("stderr");
     let _ = write!(text, "$ echo $?\n{}\n```\n", scenario["exit"]);
     text
 }
