@@ -20,7 +20,7 @@ use crate::talk::LogFormat;
 /// wifshare signs a CI job in to the Claude API by workload identity federation. It exchanges the job's single-use
 /// identity token once, shares the credential with every process of the job, and renews it until the job ends.
 #[derive(Debug, Parser)]
-#[command(name = "wifshare", version, after_help = EXIT_CODES)]
+#[command(name = "wifshare", version = env!("WIFSHARE_VERSION"), after_help = EXIT_CODES)]
 pub(crate) struct Arguments {
     /// Verbose output; repeat (-vv) for every step with timestamps
     #[arg(short, long, global = true, action = clap::ArgAction::Count, display_order = 900)]
@@ -63,7 +63,8 @@ const TOKEN: &str = "Example (curl reads the header from standard input, so no a
     curl --header @- --header 'anthropic-version: 2023-06-01' https://api.anthropic.com/v1/models";
 
 const SANDBOX: &str = "Examples:
-  wifshare sandbox > sandbox.env
+  wifshare sandbox -- ./client
+  wifshare sandbox --format env > sandbox.sh
   wifshare sandbox --conformance -- wifshare exec -- ./ask.py";
 
 const DOCTOR: &str = "Examples:
@@ -115,8 +116,11 @@ pub(crate) enum Command {
     Gateway(GatewayArguments),
     /// Run a mock identity provider and token endpoint, or test a client for single use
     ///
-    /// The token endpoint accepts each identity token once. With --conformance, runs a client against the rules of
-    /// single use, case by case; exits with 0 if every rule that applies is kept, else with 1.
+    /// The token endpoint accepts each identity token once. With a command, runs it against the server and exits with its
+    /// exit code; without, prints the variables that point a client at the server, and serves until SIGINT or SIGTERM.
+    ///
+    /// With --conformance, runs a client against the rules of single use, case by case; exits with 0 if every rule that
+    /// applies is kept, else with 1.
     #[command(after_help = SANDBOX)]
     Sandbox(SandboxArguments),
     /// Show what single use does to parallel processes, without and with wifshare
@@ -275,9 +279,9 @@ pub(crate) struct StatusArguments {
 pub(crate) struct ReportArguments {
     #[command(flatten)]
     pub(crate) state: StateArguments,
-    /// Output format
-    #[arg(long, value_enum, default_value_t = ReportFormat::Md)]
-    pub(crate) format: ReportFormat,
+    /// Output format [default: text on a terminal, else md]
+    #[arg(long, value_enum)]
+    pub(crate) format: Option<ReportFormat>,
     /// Report everything in the logs, not only this job
     #[arg(long, conflicts_with = "since")]
     pub(crate) all: bool,
@@ -288,6 +292,8 @@ pub(crate) struct ReportArguments {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ReportFormat {
+    /// Text with bars
+    Text,
     /// Markdown with a Mermaid chart, as GitHub renders it
     Md,
     /// A self-contained HTML page
@@ -489,6 +495,12 @@ pub(crate) struct SandboxArguments {
     /// Settings as a JSON object, such as '{"exchange_latency_ms": 1200}'; GET /sandbox/knobs lists them all
     #[arg(long, value_name = "JSON", default_value = "{}")]
     pub(crate) knobs: String,
+    /// Output format of the variables that point a client at the server
+    #[arg(long, value_enum, default_value_t = SandboxFormat::Dotenv, conflicts_with_all = ["command", "conformance"])]
+    pub(crate) format: SandboxFormat,
+    /// Client command and its arguments: run against the server, which ends with it
+    #[arg(last = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<OsString>,
     #[command(flatten)]
     pub(crate) conformance: ConformanceArguments,
 }
@@ -509,9 +521,16 @@ pub(crate) struct ConformanceArguments {
     /// Run only this case (repeatable)
     #[arg(long = "case", value_name = "NAME", requires = "conformance")]
     pub(crate) cases: Vec<Case>,
-    /// Client command and its arguments
-    #[arg(last = true, value_name = "COMMAND", requires = "conformance")]
-    pub(crate) command: Vec<OsString>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SandboxFormat {
+    /// NAME=value lines
+    Dotenv,
+    /// Shell commands (export) for eval
+    Env,
+    /// A JSON object
+    Json,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

@@ -16,13 +16,14 @@ use crate::talk::Talk;
 
 pub(crate) fn conformance(
     arguments: ConformanceArguments,
+    command: Vec<OsString>,
     environment: &Environment,
     talk: Talk,
 ) -> Result<u8, Failure> {
-    look_for(&arguments.command, environment)?;
+    look_for(&command, environment)?;
     signals::listen();
     let subject = Subject {
-        command: from_here(arguments.command),
+        command: from_here(command),
         environment: environment.iter().map(|(name, value)| (name.into(), value.into())).collect(),
         source: match arguments.source {
             TokenSource::File => Source::File,

@@ -1,24 +1,31 @@
-//! `wifshare sandbox`: the practice ground as a server, until somebody ends it.
+//! `wifshare sandbox`: the mock server, until a signal or its command ends it.
 
 use std::io::Write;
 use std::time::Duration;
 
-use wifshare::Environment;
+use wifshare::{Environment, Streams, program_name};
 use wifshare_sandbox::{Knobs, Sandbox};
 
-use crate::arguments::SandboxArguments;
+use crate::arguments::{SandboxArguments, SandboxFormat};
 use crate::catalogue::code;
 use crate::conformance::conformance;
+use crate::exec::{look_for, run};
 use crate::failure::Failure;
 use crate::signals;
 use crate::talk::Talk;
+use crate::token::quoted;
+use crate::witness::Witness;
 
 pub(crate) fn sandbox(arguments: SandboxArguments, environment: &Environment, talk: Talk) -> Result<u8, Failure> {
     if arguments.conformance.conformance {
-        return conformance(arguments.conformance, environment, talk);
+        return conformance(arguments.conformance, arguments.command, environment, talk);
     }
     let knobs: Knobs = serde_json::from_str(&arguments.knobs)
         .map_err(|error| Failure::usage(format!("the knobs cannot be read: {error}"), "wifshare sandbox --help"))?;
+    let command = arguments.command;
+    if !command.is_empty() {
+        look_for(&command, environment)?;
+    }
     signals::listen();
     let sandbox = Sandbox::start_at(arguments.listen, knobs).map_err(|error| {
         Failure::new(
@@ -27,10 +34,28 @@ pub(crate) fn sandbox(arguments: SandboxArguments, environment: &Environment, ta
             Some("give another --listen address; it has to be a loopback one, and port 0 takes any that is free"),
         )
     })?;
-    let variables = sandbox.environment().into_iter().map(|(name, value)| format!("{name}={value}\n"));
+    let variables = sandbox.environment();
+    if let Some(program) = command.first() {
+        let mut of_command = environment.clone();
+        variables.into_iter().for_each(|(name, value)| of_command.set(&name, value));
+        let name = program_name(&program.to_string_lossy());
+        return run(&command, &name, &of_command, Streams::Ours, &mut Witness::of(&of_command, None));
+    }
+    let text = match arguments.format {
+        SandboxFormat::Dotenv => variables.iter().map(|(name, value)| format!("{name}={value}\n")).collect(),
+        SandboxFormat::Env => {
+            variables.iter().map(|(name, value)| format!("export {name}={}\n", quoted(value))).collect()
+        }
+        SandboxFormat::Json => {
+            let object: serde_json::Map<_, _> =
+                variables.into_iter().map(|(name, value)| (name, value.into())).collect();
+            format!("{:#}\n", serde_json::Value::Object(object))
+        }
+    };
     let mut stdout = std::io::stdout().lock();
-    // Whoever started us may not care to read it, and the practice ground serves all the same.
-    let _ = stdout.write_all(variables.collect::<String>().as_bytes()).and_then(|()| stdout.flush());
+    // Whoever started us may not care to read it, and the server serves all the same.
+    let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    talk.notice("the mock server serves until Ctrl-C (SIGINT or SIGTERM)");
     while signals::pause(Duration::from_secs(3600)).is_ok() {}
     Ok(0)
 }

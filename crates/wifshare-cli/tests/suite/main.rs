@@ -31,6 +31,7 @@ mod readme;
 mod report;
 mod runner;
 mod runs;
+mod sandbox;
 mod scenarios;
 mod secrecy;
 mod shells;
