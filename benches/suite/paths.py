@@ -497,6 +497,18 @@ def gateway(ground, effort):
         table.goal(f"{what}: at least the better peer", f"{ours:g}{unit} beside {peer:g}{unit}", met)
     memory = said["peak_memory_mib_at_1000"]["gateway"]
     table.goal("memory under 16 MiB, 1,000 connections", f"{memory:g} MiB", memory < 16)
+    words = {
+        "nobody": "alone",
+        "droppers": "beside 1,000 connections at a time that say nothing and leave",
+        "strangers": "beside four strangers in a loop",
+        "newcomers": "a new connection for each request",
+        "sockets": "with 20,000 other sockets open on the machine",
+    }
+    for others, by_name in said["beside"].items():
+        cells = [f"{rate:g}/s, p99 {p99:g} µs" for rate, _, p99 in (by_name[name] for name in ("nginx", "haproxy", "gateway"))]
+        table.rows.append([f"one good client {words[others]}", *cells])
+        peer, ours = max(by_name["nginx"][0], by_name["haproxy"][0]), by_name["gateway"][0]
+        table.goal(f"one good client {words[others]}: at least half of the better peer", f"{ours:g}/s beside {peer:g}/s", ours >= peer / 2)
     points, growth = said["by_connections"], {}
     for name in ("gateway", "nginx"):
         shown = "; ".join(f"{number}: {rate}/s, {cost:g} µs" for number, rate, cost in points[name])

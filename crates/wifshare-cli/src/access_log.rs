@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use wifshare::{Event, Served, What};
+use wifshare::{Caller, Event, Served, What};
 
 use crate::clock::clock;
 use crate::journal::Journal;
@@ -16,8 +16,6 @@ pub(crate) struct AccessLog {
     desk: Arc<Desk>,
     /// There from the first request on. Without it there is no log; it is talk and no promise.
     writer: OnceLock<Option<JoinHandle<()>>>,
-    /// When a sender was last looked for, in milliseconds.
-    looked: AtomicU64,
 }
 
 /// Where they lie until they are written.
@@ -31,7 +29,8 @@ struct Desk {
 
 #[derive(Default)]
 struct Pending {
-    events: Vec<Event>,
+    /// With who sent the request; the process there may be found until it is written.
+    events: Vec<(Event, Arc<Caller>)>,
     is_over: bool,
 }
 
@@ -40,7 +39,7 @@ impl AccessLog {
     pub(crate) fn of(journal: Journal) -> AccessLog {
         let (pending, changed, full_until) = (Mutex::default(), Condvar::new(), AtomicU64::new(0));
         let desk = Arc::new(Desk { journal, pending, changed, full_until });
-        AccessLog { desk, writer: OnceLock::new(), looked: AtomicU64::new(0) }
+        AccessLog { desk, writer: OnceLock::new() }
     }
 
     /// Takes down a request that is over.
@@ -52,10 +51,9 @@ impl AccessLog {
         if now < self.desk.full_until.load(Ordering::Relaxed) || self.writer().is_none() {
             return;
         }
-        let process = served.process(|| self.may_look(now));
         let bytes = (served.bytes_in, served.bytes_out);
-        let what = What::request(served.method, served.path, served.status, served.took, bytes, process);
-        self.desk.put(self.desk.journal.event(what));
+        let what = What::request(served.method, served.path, served.status, served.took, bytes, None);
+        self.desk.put((self.desk.journal.event(what), Arc::clone(served.caller)));
     }
 
     fn writer(&self) -> &Option<JoinHandle<()>> {
@@ -64,17 +62,6 @@ impl AccessLog {
             let thread = std::thread::Builder::new().name("wifshare-access-log".to_owned());
             thread.spawn(move || desk.write()).ok()
         })
-    }
-
-    /// Looking for the sender costs a look at every process of this user: of many new connections at once, one is asked.
-    fn may_look(&self, now: u64) -> bool {
-        const PACE: u64 = 20;
-        let last = self.looked.load(Ordering::Relaxed);
-        let may = last == 0 || now >= last + PACE;
-        if may {
-            self.looked.store(now.max(1), Ordering::Relaxed);
-        }
-        may
     }
 }
 
@@ -93,7 +80,7 @@ impl Desk {
     /// As many may lie here; what comes beyond that before they are written is left out.
     const MOST: usize = 1024;
 
-    fn put(&self, event: Event) {
+    fn put(&self, event: (Event, Arc<Caller>)) {
         let mut pending = self.pending();
         if pending.events.len() >= Self::MOST {
             return;
@@ -118,6 +105,7 @@ impl Desk {
             let (mut pending, _) = waited.unwrap_or_else(PoisonError::into_inner);
             let (events, is_over) = (std::mem::take(&mut pending.events), pending.is_over);
             drop(pending);
+            let events: Vec<Event> = events.into_iter().map(with_sender).collect();
             if !self.journal.note_all(&events) {
                 self.full_until.store(milliseconds() + REST, Ordering::Relaxed);
             }
@@ -130,6 +118,13 @@ impl Desk {
     fn pending(&self) -> MutexGuard<'_, Pending> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn with_sender((mut event, caller): (Event, Arc<Caller>)) -> Event {
+    if let What::RequestServed { process, .. } = &mut event.what {
+        *process = caller.process();
+    }
+    event
 }
 
 fn milliseconds() -> u64 {

@@ -45,7 +45,8 @@ mod visitors;
 
 use admission::{Door, Refusal};
 pub use answer::CAPABILITY_LIFE;
-use caller::Caller;
+pub use caller::Caller;
+use caller::Lookups;
 pub use standing::{Board, Standing};
 use upstream::Upstream;
 
@@ -96,15 +97,8 @@ pub struct Served<'a> {
     pub bytes_out: u64,
     /// From the end of its head to the end of the answer.
     pub took: Duration,
-    caller: &'a Caller,
-}
-
-impl Served<'_> {
-    /// The process that sent it, where the system can tell. On loopback that costs a look at every process of this user,
-    /// once for each connection: it is taken where `may_look` says so.
-    pub fn process(&self, may_look: impl FnOnce() -> bool) -> Option<u32> {
-        self.caller.process(may_look)
-    }
+    /// Who sent it. The process there may be known a moment later.
+    pub caller: &'a Arc<Caller>,
 }
 
 /// Bounds on what comes in.
@@ -222,6 +216,7 @@ struct House {
     reject: Box<dyn Fn(&Credential) + Send + Sync>,
     record: Box<dyn Fn(&Served<'_>) + Send + Sync>,
     fault: Box<dyn Fn() + Send + Sync>,
+    lookups: Lookups,
     clock: Clock,
     limits: Limits,
     is_closing: AtomicBool,

@@ -73,7 +73,7 @@ pub use environment::Environment;
 pub use event::{Event, What, moment};
 pub use events::EventLog;
 pub use exchange::{Grant, TokenError};
-pub use gateway::{Board, CAPABILITY_LIFE, Gateway, Limits, Listen, Served, Standing, Terms, new_capability};
+pub use gateway::{Board, CAPABILITY_LIFE, Caller, Gateway, Limits, Listen, Served, Standing, Terms, new_capability};
 pub use holder::Holder;
 pub use identity::{
     Answer, Detected, Endpoint, Given, IdentityError, IdentitySource, Outlook, Places, Program, Question, Reach,

@@ -197,7 +197,7 @@ fn commands_inside_join_the_run_and_its_token_is_the_capability() {
         before=$ANTHROPIC_BASE_URL
         "$WIFSHARE" exec -- sh -c 'echo $ANTHROPIC_BASE_URL' | grep -qx "$before" || exit 4
         "$WIFSHARE" exec --delivery profile -- sh -c 'echo $ANTHROPIC_AUTH_TOKEN' 2> said | grep -qx "$ANTHROPIC_AUTH_TOKEN" || exit 5
-        grep -q 'left aside' said || exit 6
+        grep -q 'gives more than' said || exit 6
         "$WIFSHARE" exec -- "$WIFSHARE" exec -- sh -c '[ -n "$ANTHROPIC_AUTH_TOKEN" ]' || exit 7"#
     );
     let ended = job.exec(&["--delivery", "gateway"], &script);
@@ -336,10 +336,14 @@ fn each_request_is_an_event_and_tells_nothing_of_what_was_asked() {
 
 #[test]
 fn the_last_requests_of_a_run_are_in_its_log_and_tell_who_sent_them() {
-    let job = Job::new(knobs());
-    let url = "\"$ANTHROPIC_BASE_URL/v1/models\"";
+    // As long as a message takes at least: the sender is looked for meanwhile.
+    let job = Job::new(Knobs { message_latency_ms: 100, ..knobs() });
+    let url = "-o /dev/null \"$ANTHROPIC_BASE_URL/v1/messages\"";
     // One process and one connection; the run is over as soon as it has its answers.
-    let script = format!("exec curl -s -o /dev/null -H \"x-api-key: $ANTHROPIC_AUTH_TOKEN\" {url} {url} {url}");
+    let script = format!(
+        r#"exec curl -s -H "x-api-key: $ANTHROPIC_AUTH_TOKEN" -H "content-type: application/json" \
+            -d '{{"model":"m","max_tokens":1,"messages":[]}}' {url} {url} {url}"#
+    );
     let ended = job.exec(&["--delivery", "gateway"], &script);
     assert_eq!(ended.code, 0, "{}", ended.stderr);
     let log = files(&job.state()).into_iter().find(|path| path.ends_with("events.jsonl")).unwrap();

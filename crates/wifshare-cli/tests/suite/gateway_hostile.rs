@@ -530,3 +530,49 @@ fn a_gateway_that_others_could_reach_is_not_opened() {
     );
     assert_eq!(job.counters().identity_tokens_issued, 0, "nothing was asked for");
 }
+
+/// Names of the threads of a process.
+fn threads(process: rustix::process::Pid) -> Vec<String> {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", process.as_raw_nonzero())).unwrap().flatten();
+    tasks.filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok()).collect()
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn strangers_order_no_search_for_their_process_and_stop_nobody() {
+    let api = Api::start(ok);
+    let (_job, gateway) = Gateway::before(&api);
+    let mut good = gateway.connect();
+    let searches = || threads(gateway.process()).iter().any(|name| name.starts_with("wifshare-lookup"));
+    for round in 0..300 {
+        drop(gateway.connect());
+        let stranger = ["GET /v1/models", "POST /v1/messages", "GET /nowhere"][round % 3];
+        let answer =
+            gateway.ask(&format!("{stranger} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", gateway.address));
+        assert!(answer.starts_with("HTTP/1.1 401 ") || answer.starts_with("HTTP/1.1 404 "), "{answer}");
+    }
+    assert!(!searches(), "{:?}", threads(gateway.process()));
+    // Asking for a token is looked at in a thread of its own, while others are served.
+    let strangers: Vec<TcpStream> = (0..40)
+        .map(|_| {
+            let mut stranger = gateway.connect();
+            let head =
+                format!("POST /v1/oauth/token HTTP/1.1\r\nHost: {}\r\nContent-Length: 2\r\n\r\n{{}}", gateway.address);
+            stranger.write_all(head.as_bytes()).unwrap();
+            stranger
+        })
+        .collect();
+    let begun = Instant::now();
+    good.write_all(format!("GET /v1/models HTTP/1.1\r\n{}\r\n", gateway.good()).as_bytes()).unwrap();
+    let mut answer = [0; 15];
+    good.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200 OK");
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    for mut stranger in strangers {
+        let mut answer = [0; 12];
+        stranger.read_exact(&mut answer).unwrap();
+        let status = String::from_utf8_lossy(&answer);
+        assert!(status == "HTTP/1.1 401" || status == "HTTP/1.1 503", "{status}");
+    }
+    assert!(searches(), "{:?}", threads(gateway.process()));
+}

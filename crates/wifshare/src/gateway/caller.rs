@@ -1,7 +1,17 @@
 //! Who is at the other end of a connection, where the system can tell.
+//!
+//! On loopback the system is asked by way of `/proc`, which takes from a fraction of a millisecond to a tenth of a second.
+//! That happens in a thread of its own, for a small share of time, and never for a client that is not known: of one that
+//! has not shown the capability only our own descendants are looked at.
 
 use std::net::SocketAddr;
-use std::sync::OnceLock;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use crate::clock::Clock;
 
 /// The other end of a connection.
 #[derive(Clone, Copy, Debug)]
@@ -12,45 +22,187 @@ pub(super) enum Peer {
     Unix(Option<u32>),
 }
 
-impl Peer {
-    /// The process there, found at the price of a look at every process of this user.
-    pub(super) fn process(self) -> Option<u32> {
-        match self {
-            Peer::Unix(process) => process,
-            Peer::Tcp(theirs, ours) => platform::process_of(theirs, ours),
-        }
-    }
-
-    /// Whether the process there is a descendant of ours: then it was given the capability anyway.
-    pub(super) fn is_a_child(self) -> bool {
-        self.process().is_some_and(platform::is_a_descendant)
-    }
-}
-
-/// The other end of a connection, and its process once somebody has looked.
+/// The client at the other end of a connection, and its process once that was found.
 #[derive(Debug)]
-pub(super) struct Caller {
-    pub(super) peer: Peer,
+pub struct Caller {
+    peer: Peer,
     process: OnceLock<Option<u32>>,
 }
 
 impl Caller {
     pub(super) fn at(peer: Peer) -> Caller {
-        Caller { peer, process: OnceLock::new() }
+        let process = OnceLock::new();
+        if let Peer::Unix(known) = peer {
+            let _ = process.set(known);
+        }
+        Caller { peer, process }
     }
 
-    /// The process there, looked for once and only where this says so.
-    pub(super) fn process(&self, may_look: impl FnOnce() -> bool) -> Option<u32> {
-        match self.process.get() {
-            Some(process) => *process,
-            None if may_look() => *self.process.get_or_init(|| self.peer.process()),
-            None => None,
+    /// The process there, if it is known by now. It is looked for while the first good request of a connection is under
+    /// way.
+    pub fn process(&self) -> Option<u32> {
+        self.process.get().copied().flatten()
+    }
+}
+
+/// Looks for the processes at the other ends of connections, in a thread that begins with the first of them.
+#[derive(Debug)]
+pub(super) struct Lookups {
+    clock: Clock,
+    share: Arc<Mutex<Share>>,
+    thread: OnceLock<Option<SyncSender<Wanted>>>,
+}
+
+/// What is to be looked for.
+enum Wanted {
+    /// The process of a known client.
+    Process(Arc<Caller>),
+    /// Whether this one is a descendant of ours.
+    Child(Peer, oneshot::Sender<bool>),
+}
+
+impl Lookups {
+    /// As many wait to be looked for.
+    const QUEUE: usize = 64;
+
+    pub(super) fn new(clock: Clock) -> Lookups {
+        let share = Arc::new(Mutex::new(Share::full((clock.monotonic)())));
+        Lookups { clock, share, thread: OnceLock::new() }
+    }
+
+    /// Looks for the process of a known client, unless much was looked for of late.
+    pub(super) fn find(&self, caller: &Arc<Caller>) {
+        if caller.process.get().is_some() || lock(&self.share).wait((self.clock.monotonic)()).is_some() {
+            return;
+        }
+        if let Some(thread) = self.thread() {
+            // Where others wait already, this one stays unknown.
+            let _ = thread.try_send(Wanted::Process(Arc::clone(caller)));
         }
     }
+
+    /// Whether a client that did not show the capability is a descendant of ours, which was given it anyway. `None` where
+    /// too many others wait for the same.
+    pub(super) async fn is_child(&self, caller: &Caller) -> Option<bool> {
+        const PATIENCE: Duration = Duration::from_secs(5);
+        let Some(thread) = self.thread() else { return Some(false) };
+        let (answer, answered) = oneshot::channel();
+        thread.try_send(Wanted::Child(caller.peer, answer)).ok()?;
+        tokio::time::timeout(PATIENCE, answered).await.ok()?.ok()
+    }
+
+    fn thread(&self) -> Option<&SyncSender<Wanted>> {
+        let begin = || {
+            let (sender, receiver) = sync_channel(Self::QUEUE);
+            let (clock, share) = (self.clock, Arc::clone(&self.share));
+            let thread = std::thread::Builder::new().name("wifshare-lookups".to_owned());
+            thread.spawn(move || look(&receiver, clock, &share)).ok().map(|_| sender)
+        };
+        self.thread.get_or_init(begin).as_ref()
+    }
+}
+
+/// Looks for one after another, until nobody can want anything any more.
+fn look(wanted: &Receiver<Wanted>, clock: Clock, share: &Mutex<Share>) {
+    let mut recent = Recent::default();
+    while let Ok(wanted) = wanted.recv() {
+        if let (Wanted::Child(..), Some(time)) = (&wanted, lock(share).wait((clock.monotonic)())) {
+            // A signal ends it early, and the run is about to end then.
+            let _ = (clock.pause)(time);
+        }
+        let begun = (clock.monotonic)();
+        match wanted {
+            // The connection is over already.
+            Wanted::Process(caller) if Arc::strong_count(&caller) == 1 => continue,
+            Wanted::Process(caller) => {
+                let _ = caller.process.set(recent.process_of(caller.peer));
+            }
+            Wanted::Child(_, answer) if answer.is_closed() => continue,
+            Wanted::Child(peer, answer) => drop(answer.send(is_descendant(peer))),
+        }
+        let now = (clock.monotonic)();
+        lock(share).take(now, now.saturating_sub(begun));
+    }
+}
+
+/// The share of time that looking may take: a twentieth, and some at once where it rested before.
+#[derive(Debug)]
+struct Share {
+    /// What may be taken at that moment, and what was taken too much.
+    left: Duration,
+    owed: Duration,
+    at: Duration,
+}
+
+impl Share {
+    const PART: u32 = 20;
+    const MOST: Duration = Duration::from_millis(250);
+
+    fn full(now: Duration) -> Share {
+        Share { left: Self::MOST, owed: Duration::ZERO, at: now }
+    }
+
+    fn fill(&mut self, now: Duration) {
+        let grown = now.saturating_sub(self.at) / Self::PART;
+        self.at = now;
+        let paid = grown.min(self.owed);
+        self.owed -= paid;
+        self.left = (self.left + (grown - paid)).min(Self::MOST);
+    }
+
+    /// How long to wait before another look; `None` where it may begin.
+    fn wait(&mut self, now: Duration) -> Option<Duration> {
+        self.fill(now);
+        (self.owed > Duration::ZERO).then(|| self.owed * Self::PART)
+    }
+
+    fn take(&mut self, now: Duration, time: Duration) {
+        self.fill(now);
+        self.owed += time.saturating_sub(self.left);
+        self.left = self.left.saturating_sub(time);
+    }
+}
+
+/// The processes that were found of late: the next connection is often of one of them.
+#[derive(Debug, Default)]
+struct Recent(Vec<u32>);
+
+impl Recent {
+    const MOST: usize = 16;
+
+    fn process_of(&mut self, peer: Peer) -> Option<u32> {
+        let (theirs, ours) = match peer {
+            Peer::Unix(process) => return process,
+            Peer::Tcp(theirs, ours) => (theirs, ours),
+        };
+        let socket = platform::socket(theirs, ours)?;
+        let is_his = |process: &u32| platform::holds(*process, &socket);
+        let found = self.0.iter().copied().find(is_his);
+        let found = found.or_else(|| platform::descendants().into_iter().find(is_his));
+        let found = found.or_else(|| platform::processes().find(is_his))?;
+        self.0.retain(|process| *process != found);
+        self.0.insert(0, found);
+        self.0.truncate(Self::MOST);
+        Some(found)
+    }
+}
+
+/// Whether a descendant of ours is at this end. No other process is looked at.
+fn is_descendant(peer: Peer) -> bool {
+    match peer {
+        Peer::Unix(process) => process.is_some_and(|process| platform::descendants().contains(&process)),
+        Peer::Tcp(theirs, ours) => platform::socket(theirs, ours)
+            .is_some_and(|socket| platform::descendants().iter().any(|process| platform::holds(*process, &socket))),
+    }
+}
+
+fn lock(share: &Mutex<Share>) -> std::sync::MutexGuard<'_, Share> {
+    share.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(target_os = "linux")]
 mod platform {
+    use std::collections::HashMap;
     use std::fs::{self, File};
     use std::io::Read;
     use std::net::SocketAddr;
@@ -77,7 +229,8 @@ mod platform {
         }
     }
 
-    pub(super) fn process_of(theirs: SocketAddr, ours: SocketAddr) -> Option<u32> {
+    /// The name of the socket at `theirs` of this connection, as its holder's descriptors show it.
+    pub(super) fn socket(theirs: SocketAddr, ours: SocketAddr) -> Option<String> {
         const TABLE: u64 = 16 << 20;
         let table = text(if theirs.is_ipv4() { "/proc/net/tcp" } else { "/proc/net/tcp6" }, TABLE)?;
         let (theirs, ours) = (written(theirs), written(ours));
@@ -85,26 +238,59 @@ mod platform {
             let mut words = line.split_whitespace().skip(1);
             (words.next()? == theirs && words.next()? == ours).then(|| words.nth(6))?
         })?;
-        let socket = format!("socket:[{inode}]");
-        let holds_it = |process: &Path| {
-            let files = fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
-            files.into_iter().any(|file| fs::read_link(file.path()).is_ok_and(|target| target.as_os_str() == &*socket))
-        };
-        let processes = fs::read_dir("/proc").ok()?.flatten().filter_map(|entry| {
-            let number = entry.file_name().to_str()?.parse().ok()?;
-            Some((number, entry.path()))
-        });
-        processes.into_iter().find(|(_, path)| holds_it(path)).map(|(number, _)| number)
+        // Nobody holds a connection that its client has closed.
+        (inode != "0").then(|| format!("socket:[{inode}]"))
     }
 
-    pub(super) fn is_a_descendant(process: u32) -> bool {
-        const DEEPEST: usize = 64;
-        let parent = |process: &u32| {
+    pub(super) fn holds(process: u32, socket: &str) -> bool {
+        let files = fs::read_dir(format!("/proc/{process}/fd")).into_iter().flatten().flatten();
+        files.into_iter().any(|file| fs::read_link(file.path()).is_ok_and(|target| target.as_os_str() == socket))
+    }
+
+    /// Every process that there is.
+    pub(super) fn processes() -> impl Iterator<Item = u32> {
+        let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+    }
+
+    /// Our children, theirs, and so on.
+    pub(super) fn descendants() -> Vec<u32> {
+        const MOST: usize = 4096;
+        let mut parents = None;
+        let mut found = children(std::process::id(), &mut parents);
+        let mut next = 0;
+        while let Some(process) = found.get(next).copied().filter(|_| found.len() < MOST) {
+            found.extend(children(process, &mut parents));
+            next += 1;
+        }
+        found
+    }
+
+    /// By the kernel's own list, or, where it is built without one, by what each process says of its parent.
+    fn children(process: u32, parents: &mut Option<HashMap<u32, Vec<u32>>>) -> Vec<u32> {
+        let listed = |thread: fs::DirEntry| text(thread.path().join("children"), 1 << 20);
+        let threads = fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
+        let lists: Option<Vec<String>> = threads.map(listed).collect();
+        match lists {
+            Some(lists) => {
+                lists.iter().flat_map(|list| list.split_whitespace()).filter_map(|it| it.parse().ok()).collect()
+            }
+            None => parents.get_or_insert_with(by_parent).get(&process).cloned().unwrap_or_default(),
+        }
+    }
+
+    pub(super) fn by_parent() -> HashMap<u32, Vec<u32>> {
+        let parent = |process: u32| -> Option<u32> {
             let status = text(format!("/proc/{process}/status"), 16 * 1024)?;
             status.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse().ok())
         };
-        let ancestors = std::iter::successors(Some(process), parent).take(DEEPEST);
-        ancestors.skip(1).any(|ancestor| ancestor == std::process::id())
+        let mut children: HashMap<u32, Vec<u32>> = HashMap::new();
+        for process in processes() {
+            if let Some(parent) = parent(process) {
+                children.entry(parent).or_default().push(process);
+            }
+        }
+        children
     }
 }
 
@@ -113,68 +299,128 @@ mod platform {
 mod platform {
     use std::net::SocketAddr;
 
-    pub(super) fn process_of(_theirs: SocketAddr, _ours: SocketAddr) -> Option<u32> {
+    pub(super) fn socket(_theirs: SocketAddr, _ours: SocketAddr) -> Option<String> {
         None
     }
 
-    pub(super) fn is_a_descendant(_process: u32) -> bool {
+    pub(super) fn holds(_process: u32, _socket: &str) -> bool {
         false
+    }
+
+    pub(super) fn processes() -> impl Iterator<Item = u32> {
+        std::iter::empty()
+    }
+
+    pub(super) fn descendants() -> Vec<u32> {
+        Vec::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn looking_takes_a_twentieth_of_the_time_and_a_little_at_once() {
+        let ms = Duration::from_millis;
+        let mut share = Share::full(ms(0));
+        share.take(ms(0), ms(240));
+        assert_eq!(share.wait(ms(0)), None, "there is some left");
+        share.take(ms(0), ms(30));
+        assert_eq!(share.wait(ms(0)), Some(ms(400)), "twenty milliseconds too much");
+        assert_eq!(share.wait(ms(300)), Some(ms(100)));
+        assert_eq!(share.wait(ms(400)), None);
+        share.take(ms(400), ms(1));
+        assert_eq!(share.wait(ms(400)), Some(ms(20)), "nothing is left but what grows");
+        assert_eq!(share.wait(ms(1_000_000)), None);
+        assert_eq!(share.left, Share::MOST, "a rest does not add up without end");
+        // A minute of nothing but looks of 100 ms each.
+        let (mut now, mut taken) = (ms(1_000_000), ms(0));
+        while now < ms(1_060_000) {
+            match share.wait(now) {
+                Some(time) => now += time,
+                None => {
+                    now += ms(100);
+                    taken += ms(100);
+                    share.take(now, ms(100));
+                }
+            }
+        }
+        assert!(taken <= ms(60_000 / 20 + 250 + 100), "{taken:?}");
     }
 }
 
 #[cfg(test)]
 #[cfg(target_os = "linux")]
-mod tests {
+mod tests_with_processes {
     use std::net::{TcpListener, TcpStream};
     use std::process::Command;
-    use std::time::Duration;
 
     use super::*;
-    use crate::clock::Clock;
 
     #[test]
-    fn a_connection_is_followed_to_its_process() {
+    fn connection_is_followed_to_its_process() {
         for loopback in ["127.0.0.1:0", "[::1]:0"] {
             // Not every machine has both.
             let Ok(listener) = TcpListener::bind(loopback) else { continue };
             let ours = listener.local_addr().expect("an address");
             let client = TcpStream::connect(ours).expect("connected");
             let theirs = client.local_addr().expect("an address");
-            assert_eq!(Peer::Tcp(theirs, ours).process(), Some(std::process::id()), "{loopback}");
+            let mut recent = Recent::default();
+            for _ in 0..2 {
+                assert_eq!(recent.process_of(Peer::Tcp(theirs, ours)), Some(std::process::id()), "{loopback}");
+                assert_eq!(recent.0, [std::process::id()], "remembered once");
+            }
+            assert!(!is_descendant(Peer::Tcp(theirs, ours)), "we are no descendant of ours");
             // One end of it is not enough.
             let (nobody, nowhere) = (SocketAddr::new(theirs.ip(), 1), SocketAddr::new(ours.ip(), 1));
-            assert_eq!(Peer::Tcp(nobody, ours).process(), None);
-            assert_eq!(Peer::Tcp(theirs, nowhere).process(), None);
+            assert_eq!(recent.process_of(Peer::Tcp(nobody, ours)), None);
+            assert_eq!(recent.process_of(Peer::Tcp(theirs, nowhere)), None);
         }
-        assert_eq!(Peer::Unix(Some(7)).process(), Some(7));
-        assert_eq!(Peer::Unix(None).process(), None);
+        assert_eq!(Recent::default().process_of(Peer::Unix(Some(7))), Some(7));
+        assert_eq!(Recent::default().process_of(Peer::Unix(None)), None);
     }
 
     #[test]
-    fn nobody_looks_where_that_is_not_wanted_and_nobody_looks_twice() {
-        let caller = Caller::at(Peer::Unix(Some(7)));
-        assert_eq!(caller.process(|| false), None);
-        assert_eq!(caller.process(|| true), Some(7));
-        assert_eq!(caller.process(|| panic!("it is known")), Some(7));
+    fn known_client_is_found_in_the_background_and_an_unknown_one_never() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let ours = listener.local_addr().expect("an address");
+        let client = TcpStream::connect(ours).expect("connected");
+        let peer = Peer::Tcp(client.local_addr().expect("an address"), ours);
+        let lookups = Lookups::new(Clock::system());
+        let (known, unknown) = (Arc::new(Caller::at(peer)), Caller::at(peer));
+        lookups.find(&known);
+        let found = || {
+            (Clock::system().pause)(Duration::from_millis(5)).expect("nothing cuts it short");
+            known.process()
+        };
+        assert_eq!((0..3000).find_map(|_| found()), Some(std::process::id()));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        assert_eq!(runtime.block_on(lookups.is_child(&unknown)), Some(false));
+        assert_eq!(unknown.process(), None);
+        // What was taken too much is waited for, and what is only worth a note is left out meanwhile.
+        let now = (Clock::system().monotonic)();
+        lock(&lookups.share).take(now, Duration::from_secs(3600));
+        let late = Arc::new(Caller::at(peer));
+        lookups.find(&late);
+        assert_eq!(Arc::strong_count(&late), 1, "nobody was asked");
     }
 
     #[test]
-    fn a_child_and_its_child_are_ours_and_nobody_else_is() {
+    fn child_and_its_child_are_ours_and_nobody_else_is() {
         let mut child = Command::new("sh").args(["-c", "sleep 60 & wait"]).spawn().expect("sh");
-        let is_ours = |process| Peer::Unix(Some(process)).is_a_child();
+        let is_ours = |process| is_descendant(Peer::Unix(Some(process)));
         assert!(is_ours(child.id()));
-        let children = format!("/proc/{0}/task/{0}/children", child.id());
         let first_child = || {
             (Clock::system().pause)(Duration::from_millis(10)).expect("nothing cuts it short");
-            let text = std::io::read_to_string(std::fs::File::open(&children).expect("a file")).expect("a list");
-            text.split_whitespace().next().map(|first| first.parse().expect("a number"))
+            platform::by_parent().get(&child.id()).and_then(|children| children.first().copied())
         };
         let grandchild = (0..3000).find_map(|_| first_child()).expect("a shell starts what it is told to");
         assert!(is_ours(grandchild));
         for foreign in [1, std::process::id(), u32::MAX] {
             assert!(!is_ours(foreign), "{foreign}");
         }
-        assert!(!Peer::Unix(None).is_a_child());
+        assert!(!is_descendant(Peer::Unix(None)));
         let grandchild = rustix::process::Pid::from_raw(grandchild.cast_signed()).expect("a process id");
         rustix::process::kill_process(grandchild, rustix::process::Signal::TERM).expect("ended");
         child.wait().expect("an end");

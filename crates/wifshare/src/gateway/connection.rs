@@ -30,7 +30,7 @@ where
         watchdog: Watchdog::new(),
         house: &house,
         visitor: &visitor,
-        caller: Caller::at(peer),
+        caller: Arc::new(Caller::at(peer)),
         is_known: false,
     };
     if connection.attend().await {
@@ -44,7 +44,7 @@ struct Connection<'a, S> {
     watchdog: Watchdog,
     house: &'a House,
     visitor: &'a Visitor,
-    caller: Caller,
+    caller: Arc<Caller>,
     /// Whether it has shown the capability before.
     is_known: bool,
 }
@@ -77,7 +77,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
             };
             self.inbox.consume(request.head_length);
             self.visitor.is(Doing::Busy);
-            self.is_known |= request.capability.is_ok();
+            if request.capability.is_ok() && !self.is_known {
+                self.is_known = true;
+                self.house.lookups.find(&self.caller);
+            }
             let mut account = Account { start: (self.house.clock.monotonic)(), status: 0, bytes_in: 0, bytes_out: 0 };
             let may_stay = match request.way {
                 Way::Token => Box::pin(self.token(&mut request, &mut account)).await,
@@ -239,6 +242,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
         const LARGEST: usize = 64 * 1024;
         const METHOD: Refusal = Refusal::new(405, "the token endpoint answers POST");
         const TOO_LARGE: Refusal = Refusal::new(413, "the request for a token is too large");
+        const CROWDED: Refusal = Refusal::new(503, "too many clients without the capability ask for a token");
         const NOBODY: Refusal = Refusal::new(401, "only a child of this gateway's run is given its capability");
         if request.outgoing.method() != "POST" {
             return self.refuse(&METHOD, request, account).await;
@@ -264,8 +268,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
             Err(failed) => return self.fail(failed, false, request, account).await,
         }
         let knows_it = request.capability.is_ok() || is_assertion(&self.house.door, request);
-        if !knows_it && !self.caller.peer.is_a_child() {
-            return self.refuse(&NOBODY, request, account).await;
+        if !knows_it {
+            match self.house.lookups.is_child(&self.caller).await {
+                Some(true) => {}
+                Some(false) => return self.refuse(&NOBODY, request, account).await,
+                None => return self.refuse(&CROWDED, request, account).await,
+            }
         }
         self.is_known = true;
         let closes = !request.may_stay;

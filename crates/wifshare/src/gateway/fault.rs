@@ -2,16 +2,16 @@
 
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::pin;
+use std::pin::Pin;
 use std::task::Poll;
 
 /// A task has panicked. Its message stays untold: it may quote what the task worked on.
 #[derive(Debug)]
 pub(super) struct Panicked;
 
-/// Runs a task to its end. A panic ends that task alone; what it held is dropped.
-pub(super) async fn catch<F: Future>(task: F) -> Result<F::Output, Panicked> {
-    let mut task = pin!(task);
+/// Runs a task to its end. A panic ends that task alone; what it held is dropped. On the heap, so that it is kept once and
+/// not in each future around it.
+pub(super) async fn catch<F: Future>(mut task: Pin<Box<F>>) -> Result<F::Output, Panicked> {
     poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| task.as_mut().poll(cx))) {
         Ok(Poll::Ready(output)) => Poll::Ready(Ok(output)),
         Ok(Poll::Pending) => Poll::Pending,
@@ -28,12 +28,12 @@ mod tests {
     async fn a_panic_after_a_wait_is_an_error_and_drops_what_was_held() {
         let held = std::sync::Arc::new(());
         let inner = std::sync::Arc::clone(&held);
-        let caught = catch(async move {
+        let caught = catch(Box::pin(async move {
             tokio::task::yield_now().await;
             assert!(std::sync::Arc::strong_count(&inner) > 2, "this is what fails");
-        });
+        }));
         assert!(caught.await.is_err());
         assert_eq!(std::sync::Arc::strong_count(&held), 1);
-        assert_eq!(catch(async { 7 }).await.expect("no panic"), 7);
+        assert_eq!(catch(Box::pin(async { 7 })).await.expect("no panic"), 7);
     }
 }

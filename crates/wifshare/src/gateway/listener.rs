@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -10,7 +11,7 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::oneshot;
 
 use super::admission::Door;
-use super::caller::Peer;
+use super::caller::{Lookups, Peer};
 use super::upstream::Upstream;
 use super::visitors::Visitors;
 use super::{House, Listen, Terms, connection, fault};
@@ -38,6 +39,7 @@ pub(super) async fn serve(
         reject,
         record,
         fault,
+        lookups: Lookups::new(clock),
         clock,
         limits,
         is_closing: AtomicBool::new(false),
@@ -60,7 +62,7 @@ pub(super) async fn serve(
 
 /// Lets connections in, whatever happens to one of them.
 async fn accept(listener: &Listener, house: &Arc<House>, visitors: &Arc<Visitors>) {
-    while fault::catch(listener.accept(house, visitors)).await.is_err() {
+    while fault::catch(Box::pin(listener.accept(house, visitors))).await.is_err() {
         (house.fault)();
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
@@ -154,12 +156,12 @@ fn welcome(stream: Stream, peer: Peer, most: usize, house: &Arc<House>, visitors
     let (number, visitor) = (place.number(), Arc::clone(&place.visitor));
     let task = match stream {
         Stream::Tcp(stream) => tokio::spawn(async move {
-            attend(connection::attend(stream, peer, visitor, Arc::clone(&house)), &house).await;
+            attend(Box::pin(connection::attend(stream, peer, visitor, Arc::clone(&house))), &house).await;
             drop(place);
         }),
         #[cfg(unix)]
         Stream::Unix(stream) => tokio::spawn(async move {
-            attend(connection::attend(stream, peer, visitor, Arc::clone(&house)), &house).await;
+            attend(Box::pin(connection::attend(stream, peer, visitor, Arc::clone(&house))), &house).await;
             drop(place);
         }),
     };
@@ -168,7 +170,7 @@ fn welcome(stream: Stream, peer: Peer, most: usize, house: &Arc<House>, visitors
 
 /// Serves a connection. A panic ends this one alone, and no open connection to the API is used again: it may have been
 /// left in the middle of something.
-async fn attend(connection: impl Future<Output = ()>, house: &House) {
+async fn attend(connection: Pin<Box<impl Future<Output = ()>>>, house: &House) {
     if fault::catch(connection).await.is_err() {
         house.upstream.close_all();
         (house.fault)();
