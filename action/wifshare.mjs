@@ -34,6 +34,7 @@ export function identity() {
     anthropic_workspace_id: "--workspace-id",
     anthropic_oidc_audience: "--audience",
     anthropic_base_url: "--base-url",
+    expect_subject: "--expect-subject",
   };
   return Object.entries(options).flatMap(([name, option]) => (input(name) ? [option, input(name)] : []));
 }

@@ -8,7 +8,9 @@ use std::time::Duration;
 use clap::builder::{PossibleValue, PossibleValuesParser, StringValueParser, TypedValueParser};
 use clap::{Arg, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, ValueHint};
 use serde::{Deserialize, Serialize};
-use wifshare::{Delivery, Environment, Inputs, Opening, Places, RUN_VARIABLE, platforms, state_directory};
+use wifshare::{
+    Delivery, Environment, Inputs, Opening, Places, RUN_VARIABLE, SubjectPattern, platforms, state_directory,
+};
 use wifshare_sandbox::conformance::Case;
 
 use crate::catalogue::CATALOGUE;
@@ -184,6 +186,10 @@ pub(crate) struct IdentityArguments {
         conflicts_with_all = ["identity_command", "identity_token_file"]
     )]
     identity_source: Option<String>,
+    /// Refuse an identity token whose subject (`sub`) is not this; * stands for any text (no variable)
+    #[arg(long, value_name = "SUBJECT", value_parser = subject)]
+    #[serde(default)]
+    expect_subject: Option<String>,
     /// State directory (WIFSHARE_STATE_DIR)
     #[arg(long, value_name = "DIRECTORY", value_hint = ValueHint::DirPath)]
     state_dir: Option<PathBuf>,
@@ -204,6 +210,7 @@ impl IdentityArguments {
             // Blank counts as unset, as it does for every other input.
             identity_command: self.identity_command.as_ref().map(words).filter(|words: &Vec<_>| !words.is_empty()),
             identity_source: self.identity_source.clone(),
+            expected_subject: self.expect_subject.as_deref().map(SubjectPattern::new),
             places: places(),
             state_dir: self.state_dir.clone(),
             // Without one, an absolute path still leads somewhere, and a relative one fails where it is used.
@@ -236,6 +243,7 @@ impl IdentityArguments {
             &self.audience,
             &self.identity_command,
             &self.identity_source,
+            &self.expect_subject,
         ];
         let is_said = |text: &&Option<String>| text.as_ref().is_some_and(|text| !text.trim().is_empty());
         texts.iter().any(is_said) || self.identity_token_file.is_some()
@@ -676,6 +684,14 @@ fn variable_name(text: &str) -> Result<String, String> {
     is_name
         .then(|| text.to_owned())
         .ok_or_else(|| "one variable's name was expected; repeat the option for more".to_owned())
+}
+
+/// A blank one, of an expression that names nothing, would take the protection away.
+fn subject(text: &str) -> Result<String, String> {
+    match text.trim() {
+        "" => Err("a subject is required; an expression such as `vars.NAME` that names nothing is blank".to_owned()),
+        text => Ok(text.to_owned()),
+    }
 }
 
 fn watch(text: &str) -> Result<Watched, String> {

@@ -198,6 +198,16 @@ pub(crate) const CATALOGUE: &[Entry] = &[
         evidence: &["`wifshare doctor` compares this host's clock with the endpoint's"],
         cures: &["let wifshare ask the CI, just in time", "set the clock (NTP)"],
     },
+    Entry {
+        code: "subject-unexpected",
+        meaning: "The identity token's subject is not the one that --expect-subject names. The token was not used.",
+        causes: &[
+            "the job runs for another branch, tag, environment or event",
+            "the platform writes the subject in another form than the pattern expects",
+        ],
+        evidence: &["the message has both; `wifshare doctor` shows the subject of the job's token"],
+        cures: &["run the job where its subject matches", "correct --expect-subject; each * in it stands for any text"],
+    },
     // -- the exchange --
     Entry {
         code: "endpoint-unreachable",

@@ -55,6 +55,8 @@ codes! {
     IdentitySpent = "identity-spent",
     /// The identity token's life is over.
     IdentityExpired = "identity-expired",
+    /// The identity token's subject is not the expected one.
+    SubjectUnexpected = "subject-unexpected",
     // -- the exchange --
     /// The token endpoint could not be reached; nothing was sent.
     EndpointUnreachable = "endpoint-unreachable",

@@ -13,6 +13,7 @@ use crate::exchange::Grant;
 use crate::identity::{self, Detected, IdentitySource, Places, Program, Reach, Supply, Surroundings};
 use crate::message;
 use crate::store::{Location, Memory, Store};
+use crate::subject::SubjectPattern;
 use crate::transport::Transport;
 
 /// What the user said on the command line. It goes before the environment.
@@ -38,6 +39,9 @@ pub struct Inputs {
     /// The platform to ask, by its name (see [`platforms`](crate::platforms)), whatever else the environment names. There
     /// is no variable for it: it may start a program.
     pub identity_source: Option<String>,
+    /// The subject that the identity token has to have. There is no variable for it: one that is set nowhere would take
+    /// the protection away.
+    pub expected_subject: Option<SubjectPattern>,
     /// Where the platforms have what never moves.
     pub places: Places,
     /// Where state is kept (`WIFSHARE_STATE_DIR`).
@@ -67,6 +71,8 @@ pub struct Config {
     pub audience: String,
     /// The display-only scope (`ANTHROPIC_SCOPE`); part of the published profile directory's fingerprint.
     pub scope: Option<String>,
+    /// The subject that the identity token has to have.
+    pub expected_subject: Option<SubjectPattern>,
     /// Where identity tokens come from.
     pub source: IdentitySource,
     /// Where the credential is kept.
@@ -209,7 +215,7 @@ pub fn resolve_for(purpose: Purpose, inputs: &Inputs, environment: &Environment)
     };
     let location = Location {
         root: inputs.working_directory.join(state_directory(inputs.state_dir.as_deref(), environment)),
-        key: key(&base_url, &grant, &audience, &source),
+        key: key(&base_url, &grant, &audience, &source, inputs.expected_subject.as_ref()),
         source: source.description(),
         remintable: source.supply() == Supply::Remintable,
     };
@@ -218,6 +224,7 @@ pub fn resolve_for(purpose: Purpose, inputs: &Inputs, environment: &Environment)
         grant,
         audience,
         scope: environment.text("ANTHROPIC_SCOPE").map(str::to_owned),
+        expected_subject: inputs.expected_subject.clone(),
         source,
         location,
         memory: None,
@@ -371,8 +378,14 @@ fn plausible(name: &'static str, value: &str) -> Result<String, ConfigError> {
 }
 
 /// Who is served by whom: the whole identity, and never the bytes of a token. Another input is another key.
-fn key(base_url: &str, grant: &Grant, audience: &str, source: &IdentitySource) -> String {
-    let parts = serde_json::json!([
+fn key(
+    base_url: &str,
+    grant: &Grant,
+    audience: &str,
+    source: &IdentitySource,
+    expected_subject: Option<&SubjectPattern>,
+) -> String {
+    let mut parts = serde_json::json!([
         base_url,
         grant.federation_rule_id,
         grant.organization_id,
@@ -381,6 +394,10 @@ fn key(base_url: &str, grant: &Grant, audience: &str, source: &IdentitySource) -
         audience,
         source.identity(),
     ]);
+    // What was bought without it may be somebody else's.
+    if let (Some(parts), Some(expected)) = (parts.as_array_mut(), expected_subject) {
+        parts.push(expected.as_str().into());
+    }
     let hash = Sha256::digest(parts.to_string());
     hash.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }

@@ -33,6 +33,7 @@ mod message;
 mod private_file;
 mod secret;
 mod step;
+mod subject;
 mod wire;
 // -- rooms --
 mod child;
@@ -94,5 +95,6 @@ pub use store::{
     Afterwards, Keeper, Lease, Location, Look, Memory, Owner, PATIENCE, Refusal, Spent, Starting, Store, StoreError,
     Turn, Use, clear, is_alive, keepers, look, sweep,
 };
+pub use subject::SubjectPattern;
 pub use transport::{Connection, MaybeSent, NotSent, SendError, Transport};
 pub use wire::Wire;

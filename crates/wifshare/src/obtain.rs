@@ -12,7 +12,7 @@ use crate::diagnosis::Diagnosis;
 use crate::exchange;
 use crate::identity::{IdentityError, Supply};
 use crate::identity_token::IdentityToken;
-use crate::message::{answered_at, whole_message};
+use crate::message::{answered_at, safe_text, whole_message};
 use crate::purchase::{Act, Heard, Purchase};
 use crate::step::{Step, Watch};
 use crate::store::{PATIENCE, Refusal, Spent, StoreError, Turn};
@@ -336,10 +336,20 @@ pub(crate) fn ask(
 ) -> Result<IdentityToken, ObtainError> {
     let transport = config.way_to_the_source(transport);
     let is_spent = |token: &IdentityToken| is_spent(token, config);
-    config.source.token(is_spent, |request| transport.send(request), clock, watch).map_err(|error| match error {
+    let token = config.source.token(is_spent, |request| transport.send(request), clock, watch);
+    let token = token.map_err(|error| match error {
         IdentityError::Interrupted(interrupted) => ObtainError::Interrupted(interrupted),
         error => ObtainError::Identity { origin: config.source.description(), source: error },
-    })
+    })?;
+    let subject = token.claims().subject.as_deref().unwrap_or_default();
+    match &config.expected_subject {
+        Some(expected) if !expected.matches(subject) => Err(ObtainError::Subject {
+            origin: config.source.description(),
+            subject: safe_text(subject),
+            expected: safe_text(expected.as_str()),
+        }),
+        _ => Ok(token),
+    }
 }
 
 /// How many given tokens can still be exchanged; a source of another kind has none to count.

@@ -54,6 +54,17 @@ pub(super) fn judge(token: &IdentityToken, config: &Config, there: Option<Date>,
             },
         ),
     ];
+    if let Some(expected) = &config.expected_subject {
+        let subject = claims.subject.as_deref().unwrap_or_default();
+        findings.push(match expected.matches(subject) {
+            true => Finding::ok("identity token", format!("its subject matches {}", safe_text(expected.as_str()))),
+            false => Finding::failed(
+                "identity token",
+                format!("its subject is `{}`, and `{}` is expected", safe_text(subject), safe_text(expected.as_str())),
+                Some("run the job where its subject matches, or correct --expect-subject".to_owned()),
+            ),
+        });
+    }
     let audience: Vec<String> = claims.audience.iter().map(|audience| safe_text(audience)).collect();
     let audience = if audience.is_empty() { "nobody".to_owned() } else { audience.join(", ") };
     findings.push(match claims.audience.contains(&config.audience) {

@@ -225,3 +225,34 @@ fn a_platform_that_hands_out_the_same_token_twice_is_asked_again() {
     assert_eq!(job.token(&["--workspace-id", "default"]).code, 0);
     job.assert_exchanges(2);
 }
+
+#[test]
+fn expected_subject_is_served_no_credential_that_was_bought_without_it() {
+    let mut job = Job::new(knobs());
+    job.may_keep_credential();
+    assert_eq!(job.token(&[]).code, 0);
+    let refused = job.token(&["--expect-subject", "repo:octo-org/another:*"]);
+    assert_eq!((refused.code, refused.stdout.as_str()), (125, ""), "{}", refused.stderr);
+    assert!(refused.stderr.contains("error[subject-unexpected]"), "{}", refused.stderr);
+    job.assert_exchanges(1);
+    for _ in 0..2 {
+        assert_eq!(job.token(&["--expect-subject", "repo:octo-org/octo-repo:*"]).code, 0);
+    }
+    job.assert_exchanges(2);
+    // Inside of a run it does not take the run's word for it.
+    let inside = job.exec(&[], r#""$WIFSHARE" token --expect-subject 'repo:octo-org/another:*'"#);
+    assert_eq!(inside.stdout, "", "{}", inside.stderr);
+    assert_ne!(inside.code, 0);
+}
+
+#[test]
+fn start_and_federation_refuse_an_unexpected_subject() {
+    let job = Job::new(knobs());
+    for command in [&["start", "--format", "json"][..], &["exec", "--delivery", "federation"]] {
+        let options = [command, &["--expect-subject", "repo:octo-org/another:*"]].concat();
+        let ended = job.run(&[options, if command[0] == "exec" { vec!["--", "true"] } else { vec![] }].concat());
+        assert_eq!(ended.code, 125, "{command:?}: {}", ended.stderr);
+        assert!(ended.stderr.contains("error[subject-unexpected]"), "{command:?}: {}", ended.stderr);
+    }
+    job.assert_exchanges(0);
+}

@@ -46,6 +46,16 @@ pub enum ObtainError {
         /// How long ago.
         ago: Duration,
     },
+    /// The token is about somebody else than was expected. It was not used.
+    #[error("the identity token of {origin} has the subject `{subject}`, and `{expected}` is expected")]
+    Subject {
+        /// The source, in words.
+        origin: String,
+        /// Whom it is about.
+        subject: String,
+        /// Whom it should be about.
+        expected: String,
+    },
     /// The token endpoint could not be reached; nothing was sent.
     #[error("could not reach the token endpoint; the identity token was not sent")]
     NotSent(#[source] NotSent),
@@ -137,6 +147,7 @@ impl ObtainError {
             },
             ObtainError::Spent { .. } => Code::IdentitySpent,
             ObtainError::TooOld { .. } => Code::IdentityExpired,
+            ObtainError::Subject { .. } => Code::SubjectUnexpected,
             ObtainError::NotSent(_) => Code::EndpointUnreachable,
             ObtainError::MaybeSent { .. } => Code::AnswerLost,
             ObtainError::Token { source, .. } => match source {
@@ -163,6 +174,7 @@ impl ObtainError {
             | ObtainError::Identity { .. }
             | ObtainError::Spent { .. }
             | ObtainError::TooOld { .. }
+            | ObtainError::Subject { .. }
             | ObtainError::NotSent(_)
             | ObtainError::MaybeSent { .. }
             | ObtainError::ShortLived { .. }
@@ -189,6 +201,11 @@ impl ObtainError {
             ObtainError::TooOld { .. } => Some(
                 "take the identity token right before it is used, or let wifshare ask the CI for it; \
                  look at the clock of this host too"
+                    .to_owned(),
+            ),
+            ObtainError::Subject { .. } => Some(
+                "run the job where its subject matches (branch, environment, event), or correct --expect-subject; in it, * \
+                 stands for any text"
                     .to_owned(),
             ),
             ObtainError::NotSent(_) => Some(
@@ -237,6 +254,7 @@ impl ObtainError {
             ObtainError::Store(_)
             | ObtainError::Identity { .. }
             | ObtainError::TooOld { .. }
+            | ObtainError::Subject { .. }
             | ObtainError::Remembered(..)
             | ObtainError::ShortLived { .. }
             | ObtainError::RunNotRenewed { .. }
@@ -281,7 +299,10 @@ impl ObtainError {
                 ..
             } => Some(PASSING),
             // A look at the ledger or at a file is cheap, and the next one may find it changed.
-            ObtainError::Identity { .. } | ObtainError::Spent { .. } | ObtainError::TooOld { .. } => None,
+            ObtainError::Identity { .. }
+            | ObtainError::Spent { .. }
+            | ObtainError::TooOld { .. }
+            | ObtainError::Subject { .. } => None,
             ObtainError::Store(_)
             | ObtainError::Remembered(..)
             | ObtainError::ShortLived { .. }

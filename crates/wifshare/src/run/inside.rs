@@ -81,6 +81,7 @@ fn config_of(around: &Path) -> Option<Config> {
         },
         audience: String::new(),
         scope: None,
+        expected_subject: None,
         source: IdentitySource::Given(Vec::new()),
         location: Store::of_run(around)?.location()?,
         memory: None,
