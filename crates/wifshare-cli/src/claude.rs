@@ -10,7 +10,7 @@ use unicode_normalization::is_nfc;
 use wifshare::{Environment, Streams};
 
 use crate::arguments::ClaudeArguments;
-use crate::exec::{look_for, run};
+use crate::exec::{look_for, run, warn_of_bare_claude};
 use crate::failure::Failure;
 use crate::share::share;
 use crate::talk::Talk;
@@ -26,6 +26,7 @@ pub(crate) fn claude(arguments: ClaudeArguments, environment: &Environment, talk
             let argv: Vec<OsString> = [&arguments.claude].into_iter().chain(&step.arguments).cloned().collect();
             let title = format!("step {} of {total}: {}", number + 1, step.title);
             if step.is_query {
+                warn_of_bare_claude(&argv, environment, talk);
                 talk.detail(&title);
             } else {
                 talk.group(&title);

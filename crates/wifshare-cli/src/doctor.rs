@@ -9,6 +9,7 @@ mod consumers;
 mod finding;
 mod identity;
 mod network;
+mod packages;
 mod rule;
 mod state;
 

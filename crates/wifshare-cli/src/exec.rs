@@ -18,6 +18,7 @@ pub(crate) fn exec(arguments: ExecArguments, environment: &Environment, talk: Ta
     look_for(&arguments.command, environment)?;
     share("exec", &arguments.share, environment, talk, |environment, journal| {
         let witness = &mut Witness::of(environment, journal);
+        warn_of_bare_claude(&arguments.command, environment, talk);
         let program = arguments.command.first().map_or(OsStr::new(""), OsString::as_os_str).to_string_lossy();
         run(&arguments.command, &program_name(&program), environment, Streams::Ours, witness)
     })
@@ -76,6 +77,21 @@ pub(crate) fn look_for(argv: &[OsString], environment: &Environment) -> Result<(
         false => cfg!(windows) || std::env::split_paths(path).any(|directory| directory.join(program).is_file()),
     };
     if found { Ok(()) } else { Err(SpawnError::NotFound(program.to_string_lossy().into_owned()).into()) }
+}
+
+/// `claude --bare` reads no profile: under a delivery with one it would say "Not logged in", and not why.
+pub(crate) fn warn_of_bare_claude(argv: &[OsString], environment: &Environment, talk: Talk) {
+    let Some((program, arguments)) = argv.split_first() else { return };
+    let is_claude = Path::new(program).file_name().is_some_and(|name| name.to_string_lossy().starts_with("claude"));
+    let is_bare = arguments.iter().any(|argument| argument == "--bare") || environment.has("CLAUDE_CODE_SIMPLE");
+    // They may name an apiKeyHelper, which bare mode runs.
+    let has_settings = arguments.iter().any(|argument| argument.to_string_lossy().starts_with("--settings"));
+    let has_key = ["ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_API_KEY"].iter().any(|name| environment.has(name));
+    if is_claude && is_bare && !has_settings && !has_key && environment.has("ANTHROPIC_CONFIG_DIR") {
+        talk.warning(
+            "claude --bare reads no profile and will not be logged in; use --delivery gateway or environment for it",
+        );
+    }
 }
 
 /// For our own tests: dies like a process that is killed, at the step that `WIFSHARE_TEST_DIE_AT` names. Release builds

@@ -1,7 +1,6 @@
-//! Which clients are installed here, and what is known of how each behaves.
+//! Which claude is installed here, which packages ([`packages`]), and what is known of how each behaves.
 //!
-//! What is said of a version was measured with the pinned clients (`docs/conformance.md`); of others it is said that they
-//! were not tried.
+//! What is said of a version was measured (`docs/conformance.md`, `docs/tools.md`).
 
 use std::io::Read;
 use std::path::Path;
@@ -11,27 +10,18 @@ use std::time::Duration;
 use wifshare::{Delivery, Environment};
 
 use super::finding::Finding;
+use super::packages;
 use crate::clock::clock;
 
 const CHECK: &str = "client";
 
 /// As programs say it, to its third part.
-type Version = (u64, u64, u64);
+pub(super) type Version = (u64, u64, u64);
 
 /// `delivery` is how they are to come by the credential.
 pub(super) fn find(environment: &Environment, delivery: Delivery) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    findings.extend(claude(environment, delivery));
-    findings.extend(
-        node_package("@anthropic-ai/sdk").map(|version| sdk("the TypeScript SDK", &version, (1, 12, 0), delivery)),
-    );
-    findings.extend(node_package("@anthropic-ai/claude-agent-sdk").map(|version| {
-        Finding::note(
-            CHECK,
-            format!("the Agent SDK for TypeScript {version}: it starts claude, and behaves as that does"),
-        )
-    }));
-    findings.extend(python_package(environment).map(|version| sdk("the Python SDK", &version, (2, 12, 0), delivery)));
+    let mut findings: Vec<Finding> = claude(environment, delivery).into_iter().collect();
+    findings.extend(packages::find(environment, delivery));
     if findings.is_empty() {
         findings.push(Finding::note(
             CHECK,
@@ -58,29 +48,53 @@ fn claude(environment: &Environment, delivery: Delivery) -> Option<Finding> {
 fn judge_claude(said: &str, version: Option<Version>, delivery: Delivery) -> Finding {
     let shared = shared(delivery);
     let claude = format!("claude {}", wifshare::safe_text(said));
+    let bare = match delivery {
+        Delivery::Profile | Delivery::Federation => {
+            "; `claude --bare` reads no profile and needs `gateway` or `environment`"
+        }
+        Delivery::Environment | Delivery::Gateway => "",
+    };
     match version {
         None => Finding::note(CHECK, format!("{claude}: not a version that is known here")),
         Some(version) if version >= (2, 1, 330) => Finding::ok(
             CHECK,
-            format!("{claude}: by itself, its processes share one exchange within one home directory; {shared}"),
+            format!("{claude}: by itself, its processes share one exchange within one home directory; {shared}{bare}"),
         ),
-        Some(version) if version >= (2, 1, 173) => Finding::ok(
+        Some(version) if version >= (2, 1, 118) => Finding::ok(
             CHECK,
             format!(
-                "{claude}: {ALONE}; {shared}; installs of plugins that run at once lose some (`wifshare claude` installs one by one)"
+                "{claude}: {ALONE}; {shared}{bare}{}; installs of plugins that run at once lose some (`wifshare claude` installs one by one)",
+                if version < (2, 1, 141) { "; it does not read ANTHROPIC_WORKSPACE_ID" } else { "" }
             ),
         ),
-        Some(version) => {
-            let workspace = if version < (2, 1, 141) { "; it does not read ANTHROPIC_WORKSPACE_ID" } else { "" };
-            untried(format!("{claude} is older than 2.1.173, the oldest that was tried{workspace}"), delivery)
-        }
+        Some(version) => old_claude(&claude, version, delivery),
     }
 }
 
-const ALONE: &str = "by itself, only one of several processes that start together signs in";
+/// What came before profiles: claude 2.1.116 and 2.1.117 know the federation variables, and older ones neither.
+fn old_claude(claude: &str, version: Version, delivery: Delivery) -> Finding {
+    let workspace = "it does not read ANTHROPIC_WORKSPACE_ID";
+    match delivery {
+        Delivery::Environment | Delivery::Gateway => {
+            Finding::note(CHECK, format!("{claude} knows no profiles; ANTHROPIC_AUTH_TOKEN is all it needs"))
+        }
+        Delivery::Federation if version >= (2, 1, 116) => {
+            Finding::ok(CHECK, format!("{claude}: {}; {workspace}", shared(delivery)))
+        }
+        Delivery::Profile | Delivery::Federation => Finding::warning(
+            CHECK,
+            format!(
+                "{claude} finds no credential under `{delivery}`: 2.1.118 is the first that knows profiles; {workspace}"
+            ),
+            "update it, or use --delivery gateway or environment",
+        ),
+    }
+}
+
+pub(super) const ALONE: &str = "by itself, only one of several processes that start together signs in";
 
 /// What was measured of clients that were tried.
-fn shared(delivery: Delivery) -> &'static str {
+pub(super) fn shared(delivery: Delivery) -> &'static str {
     match delivery {
         Delivery::Profile => "under `profile` none of its processes exchanges",
         Delivery::Federation => "under `federation` none of its processes exchanges",
@@ -89,57 +103,12 @@ fn shared(delivery: Delivery) -> &'static str {
     }
 }
 
-/// A client of which nothing was measured.
-fn untried(evidence: String, delivery: Delivery) -> Finding {
-    match delivery {
-        Delivery::Profile | Delivery::Federation => Finding::warning(
-            CHECK,
-            format!("{evidence}; older ones may not know profiles"),
-            "update it, or use --delivery environment or gateway, whose ANTHROPIC_AUTH_TOKEN every version reads",
-        ),
-        Delivery::Environment | Delivery::Gateway => Finding::note(
-            CHECK,
-            format!("{evidence}; ANTHROPIC_AUTH_TOKEN, which every version reads, is all it needs"),
-        ),
-    }
-}
-
-fn sdk(name: &str, said: &str, tried: Version, delivery: Delivery) -> Finding {
-    let evidence = format!("{name} {}", wifshare::safe_text(said));
-    match parsed(said) {
-        Some(version) if version >= tried => Finding::ok(CHECK, format!("{evidence}: {ALONE}; {}", shared(delivery))),
-        _ => {
-            let (major, minor, patch) = tried;
-            untried(format!("{evidence} is older than {major}.{minor}.{patch}, which was tried"), delivery)
-        }
-    }
-}
-
-fn parsed(text: &str) -> Option<Version> {
+pub(super) fn parsed(text: &str) -> Option<Version> {
     let mut parts = text.trim().splitn(3, '.').map(|part| {
         let end = part.find(|c: char| !c.is_ascii_digit()).unwrap_or(part.len());
         part[..end].parse().ok()
     });
     Some((parts.next()??, parts.next()??, parts.next()??))
-}
-
-/// From here upwards, as node looks for it.
-#[expect(clippy::disallowed_methods, reason = "the border: where the user stands")]
-fn node_package(name: &str) -> Option<String> {
-    let here = std::env::current_dir().ok()?;
-    let manifest = |directory: &Path| directory.join("node_modules").join(name).join("package.json");
-    let path = here.ancestors().map(manifest).find(|path| path.is_file())?;
-    let mut text = String::new();
-    std::fs::File::open(path).ok()?.take(1 << 20).read_to_string(&mut text).ok()?;
-    let package: serde_json::Value = serde_json::from_str(&text).ok()?;
-    Some(package.get("version")?.as_str()?.to_owned())
-}
-
-/// In isolated mode: nothing of the directory that we stand in is run.
-fn python_package(environment: &Environment) -> Option<String> {
-    const SCRIPT: &str = "import importlib.metadata as m; print(m.version('anthropic'))";
-    let program = environment.program("python3", Path::is_file)?;
-    ask(&program, &["-I", "-c", SCRIPT], environment).map(|said| said.trim().to_owned())
 }
 
 /// What a program prints, if it ends well within ten seconds. It is given no secret: only where programs and its home are.
@@ -197,21 +166,21 @@ mod tests {
     }
 
     #[test]
-    fn what_is_older_than_what_was_tried_is_told() {
-        for (version, verdict) in [
-            ((2, 1, 172), Verdict::Warning),
-            ((2, 1, 173), Verdict::Ok),
-            ((2, 1, 329), Verdict::Ok),
-            ((2, 1, 330), Verdict::Ok),
-            ((3, 0, 0), Verdict::Ok),
+    fn claude_verdict_follows_its_version_and_delivery() {
+        for (version, delivery, verdict) in [
+            ((2, 1, 115), Delivery::Federation, Verdict::Warning),
+            ((2, 1, 116), Delivery::Federation, Verdict::Ok),
+            ((2, 1, 117), Delivery::Profile, Verdict::Warning),
+            ((2, 1, 117), Delivery::Gateway, Verdict::Note),
+            ((2, 1, 118), Delivery::Profile, Verdict::Ok),
+            ((2, 1, 330), Delivery::Profile, Verdict::Ok),
+            ((3, 0, 0), Delivery::Profile, Verdict::Ok),
         ] {
-            assert_eq!(judge_claude("x", Some(version), Delivery::Profile).verdict, verdict, "{version:?}");
+            assert_eq!(judge_claude("x", Some(version), delivery).verdict, verdict, "{version:?} {delivery}");
         }
-        let older = |patch| judge_claude("x", Some((2, 1, patch)), Delivery::Gateway);
-        assert!(older(140).evidence.contains("ANTHROPIC_WORKSPACE_ID"));
-        assert!(!older(141).evidence.contains("ANTHROPIC_WORKSPACE_ID"));
-        assert_eq!(older(141).verdict, Verdict::Note, "a token in a variable is read by every version");
         assert_eq!(judge_claude("x", None, Delivery::Profile).verdict, Verdict::Note);
+        let said = |delivery| judge_claude("x", Some((2, 1, 330)), delivery).evidence;
+        assert!(said(Delivery::Profile).contains("--bare") && !said(Delivery::Gateway).contains("--bare"));
     }
 
     #[test]
@@ -222,9 +191,7 @@ mod tests {
             (Delivery::Environment, "none is given a later token"),
             (Delivery::Gateway, "holds the credential"),
         ] {
-            assert!(sdk("x", "2.12.0", (2, 12, 0), delivery).evidence.contains(said), "{delivery}");
+            assert!(shared(delivery).contains(said), "{delivery}");
         }
-        let old = |delivery| sdk("x", "2.11.9", (2, 12, 0), delivery).verdict;
-        assert_eq!((old(Delivery::Federation), old(Delivery::Environment)), (Verdict::Warning, Verdict::Note));
     }
 }

@@ -141,6 +141,29 @@ fn delivery_wins_over_profiles_and_blank_keys_of_the_job() {
     }
 }
 
+#[test]
+fn bare_claude_is_told_which_delivery_it_needs() {
+    let bare = format!("{ONE}\none claude-2.1.330 bare --bare");
+    for (options, code) in
+        [(&["--delivery", "gateway"], 0), (&["--delivery", "environment"], 0), (&["--delivery", "profile"], 1)]
+    {
+        let Some(job) = job_with_clients(knobs()) else { return };
+        let ended = job.exec(options, &bare);
+        assert_eq!(ended.code, code, "{options:?}: {}{}", ended.stdout, ended.stderr);
+        job.assert_exchanges(1);
+    }
+    let Some(mut job) = job_with_clients(knobs()) else { return };
+    job.set("PATH", &format!("{}:/usr/bin:/bin", job.variable("CLIENTS").unwrap()));
+    let claude = ["claude-2.1.330", "--bare", "-p", "hi", "--model", "claude-sonnet-4-6"];
+    for command in [&["exec", "--"][..], &["claude", "--claude", "claude-2.1.330", "--"]] {
+        let arguments = if command[0] == "exec" { &claude[..] } else { &claude[1..] };
+        let ended = job.run(&[command, arguments].concat());
+        assert!(ended.stderr.contains("use --delivery gateway or environment"), "{}", ended.stderr);
+        let cured = job.run(&[&command[..1], &["--delivery", "gateway"], &command[1..], arguments].concat());
+        assert_eq!((cured.code, cured.stderr.as_str()), (0, ""), "{}", cured.stdout);
+    }
+}
+
 /// A profile of the user's own, with a credential that the API refuses.
 fn write_profile(directory: &std::path::Path, name: &str) {
     use std::os::unix::fs::PermissionsExt;

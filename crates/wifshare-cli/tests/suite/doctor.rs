@@ -85,6 +85,42 @@ fn real_clients_are_found_with_their_versions() {
 }
 
 #[test]
+fn packages_are_found_with_the_delivery_that_works() {
+    let mut job = Job::new(knobs());
+    let make = |path: &str, text: &str| {
+        let path = job.path(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    };
+    // A virtual environment beside the job, a program installed in an environment of its own, and a Node project.
+    make(".venv/lib/python3.12/site-packages/anthropic-0.93.0.dist-info/METADATA", "");
+    make(".venv/lib/python3.12/site-packages/langchain_anthropic-1.7.10.dist-info/METADATA", "");
+    make("tools/llm/lib/python3.12/site-packages/llm_anthropic-0.30.dist-info/METADATA", "");
+    make("tools/llm/bin/llm", "#!/bin/sh\ntouch ran\n");
+    make("bin/python3", "#!/bin/sh\ntouch ran\n");
+    make("node_modules/@ai-sdk/anthropic/package.json", r#"{"version": "4.0.105"}"#);
+    std::os::unix::fs::symlink(job.path("tools/llm/bin/llm"), job.path("bin/llm")).unwrap();
+    job.set("PATH", job.path("bin").to_str().unwrap());
+    let cures = |delivery: &str| -> Vec<(String, String)> {
+        let (code, found) = findings(&job, &["--delivery", delivery]);
+        assert_eq!(code, 0, "{found:#?}");
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        about(&found, "client").iter().map(|finding| (text(&finding["evidence"]), text(&finding["cure"]))).collect()
+    };
+    let named =
+        ["@ai-sdk/anthropic 4.0.105", "the Python SDK 0.93.0", "langchain-anthropic 1.7.10", "llm-anthropic 0.30"];
+    let found = cures("profile");
+    assert_eq!(found.len(), named.len(), "{found:#?}");
+    for ((evidence, cure), name) in found.iter().zip(named) {
+        assert!(evidence.starts_with(name), "{evidence}");
+        let delivery = if name.contains("SDK") { "gateway or environment" } else { "--delivery gateway --api-key" };
+        assert!(cure.contains(delivery), "{evidence}: {cure}");
+    }
+    assert!(cures("gateway").iter().all(|(_, cure)| cure.is_empty()), "{:#?}", cures("gateway"));
+    assert!(!job.path("ran").exists(), "a program of the job was run");
+}
+
+#[test]
 fn a_client_that_hangs_holds_nobody() {
     use std::os::unix::fs::OpenOptionsExt;
 
