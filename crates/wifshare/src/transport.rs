@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 
 use crate::environment::Environment;
 use crate::message::{Body, Request, Response};
-use crate::wire::{BoxError, Stage, Stream, Wire, chain};
+use crate::wire::{BoxError, CertificateFault, Stage, Stream, Wire, chain};
 
 /// How requests leave: through which proxy, trusting whom, with how much patience.
 #[derive(Clone, Debug)]
@@ -44,6 +44,9 @@ pub struct NotSent {
     pub host: String,
     /// Why that failed, causes included.
     pub cause: String,
+    /// What is wrong with the certificate, if that is why. Another try would end the same.
+    #[source]
+    pub certificate: Option<Box<CertificateFault>>,
 }
 
 /// The message may have arrived, and may have been acted on.
@@ -71,8 +74,7 @@ pub enum SendError {
 const LARGEST_ANSWER: usize = 1 << 20;
 
 impl Transport {
-    /// Reads proxies and trust roots from the environment: `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` in either case,
-    /// `SSL_CERT_FILE`. Nothing is opened yet.
+    /// Reads proxies and trust roots from the environment, as [`Wire::new`] does. Nothing is opened yet.
     pub fn new(environment: &Environment) -> Transport {
         Transport {
             wire: Wire::new(environment),
@@ -108,7 +110,12 @@ impl Transport {
     /// Connects to the host of this URL, TLS and proxy included. Nothing of a request leaves here.
     pub fn connect(&self, url: &Uri) -> Result<Connection, NotSent> {
         let host = host_of(url);
-        let failed = |cause: String| NotSent { host: host.clone(), cause };
+        let failed = |cause: String| NotSent { host: host.clone(), cause, certificate: None };
+        let refused = |fault: Box<CertificateFault>| NotSent {
+            host: host.clone(),
+            cause: "its certificate was not accepted".to_owned(),
+            certificate: Some(fault),
+        };
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -117,7 +124,10 @@ impl Transport {
         let opened = runtime.block_on(async {
             let connecting = self.open(url, &stage);
             match tokio::time::timeout(self.connect_patience, connecting).await {
-                Ok(opened) => opened.map_err(|error| failed(chain(&*error))),
+                Ok(opened) => opened.map_err(|error| match error.downcast::<CertificateFault>() {
+                    Ok(fault) => refused(fault),
+                    Err(error) => failed(chain(&*error)),
+                }),
                 Err(_) => {
                     Err(failed(format!("{} took longer than {} s", stage.get(), self.connect_patience.as_secs_f32())))
                 }

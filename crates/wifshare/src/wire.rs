@@ -10,11 +10,9 @@ use http::Uri;
 use http::uri::Scheme;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::proxy::Tunnel;
-use hyper_util::client::proxy::matcher::Matcher;
+use hyper_util::client::proxy::matcher::Intercept;
+use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
-use rustls::pki_types::pem::PemObject;
-use rustls::{ClientConfig, RootCertStore};
-use rustls_platform_verifier::ConfigVerifierExt;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -23,13 +21,20 @@ use tower_service::Service;
 
 use crate::environment::Environment;
 
+mod certificate;
+mod proxy;
+
+pub use certificate::CertificateFault;
+use certificate::Roots;
+use proxy::Proxies;
+
 /// Whatever went wrong on the way.
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// How hosts are reached: through which proxy, trusting whom.
 #[derive(Clone, Debug)]
 pub struct Wire {
-    proxies: Arc<Matcher>,
+    proxies: Arc<Proxies>,
     roots: Roots,
 }
 
@@ -44,14 +49,6 @@ pub enum Stream {
     Plain(TcpStream),
     /// With TLS, verified.
     Secure(Box<TlsStream<TcpStream>>),
-}
-
-#[derive(Clone, Debug)]
-enum Roots {
-    /// What the platform trusts.
-    Platform,
-    /// What `SSL_CERT_FILE` lists.
-    File(std::path::PathBuf),
 }
 
 impl Stage {
@@ -69,36 +66,33 @@ impl Stage {
 }
 
 impl Wire {
-    /// Reads proxies and trust roots from the environment: `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` in either case,
-    /// `SSL_CERT_FILE`. Nothing is opened yet.
+    /// Reads proxies and trust roots from the environment: `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` in either case;
+    /// `SSL_CERT_FILE` and `SSL_CERT_DIR`, and where neither is set, beside the platform's roots those in
+    /// `NODE_EXTRA_CA_CERTS`, `REQUESTS_CA_BUNDLE` and `CURL_CA_BUNDLE`. Nothing is opened yet.
     pub fn new(environment: &Environment) -> Wire {
-        let variable = |name: &str| {
-            let value = environment.text(name).or_else(|| environment.text(&name.to_ascii_lowercase()));
-            value.unwrap_or_default().to_owned()
-        };
-        // Plain http is for loopback alone, and loopback is never asked by way of a proxy.
-        let proxies = Matcher::builder()
-            .all(variable("ALL_PROXY"))
-            .https(variable("HTTPS_PROXY"))
-            .no(variable("NO_PROXY"))
-            .build();
-        Wire {
-            proxies: Arc::new(proxies),
-            roots: environment.os("SSL_CERT_FILE").map_or(Roots::Platform, |path| Roots::File(path.into())),
-        }
+        Wire { proxies: Arc::new(Proxies::new(environment)), roots: Roots::new(environment) }
+    }
+
+    /// The roots that certificates are verified with, in words: "the system's roots".
+    pub fn roots(&self) -> String {
+        self.roots.describe()
     }
 
     /// The same without proxies.
     pub(crate) fn without_proxies(self) -> Wire {
-        Wire { proxies: Arc::new(Matcher::builder().build()), ..self }
+        Wire { proxies: Arc::new(Proxies::default()), ..self }
     }
 
     /// The proxy by which this URL is reached, as `http://HOST:PORT` and without its password; `None` where it is
     /// reached directly.
     pub fn proxy_of(&self, url: &Uri) -> Option<String> {
-        let proxy = self.proxies.intercept(url).filter(|_| !is_loopback(url))?;
+        let proxy = self.intercept(url).ok()??;
         let (scheme, host) = (proxy.uri().scheme_str()?, proxy.uri().host()?);
         Some(format!("{scheme}://{host}{}", proxy.uri().port_u16().map(|port| format!(":{port}")).unwrap_or_default()))
+    }
+
+    fn intercept(&self, url: &Uri) -> Result<Option<Intercept>, String> {
+        if is_loopback(url) { Ok(None) } else { self.proxies.intercept(url) }
     }
 
     /// Connects to the host of this URL. `tls` is asked for its settings where the URL wants it; `stage` says at any
@@ -114,7 +108,7 @@ impl Wire {
         tcp.set_nodelay(true);
         tcp.set_keepalive(Some(Duration::from_secs(30)));
         tcp.set_happy_eyeballs_timeout(Some(Duration::from_millis(300)));
-        let stream = match self.proxies.intercept(url).filter(|_| !is_loopback(url)) {
+        let stream = match self.intercept(url)? {
             None => tcp.call(url.clone()).await?,
             Some(proxy) if proxy.uri().scheme() == Some(&Scheme::HTTP) => {
                 stage.set("connecting by way of the proxy");
@@ -135,33 +129,15 @@ impl Wire {
         stage.set("the TLS handshake");
         let name = ServerName::try_from(url.host().unwrap_or_default().trim_matches(['[', ']']).to_owned())?;
         let tls = TlsConnector::from(tls()?).connect(name, stream.into_inner()).await;
-        tls.map(|tls| Stream::Secure(Box::new(tls)))
-            .map_err(|error| format!("the TLS handshake: {}", chain(&error)).into())
+        tls.map(|tls| Stream::Secure(Box::new(tls))).map_err(|error| match self.roots.fault(&error) {
+            Some(fault) => fault.into(),
+            None => format!("the TLS handshake: {}", chain(&error)).into(),
+        })
     }
 
     /// The settings for TLS, for these application protocols. Reading the platform's roots takes its time.
     pub(crate) fn tls(&self, protocols: &[&[u8]]) -> Result<ClientConfig, BoxError> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let mut tls = match &self.roots {
-            Roots::Platform => {
-                // The verifier takes the process's provider; setting it twice is no harm, the first one stays.
-                let _ = rustls::crypto::CryptoProvider::install_default((*provider).clone());
-                ClientConfig::with_platform_verifier()?
-            }
-            Roots::File(path) => {
-                let unusable = |what: String| format!("SSL_CERT_FILE {}: {what}", path.display());
-                let mut roots = RootCertStore::empty();
-                let certificates = rustls::pki_types::CertificateDer::pem_file_iter(path)
-                    .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-                    .map_err(|error| unusable(error.to_string()))?;
-                let (usable, _) = roots.add_parsable_certificates(certificates);
-                if usable == 0 {
-                    return Err(unusable("it lists no certificate".to_owned()).into());
-                }
-                let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
-                builder.with_root_certificates(roots).with_no_client_auth()
-            }
-        };
+        let mut tls = self.roots.client_config()?;
         tls.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
         Ok(tls)
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
-use wifshare::{Environment, Request, SendError, Transport};
+use wifshare::{CertificateFault, Clock, Environment, Inputs, Request, SendError, Transport, obtain, resolve};
 
 /// A certificate for one name, signed by itself.
 struct Identity(rcgen::CertifiedKey<rcgen::KeyPair>);
@@ -16,6 +16,16 @@ struct Identity(rcgen::CertifiedKey<rcgen::KeyPair>);
 impl Identity {
     fn of(name: &str) -> Identity {
         Identity(rcgen::generate_simple_self_signed([name.to_owned()]).unwrap())
+    }
+
+    /// For localhost, valid from the one year to the other.
+    fn valid(from: i32, to: i32) -> Identity {
+        let mut parameters = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap();
+        parameters.not_before = rcgen::date_time_ymd(from, 1, 1);
+        parameters.not_after = rcgen::date_time_ymd(to, 1, 1);
+        let signing_key = rcgen::KeyPair::generate().unwrap();
+        let cert = parameters.self_signed(&signing_key).unwrap();
+        Identity(rcgen::CertifiedKey { cert, signing_key })
     }
 
     fn write_to(&self, path: &Path) {
@@ -97,7 +107,105 @@ fn tls_is_verified_and_ssl_cert_file_names_the_roots() {
     assert!(matches!(wrong_name, Err(SendError::NotSent(_))));
 
     let no_file = quick(&[("SSL_CERT_FILE", "/nonexistent/roots.pem")]).send(get(&url)).unwrap_err();
-    assert!(no_file.to_string().contains("SSL_CERT_FILE /nonexistent/roots.pem"), "{no_file}");
+    let no_file = wifshare::whole_message(&no_file);
+    assert!(no_file.contains("SSL_CERT_FILE /nonexistent/roots.pem"), "{no_file}");
+}
+
+/// What is wrong with the certificate, and what a person reads.
+fn certificate_fault(environment: &[(&str, &str)], url: &str) -> (CertificateFault, String) {
+    let error = quick(environment).send(get(url)).unwrap_err();
+    assert!(matches!(error, SendError::NotSent(_)), "nothing leaves before trust: {error}");
+    let fault = CertificateFault::find(&error).unwrap_or_else(|| panic!("{error}")).clone();
+    (fault, wifshare::whole_message(&error))
+}
+
+#[test]
+fn certificate_faults_are_told_apart_and_each_has_its_cure() {
+    use CertificateFault as F;
+    let holder = tempfile::tempdir().unwrap();
+    let file = |name: &str| holder.path().join(name).to_str().unwrap().to_owned();
+    let (ours, another) = (Identity::of("localhost"), Identity::of("another.example"));
+    ours.write_to(Path::new(&file("ours.pem")));
+    another.write_to(Path::new(&file("another.pem")));
+    std::fs::write(file("empty.pem"), "").unwrap();
+    let port = tls_server(&ours);
+    let url = format!("https://localhost:{port}/");
+    let (of_another, of_ours) = (file("another.pem"), file("ours.pem"));
+    let elsewhere = ("SSL_CERT_FILE", of_another.as_str());
+
+    let (fault, said) = certificate_fault(&[], &url);
+    assert!(matches!(fault, F::UnknownIssuer { .. } | F::NoRoots), "{said}");
+    let (fault, said) = certificate_fault(&[elsewhere], &url);
+    assert!(matches!(fault, F::UnknownIssuer { .. }) && said.contains("another.pem"), "{said}");
+    for variable in ["NODE_EXTRA_CA_CERTS", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"] {
+        // Honoured beside the system's roots, and named where something else is in force.
+        assert_eq!(quick(&[(variable, &of_ours)]).send(get(&url)).unwrap().body().as_slice(), b"well", "{variable}");
+        let (fault, said) = certificate_fault(&[elsewhere, (variable, &of_ours)], &url);
+        assert!(matches!(&fault, F::RootsElsewhere { variable: named, .. } if *named == variable), "{said}");
+        assert!(fault.cure().contains(&of_ours) && said.contains(variable), "{said}; {}", fault.cure());
+        let missing = file("missing.pem");
+        let (fault, said) = certificate_fault(&[(variable, &missing)], &url);
+        assert!(matches!(fault, F::RootsElsewhere { .. } | F::NoRoots), "{said}");
+    }
+    let directory = holder.path().to_str().unwrap();
+    assert!(quick(&[("SSL_CERT_DIR", directory)]).send(get(&url)).is_ok());
+    for broken in [file("empty.pem"), file("missing.pem")] {
+        let (fault, said) = certificate_fault(&[("SSL_CERT_FILE", &broken)], &url);
+        assert!(matches!(fault, F::UnusableRoots(_)) && said.contains(&broken), "{said}");
+    }
+
+    let (fault, said) = certificate_fault(&[("SSL_CERT_FILE", &of_ours)], &format!("https://127.0.0.1:{port}/"));
+    assert!(matches!(fault, F::WrongName(_)) && said.contains("127.0.0.1"), "{said}");
+    for (from, to, words) in [(2001, 2002, "expired"), (4000, 4001, "not valid yet")] {
+        let identity = Identity::valid(from, to);
+        identity.write_to(Path::new(&file("timed.pem")));
+        let url = format!("https://localhost:{}/", tls_server(&identity));
+        let (fault, said) = certificate_fault(&[("SSL_CERT_FILE", &file("timed.pem"))], &url);
+        assert!(matches!(fault, F::Expired(_)) && said.contains(words), "{said}");
+        assert!(fault.cure().contains("clock"), "{}", fault.cure());
+    }
+}
+
+#[test]
+fn refused_certificate_is_tried_once_and_not_remembered() {
+    let holder = tempfile::tempdir().unwrap();
+    let identity = Identity::of("localhost");
+    let accepted = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let (config, count) = (identity.server(), Arc::clone(&accepted));
+    let port = serve(move |stream| {
+        count.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        let connection = rustls::ServerConnection::new(Arc::clone(&config)).unwrap();
+        answer(rustls::StreamOwned::new(connection, stream), "HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n");
+    });
+    let of_the_identity_endpoint = [
+        ("ACTIONS_ID_TOKEN_REQUEST_URL", format!("https://localhost:{port}/idtoken?a=b")),
+        ("ACTIONS_ID_TOKEN_REQUEST_TOKEN", "t".to_owned()),
+    ];
+    let of_the_exchange = [("ANTHROPIC_BASE_URL", format!("https://localhost:{port}"))];
+    let command = || Some(["printf", "eyJhbGciOiJSUzI1NiJ9.eyJqdGkiOiI3In0.c2ln"].map(Into::into).to_vec());
+    for (variables, identity_command) in [(&of_the_identity_endpoint[..], None), (&of_the_exchange[..], command())] {
+        let mut environment = Environment::from_iter([
+            ("ANTHROPIC_FEDERATION_RULE_ID", "fdrl_1"),
+            ("ANTHROPIC_ORGANIZATION_ID", "00000000-0000-4000-8000-000000000000"),
+            ("PATH", "/usr/bin:/bin"),
+        ]);
+        variables.iter().for_each(|(name, value)| environment.set(*name, value.as_str()));
+        let state_dir = Some(holder.path().join("state"));
+        let config = resolve(&Inputs { state_dir, identity_command, ..Inputs::default() }, &environment).unwrap();
+        let transport = Transport::new(&environment);
+        for tries in 1..=2 {
+            let error = obtain(&config, &transport, Clock::system(), &|_| {}).unwrap_err();
+            assert_eq!(error.code(), "certificate-refused", "{error}");
+            assert!(
+                error.hint().is_some_and(|hint| hint.contains("ca-certificates") || hint.contains("SSL_CERT_FILE"))
+            );
+            let connections = accepted.load(std::sync::atomic::Ordering::SeqCst);
+            // Without any root nothing is connected to.
+            assert!(connections == tries || connections == 0, "{connections} after {tries}");
+        }
+        accepted.store(0, std::sync::atomic::Ordering::SeqCst);
+        assert!(!holder.path().join("state/spent").exists(), "nothing is spent");
+    }
 }
 
 #[test]
