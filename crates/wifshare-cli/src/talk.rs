@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::Write;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use clap::ValueEnum;
@@ -217,7 +218,12 @@ impl Talk {
                 progress::waiting(self, holder.as_deref().unwrap_or("another process"), *since);
             }
             Step::Retrying { cause, pause } => {
-                self.progress(&format!("{cause}; trying again in {:.1} s", pause.as_secs_f32()));
+                let text = format!("{cause}; trying again in {:.1} s", pause.as_secs_f32());
+                // A source may be asked for 20 s; what is the same each time is said once.
+                match last_cause().replace(cause.clone()) == Some(cause.clone()) {
+                    true => self.detail(&text),
+                    false => self.progress(&text),
+                }
             }
             Step::AlreadySpent => self.detail("the source handed out an identity token that was spent before"),
             Step::NotKept(cause) => self.warning(&format!(
@@ -255,6 +261,7 @@ impl Talk {
                 self.detail(&format!("renewed: generation {}", credential.generation));
             }
             Step::Asking => {
+                last_cause().take();
                 self.detail("asking for an identity token");
                 progress::begin(self, "asking for an identity token");
             }
@@ -289,6 +296,12 @@ impl Talk {
     fn coloured(self, colour: &str, text: &str) -> String {
         if self.terminal.is_coloured { format!("{colour}{text}{PLAIN}") } else { text.to_owned() }
     }
+}
+
+/// Why the source was asked again last.
+fn last_cause() -> MutexGuard<'static, Option<String>> {
+    static LAST: Mutex<Option<String>> = Mutex::new(None);
+    LAST.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Whether what we were doing, or waiting for, is over with this step.

@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 use crate::clock::{epoch_seconds, from_epoch_seconds};
 use crate::credential::{Credential, is_bearer_token};
 use crate::identity_token::IdentityToken;
-use crate::message::{Request, Response, safe_text, status_text};
+use crate::message::{Request, Response, retry_after, safe_text, status_text};
 use crate::secret::Secret;
 
 /// Routes the request to the federation backend. The second value must not ride on any other grant.
@@ -232,12 +232,6 @@ fn request_id(response: &Response) -> String {
     id.map(|id| format!("{REQUEST_ID}{}", safe_text(id))).unwrap_or_default()
 }
 
-/// The seconds form of RFC 9110 §10.2.3; a date is left aside, our own pauses serve as well.
-fn retry_after(response: &Response) -> Option<Duration> {
-    let value = response.headers().get(header::RETRY_AFTER)?.to_str().ok()?;
-    value.trim().parse().ok().map(Duration::from_secs)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -267,7 +261,7 @@ mod tests {
 
     #[test]
     fn the_request_is_what_the_official_clients_send() {
-        let token = IdentityToken::parse(&Secret::new("e30.e30.c2ln".to_owned())).expect("a token");
+        let token = IdentityToken::parse(&Secret::new("eyJhbGciOiJSUzI1NiJ9.e30.c2ln".to_owned())).expect("a token");
         let request = request(&grant(), token);
         assert_eq!(request.method(), Method::POST);
         assert_eq!(request.headers()["anthropic-beta"], "oauth-2025-04-20,oidc-federation-2026-04-01");
@@ -277,7 +271,7 @@ mod tests {
             body,
             serde_json::json!({
                 "grant_type": "urn:ietf:params:oauth:grant-type:jwt-bearer",
-                "assertion": "e30.e30.c2ln",
+                "assertion": "eyJhbGciOiJSUzI1NiJ9.e30.c2ln",
                 "federation_rule_id": "fdrl_1",
                 "organization_id": "org",
                 "workspace_id": "default",

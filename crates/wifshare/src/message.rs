@@ -27,6 +27,17 @@ pub fn answered_at(response: &Response) -> Option<std::time::SystemTime> {
     httpdate::parse_http_date(response.headers().get(http::header::DATE)?.to_str().ok()?).ok()
 }
 
+/// How long the other side asks us to wait (RFC 9110 §10.2.3). A date counts from its own clock.
+pub(crate) fn retry_after(response: &Response) -> Option<std::time::Duration> {
+    let value = response.headers().get(http::header::RETRY_AFTER)?.to_str().ok()?.trim();
+    match value.parse() {
+        Ok(seconds) => Some(std::time::Duration::from_secs(seconds)),
+        Err(_) => {
+            Some(httpdate::parse_http_date(value).ok()?.duration_since(answered_at(response)?).unwrap_or_default())
+        }
+    }
+}
+
 /// A status as people know it: its number, and its name where it has one. 529, for one, has none.
 pub(crate) fn status_text(status: http::StatusCode) -> String {
     match status.canonical_reason() {
@@ -79,6 +90,26 @@ pub fn whole_message(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        const DATE: &str = "Sat, 28 Nov 2026 12:00:00 GMT";
+        for (value, date, seconds) in [
+            ("7", None, Some(7)),
+            (" 7 ", None, Some(7)),
+            ("Sat, 28 Nov 2026 12:00:09 GMT", Some(DATE), Some(9)),
+            ("Sat, 28 Nov 2026 11:00:00 GMT", Some(DATE), Some(0)),
+            ("Sat, 28 Nov 2026 12:00:09 GMT", None, None),
+            ("soon", Some(DATE), None),
+            ("-1", Some(DATE), None),
+        ] {
+            let mut response = Response::new(Body::default());
+            response.headers_mut().insert(http::header::RETRY_AFTER, http::HeaderValue::from_static(value));
+            let date = date.map(http::HeaderValue::from_static);
+            date.map(|date| response.headers_mut().insert(http::header::DATE, date));
+            assert_eq!(retry_after(&response), seconds.map(std::time::Duration::from_secs), "{value}");
+        }
+    }
 
     #[test]
     fn a_secret_leaves_by_https_or_stays_on_this_machine() {

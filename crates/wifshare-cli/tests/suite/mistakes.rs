@@ -125,16 +125,46 @@ fn an_exchange_that_is_refused_names_where_the_reason_stands() {
     assert_told(&job.token(&[]), 125, "exchange-refused", &["HTTP 400", "ANTHROPIC_FEDERATION_RULE_ID"]);
 }
 
+fn identity_endpoint_that_answers(status: u16, times: usize, retry_after_s: Option<u64>) -> Job {
+    let fault = Fault::Status { status, retry_after_s, commit: false };
+    Job::new(Knobs { identity_token_faults: vec![fault; times], ..knobs() })
+}
+
 #[test]
-fn an_identity_endpoint_that_was_down_is_asked_again_within_seconds_and_one_that_refused_is_not() {
-    for (status, tries, is_asked_again) in [(503, 3, true), (429, 3, true), (403, 1, false)] {
-        let fault = Fault::Status { status, retry_after_s: None, commit: false };
-        let mut job = Job::new(Knobs { identity_token_faults: vec![fault; tries], ..knobs() });
-        assert_told(&job.token(&[]), 125, "identity-refused", &[&status.to_string()]);
-        assert_told(&job.token(&[]), 125, "identity-refused", &["is remembered"]);
-        std::thread::sleep(std::time::Duration::from_millis(6100));
-        assert_eq!(job.token(&[]).code == 0, is_asked_again, "HTTP {status}");
+fn identity_endpoint_that_fails_for_seconds_is_waited_for() {
+    for (status, times) in [(503, 3), (429, 3), (403, 1), (403, 2), (500, 4)] {
+        let mut job = identity_endpoint_that_answers(status, times, None);
+        let ended = job.token(&[]);
+        assert_eq!(ended.code, 0, "HTTP {status} {times} times: {}", ended.stderr);
+        job.assert_exchanges(1);
     }
+    let begin = std::time::Instant::now();
+    let mut job = identity_endpoint_that_answers(429, 1, Some(3));
+    assert_eq!(job.token(&[]).code, 0);
+    assert!(begin.elapsed() >= std::time::Duration::from_secs(3), "{:?}", begin.elapsed());
+}
+
+#[test]
+fn identity_endpoint_that_refuses_is_asked_once_and_remembered() {
+    let mut job = identity_endpoint_that_answers(401, 1, None);
+    assert_told(&job.token(&[]), 125, "identity-refused", &["401", "six hours"]);
+    assert_told(&job.token(&[]), 125, "identity-refused", &["is remembered"]);
+    std::thread::sleep(std::time::Duration::from_millis(6100));
+    assert_ne!(job.token(&[]).code, 0);
+}
+
+#[test]
+fn identity_endpoint_that_stays_away_is_given_up_in_time() {
+    let begin = std::time::Instant::now();
+    let mut job = identity_endpoint_that_answers(503, 50, None);
+    assert_told(&job.token(&[]), 125, "identity-refused", &["503", "try again in a while"]);
+    let taken = begin.elapsed().as_secs();
+    assert!((20..60).contains(&taken), "{taken} s");
+    // What is forbidden at the begin of a job has another cure than a request token that has ended.
+    let mut job = identity_endpoint_that_answers(403, 50, None);
+    let forbidden = job.token(&[]);
+    assert_told(&forbidden, 125, "identity-refused", &["403", "`permissions`"]);
+    assert!(!forbidden.stderr.contains("six hours"), "{}", forbidden.stderr);
 }
 
 #[test]

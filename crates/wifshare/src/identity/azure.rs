@@ -114,6 +114,7 @@ pub(super) fn look_for_workload_identity(job: &Surroundings<'_>) -> Detected {
         variables: &OF_WORKLOAD_IDENTITY,
         refusal_hint: "ANTHROPIC_OIDC_AUDIENCE (--audience) has to be the application id URI of an app registration of this \
                        tenant, api://…; the managed identity needs a federated credential for this service account",
+        forbidden_hint: "",
     }))
 }
 

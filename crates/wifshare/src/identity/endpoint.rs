@@ -3,14 +3,15 @@
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use http::{Method, StatusCode, Uri, header};
+use http::{Method, Uri, header};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 
 use super::{Answer, IdentityError, read};
+use crate::backoff::Backoff;
 use crate::clock::Clock;
 use crate::identity_token::Claims;
-use crate::message::{Body, Request, Response, is_secure, safe_text};
+use crate::message::{Body, Request, Response, is_secure, retry_after, safe_text, whole_message};
 use crate::secret::Secret;
 use crate::step::{Step, Watch};
 
@@ -41,6 +42,8 @@ pub struct Endpoint {
     pub variables: &'static [&'static str],
     /// What to do when the platform refuses.
     pub refusal_hint: &'static str,
+    /// The same where it knows who asks, and forbids it (HTTP 403); empty where that is no other case.
+    pub forbidden_hint: &'static str,
 }
 
 /// How an endpoint is asked.
@@ -87,6 +90,7 @@ impl Endpoint {
             end: None,
             variables: &[],
             refusal_hint: "",
+            forbidden_hint: "",
         }
     }
 
@@ -105,6 +109,7 @@ impl Endpoint {
             end: None,
             variables: &[],
             refusal_hint: "",
+            forbidden_hint: "",
         }
     }
 
@@ -118,35 +123,60 @@ impl Endpoint {
         }
     }
 
-    /// Asks up to three times: asking spends nothing.
+    /// Asks until there is an answer, for as long as the failures may pass: asking spends nothing.
     pub(super) fn ask<E: std::error::Error + Send + Sync + 'static>(
         &self,
         send: impl Fn(Request) -> Result<Response, E>,
         clock: Clock,
         watch: Watch<'_>,
     ) -> Result<Secret, IdentityError> {
-        const TRIES: u32 = 3;
-        let mut tries = 0;
+        let start = (clock.monotonic)();
+        let mut backoff = between_questions();
         loop {
-            tries += 1;
-            let failure = match send(self.request()?) {
-                Ok(response) if response.status().is_server_error() || response.status() == 429 => {
-                    self.refusal(&response)
-                }
-                Ok(response) => return self.parse(&response),
-                Err(error) => IdentityError::Unreachable {
-                    platform: self.platform,
-                    host: self.url.host().unwrap_or_default().to_owned(),
-                    reach: self.reach,
-                    source: Box::new(error),
+            let (failure, budget, asked) = match send(self.request()?) {
+                Ok(response) => match self.budget(&response) {
+                    Some(budget) => (self.refusal(&response), budget, retry_after(&response)),
+                    None => return self.parse(&response),
                 },
+                Err(error) => {
+                    let failure = IdentityError::Unreachable {
+                        platform: self.platform,
+                        host: self.url.host().unwrap_or_default().to_owned(),
+                        reach: self.reach,
+                        source: Box::new(error),
+                    };
+                    let budget = match self.reach {
+                        _ if failure.certificate().is_some() => Duration::ZERO,
+                        Reach::Network => PATIENCE,
+                        Reach::Link => SHORT_PATIENCE,
+                    };
+                    (failure, budget, None)
+                }
             };
-            if tries == TRIES {
+            let elapsed = (clock.monotonic)().saturating_sub(start);
+            let Some(pause) = backoff.pause(elapsed, budget, asked) else {
                 return Err(failure);
-            }
-            let pause = pause_after(tries);
-            watch(&Step::Retrying { cause: failure.to_string(), pause });
+            };
+            watch(&Step::Retrying { cause: whole_message(&failure), pause });
             (clock.pause)(pause)?;
+        }
+    }
+
+    /// For how long this answer is worth asking again; `None` where it decides.
+    fn budget(&self, response: &Response) -> Option<Duration> {
+        let status = response.status();
+        if !status.is_server_error() && !self.is_signed(response) {
+            return None;
+        }
+        match status.as_u16() {
+            408 | 425 | 429 => Some(PATIENCE),
+            _ if status.is_server_error() => Some(PATIENCE),
+            // GitHub says so to a job that has just begun ("job in Pending state").
+            403 if may_pass(response) => Some(PATIENCE),
+            403 => Some(SHORT_PATIENCE),
+            // A metadata service that is being updated (Azure's documentation names both).
+            404 | 410 if self.reach == Reach::Link => Some(SHORT_PATIENCE),
+            _ => None,
         }
     }
 
@@ -188,10 +218,13 @@ impl Endpoint {
             .map_err(|_| self.unexpected("what the platform gave the job cannot stand in a header".to_owned()))
     }
 
+    /// Whether it is the platform that answers.
+    fn is_signed(&self, response: &Response) -> bool {
+        self.signature.is_none_or(|(name, value)| response.headers().get(name).is_some_and(|found| found == value))
+    }
+
     fn parse(&self, response: &Response) -> Result<Secret, IdentityError> {
-        if let Some((name, value)) = self.signature
-            && response.headers().get(name).is_none_or(|found| found != value)
-        {
+        if let Some((name, value)) = self.signature.filter(|_| !self.is_signed(response)) {
             return Err(self.unexpected(format!("the header `{name}: {value}` was expected")));
         }
         if response.status().is_redirection() {
@@ -208,25 +241,56 @@ impl Endpoint {
     }
 
     fn refusal(&self, response: &Response) -> IdentityError {
-        /// As GitHub and Azure DevOps say it, and as OAuth does (RFC 6749 §5.2).
-        #[derive(Deserialize)]
-        struct Answer {
-            message: Option<String>,
-            error_description: Option<String>,
-            error: Option<String>,
-        }
-        let message = serde_json::from_slice(response.body())
-            .ok()
-            .and_then(|Answer { message, error_description, error }| message.or(error_description).or(error))
-            .map(|message| format!(": {}", safe_text(&message)))
-            .unwrap_or_default();
+        let message = message(response).map(|message| format!(": {}", safe_text(&message))).unwrap_or_default();
         let status = response.status();
-        let hint = match status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
-            true => "the platform is busy or broken: try again in a while, and look at its status page",
-            false => self.refusal_hint,
+        let hint = match status.as_u16() {
+            403 if !may_pass(response) && !self.forbidden_hint.is_empty() => self.forbidden_hint,
+            403 if may_pass(response) => {
+                "the platform says that this may pass: run the job again, and look at its status page"
+            }
+            408 | 425 | 429 => "the platform is busy or broken: try again in a while, and look at its status page",
+            _ if status.is_server_error() => {
+                "the platform is busy or broken: try again in a while, and look at its status page"
+            }
+            _ => self.refusal_hint,
         };
         IdentityError::Refused { platform: self.platform, status, message, hint }
     }
+}
+
+/// How long a failure that may pass is waited out.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// The same where it more likely stays: a refusal without a reason, a metadata service that is not there.
+const SHORT_PATIENCE: Duration = Duration::from_secs(3);
+
+/// The pauses between two questions that cost nothing.
+fn between_questions() -> Backoff {
+    Backoff::new(Duration::from_millis(500), Duration::from_secs(5))
+}
+
+/// What a platform says in an answer that holds no token.
+fn message(response: &Response) -> Option<String> {
+    /// As GitHub and Azure DevOps say it, and as OAuth does (RFC 6749 §5.2).
+    #[derive(Deserialize)]
+    struct Answer {
+        message: Option<String>,
+        error_description: Option<String>,
+        error: Option<serde_json::Value>,
+    }
+    let Answer { message, error_description, error } = serde_json::from_slice(response.body()).ok()?;
+    let error = error.and_then(|error| match error {
+        serde_json::Value::String(text) => Some(text),
+        error => Some(error.get("message")?.as_str()?.to_owned()),
+    });
+    message.or(error_description).or(error)
+}
+
+/// Whether the platform's own words say that it may be asked again.
+fn may_pass(response: &Response) -> bool {
+    const WORDS: [&str; 8] =
+        ["pending", "try again", "retry", "temporar", "rate limit", "not ready", "not started", "too many requests"];
+    let text = String::from_utf8_lossy(response.body()).to_ascii_lowercase();
+    response.headers().contains_key(header::RETRY_AFTER) || WORDS.iter().any(|word| text.contains(word))
 }
 
 /// A URL with these parameters behind those that it has; `None` where it cannot be asked, or not without the bearer
@@ -260,15 +324,11 @@ fn encoded(text: &str) -> String {
     utf8_percent_encode(text, NON_ALPHANUMERIC).to_string()
 }
 
-/// A growing pause with up to a half of jitter, so that a fleet does not knock in step.
-fn pause_after(tries: u32) -> Duration {
-    let whole = Duration::from_millis(250) * 2u32.pow(tries);
-    whole.mul_f64(1.0 - fastrand::f64() / 2.0)
-}
-
 #[cfg(test)]
 mod tests {
     use std::io;
+
+    use http::StatusCode;
 
     use super::*;
 
@@ -285,17 +345,58 @@ mod tests {
 
     const QUICK: Clock = Clock { wall: || SystemTime::UNIX_EPOCH, monotonic: || Duration::ZERO, pause: |_| Ok(()) };
 
+    thread_local!(static NOW: std::cell::Cell<Duration> = const { std::cell::Cell::new(Duration::ZERO) });
+
+    /// Time passes by waiting alone.
+    const BY_HAND: Clock = Clock {
+        wall: || SystemTime::UNIX_EPOCH,
+        monotonic: || NOW.get(),
+        pause: |time| {
+            NOW.set(NOW.get() + time);
+            Ok(())
+        },
+    };
+
+    /// How often an endpoint is asked that always answers this, and for how long.
+    fn asked(endpoint: &Endpoint, status: u16, body: &str) -> (u32, Duration) {
+        NOW.set(Duration::ZERO);
+        let count = std::cell::Cell::new(0);
+        let send = |_| {
+            count.set(count.get() + 1);
+            Ok::<_, io::Error>(answer(status, body))
+        };
+        assert!(endpoint.ask(send, BY_HAND, &|_| {}).is_err());
+        (count.get(), NOW.get())
+    }
+
     #[test]
-    fn an_endpoint_is_asked_three_times_when_it_is_busy_and_once_when_it_refuses() {
-        for (status, asked) in [(500, 3), (429, 3), (401, 1), (403, 1), (302, 1), (200, 1)] {
-            let count = std::cell::Cell::new(0);
-            let send = |_| {
-                count.set(count.get() + 1);
-                Ok::<_, io::Error>(answer(status, "{}"))
-            };
-            assert!(endpoint().ask(send, QUICK, &|_| {}).is_err());
-            assert_eq!(count.get(), asked, "status {status}");
+    fn failure_that_may_pass_is_asked_again_for_twenty_seconds() {
+        const PENDING: &str = r#"{"message":"Unable to get ID token: job in Pending state"}"#;
+        for (status, body) in [(500, "{}"), (503, ""), (429, "{}"), (408, ""), (403, PENDING)] {
+            let (times, time) = asked(&endpoint(), status, body);
+            assert!((5..=12).contains(&times) && time == PATIENCE, "HTTP {status}: {times} times in {time:?}");
         }
+        let (times, time) = asked(&endpoint(), 403, r#"{"message":"Resource not accessible by integration"}"#);
+        assert!((3..=8).contains(&times) && time == SHORT_PATIENCE, "{times} times in {time:?}");
+        for (status, body) in [(401, PENDING), (400, "{}"), (404, "{}"), (302, ""), (200, "{}")] {
+            assert_eq!(asked(&endpoint(), status, body), (1, Duration::ZERO), "HTTP {status}");
+        }
+        let metadata = Endpoint { reach: Reach::Link, ..endpoint() };
+        assert_eq!(asked(&metadata, 410, "{}").1, SHORT_PATIENCE);
+    }
+
+    #[test]
+    fn retry_after_is_respected_within_the_patience() {
+        NOW.set(Duration::ZERO);
+        let moments = std::cell::RefCell::new(Vec::new());
+        let send = |_| {
+            moments.borrow_mut().push(NOW.get().as_secs());
+            let mut answer = answer(429, "{}");
+            answer.headers_mut().insert(header::RETRY_AFTER, http::HeaderValue::from_static("9"));
+            Ok::<_, io::Error>(answer)
+        };
+        assert!(endpoint().ask(send, BY_HAND, &|_| {}).is_err());
+        assert_eq!(*moments.borrow(), [0, 9, 18, 20]);
     }
 
     #[test]
@@ -371,10 +472,14 @@ mod tests {
 
     #[test]
     fn a_platform_that_is_busy_and_one_that_refuses_have_different_cures() {
-        for (status, cure) in
-            [(403, "hint"), (400, "hint"), (429, "try again in a while"), (503, "try again in a while")]
-        {
-            let send = |_| Ok::<_, io::Error>(answer(status, "{}"));
+        for (status, body, cure) in [
+            (403, "{}", "hint"),
+            (400, "{}", "hint"),
+            (403, r#"{"message":"job in Pending state"}"#, "may pass"),
+            (429, "{}", "try again in a while"),
+            (503, "{}", "try again in a while"),
+        ] {
+            let send = |_| Ok::<_, io::Error>(answer(status, body));
             let hint = endpoint().ask(send, QUICK, &|_| {}).expect_err("refused").hint().expect("a hint");
             assert!(hint.contains(cure), "{status}: {hint}");
         }
@@ -390,17 +495,6 @@ mod tests {
                 Ok::<_, io::Error>(answer(200, r#"{"value":"t"}"#))
             };
             assert!(endpoint.ask(send, QUICK, &|_| {}).is_ok());
-        }
-    }
-
-    #[test]
-    fn pauses_double_and_differ_by_no_more_than_a_half() {
-        for (tries, whole) in [(0, 250), (1, 500), (2, 1000), (3, 2000)] {
-            let whole = Duration::from_millis(whole);
-            for _ in 0..200 {
-                let pause = pause_after(tries);
-                assert!(whole / 2 <= pause && pause <= whole, "{pause:?} after {tries}");
-            }
         }
     }
 }

@@ -17,6 +17,7 @@ struct Runner {
     /// What to do where a job may not ask.
     permission: &'static str,
     refusal_hint: &'static str,
+    forbidden_hint: &'static str,
     end: Option<&'static str>,
 }
 
@@ -26,6 +27,8 @@ const GITHUB: Runner = Runner {
                  GitHub withholds it from pull requests of forks (--optional runs the command without the credential there)",
     refusal_hint: "the request token ends about six hours after the job began; \
                    in a shorter job, look at the status page of GitHub Actions",
+    forbidden_hint: "look at `permissions` of the job and of the workflow that calls it (`id-token: write`), and at the status \
+                     page of GitHub Actions; a job that has just begun may be refused for some seconds: run it again",
     end: Some("about six hours after the job began"),
 };
 
@@ -34,6 +37,7 @@ const FORGEJO: Runner = Runner {
     permission: "add `enable-openid-connect: true` to the workflow or to the job (Forgejo 15 or later); \
                  --optional runs the command without the credential where a job may not have one",
     refusal_hint: "the request token ends with the job; look at the log of the Forgejo instance",
+    forbidden_hint: "",
     end: None,
 };
 
@@ -42,14 +46,27 @@ const GITEA: Runner = Runner {
     permission: "this Gitea gives its jobs no request URL: it has to be a version that issues OpenID Connect tokens, and the \
                  job may need `id-token: write` in its `permissions`",
     refusal_hint: "the request token ends with the job; look at the log of the Gitea instance",
+    forbidden_hint: "",
+    end: None,
+};
+
+/// <https://github.com/nektos/act> runs workflows of GitHub's on a developer's machine.
+const ACT: Runner = Runner {
+    platform: "act",
+    permission: "act runs the workflow on this machine, where nobody issues identity tokens for it; `permissions` change nothing. \
+                 Pass a token that something else issued (act --env ANTHROPIC_IDENTITY_TOKEN_FILE=…), use `wifshare sandbox` \
+                 to practise, or pass --optional to run the command without the credential",
+    refusal_hint: "act issues no identity tokens: look at what set ACTIONS_ID_TOKEN_REQUEST_URL",
+    forbidden_hint: "",
     end: None,
 };
 
 pub(super) fn look(job: &Surroundings<'_>) -> Detected {
-    // Both set GitHub's variable too.
+    // All of them set GitHub's variable too.
     let runner = match () {
         () if job.says_yes("FORGEJO_ACTIONS") => FORGEJO,
         () if job.says_yes("GITEA_ACTIONS") => GITEA,
+        () if job.says_yes("ACT") => ACT,
         () => GITHUB,
     };
     let url = job.environment.text(VARIABLES[0]);
@@ -60,6 +77,7 @@ pub(super) fn look(job: &Surroundings<'_>) -> Detected {
                 end: runner.end,
                 variables: &VARIABLES,
                 refusal_hint: runner.refusal_hint,
+                forbidden_hint: runner.forbidden_hint,
                 ..Endpoint::with_bearer(runner.platform, url, bearer)
             })),
             None => Detected::broken(
@@ -71,10 +89,13 @@ pub(super) fn look(job: &Surroundings<'_>) -> Detected {
             "only one of ACTIONS_ID_TOKEN_REQUEST_URL and ACTIONS_ID_TOKEN_REQUEST_TOKEN is set",
             "both have to reach this process; look for a step or a container that passes on only one",
         ),
-        (None, None) if job.is_chosen || job.environment.text("GITHUB_ACTIONS") == Some("true") => Detected::withheld(
-            &format!("this {} job may not request identity tokens", runner.platform),
-            runner.permission,
-        ),
+        (None, None) if job.is_chosen || job.says_yes("GITHUB_ACTIONS") => {
+            let reason = match runner.platform {
+                "act" => "this workflow is run by act, which issues no identity tokens".to_owned(),
+                platform => format!("this {platform} job may not request identity tokens"),
+            };
+            Detected::withheld(&reason, runner.permission)
+        }
         (None, None) => Detected::Absent,
     }
 }
@@ -110,13 +131,20 @@ mod tests {
         };
         assert!(hint(&[("GITHUB_ACTIONS", "true")]).contains("id-token: write"));
         assert!(hint(&[("GITHUB_ACTIONS", "true"), ("FORGEJO_ACTIONS", "true")]).contains("enable-openid-connect"));
+        let of_act = hint(&[("GITHUB_ACTIONS", "true"), ("ACT", "true")]);
+        assert!(of_act.contains("act runs the workflow") && !of_act.contains("add `id-token"), "{of_act}");
+        let gitea = [("GITHUB_ACTIONS", "true"), ("GITEA_ACTIONS", "true"), ("ACT", "true")];
+        assert!(hint(&gitea).contains("Gitea"), "its runner is made of act");
     }
 
     #[test]
     fn the_runners_are_told_apart_in_words() {
-        for (variable, platform) in
-            [("X", "GitHub Actions"), ("GITEA_ACTIONS", "Gitea Actions"), ("FORGEJO_ACTIONS", "Forgejo Actions")]
-        {
+        for (variable, platform) in [
+            ("X", "GitHub Actions"),
+            ("GITEA_ACTIONS", "Gitea Actions"),
+            ("FORGEJO_ACTIONS", "Forgejo Actions"),
+            ("ACT", "act"),
+        ] {
             let Detected::Source(source) = look(&[URL, TOKEN, ("GITHUB_ACTIONS", "true"), (variable, "true")]) else {
                 panic!("detected")
             };

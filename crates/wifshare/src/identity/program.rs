@@ -6,9 +6,11 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use super::{Answer, IdentityError, text};
+use crate::backoff::Backoff;
 use crate::clock::Clock;
 use crate::environment::Environment;
 use crate::secret::Secret;
+use crate::step::{Step, Watch};
 
 /// A program and how it is started: directly, without a shell.
 #[derive(Clone, Debug)]
@@ -60,9 +62,23 @@ impl Program {
         self.argv.first().map(|program| program.to_string_lossy().into_owned()).unwrap_or_default()
     }
 
-    /// Runs it and reads the token from what it prints.
-    pub(super) fn token(&self, clock: Clock) -> Result<Secret, IdentityError> {
-        let printed = self.run(clock)?;
+    /// Runs it and reads the token from what it prints. A platform's agent that fails is run again three times, within 14
+    /// seconds beside its own; the user's own command may do more than ask, and is run once.
+    pub(super) fn token(&self, clock: Clock, watch: Watch<'_>) -> Result<Secret, IdentityError> {
+        const RUNS: u32 = 4;
+        let mut backoff = Backoff::new(Duration::from_secs(2), Duration::from_secs(8));
+        let mut runs = 1;
+        let printed = loop {
+            let failure = match self.run(clock) {
+                Err(Failure::Ended(error)) if self.platform.is_some() && runs < RUNS => error,
+                Err(Failure::Ended(error) | Failure::Final(error)) => return Err(error),
+                Ok(printed) => break printed,
+            };
+            runs += 1;
+            let pause = backoff.pause(Duration::ZERO, Duration::MAX, None).unwrap_or_default();
+            watch(&Step::Retrying { cause: failure.to_string(), pause });
+            (clock.pause)(pause)?;
+        };
         match self.answer {
             Answer::Text => Ok(printed),
             Answer::Json(_) => self
@@ -76,8 +92,8 @@ impl Program {
         IdentityError::Command { program: self.name(), what, hint: self.failure_hint }
     }
 
-    fn run(&self, clock: Clock) -> Result<Secret, IdentityError> {
-        const PATIENCE: Duration = Duration::from_secs(30);
+    fn run(&self, clock: Clock) -> Result<Secret, Failure> {
+        const LONGEST: Duration = Duration::from_secs(30);
         const LOOK: Duration = Duration::from_millis(10);
         let (first, rest) = self.argv.split_first().ok_or_else(|| self.failed("it is empty".to_owned()))?;
         let mut child = Command::new(first)
@@ -97,11 +113,10 @@ impl Program {
                 Ok(Some(status)) => break Some(status),
                 // As process 1 we bury every child as it comes, and somebody was faster. Its output will tell.
                 Err(_) => break None,
-                Ok(None) if (clock.monotonic)() - start > PATIENCE => {
+                Ok(None) if (clock.monotonic)() - start > LONGEST => {
                     end(&mut child);
-                    return Err(
-                        self.failed(format!("it was still running after {} s and was ended", PATIENCE.as_secs()))
-                    );
+                    let what = format!("it was still running after {} s and was ended", LONGEST.as_secs());
+                    return Err(self.failed(what).into());
                 }
                 Ok(None) => {
                     if let Err(interrupted) = (clock.pause)(LOOK) {
@@ -112,18 +127,32 @@ impl Program {
             }
         };
         if let Some(status) = status.filter(|status| !status.success()) {
-            return Err(self.failed(status.to_string()));
+            return Err(Failure::Ended(self.failed(status.to_string())));
         }
         // A grandchild may hold the pipe open for ever; the token was printed by the time that the command ended.
-        while !reader.is_finished() && (clock.monotonic)() - start <= PATIENCE {
+        while !reader.is_finished() && (clock.monotonic)() - start <= LONGEST {
             (clock.pause)(LOOK)?;
         }
         if !reader.is_finished() {
-            return Err(self.failed("it left a process behind that keeps its output open".to_owned()));
+            return Err(self.failed("it left a process behind that keeps its output open".to_owned()).into());
         }
         let printed: io::Result<Secret> =
             reader.join().map_err(|_| self.failed("its output could not be read".to_owned()))?;
-        printed.map_err(|error| self.failed(format!("its output is not text: {error}")))
+        printed.map_err(|error| self.failed(format!("its output could not be read: {error}")).into())
+    }
+}
+
+/// Why a program printed no token.
+enum Failure {
+    /// It ran and ended with a failure; another run may fare better.
+    Ended(IdentityError),
+    /// Another run would end the same, or last as long.
+    Final(IdentityError),
+}
+
+impl<E: Into<IdentityError>> From<E> for Failure {
+    fn from(error: E) -> Failure {
+        Failure::Final(error.into())
     }
 }
 
@@ -145,13 +174,34 @@ mod tests {
     #[test]
     fn a_command_is_run_without_a_shell_and_its_failure_is_told() {
         let clock = Clock::system();
-        let printed = program(&["sh", "-c", "printf $T"]).token(clock).expect("it prints");
+        let printed = program(&["sh", "-c", "printf $T"]).token(clock, &|_| {}).expect("it prints");
         assert_eq!(printed.expose(), "abc");
-        let error = program(&["sh", "-c", "exit 3"]).token(clock).expect_err("it fails");
+        let error = program(&["sh", "-c", "exit 3"]).token(clock, &|_| {}).expect_err("it fails");
         assert_eq!(error.to_string(), "the identity command `sh` failed: exit status: 3");
-        assert!(program(&["/nonexistent/x"]).token(clock).is_err());
-        let endless = program(&["sh", "-c", "yes"]).token(clock);
+        assert!(program(&["/nonexistent/x"]).token(clock, &|_| {}).is_err());
+        let endless = program(&["sh", "-c", "yes"]).token(clock, &|_| {});
         assert!(endless.is_err(), "a command that prints without end loses its reader and dies");
+    }
+
+    #[test]
+    fn agent_that_fails_is_run_again_and_the_users_command_is_not() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let script =
+            format!("cd '{}'; echo x >> runs; [ $(wc -l < runs) -ge 3 ] && echo t", directory.path().display());
+        let command = program(&["sh", "-c", &script]);
+        let runs = || {
+            let file = std::fs::File::open(directory.path().join("runs")).expect("it ran");
+            io::read_to_string(file).expect("a text").lines().count()
+        };
+        assert!(command.token(Clock::system(), &|_| {}).is_err());
+        assert_eq!(runs(), 1);
+        let paused = std::sync::atomic::AtomicU32::new(0);
+        let watch = |step: &Step<'_>| {
+            paused.fetch_add(u32::from(matches!(step, Step::Retrying { .. })), std::sync::atomic::Ordering::SeqCst);
+        };
+        let agent = Program { platform: Some("Test CI"), ..command };
+        assert_eq!(agent.token(Clock::system(), &watch).expect("the third run").expose().trim(), "t");
+        assert_eq!((runs(), paused.into_inner()), (3, 1));
     }
 
     #[test]
@@ -161,9 +211,9 @@ mod tests {
             ..program(&["printf", "%s", text])
         };
         let clock = Clock::system();
-        let token = printing(r#"[{"svids":[{"svid":"t"}]}]"#).token(clock).expect("it is there");
+        let token = printing(r#"[{"svids":[{"svid":"t"}]}]"#).token(clock, &|_| {}).expect("it is there");
         assert_eq!(token.expose(), "t");
-        let error = printing("[]").token(clock).expect_err("it is not");
+        let error = printing("[]").token(clock, &|_| {}).expect_err("it is not");
         assert!(error.to_string().contains("`0.svids.0.svid`"), "{error}");
     }
 
@@ -191,7 +241,7 @@ mod tests {
         };
         let start = NOW.get();
         let script = format!("echo $$ > '{0}.new'; mv '{0}.new' '{0}'; {script}", begun.display());
-        let error = program(&["sh", "-c", &script]).token(clock).expect_err("it fails");
+        let error = program(&["sh", "-c", &script]).token(clock, &|_| {}).expect_err("it fails");
         let pid = io::read_to_string(std::fs::File::open(begun).expect("it began")).expect("a number");
         (error.to_string(), NOW.get() - start, pid.trim().to_owned())
     }

@@ -9,6 +9,7 @@ use super::inside::Supplier;
 use super::schedule::Schedule;
 use super::{Provision, Run, lock};
 use crate::alarm::Happening;
+use crate::backoff::Backoff;
 use crate::clock::{Interrupted, epoch_seconds, from_epoch_seconds};
 use crate::credential::{Credential, Freshness};
 use crate::delivery::{Delivery, HandedOutToken};
@@ -226,6 +227,7 @@ impl Run {
     pub(super) fn hand_out_token(&self) -> Result<(), ObtainError> {
         const TRIES: u32 = 4;
         let Some(handed_out) = &self.handed_out else { return Ok(()) };
+        let mut pauses = Backoff::new(Duration::from_millis(500), Duration::from_secs(4));
         let watch = self.watch();
         for tries in 1.. {
             let token = obtain::ask(&self.config, &self.transport, self.clock, watch)?;
@@ -242,7 +244,7 @@ impl Run {
                     let (origin, supply) = (self.config.source.description(), self.config.source.supply());
                     return Err(ObtainError::Spent { origin, supply, spent: Box::new(spent), now });
                 }
-                (self.clock.pause)(Duration::from_millis(200) * 2u32.pow(tries))?;
+                (self.clock.pause)(pauses.pause(Duration::ZERO, Duration::MAX, None).unwrap_or_default())?;
                 continue;
             }
             desk.token_due = Some(due(&token, now));
