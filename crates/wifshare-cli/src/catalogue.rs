@@ -109,10 +109,19 @@ pub(crate) const CATALOGUE: &[Entry] = &[
     },
     Entry {
         code: "implausible-value",
-        meaning: "A value holds what no such id or name can hold.",
-        causes: &["a blank or a line end was copied along", "a whole page or a file's content was pasted"],
-        evidence: &["the message names the variable"],
-        cures: &["copy the id anew from the Claude Console"],
+        meaning: "A value is certainly not the id or name that is expected.",
+        causes: &[
+            "quotes, a name and `=`, or spaces were copied along",
+            "an expression such as `${{ vars.NAME }}` or `$NAME` stands where nothing replaces it by its value",
+            "the id of something else: a service account in place of a rule, a rule in place of an organisation",
+            "a whole page, a file's content, a key or a token was pasted",
+        ],
+        evidence: &["the message names the variable and what was recognised; it never repeats the value"],
+        cures: &[
+            "copy the id anew from the Claude Console: fdrl_… (rule), a UUID (organisation), svac_… (service account), \
+             wrkspc_… or `default` (workspace)",
+            "`wifshare doctor` checks the form of every id",
+        ],
     },
     // -- the identity token --
     Entry {
@@ -165,13 +174,22 @@ pub(crate) const CATALOGUE: &[Entry] = &[
     },
     Entry {
         code: "identity-malformed",
-        meaning: "What the source handed out is no identity token.",
+        meaning: "The source did not provide an identity token: a signed JWT in compact form, and nothing else.",
         causes: &[
-            "the file or the command holds something else: a request token, JSON around the token, nothing yet",
-            "the token has more than the 16 384 bytes that the token endpoint takes",
+            "something surrounds the token: quotes, `Bearer `, a JSON answer, a byte order mark, line breaks",
+            "an expression or a variable stands in its place, which nothing replaced by its value",
+            "the path of a file stands in ANTHROPIC_IDENTITY_TOKEN; a path belongs into ANTHROPIC_IDENTITY_TOKEN_FILE",
+            "the file is empty, UTF-16, or another one; a command prints messages beside the token",
+            "it has too many claims: more than 16384 bytes are not accepted",
         ],
-        evidence: &["the reason in the message; never the text itself"],
-        cures: &["the source has to hold one JWT and nothing else", "ask the identity provider for fewer claims"],
+        evidence: &[
+            "the message says what was recognised; it is refused before anything is written down or sent, so the same token \
+             works once it stands alone",
+        ],
+        cures: &[
+            "do what the hint says; `jq -r` prints a text without quotes",
+            "let the source hold one OIDC identity token and nothing else",
+        ],
     },
     Entry {
         code: "identity-spent",
@@ -214,13 +232,35 @@ pub(crate) const CATALOGUE: &[Entry] = &[
         meaning: "The token endpoint could not be reached. The identity token was not sent and is not spent.",
         causes: &[
             "the name does not resolve, nothing listens, or a firewall drops the packets",
-            "a proxy that is down, or speaks TLS itself",
-            "a certificate that this host does not trust: a corporate proxy opens the connection",
+            "a proxy that is down, speaks TLS itself, or is named in a way that cannot be read",
         ],
         evidence: &["the cause in the message; `wifshare doctor` names the proxy in force and tries the connection"],
         cures: &[
-            "look at ANTHROPIC_BASE_URL, HTTPS_PROXY, ALL_PROXY and NO_PROXY",
-            "put the corporate root into the system's store, or list it in SSL_CERT_FILE",
+            "look at ANTHROPIC_BASE_URL, HTTPS_PROXY, ALL_PROXY and NO_PROXY (NO_PROXY takes HOST and HOST:PORT)",
+            "percent-encode `/`, `?`, `#` and `%` in a proxy's password",
+        ],
+    },
+    Entry {
+        code: "certificate-refused",
+        meaning: "A server's certificate was refused. Nothing was sent, and there is no second try: it would end the same.",
+        causes: &[
+            "a proxy that inspects TLS signs with a root that this host does not know",
+            "this system has no root certificates (a slim container image without `ca-certificates`)",
+            "SSL_CERT_FILE is set, and the root stands in another program's variable: NODE_EXTRA_CA_CERTS, REQUESTS_CA_BUNDLE \
+             or CURL_CA_BUNDLE",
+            "the certificate has expired, or this host's clock is wrong",
+            "the certificate is for another name: something else answers there",
+        ],
+        evidence: &[
+            "the cause says which of these it is, and which roots are in use",
+            "`wifshare doctor` verifies it again",
+        ],
+        cures: &[
+            "add the root to the system's store, or list it in SSL_CERT_FILE (a PEM file)",
+            "install `ca-certificates`",
+            "unset SSL_CERT_FILE and SSL_CERT_DIR: then what NODE_EXTRA_CA_CERTS, REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE name is \
+             used beside the system's roots",
+            "set the clock (NTP)",
         ],
     },
     Entry {

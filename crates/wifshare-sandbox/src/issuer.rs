@@ -83,6 +83,10 @@ impl SigningKey {
     }
 }
 
+/// The same job's subject in the form of repositories made since 15 July 2026: with the ids of `repository_owner_id` and
+/// `repository_id`.
+pub(crate) const IMMUTABLE_SUBJECT: &str = "repo:octo-org@65/octo-repo@74:ref:refs/heads/main";
+
 /// The claims of a job on the main branch of `octo-org/octo-repo`, as GitHub Actions states them.
 pub(crate) fn claims(issuer: &str, audience: &str, lifetime_s: u64, now: Duration) -> Map<String, Value> {
     let now = now.as_secs();

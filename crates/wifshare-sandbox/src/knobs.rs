@@ -36,6 +36,9 @@ pub struct Knobs {
     pub check_jti: bool,
     /// Whether identity tokens have a `jti`; one without is accepted as often as it comes.
     pub issue_jti: bool,
+    /// Whether the subject names the repository with its immutable ids (`repo:ORG@ID/REPO@ID:…`), as GitHub does for
+    /// repositories made since 15 July 2026.
+    pub immutable_subject: bool,
     /// Whether the API refuses calls without the beta `oauth-2025-04-20`.
     pub require_oauth_beta: bool,
     /// The rule that identity tokens have to match.
@@ -65,6 +68,7 @@ impl Default for Knobs {
             algorithm: SigningAlgorithm::Rs256,
             check_jti: true,
             issue_jti: true,
+            immutable_subject: false,
             require_oauth_beta: false,
             rule: FederationRule::default(),
             exchange_faults: Vec::new(),

@@ -84,6 +84,9 @@ impl State {
         if !knobs.issue_jti {
             claims.remove("jti");
         }
+        if knobs.immutable_subject {
+            claims.insert("sub".to_owned(), issuer::IMMUTABLE_SUBJECT.into());
+        }
         edit(&mut claims);
         let identity_token = issuer::SigningKey::of(knobs.algorithm).sign(&claims);
         self.ledger().identity_token_issued(&identity_token);

@@ -60,6 +60,8 @@ codes! {
     // -- the exchange --
     /// The token endpoint could not be reached; nothing was sent.
     EndpointUnreachable = "endpoint-unreachable",
+    /// A server's certificate was refused; nothing was sent.
+    CertificateRefused = "certificate-refused",
     /// The token was sent, and the answer was lost.
     AnswerLost = "answer-lost",
     /// The token endpoint said no.

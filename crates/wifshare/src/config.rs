@@ -10,11 +10,13 @@ use sha2::{Digest, Sha256};
 use crate::code::Code;
 use crate::environment::Environment;
 use crate::exchange::Grant;
+use crate::id::{self, BadForm};
 use crate::identity::{self, Detected, IdentitySource, Places, Program, Reach, Supply, Surroundings};
 use crate::message;
 use crate::store::{Location, Memory, Store};
 use crate::subject::SubjectPattern;
 use crate::transport::Transport;
+use crate::wrapping::Wrapping;
 
 /// What the user said on the command line. It goes before the environment.
 #[derive(Clone, Debug, Default)]
@@ -147,7 +149,9 @@ pub enum ConfigError {
         /// The variable.
         name: &'static str,
         /// What is wrong with it.
-        what: &'static str,
+        what: String,
+        /// The cure.
+        cure: String,
     },
 }
 
@@ -292,12 +296,11 @@ impl ConfigError {
             }
             ConfigError::NoSource { hint, .. } | ConfigError::BrokenSource { hint, .. } => hint.clone(),
             ConfigError::UnknownSource { known, .. } => format!("--identity-source takes one of {known}"),
+            ConfigError::BaseUrl { what: "is in quotes", .. } => Wrapping::Quotes.cure(),
             ConfigError::BaseUrl { .. } => {
                 "ANTHROPIC_BASE_URL has to be https://HOST, or http:// on loopback for practice".to_owned()
             }
-            ConfigError::Value { name, .. } => {
-                format!("look where {name} is set; copy it anew from the Claude Console")
-            }
+            ConfigError::Value { cure, .. } => cure.clone(),
         }
     }
 }
@@ -305,6 +308,11 @@ impl ConfigError {
 pub(crate) fn endpoint(base_url: &str) -> Result<(String, Uri), ConfigError> {
     let base = base_url.trim().trim_end_matches('/');
     let refuse = |what| ConfigError::BaseUrl { url: message::safe_text(base), what };
+    match Wrapping::of_id(base) {
+        Some(Wrapping::Quotes) => return Err(refuse("is in quotes")),
+        Some(Wrapping::Unexpanded(_)) => return Err(refuse("was not replaced by its value")),
+        _ => {}
+    }
     let url: Uri = base.parse().map_err(|_| refuse("is not a URL"))?;
     if url.scheme().is_none() || url.host().unwrap_or_default().is_empty() {
         return Err(refuse("is not a URL with a scheme and a host"));
@@ -327,7 +335,7 @@ fn source(inputs: &Inputs, environment: &Environment, audience: &str) -> Result<
         return Ok(IdentitySource::Command(Program::of_the_user(argv.clone(), environment.clone())));
     }
     if let Some(path) = &inputs.identity_token_file {
-        return Ok(IdentitySource::file(inputs.working_directory.join(path)));
+        return token_file(path.clone(), inputs);
     }
     let surroundings =
         Surroundings { environment, audience, places: &inputs.places, exists: &|path| path.exists(), is_chosen: false };
@@ -338,9 +346,10 @@ fn source(inputs: &Inputs, environment: &Environment, audience: &str) -> Result<
         })?,
         None => identity::detect(&surroundings),
     };
+    let is_named = |path: &Path| environment.os("ANTHROPIC_IDENTITY_TOKEN_FILE") == Some(path.as_os_str());
     match detected {
-        Detected::Source(IdentitySource::File { path, hint }) => {
-            Ok(IdentitySource::File { path: inputs.working_directory.join(path), hint })
+        Detected::Source(IdentitySource::File { path, .. }) if inputs.identity_source.is_none() && is_named(&path) => {
+            token_file(path, inputs)
         }
         Detected::Source(source) => Ok(source),
         Detected::Withheld { reason, hint } => Err(ConfigError::NoSource { reason, hint }),
@@ -365,16 +374,46 @@ fn source(inputs: &Inputs, environment: &Environment, audience: &str) -> Result<
     }
 }
 
-/// Ids are short and in one piece; what is not was pasted wrongly, and would come back as an opaque refusal.
+/// An id that was pasted or generated wrongly would come back as an opaque refusal.
 fn plausible(name: &'static str, value: &str) -> Result<String, ConfigError> {
-    const LONGEST: usize = 512;
-    if value.len() > LONGEST {
-        return Err(ConfigError::Value { name, what: "is far too long for what it should be" });
+    match id::mistake(name, value) {
+        Some(BadForm { what, cure }) => Err(ConfigError::Value { name, what, cure }),
+        None => Ok(value.to_owned()),
     }
-    if !value.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(ConfigError::Value { name, what: "holds blanks or characters that it cannot have" });
+}
+
+/// The path of a token file. One that holds the token itself must not get into a message about a missing file.
+fn token_file(path: PathBuf, inputs: &Inputs) -> Result<IdentitySource, ConfigError> {
+    let broken = |wrapping: Wrapping, cure: String| ConfigError::BrokenSource {
+        reason: format!(
+            "the value of ANTHROPIC_IDENTITY_TOKEN_FILE (or --identity-token-file) is not a path: {wrapping}"
+        ),
+        hint: cure,
+    };
+    let text = path.to_string_lossy();
+    let text = text.trim();
+    let has_token = text
+        .split(|c: char| !(c.is_ascii_alphanumeric() || "-_.".contains(c)))
+        .any(|word| word.starts_with("eyJ") && word.len() > 48);
+    match Wrapping::of_id(text) {
+        _ if has_token => Err(broken(
+            Wrapping::IdentityToken,
+            "set ANTHROPIC_IDENTITY_TOKEN to the token and unset ANTHROPIC_IDENTITY_TOKEN_FILE, or give the path of a file \
+             that holds it"
+                .to_owned(),
+        )),
+        Some(
+            wrapping @ (Wrapping::Quotes
+            | Wrapping::Unexpanded(_)
+            | Wrapping::Url
+            | Wrapping::OtherJson
+            | Wrapping::OtherCredential(_)),
+        ) if !inputs.working_directory.join(&path).exists() => {
+            let cure = wrapping.cure();
+            Err(broken(wrapping, cure))
+        }
+        _ => Ok(IdentitySource::file(inputs.working_directory.join(path))),
     }
-    Ok(value.to_owned())
 }
 
 /// Who is served by whom: the whole identity, and never the bytes of a token. Another input is another key.
@@ -562,6 +601,35 @@ mod tests {
     }
 
     #[test]
+    fn token_in_place_of_its_path_is_refused_and_not_repeated() {
+        let token = "eyJhbGciOiJSUzI1NiJ9.eyJqdGkiOiI3Iiwic3ViIjoicmVwbzpvL3IifQ.c2lnbmF0dXJl";
+        for (value, words) in [
+            (token.to_owned(), "it is an identity token"),
+            (format!("Bearer {token}"), "it is an identity token"),
+            (format!("\"{token}\""), "it is an identity token"),
+            ("'/run/token'".to_owned(), "it is in quotes"),
+            ("$RUNNER_TEMP/token".to_owned(), "was not replaced"),
+            ("${{ runner.temp }}/token".to_owned(), "was not replaced"),
+            ("https://ci.example/token".to_owned(), "it is a URL"),
+        ] {
+            let error = resolved(&[("ANTHROPIC_IDENTITY_TOKEN_FILE", &value)]).expect_err(&value);
+            let said = format!("{error}; {}", error.hint());
+            assert!(matches!(error, ConfigError::BrokenSource { .. }) && said.contains(words), "{said}");
+            assert!(!said.contains("eyJ"), "{said}");
+            let inputs = Inputs { identity_token_file: Some(value.into()), ..Inputs::default() };
+            assert!(matches!(resolve(&inputs, &with(&[])), Err(ConfigError::BrokenSource { .. })));
+        }
+    }
+
+    #[test]
+    fn base_url_in_quotes_is_told_as_that() {
+        for (url, words) in [("\"https://api.example\"", "in quotes"), ("${{ vars.URL }}", "not replaced")] {
+            let error = resolved(&[("ANTHROPIC_BASE_URL", url)]).expect_err(url);
+            assert!(error.to_string().contains(words), "{error}");
+        }
+    }
+
+    #[test]
     fn the_operators_arrangement_is_seen() {
         let seen = |changes: &[(&str, &str)]| arrangement(&Inputs::default(), &with(changes));
         assert_eq!(seen(&[]), Arrangement::None);
@@ -598,7 +666,7 @@ mod tests {
         let with_rule = |rule: &str| resolved(&[("ANTHROPIC_FEDERATION_RULE_ID", rule)]);
         assert_eq!(with_rule(&rule).expect("it is plausible").grant.federation_rule_id, rule);
         let error = with_rule(&format!("{rule}x")).expect_err("it is too long");
-        assert!(matches!(error, ConfigError::Value { what, .. } if what.contains("too long")), "{error}");
+        assert!(matches!(error, ConfigError::Value { ref what, .. } if what.contains("too long")), "{error}");
         assert!(error.hint().contains("ANTHROPIC_FEDERATION_RULE_ID"), "{}", error.hint());
     }
 

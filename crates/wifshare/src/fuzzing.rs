@@ -17,7 +17,7 @@ use crate::event::Event;
 use crate::exchange;
 use crate::gateway;
 use crate::identity::{Detected, IdentityError, IdentitySource, Places, Surroundings, detect};
-use crate::identity_token::{IdentityToken, LARGEST};
+use crate::identity_token::{IdentityToken, LARGEST, Malformed};
 use crate::message::{Body, Response, is_secure, safe_text, whole_message};
 use crate::run::parse_inputs;
 use crate::secret::Secret;
@@ -135,8 +135,16 @@ fn github(url: &str) -> Detected {
 /// What a file, a variable or a command may hold in place of an identity token.
 pub fn identity_token(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes).into_owned();
-    let Ok(token) = IdentityToken::parse(&Secret::new(text.clone())) else { return };
+    let token = match IdentityToken::parse(&Secret::new(text.clone())) {
+        Ok(token) => token,
+        Err(reason) => {
+            assert_fit_to_show(&reason.to_string(), 200);
+            assert!(!reason.cure().is_empty());
+            return;
+        }
+    };
     assert_is_whole(&token);
+    assert_wrapped_is_refused(&token);
     let again = IdentityToken::parse(&Secret::new(format!("\n {text}\t"))).expect("blanks around it are dropped");
     assert_eq!((again.fingerprint(), again.claims()), (token.fingerprint(), token.claims()));
     if token.expose().len() > 16 {
@@ -144,9 +152,42 @@ pub fn identity_token(bytes: &[u8]) {
     }
 }
 
+/// Whatever stands around a token, it is named and the token is not repeated.
+fn assert_wrapped_is_refused(token: &IdentityToken) {
+    let token = token.expose();
+    if token.len() + 64 > LARGEST {
+        return;
+    }
+    for wrapped in [
+        format!("\"{token}\""),
+        format!("'{token}'"),
+        format!("Bearer {token}"),
+        format!("Authorization: Bearer {token}"),
+        format!("{{\"value\":\"{token}\"}}"),
+        format!("[{{\"a-b\":\"{token}\"}}]"),
+        format!("\u{feff}{token}"),
+        format!("{token}\0"),
+        format!("{token}%"),
+        format!("{token}\\n"),
+        format!("{token}\n{token}"),
+        format!("NAME={token}"),
+        format!("log line\n{token}"),
+        token.replace('.', "%2E"),
+        token.replacen('.', ".\n", 1),
+        token.chars().flat_map(|c| [c, '\0']).collect(),
+    ] {
+        let reason = IdentityToken::parse(&Secret::new(wrapped)).expect_err("it is more than a token");
+        assert!(matches!(reason, Malformed::Wrapped(_)), "{reason}");
+        let said = format!("{reason}; {}", reason.cure());
+        assert!(token.len() < 40 || !said.contains(token), "{said}");
+    }
+}
+
 fn assert_is_whole(token: &IdentityToken) {
     assert!((1..=LARGEST).contains(&token.expose().len()));
-    assert_eq!(token.expose().bytes().filter(|byte| *byte == b'.').count(), 2);
+    assert_eq!(token.expose().split('.').filter(|segment| !segment.is_empty()).count(), 3);
+    assert!(token.expose().bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte)));
+    assert!(token.header("alg").is_some_and(|name| !name.is_empty()));
     assert_eq!(token.fingerprint().to_string().len(), 64);
     let claims = token.claims();
     for end in [claims.issued_at, claims.expires_at].into_iter().flatten() {
@@ -269,10 +310,16 @@ pub fn configuration(bytes: &[u8]) {
         Ok(config) => config,
         Err(error) => {
             assert_fit_to_show(&error.to_string(), 500);
+            assert!(!error.hint().is_empty());
             assert!(!matches!(error, ConfigError::NoSource { .. } | ConfigError::BrokenSource { .. }));
             return;
         }
     };
+    let ids = [&config.grant.federation_rule_id, &config.grant.organization_id];
+    for id in ids.into_iter().chain(&config.grant.service_account_id).chain(&config.grant.workspace_id) {
+        assert!(id.bytes().all(|byte| byte.is_ascii_graphic() && !b"\"'`=".contains(&byte)), "{id}");
+        assert!(!id.contains("${") && !id.starts_with("eyJ"), "{id}");
+    }
     let endpoint = &config.grant.token_endpoint;
     assert!(is_secure(endpoint), "{endpoint}");
     assert!(endpoint.path().ends_with("/v1/oauth/token") && endpoint.query().is_none(), "{endpoint}");

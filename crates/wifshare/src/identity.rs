@@ -12,6 +12,7 @@ use crate::identity_token::{self, IdentityToken, Malformed};
 use crate::message::{Request, Response, status_text};
 use crate::secret::Secret;
 use crate::step::Watch;
+use crate::wire::CertificateFault;
 
 mod answer;
 mod endpoint;
@@ -200,7 +201,7 @@ pub enum IdentityError {
         hint: &'static str,
     },
     /// What the source handed out is no identity token.
-    #[error("what {origin} handed out is no identity token: {reason}")]
+    #[error("the text from {origin} is not an identity token: {reason}")]
     Malformed {
         /// The source, in words.
         origin: String,
@@ -336,7 +337,8 @@ impl IdentitySource {
         }
     }
 
-    /// Asks for an identity token. An endpoint is asked up to three times: asking spends nothing. Of given tokens it is
+    /// Asks for an identity token. An endpoint or a platform's agent that fails in a way that may pass is asked again for up
+    /// to 20 s, for asking spends nothing. Of given tokens it is
     /// the first that is not spent, which `is_spent` knows.
     ///
     /// `send` carries one request to the endpoint; its errors mean that no whole answer came back.
@@ -349,7 +351,7 @@ impl IdentitySource {
     ) -> Result<IdentityToken, IdentityError> {
         let text = match self {
             IdentitySource::Endpoint(endpoint) => endpoint.ask(send, clock, watch)?,
-            IdentitySource::Command(program) => program.token(clock)?,
+            IdentitySource::Command(program) => program.token(clock, watch)?,
             IdentitySource::File { path, hint } => {
                 read(path).map_err(|source| IdentityError::File { path: path.clone(), hint, source })?
             }
@@ -361,8 +363,19 @@ impl IdentitySource {
 }
 
 impl IdentityError {
+    /// What is wrong with the certificate of the endpoint, if that is why there is no answer.
+    pub fn certificate(&self) -> Option<&CertificateFault> {
+        match self {
+            IdentityError::Unreachable { source, .. } => CertificateFault::find(&**source),
+            _ => None,
+        }
+    }
+
     /// What the person at the terminal can do about it.
     pub fn hint(&self) -> Option<String> {
+        if let Some(fault) = self.certificate() {
+            return Some(fault.cure());
+        }
         let text = match self {
             IdentityError::Unreachable { reach: Reach::Network, .. } => {
                 "look whether this host reaches it; HTTPS_PROXY, NO_PROXY and SSL_CERT_FILE are honoured"
@@ -379,12 +392,7 @@ impl IdentityError {
                 "something between this host and the platform answers in its place; a proxy?"
             }
             IdentityError::File { hint, .. } | IdentityError::Command { hint, .. } => hint,
-            IdentityError::Malformed { reason: Malformed::Oversized(_), .. } => {
-                "ask the identity provider for a token with fewer claims"
-            }
-            IdentityError::Malformed { .. } => {
-                "the source has to hold one OIDC identity token and nothing else; look who writes it"
-            }
+            IdentityError::Malformed { reason, .. } => return Some(reason.cure()),
             IdentityError::Interrupted(_) => return None,
         };
         Some(text.to_owned())
@@ -404,11 +412,12 @@ fn read(path: &Path) -> io::Result<Secret> {
     text(file)
 }
 
-/// Reads a little more than the largest token, so that an oversized one is recognised as such and read no further.
+/// Reads a little more than the largest token, so that an oversized one is recognised as such and read no further. Bytes
+/// that are not UTF-8 are replaced, and no token has what replaces them.
 fn text(source: impl Read) -> io::Result<Secret> {
-    let mut text = zeroize::Zeroizing::new(String::new());
-    source.take(identity_token::LARGEST as u64 + 1024).read_to_string(&mut text)?;
-    Ok(Secret::new(std::mem::take(&mut *text)))
+    let mut bytes = zeroize::Zeroizing::new(Vec::new());
+    source.take(identity_token::LARGEST as u64 + 1024).read_to_end(&mut bytes)?;
+    Ok(Secret::new(String::from_utf8_lossy(&bytes).into_owned()))
 }
 
 #[cfg(test)]
@@ -521,7 +530,7 @@ mod tests {
         let token = |jti: &str| {
             let part = |json: String| base64::Engine::encode(&base64::engine::general_purpose::URL_SAFE_NO_PAD, json);
             let claims = part(format!(r#"{{"iss":"i","sub":"s","exp":4102444800,"jti":"{jti}"}}"#));
-            format!("{}.{claims}.c2ln", part("{}".to_owned()))
+            format!("{}.{claims}.c2ln", part(r#"{"alg":"RS256"}"#.to_owned()))
         };
         let (one, two, three) = (token("1"), token("2"), token("3"));
         let variables = [

@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 use crate::clock::from_epoch_seconds;
 use crate::message::safe_text;
 use crate::secret::Secret;
+use crate::wrapping::Wrapping;
 
 /// The largest assertion that the token endpoint takes, in bytes.
 pub const LARGEST: usize = 16_384;
@@ -44,34 +45,102 @@ pub struct Claims {
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Fingerprint([u8; 32]);
 
-/// Why a text is no identity token.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+/// Why a text is not an identity token: a JWT (RFC 7519) as a JWS in compact form (RFC 7515 §7.1).
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum Malformed {
-    /// Nothing but blanks.
+    /// Nothing but white space.
     #[error("it is empty")]
     Empty,
     /// Over the 16 384 bytes that the token endpoint takes. So many were read; there may be more.
     #[error("it has more than the {LARGEST} bytes that the token endpoint takes")]
     Oversized(usize),
-    /// Not the three segments of a JWS (RFC 7515 §7.1).
+    /// Not three parts.
     #[error("it is not a JWT: three base64url segments parted by dots were expected")]
     NotThreeSegments,
-    /// The middle segment is no JSON object.
-    #[error("it is not a JWT: its claims are not a JSON object")]
+    /// Five parts: a JWE.
+    #[error("it is an encrypted token (JWE, five segments), and a signed one (JWS, three segments) was expected")]
+    Encrypted,
+    /// This part is not base64url (RFC 4648 §5).
+    #[error("it is not a JWT: its {0} is not base64url, or a part of it is missing")]
+    Encoding(&'static str),
+    /// The first part is not a JSON object.
+    #[error("it is not a JWT: its header is not a JSON object")]
+    Header,
+    /// The header lacks `alg` (RFC 7515 §4.1.1).
+    #[error("it is not a JWT: its header does not name a signature algorithm (`alg`)")]
+    NoAlgorithm,
+    /// The middle part is not a JSON object with claims of the right types.
+    #[error("it is not a JWT: its claims are not a JSON object, or one of them has the wrong type")]
     Claims,
+    /// The last part is empty.
+    #[error("it is not signed: its signature is empty")]
+    Unsigned,
+    /// A token or something else, with something around it.
+    #[error("{0}")]
+    Wrapped(Wrapping),
+}
+
+impl Malformed {
+    /// What to do about it, as an instruction.
+    pub fn cure(&self) -> String {
+        match self {
+            Malformed::Oversized(_) => "ask the identity provider for a token with fewer claims".to_owned(),
+            Malformed::Encrypted => "have the identity provider sign the token and not encrypt it".to_owned(),
+            Malformed::Unsigned => "have the identity provider sign the token (RS256 or ES256)".to_owned(),
+            Malformed::Encoding(_) => {
+                "take the token whole: it may have been cut, or changed on the way (a limit on a variable's length, `cut`, \
+                 a mask `***`)"
+                    .to_owned()
+            }
+            Malformed::Wrapped(wrapping) => wrapping.cure(),
+            Malformed::Empty
+            | Malformed::NotThreeSegments
+            | Malformed::Header
+            | Malformed::NoAlgorithm
+            | Malformed::Claims => "it has to hold one OIDC identity token and nothing else; look who writes it".to_owned(),
+        }
+    }
 }
 
 impl IdentityToken {
-    /// Reads a token as a source handed it out; blanks around it are dropped.
+    /// Reads a token as a source handed it out; white space around it is dropped.
+    ///
+    /// # Errors
+    /// Says what is wrong with the text, and what surrounds the token where one can be found in it.
     pub fn parse(text: &Secret) -> Result<Self, Malformed> {
-        let text = text.expose().trim();
+        IdentityToken::exactly(text.expose()).map_err(|reason| match reason {
+            Malformed::Empty | Malformed::Oversized(_) => reason,
+            reason => {
+                let is_token = |text: &str| IdentityToken::exactly(text).is_ok();
+                Wrapping::of_token(text.expose(), is_token).map_or(reason, Malformed::Wrapped)
+            }
+        })
+    }
+
+    /// The same without a search for what surrounds it.
+    pub(crate) fn exactly(text: &str) -> Result<Self, Malformed> {
+        let text = text.trim();
         if text.is_empty() {
             return Err(Malformed::Empty);
         }
-        if text.len() > LARGEST {
+        let is_of_a_token = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+        if text.len() > LARGEST && text.bytes().take(LARGEST).all(is_of_a_token) {
             return Err(Malformed::Oversized(text.len()));
         }
         let claims = Claims::peek(text)?;
+        let segments: Vec<&str> = text.split('.').collect();
+        let decoded =
+            |number: usize, name| URL_SAFE_NO_PAD.decode(segments[number]).map_err(|_| Malformed::Encoding(name));
+        let header: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_slice(&decoded(0, "header")?).map_err(|_| Malformed::Header)?;
+        if header.get("alg").and_then(|name| name.as_str()).unwrap_or_default().is_empty() {
+            return Err(Malformed::NoAlgorithm);
+        }
+        if segments[2].is_empty() {
+            return Err(Malformed::Unsigned);
+        }
+        decoded(2, "signature")?;
         Ok(IdentityToken { text: Secret::new(text.to_owned()), claims })
     }
 
@@ -181,8 +250,12 @@ impl Claims {
     /// Reads the claims of any JWT, identity token or not.
     pub(crate) fn peek(token: &str) -> Result<Claims, Malformed> {
         let segments: Vec<&str> = token.split('.').collect();
-        let [_header, payload, _signature] = segments[..] else { return Err(Malformed::NotThreeSegments) };
-        let payload = URL_SAFE_NO_PAD.decode(payload).map_err(|_| Malformed::NotThreeSegments)?;
+        let payload = match segments[..] {
+            [_header, payload, _signature] => payload,
+            [_header, _key, _vector, _text, _tag] => return Err(Malformed::Encrypted),
+            _ => return Err(Malformed::NotThreeSegments),
+        };
+        let payload = URL_SAFE_NO_PAD.decode(payload).map_err(|_| Malformed::Encoding("payload"))?;
         let Wire { iss, sub, aud, jti, iat, exp } = serde_json::from_slice(&payload).map_err(|_| Malformed::Claims)?;
         // RFC 7519 §2: a NumericDate may have a fraction.
         let moment = |seconds: Option<f64>| seconds.filter(|s| *s >= 0.0).map(|s| from_epoch_seconds(s as u64));
@@ -228,8 +301,11 @@ enum Audience {
 mod tests {
     use super::*;
 
+    /// `{"alg":"RS256"}`
+    const HEADER: &str = "eyJhbGciOiJSUzI1NiJ9";
+
     fn token(claims: &str) -> Result<IdentityToken, Malformed> {
-        parse(&format!("e30.{}.c2ln", URL_SAFE_NO_PAD.encode(claims)))
+        parse(&format!("{HEADER}.{}.c2ln", URL_SAFE_NO_PAD.encode(claims)))
     }
 
     fn parse(text: &str) -> Result<IdentityToken, Malformed> {
@@ -248,19 +324,107 @@ mod tests {
     }
 
     #[test]
-    fn a_text_that_is_no_token_is_refused_with_the_reason() {
+    fn malformed_token_is_refused_with_the_reason() {
+        let encoded = |text: &str| URL_SAFE_NO_PAD.encode(text);
+        let claims = encoded(r#"{"jti":"7"}"#);
         for (text, reason) in [
             (" \n".to_owned(), Malformed::Empty),
             ("a".repeat(LARGEST + 1), Malformed::Oversized(LARGEST + 1)),
             ("abc".to_owned(), Malformed::NotThreeSegments),
-            ("a.!!.c".to_owned(), Malformed::NotThreeSegments),
+            (format!("{HEADER}.{claims}"), Malformed::NotThreeSegments),
+            ("a.!!.c".to_owned(), Malformed::Encoding("payload")),
             ("a.b.c.d".to_owned(), Malformed::NotThreeSegments),
-            (format!("a.{}.c", URL_SAFE_NO_PAD.encode("[1]")), Malformed::Claims),
+            (format!("{HEADER}.a.b.c.d"), Malformed::Encrypted),
+            (format!("{HEADER}.{}.c2ln", encoded("[1]")), Malformed::Claims),
+            (format!("{HEADER}.{}.c2ln", encoded(r#"{"iss":5}"#)), Malformed::Claims),
+            (format!("a.{claims}.c2ln"), Malformed::Encoding("header")),
+            (format!("{}.{claims}.c2ln", encoded("[]")), Malformed::Header),
+            (format!("{}.{claims}.c2ln", encoded("{}")), Malformed::NoAlgorithm),
+            (format!("{}.{claims}.c2ln", encoded(r#"{"alg":1}"#)), Malformed::NoAlgorithm),
+            (format!("{HEADER}.{claims}."), Malformed::Unsigned),
+            (format!("{HEADER}.{claims}.a"), Malformed::Encoding("signature")),
         ] {
-            assert_eq!(parse(&text).err(), Some(reason), "{text:.20}");
+            assert_eq!(parse(&text).err(), Some(reason), "{text:.60}");
         }
-        let largest = format!("e30.e30.{}", "a".repeat(LARGEST - 8));
-        assert!(parse(&largest).is_ok(), "exactly the largest is taken");
+        let largest = format!("{HEADER}.e30.{}", "A".repeat(LARGEST - HEADER.len() - 5));
+        assert_eq!(largest.len(), LARGEST);
+        let largest = parse(&largest).map(|token| token.expose().len());
+        assert_eq!(largest.ok(), Some(LARGEST), "exactly the largest is taken");
+    }
+
+    #[test]
+    fn what_surrounds_a_token_is_named() {
+        use Wrapping as W;
+        use base64::engine::general_purpose::STANDARD;
+        let jwt = format!("{HEADER}.{}.c2ln", URL_SAFE_NO_PAD.encode(r#"{"jti":"7","sub":"repo:o/r"}"#));
+        let json = |place: &str| W::Json(place.to_owned());
+        let (begin, end) = jwt.split_at(30);
+        let utf_16: String = jwt.chars().flat_map(|c| [c, '\0']).collect();
+        for (text, wrapping) in [
+            (format!("\"{jwt}\""), W::Quotes),
+            (format!("'{jwt}'"), W::Quotes),
+            (format!("\"{jwt}"), W::Quotes),
+            (format!("{jwt}'"), W::Quotes),
+            (format!("`{jwt}`"), W::Quotes),
+            (format!("\u{201c}{jwt}\u{201d}"), W::Quotes),
+            (format!("\\\"{jwt}\\\""), W::Quotes),
+            (format!("Bearer {jwt}"), W::Scheme),
+            (format!("bearer  {jwt}\n"), W::Scheme),
+            (format!("Authorization: Bearer {jwt}"), W::Scheme),
+            (format!(r#"{{"count":1,"value":"{jwt}"}}"#), json(".value")),
+            (format!(r#"{{"token":"{jwt}"}}"#), json(".token")),
+            (format!(r#"{{"access_token":"{jwt}","expires_in":3}}"#), json(".access_token")),
+            (format!("{{\n  \"id_token\" : \"{jwt}\"\n}}\n"), json(".id_token")),
+            (format!(r#"{{"data":{{"a-b":["{jwt}"]}}}}"#), json(".data[][0]")),
+            (format!(r#"[{{"svids":[{{"svid":"{jwt}"}}]}}]"#), json(".[0].svids[0].svid")),
+            (format!(r#"{{"{0}":{{"{0}":{{"{0}":"{jwt}"}}}}}}"#, "abcdefghijklmnop"), json(".. | strings")),
+            (r#"{"message":"denied"}"#.to_owned(), W::OtherJson),
+            (format!("\u{feff}{jwt}"), W::ByteOrderMark),
+            (utf_16, W::Utf16),
+            (format!("{jwt}\0"), W::Nul),
+            (format!("{jwt}\u{200b}"), W::NotText),
+            (format!("\u{fffd}{jwt}"), W::NotText),
+            ("${{ steps.t.outputs.token }}".to_owned(), W::Unexpanded("${{ … }}")),
+            ("{{ .Values.token }}".to_owned(), W::Unexpanded("{{ … }}")),
+            ("$(ID_TOKEN)".to_owned(), W::Unexpanded("$(…)")),
+            ("${CI_JOB_JWT}".to_owned(), W::Unexpanded("${…}")),
+            ("$CI_JOB_JWT_V2".to_owned(), W::Unexpanded("$NAME")),
+            ("%ID_TOKEN%".to_owned(), W::Unexpanded("%NAME%")),
+            ("$env:ID_TOKEN".to_owned(), W::Unexpanded("$env:NAME")),
+            ("<paste the token here>".to_owned(), W::Placeholder),
+            ("eyJhbGciOi...".to_owned(), W::Placeholder),
+            ("null".to_owned(), W::Null),
+            ("/var/run/secrets/token".to_owned(), W::Path),
+            ("./token.jwt".to_owned(), W::Path),
+            ("C:\\token.jwt".to_owned(), W::Path),
+            ("file:///run/token".to_owned(), W::Path),
+            ("https://ci.example/token".to_owned(), W::Url),
+            ("<!DOCTYPE html><html></html>".to_owned(), W::WebPage),
+            ("-----BEGIN PRIVATE KEY-----\nabc".to_owned(), W::Pem),
+            ("sk-ant-api03-x".to_owned(), W::OtherCredential("an API key")),
+            (format!("{begin}\n{end}"), W::Wrapped),
+            (format!("{begin}\r\n {end}"), W::Wrapped),
+            (format!("{jwt}\\n"), W::Wrapped),
+            (format!("{jwt}\n{jwt}"), W::Several),
+            (jwt.replace('.', "%2E"), W::PercentEncoded),
+            (format!("{jwt}%0A"), W::PercentEncoded),
+            (format!("{jwt}%"), W::PromptMark),
+            (format!("{jwt}=="), W::StandardBase64),
+            (STANDARD.encode(&jwt), W::EncodedAgain),
+            (STANDARD.encode(format!("{jwt}\n")), W::EncodedAgain),
+            (format!("ANTHROPIC_IDENTITY_TOKEN={jwt}"), W::Assignment),
+            (format!("export TOKEN='{jwt}'"), W::Assignment),
+            (format!("token: {jwt}"), W::Scheme),
+            (format!("id_token: {jwt}"), W::Assignment),
+            (format!("fetched a token\n{jwt}"), W::Beside),
+            (format!("{jwt},"), W::Beside),
+            (format!("\u{1b}[32m{jwt}\u{1b}[0m"), W::Beside),
+        ] {
+            let error = parse(&text).expect_err(&text);
+            assert_eq!(error, Malformed::Wrapped(wrapping), "{text:?}");
+            let (said, cure) = (error.to_string(), error.cure());
+            assert!(!said.contains(&jwt[..20]) && !cure.contains(&jwt[..20]), "{said}; {cure}");
+        }
     }
 
     #[test]
@@ -295,7 +459,6 @@ mod tests {
             (r#"{"alg":"RS256"}"#, r#"{"sub":"s","iat":100,"exp":400}"#, "`kid`"),
             (r#"{"alg":"HS256","kid":"1"}"#, r#"{"sub":"s","iat":100,"exp":400}"#, "`HS256`"),
             (r#"{"alg":"EdDSA","kid":"1"}"#, r#"{"sub":"s","iat":100,"exp":400}"#, "`EdDSA`"),
-            (r#"{"kid":"1"}"#, r#"{"sub":"s","iat":100,"exp":400}"#, "signed with ``"),
         ] {
             let complaints = signed(header, claims).complaints();
             assert!(complaints.len() == 1 && complaints[0].contains(word), "{header} {claims}: {complaints:?}");
@@ -305,7 +468,7 @@ mod tests {
     #[test]
     fn debug_hides_the_token() {
         let text = format!("{:?}", token(r#"{"jti":"7"}"#).expect("well formed"));
-        assert!(!text.contains("e30."), "{text}");
+        assert!(!text.contains(HEADER), "{text}");
         assert!(text.starts_with("IdentityToken") && text.contains(r#"jti: Some("7")"#), "{text}");
         let fingerprint = token(r#"{"jti":"7"}"#).expect("well formed").fingerprint();
         assert_eq!(format!("{fingerprint:?}"), format!("Fingerprint({fingerprint})"));

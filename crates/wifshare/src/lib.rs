@@ -22,12 +22,15 @@
 
 // -- vocabulary --
 mod alarm;
+mod backoff;
 mod clock;
 mod code;
 mod credential;
 mod diagnosis;
 mod environment;
 mod event;
+mod github_subject;
+mod id;
 mod identity_token;
 mod message;
 mod private_file;
@@ -35,6 +38,7 @@ mod secret;
 mod step;
 mod subject;
 mod wire;
+mod wrapping;
 // -- rooms --
 mod child;
 mod delivery;
@@ -75,7 +79,9 @@ pub use event::{Event, What, moment};
 pub use events::EventLog;
 pub use exchange::{Grant, TokenError};
 pub use gateway::{Board, CAPABILITY_LIFE, Caller, Gateway, Limits, Listen, Served, Standing, Terms, new_capability};
+pub use github_subject::{is_immutable, with_ids_of, without_ids};
 pub use holder::Holder;
+pub use id::{BadForm, complaint};
 pub use identity::{
     Answer, Detected, Endpoint, Given, IdentityError, IdentitySource, Outlook, Places, Program, Question, Reach,
     Supply, Surroundings, choose, detect, platforms, variables_of_the_cis,
@@ -97,4 +103,5 @@ pub use store::{
 };
 pub use subject::SubjectPattern;
 pub use transport::{Connection, MaybeSent, NotSent, SendError, Transport};
-pub use wire::Wire;
+pub use wire::{CertificateFault, Wire};
+pub use wrapping::Wrapping;

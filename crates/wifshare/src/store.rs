@@ -461,7 +461,7 @@ mod tests {
     fn what_is_spent_or_refused_is_found_by_whoever_looks() {
         let holder = tempfile::tempdir().unwrap();
         let store = Store::at(&location(holder.path()));
-        let token = IdentityToken::parse(&Secret::new("e30.e30.YQ".to_owned())).unwrap();
+        let token = IdentityToken::parse(&Secret::new("eyJhbGciOiJSUzI1NiJ9.e30.YQ".to_owned())).unwrap();
         assert_eq!(store.spent(&token).unwrap(), None);
         assert_eq!(store.hand_out(&token, Clock::system(), &|_| {}).unwrap(), None);
         let turn = turn(&store);

@@ -4,20 +4,24 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-const VOCABULARY: [&str; 13] = [
+const VOCABULARY: [&str; 17] = [
     "alarm",
+    "backoff",
     "clock",
     "code",
     "credential",
     "diagnosis",
     "environment",
     "event",
+    "github_subject",
+    "id",
     "identity_token",
     "message",
     "private_file",
     "secret",
     "step",
     "wire",
+    "wrapping",
 ];
 const ROOMS: [&str; 9] =
     ["child", "delivery", "descendants", "events", "exchange", "gateway", "identity", "store", "transport"];

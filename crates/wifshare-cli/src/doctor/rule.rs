@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Map, Value};
-use wifshare::{Config, IdentityToken, safe_text};
+use wifshare::{Config, IdentityToken, is_immutable, safe_text, with_ids_of, without_ids};
 
 use super::finding::Finding;
 use crate::clock::clock;
@@ -200,15 +200,43 @@ fn judge_subject(prefix: &str, token: &IdentityToken) -> Finding {
     let is_case = matches(&prefix.to_lowercase(), &subject.to_lowercase());
     let is_short = !prefix.ends_with('*') && subject.starts_with(prefix);
     let cure = match (is_case, is_short) {
-        (true, _) => "only upper and lower case differ, and a rule compares exactly",
-        (_, true) => "without `*` at its end a subject_prefix has to be the whole subject",
-        _ => "correct the rule's subject_prefix in the Console, or run the job where its subject matches",
+        (true, _) => "only upper and lower case differ, and a rule compares exactly".to_owned(),
+        (_, true) => "without `*` at its end a subject_prefix has to be the whole subject".to_owned(),
+        _ => cure_of_ids(prefix, subject).unwrap_or_else(|| {
+            "correct the rule's subject_prefix in the Console, or run the job where its subject matches".to_owned()
+        }),
     };
     Finding::failed(
         CHECK,
         format!("the subject `{}` does not match `{}`", safe_text(subject), safe_text(prefix)),
-        Some(cure.to_owned()),
+        Some(cure),
     )
+}
+
+/// What to do where rule and subject differ in GitHub's immutable ids alone.
+fn cure_of_ids(prefix: &str, subject: &str) -> Option<String> {
+    if !matches(&without_ids(prefix), &without_ids(subject)) {
+        return None;
+    }
+    let plain = || safe_text(&without_ids(prefix));
+    match (is_immutable(prefix), is_immutable(subject)) {
+        (false, true) => Some(format!(
+            "GitHub issues subjects with immutable ids for repositories made since 15 July 2026: set the rule's \
+             subject_prefix to `{}`",
+            safe_text(&with_ids_of(prefix, subject)?)
+        )),
+        (true, false) => Some(format!(
+            "this repository has subjects without ids (it is older than 15 July 2026, or immutable subjects are turned \
+             off): set the rule's subject_prefix to `{}`",
+            plain()
+        )),
+        (true, true) => Some(format!(
+            "the names are the same and an id differs: the repository or its owner was deleted and made anew. Set the \
+             rule's subject_prefix to `{}` if it is to be trusted",
+            safe_text(&with_ids_of(&without_ids(prefix), subject)?)
+        )),
+        (false, false) => None,
+    }
 }
 
 /// Exact, or a prefix where it ends in `*`; case counts.
@@ -269,6 +297,25 @@ mod tests {
             ("", "", true),
         ] {
             assert_eq!(matches(prefix, subject), is_match, "{prefix} {subject}");
+        }
+    }
+
+    #[test]
+    fn prefix_and_subject_that_differ_in_ids_alone_have_a_cure() {
+        const PLAIN: &str = "repo:o/r:ref:refs/heads/main";
+        const WITH_IDS: &str = "repo:o@65/r@74:ref:refs/heads/main";
+        for (prefix, subject, words) in [
+            ("repo:o/r:*", WITH_IDS, Some("`repo:o@65/r@74:*`")),
+            ("repo:o/*", WITH_IDS, Some("`repo:o@65/*`")),
+            (PLAIN, WITH_IDS, Some("`repo:o@65/r@74:ref:refs/heads/main`")),
+            ("repo:o@65/r@74:*", PLAIN, Some("`repo:o/r:*`")),
+            ("repo:o@65/r@9:*", WITH_IDS, Some("deleted and made anew")),
+            ("repo:o/other:*", WITH_IDS, None),
+            ("repo:o/other:*", PLAIN, None),
+        ] {
+            let cure = cure_of_ids(prefix, subject);
+            assert_eq!(cure.is_some(), words.is_some(), "{prefix} {subject}: {cure:?}");
+            assert!(words.is_none_or(|words| cure.is_some_and(|cure| cure.contains(words))), "{prefix} {subject}");
         }
     }
 

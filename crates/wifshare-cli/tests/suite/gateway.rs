@@ -83,7 +83,7 @@ fn a_client_that_insists_on_federating_gets_the_capability_and_nothing_is_forwar
     let script = format!(
         r#"{ONE}
         unset ANTHROPIC_AUTH_TOKEN
-        printf %s 'e30.eyJqdGkiOiJ4In0.YQ' > {0}/own-token
+        printf %s 'eyJhbGciOiJSUzI1NiJ9.eyJqdGkiOiJ4In0.YQ' > {0}/own-token
         export ANTHROPIC_IDENTITY_TOKEN_FILE={0}/own-token
         export ANTHROPIC_FEDERATION_RULE_ID=fdrl_01SandboxRule
         export ANTHROPIC_ORGANIZATION_ID=00000000-0000-4000-8000-0000005a4db0

@@ -127,7 +127,7 @@ impl Gateway {
         (job, gateway)
     }
 
-    const IDENTITY: [&str; 2] = ["--identity-command", "echo e30.eyJqdGkiOiJ4In0.YQ"];
+    const IDENTITY: [&str; 2] = ["--identity-command", "echo eyJhbGciOiJSUzI1NiJ9.eyJqdGkiOiJ4In0.YQ"];
 
     fn job(api: &Api) -> Job {
         let mut job = Job::new(knobs());

@@ -20,6 +20,7 @@ mod gateway_ends;
 mod gateway_hostile;
 mod github;
 mod help;
+mod inputs;
 mod internal_error;
 mod job;
 mod keeper;

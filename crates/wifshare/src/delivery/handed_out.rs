@@ -136,17 +136,17 @@ mod tests {
         let holder = tempfile::tempdir().expect("a directory");
         let file = HandedOutToken::create(holder.path().join("t")).expect("created");
         let token = |text: &str| IdentityToken::parse(&Secret::new(text.to_owned())).expect("a token");
-        file.replace(token("e30.e30.YQ"), &|_| {}).expect("replaced");
+        file.replace(token("eyJhbGciOiJSUzI1NiJ9.e30.YQ"), &|_| {}).expect("replaced");
         assert!(!file.was_read());
         let read = private_file::read(file.path()).expect("readable").expect("there");
-        assert_eq!(read.as_slice(), b"e30.e30.YQ");
+        assert_eq!(read.as_slice(), b"eyJhbGciOiJSUzI1NiJ9.e30.YQ");
         let long = std::time::Duration::from_secs(60);
         let (begun, monotonic) = ((Clock::system().monotonic)(), Clock::system().monotonic);
         Alarm::new().wait(None, long, file.news());
         assert!(monotonic() - begun < long / 2, "who waits for news hears of it");
         assert!(file.was_read());
         assert!(!file.was_read(), "told once");
-        file.replace(token("e30.e30.Yg"), &|_| {}).expect("replaced");
+        file.replace(token("eyJhbGciOiJSUzI1NiJ9.e30.Yg"), &|_| {}).expect("replaced");
         assert!(!file.was_read());
     }
 }

@@ -20,8 +20,8 @@ pub(super) fn look(job: &Surroundings<'_>) -> Detected {
     for (name, value) in job.environment.iter() {
         // Of this GitLab and of no other service; CI_SERVER_URL is the issuer, whatever the port.
         let (Some(name), Some(text)) = (name.to_str(), value.to_str()) else { continue };
+        let Ok(token) = IdentityToken::exactly(text) else { continue };
         let text = Secret::new(text.trim().to_owned());
-        let Ok(token) = IdentityToken::parse(&text) else { continue };
         let claims = token.claims();
         let issuer = job.environment.text("CI_SERVER_URL");
         if issuer.is_some() && claims.issuer.as_deref() != issuer {

@@ -28,7 +28,8 @@ const MOST: usize = 64;
 /// `ANTHROPIC_IDENTITY_TOKEN_2`, `ANTHROPIC_IDENTITY_TOKEN_3` and so on.
 pub(super) fn detect(environment: &Environment) -> Detected {
     let given = |variable: &str| {
-        let text = Secret::new(environment.text(variable)?.to_owned());
+        // One that is not Unicode is refused with its reason later; it must not count as unset.
+        let text = Secret::new(environment.os(variable)?.to_string_lossy().trim().to_owned());
         Some(Given { variable: variable.to_owned(), text })
     };
     let Some(list) = environment.text(LIST) else {
@@ -117,7 +118,7 @@ pub(super) mod tests {
     use crate::clock::from_epoch_seconds;
 
     pub(in crate::identity) fn token(claims: &str) -> String {
-        format!("e30.{}.c2ln", base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(claims))
+        format!("eyJhbGciOiJSUzI1NiJ9.{}.c2ln", base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(claims))
     }
 
     fn names(detected: Detected) -> Vec<String> {

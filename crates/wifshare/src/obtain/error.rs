@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use crate::backoff::Backoff;
 use crate::clock::{Interrupted, epoch_seconds};
 use crate::code::Code;
 use crate::diagnosis::Diagnosis;
@@ -137,6 +138,7 @@ impl ObtainError {
             ObtainError::Store(StoreError::UnreliableLocks { .. }) => Code::LocksUnreliable,
             ObtainError::Store(StoreError::Interrupted(_)) | ObtainError::Interrupted(_) => Code::Interrupted,
             ObtainError::Identity { source, .. } => match source {
+                IdentityError::Unreachable { .. } if source.certificate().is_some() => Code::CertificateRefused,
                 IdentityError::Unreachable { .. } => Code::IdentityUnreachable,
                 IdentityError::Refused { .. } => Code::IdentityRefused,
                 IdentityError::Unexpected { .. } => Code::IdentityUnexpected,
@@ -148,6 +150,7 @@ impl ObtainError {
             ObtainError::Spent { .. } => Code::IdentitySpent,
             ObtainError::TooOld { .. } => Code::IdentityExpired,
             ObtainError::Subject { .. } => Code::SubjectUnexpected,
+            ObtainError::NotSent(NotSent { certificate: Some(_), .. }) => Code::CertificateRefused,
             ObtainError::NotSent(_) => Code::EndpointUnreachable,
             ObtainError::MaybeSent { .. } => Code::AnswerLost,
             ObtainError::Token { source, .. } => match source {
@@ -208,6 +211,7 @@ impl ObtainError {
                  stands for any text"
                     .to_owned(),
             ),
+            ObtainError::NotSent(NotSent { certificate: Some(fault), .. }) => Some(fault.cure()),
             ObtainError::NotSent(_) => Some(
                 "look whether this host reaches ANTHROPIC_BASE_URL; HTTPS_PROXY, NO_PROXY and SSL_CERT_FILE are honoured"
                     .to_owned(),
@@ -249,7 +253,8 @@ impl ObtainError {
     /// Whether a new identity token may fare better.
     pub(super) fn may_pass(&self) -> bool {
         match self {
-            ObtainError::NotSent(_) | ObtainError::MaybeSent { .. } | ObtainError::Spent { .. } => true,
+            ObtainError::NotSent(NotSent { certificate, .. }) => certificate.is_none(),
+            ObtainError::MaybeSent { .. } | ObtainError::Spent { .. } => true,
             ObtainError::Token { source, .. } => matches!(source, TokenError::Busy { .. }),
             ObtainError::Store(_)
             | ObtainError::Identity { .. }
@@ -266,13 +271,12 @@ impl ObtainError {
     /// A growing pause with jitter, or what the endpoint asked for within reason.
     pub(super) fn pause_after(&self, tries: u32) -> Duration {
         const LONGEST: Duration = Duration::from_secs(10);
-        let own = (Duration::from_millis(500) * 2u32.pow(tries.saturating_sub(1))).mul_f64(1.0 + fastrand::f64() / 2.0);
-        match self {
-            ObtainError::Token { source: TokenError::Busy { retry_after: Some(asked), .. }, .. } => {
-                own.max(*asked).min(LONGEST)
-            }
-            _ => own,
-        }
+        let mut backoff = Backoff::new(Duration::from_secs(1), LONGEST).after(tries.saturating_sub(1));
+        let asked = match self {
+            ObtainError::Token { source: TokenError::Busy { retry_after, .. }, .. } => *retry_after,
+            _ => None,
+        };
+        backoff.pause(Duration::ZERO, LONGEST, asked).unwrap_or_default()
     }
 
     /// How long the others need not try: the longer, the surer it is that they would hear the same.
@@ -281,6 +285,9 @@ impl ObtainError {
         const LASTING: Duration = Duration::from_secs(30);
         match self {
             ObtainError::Token { source: TokenError::Refused { .. } | TokenError::Redirected(_), .. } => Some(LASTING),
+            // Whoever mends the roots wants to see it at once, and nothing was sent.
+            ObtainError::NotSent(NotSent { certificate: Some(_), .. }) => None,
+            ObtainError::Identity { source, .. } if source.certificate().is_some() => None,
             ObtainError::Token { source: TokenError::Busy { .. } | TokenError::Unexpected { .. }, .. }
             | ObtainError::NotSent(_)
             | ObtainError::MaybeSent { .. } => Some(PASSING),

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::config::{Config, DEFAULT_AUDIENCE};
 use crate::diagnosis::Diagnosis;
+use crate::github_subject::{is_immutable, without_ids};
 use crate::identity::Supply;
 use crate::identity_token::{Claims, IdentityToken};
 use crate::message::safe_text;
@@ -37,9 +38,19 @@ impl Evidence {
             let workspace = "ANTHROPIC_WORKSPACE_ID is not set, and a rule that covers several workspaces needs it";
             diagnosis.likely.push(workspace.to_owned());
         }
-        let subject = self.claims.subject.as_deref().map(safe_text);
-        diagnosis.likely.extend(subject.map(|subject| {
-            format!("the rule does not match the token's subject, `{subject}` (or its audience, or another claim)")
+        diagnosis.likely.extend(self.claims.subject.as_deref().map(|subject| {
+            let immutable = match is_immutable(subject) {
+                true => format!(
+                    "; it has GitHub's immutable form (repositories made since 15 July 2026), which a subject_prefix without \
+                     the ids, such as `{}`, does not match",
+                    safe_text(&prefix_of(&without_ids(subject)))
+                ),
+                false => String::new(),
+            };
+            format!(
+                "the rule does not match the token's subject, `{}` (or its audience, or another claim){immutable}",
+                safe_text(subject)
+            )
         }));
         diagnosis.likely.push(
             "an id names another rule, organisation, service account or workspace than is meant \
@@ -109,6 +120,12 @@ impl Evidence {
     }
 }
 
+/// What a rule for the whole repository is written with.
+fn prefix_of(subject: &str) -> String {
+    let end = subject.match_indices(':').nth(1).map_or(subject.len(), |(end, _)| end + 1);
+    format!("{}*", &subject[..end])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -168,6 +185,17 @@ mod tests {
         assert_eq!(diagnosis.ruled_out.len(), 1, "the clock alone: {diagnosis:?}");
         let diagnosis = evidence(r#"{"aud":"https://api.anthropic.com"}"#).judge(&config(&[]), Some(now), now);
         assert!(diagnosis.likely[..3].iter().all(|text| text.contains("which the endpoint requires")), "{diagnosis:?}");
+    }
+
+    #[test]
+    fn immutable_subject_is_named_with_the_prefix_that_misses_it() {
+        let now = from_epoch_seconds(NOW);
+        let subject = "repo:octo-org@65/octo-repo@74:ref:refs/heads/main";
+        let diagnosis = evidence(&GOOD.replace("repo:o/r", subject)).judge(&config(&[]), Some(now), now);
+        let of_the_subject = diagnosis.likely.iter().find(|text| text.contains("subject")).expect("it is suspected");
+        assert!(of_the_subject.contains("immutable form") && of_the_subject.contains("`repo:octo-org/octo-repo:*`"));
+        let diagnosis = evidence(GOOD).judge(&config(&[]), Some(now), now);
+        assert!(diagnosis.likely.iter().all(|text| !text.contains("immutable")), "{diagnosis:?}");
     }
 
     #[test]

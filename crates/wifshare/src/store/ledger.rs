@@ -179,7 +179,7 @@ mod tests {
         use base64::Engine;
         let claims = format!(r#"{{"iss":"i","jti":"{jti}","exp":{expires_at}}}"#);
         let claims = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(claims);
-        IdentityToken::parse(&Secret::new(format!("e30.{claims}.c2ln"))).expect("a token")
+        IdentityToken::parse(&Secret::new(format!("eyJhbGciOiJSUzI1NiJ9.{claims}.c2ln"))).expect("a token")
     }
 
     fn ledger() -> (tempfile::TempDir, Ledger) {
@@ -242,7 +242,7 @@ mod tests {
         for (end, forgotten) in [(2000, 5600), (500, 4600)] {
             assert_eq!(forget_at(&token("1", end), now), forgotten, "{end}");
         }
-        let endless = IdentityToken::parse(&Secret::new("e30.e30.YQ".to_owned())).expect("a token");
+        let endless = IdentityToken::parse(&Secret::new("eyJhbGciOiJSUzI1NiJ9.e30.YQ".to_owned())).expect("a token");
         assert_eq!(forget_at(&endless, now), 1000 + 86_400);
     }
 
