@@ -57,12 +57,14 @@ const EXEC: &str = "Examples:
 
 const START: &str = "Examples:
   wifshare start                          in GitHub Actions: later steps find the credential
-  eval \"$(wifshare start)\"               in any shell
+  started=$(wifshare start --format env)  in a script, with `set -e`; then:
+  eval \"$started\"
+  wifshare start --format env | source    in fish
   wifshare start --format dotenv > job.env";
 
 const TOKEN: &str = "Example (curl reads the header from standard input, so no argument list shows it):
   wifshare token --format header |
-    curl --header @- --header 'anthropic-version: 2023-06-01' https://api.anthropic.com/v1/models";
+    curl --fail --header @- --header 'anthropic-version: 2023-06-01' https://api.anthropic.com/v1/models";
 
 const SANDBOX: &str = "Examples:
   wifshare sandbox -- ./client
@@ -232,6 +234,15 @@ impl IdentityArguments {
         .filter(|(_, value)| !value.is_empty())
     }
 
+    /// What is said here besides, that a later `start` needs to sign in as this one did.
+    pub(crate) fn not_shared(&self) -> impl Iterator<Item = (&'static str, String)> {
+        let file = self.identity_token_file.as_ref().and_then(|path| path.to_str()).map(str::to_owned);
+        [("ANTHROPIC_OIDC_AUDIENCE", self.audience.clone()), ("ANTHROPIC_IDENTITY_TOKEN_FILE", file)]
+            .into_iter()
+            .filter_map(|(name, value)| Some((name, value?.trim().to_owned())))
+            .filter(|(_, value)| !value.is_empty())
+    }
+
     /// Whether anything here says who signs in, so that a run around us is not the one that is meant.
     pub(crate) fn name_an_identity(&self) -> bool {
         let texts = [
@@ -368,7 +379,7 @@ impl ShareArguments {
 #[derive(Args, Debug)]
 pub(crate) struct ExecArguments {
     /// Command and its arguments
-    #[arg(last = true, required = true, value_name = "COMMAND")]
+    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
     pub(crate) command: Vec<OsString>,
     #[command(flatten)]
     pub(crate) share: ShareArguments,
@@ -401,9 +412,10 @@ pub(crate) struct StartArguments {
     /// Process whose end ends the keeper [default: the CI's job process or the terminal's shell, if found]
     #[arg(long, value_name = "PID|none", value_parser = watch)]
     pub(crate) watch_pid: Option<Watched>,
-    /// Maximum lifetime of the keeper, such as 90m or 6h
-    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "24h")]
-    pub(crate) max_life: Duration,
+    /// Maximum lifetime of the keeper, such as 90m or 6h; another `start` extends it. Default: 24h where it ends with a
+    /// process, else the job's limit where the CI tells it (CI_JOB_TIMEOUT, BUILDKITE_TIMEOUT), else 1h
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(crate) max_life: Option<Duration>,
     #[command(flatten)]
     pub(crate) share: ShareArguments,
 }
@@ -431,6 +443,9 @@ pub(crate) enum HandOver {
 
 #[derive(Args, Debug)]
 pub(crate) struct StopArguments {
+    /// How to give the next steps the job's own variables back [default: github if GITHUB_ENV is set, else not at all]
+    #[arg(long, value_enum)]
+    pub(crate) format: Option<HandOver>,
     /// End every keeper in the state directory [default: the one that options or variables name, or all if they name none]
     #[arg(long)]
     pub(crate) all: bool,
@@ -475,7 +490,7 @@ pub(crate) struct GatewayArguments {
     #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath, conflicts_with = "listen")]
     pub(crate) unix: Option<PathBuf>,
     /// Time for open requests to finish after a signal
-    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration_or_none)]
     pub(crate) grace: Duration,
     /// Print the capability as ANTHROPIC_API_KEY too, for clients that read no other variable
     #[arg(long)]
@@ -702,11 +717,22 @@ fn watch(text: &str) -> Result<Watched, String> {
     }
 }
 
-/// A whole number and a unit: s, m or h.
+/// A time of at least a second.
 fn duration(text: &str) -> Result<Duration, String> {
+    match duration_or_none(text) {
+        Ok(Duration::ZERO) => Err("a time of at least 1s was expected".to_owned()),
+        duration => duration,
+    }
+}
+
+/// A whole number and a unit: s, m or h.
+fn duration_or_none(text: &str) -> Result<Duration, String> {
     let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    if unit.is_empty() && !number.is_empty() {
+        return Err(format!("a unit is missing: write {number}s, {number}m or {number}h"));
+    }
     let seconds = match unit {
-        "" | "s" => Some(1),
+        "s" => Some(1),
         "m" => Some(60),
         "h" => Some(3600),
         _ => None,
@@ -739,8 +765,11 @@ mod tests {
     #[test]
     fn durations_have_a_unit() {
         for (text, seconds) in [
-            ("0", Some(0)),
-            ("90", Some(90)),
+            ("0", None),
+            ("0s", None),
+            ("0h", None),
+            ("90", None),
+            ("1s", Some(1)),
             ("90s", Some(90)),
             ("5m", Some(300)),
             ("1h", Some(3600)),

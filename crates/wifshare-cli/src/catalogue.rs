@@ -364,6 +364,27 @@ pub(crate) const CATALOGUE: &[Entry] = &[
         cures: &["start it again; `wifshare stop` removes what a killed one left"],
     },
     Entry {
+        code: "path-not-text",
+        meaning: "A path that later steps need is not UTF-8 text, and they get it as text.",
+        causes: &["RUNNER_TEMP, TMPDIR, the working directory or an option holds bytes that are no text"],
+        evidence: &["the path in the message; each byte that is no text is shown as \u{fffd}"],
+        cures: &["choose another state directory with --state-dir or WIFSHARE_STATE_DIR"],
+    },
+    Entry {
+        code: "run-over",
+        meaning: "The environment names a run that is over or another user's, and it does not hold what signing in anew needs.",
+        causes: &[
+            "`wifshare stop`, the end of the job or the keeper's maximum lifetime ended it, or it was killed",
+            "the state directory was removed",
+            "another user started it: with sudo, or in a container",
+        ],
+        evidence: &["the message names the run, its user, and when it ended", "`wifshare doctor`"],
+        cures: &[
+            "run `wifshare start` where the job's own variables are set",
+            "end a shell's sign-in by `eval \"$(wifshare stop --format env)\"`, which gives the shell its variables back",
+        ],
+    },
+    Entry {
         code: "handover",
         meaning: "The variables could not be handed to the following steps. What had been started was ended again.",
         causes: &[

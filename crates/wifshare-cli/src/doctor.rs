@@ -57,10 +57,8 @@ fn examine(arguments: &DoctorArguments, rule: Option<&Rule>, environment: &Envir
         return [state::of_the_run(&around), clients::find(environment, arguments.delivery)].concat();
     }
     let own = &joined::without_a_run(environment);
-    let gone = state::gone(environment);
     let inputs = arguments.identity.inputs();
     let mut findings = configuration::values(&inputs, own);
-    findings.extend(gone);
     findings.extend(configuration::blanks(own));
     let arrangement = arrangement(&inputs, own);
     findings.extend(configuration::shadows(arrangement, own));
@@ -69,6 +67,7 @@ fn examine(arguments: &DoctorArguments, rule: Option<&Rule>, environment: &Envir
         Arrangement::None | Arrangement::Shadowed(_) | Arrangement::UnnamedProfile => Purpose::Exchange,
     };
     let resolved = resolve_for(purpose, &inputs, own);
+    findings.extend(state::gone(environment, resolved.as_ref().err()));
     let transport = Transport::new(own);
     let clock_there = match &resolved {
         Err(ConfigError::BaseUrl { .. }) => None,

@@ -1,6 +1,8 @@
-//! How the following steps come by the variables of a keeper: by GitHub's file commands, or printed for whoever reads.
+//! How the following steps come by the variables of a keeper, and how they lose them again: by GitHub's file commands, or
+//! printed for whoever reads.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
@@ -8,11 +10,13 @@ use std::path::Path;
 use wifshare::{DELIVERED_VARIABLE, Delivery, Environment, Keeper, RUN_VARIABLE, Store, delivered};
 use zeroize::Zeroizing;
 
-use crate::arguments::HandOver;
+use crate::arguments::{HandOver, IdentityArguments};
 use crate::catalogue::code;
 use crate::clock::clock;
 use crate::failure::Failure;
 use crate::joined;
+use crate::shell;
+use crate::started::{self, Started};
 use crate::talk::Talk;
 
 /// What GitHub's runner gives to every step anew, whatever a step before it has written.
@@ -26,11 +30,12 @@ pub(crate) fn receiver(environment: &Environment) -> HandOver {
 /// Hands the variables of a keeper to the following steps.
 pub(crate) fn hand_over(
     keeper: &Keeper,
+    identity: &IdentityArguments,
     format: HandOver,
     environment: &Environment,
     talk: Talk,
 ) -> Result<(), Failure> {
-    let changes = changes(keeper, environment, talk)?;
+    let changes = changes(keeper, identity, environment, talk)?;
     match format {
         HandOver::Github => {
             changes.warn_of_what_stays(environment, talk);
@@ -49,14 +54,44 @@ pub(crate) fn hand_over(
     }
 }
 
-/// What has to change in an environment so that what is started in it finds the credential.
+/// Takes the variables of a run from the following steps, and gives them the job's own back.
+pub(crate) fn take_back(format: HandOver, environment: &Environment, talk: Talk) -> Result<(), Failure> {
+    let mut changes = Changes::between(environment, &joined::as_before_the_run(environment));
+    changes.given_back = Started::in_environment(environment).unwrap_or_default().taken;
+    let is_given_anew = |name: &String| format == HandOver::Github && GIVEN_ANEW.contains(&name.as_str());
+    let lost: Vec<String> = changes.given_back.iter().filter(|name| !is_given_anew(name)).cloned().collect();
+    if format != HandOver::Env && !lost.is_empty() {
+        talk.notice(&format!(
+            "`start` took {} and kept no copy: set it again where a later step needs it",
+            lost.join(", ")
+        ));
+    }
+    match format {
+        HandOver::Github => changes.append_to(environment, "GITHUB_ENV", Changes::for_github),
+        HandOver::Env => print(&changes.for_a_shell()),
+        HandOver::Json => print(&changes.as_json()),
+        HandOver::Dotenv => print(&changes.as_dotenv()?),
+    }
+}
+
+/// What has to change in an environment so that what is started in it finds the credential, or the job's own variables.
+#[derive(Default)]
 struct Changes {
     set: BTreeMap<String, Zeroizing<String>>,
     /// Names of variables that are there, blank or not, and have to go.
     unset: Vec<String>,
+    /// Those of them whose values a shell keeps for itself.
+    kept: Vec<String>,
+    /// Those that a shell gets back from what it kept.
+    given_back: Vec<String>,
 }
 
-fn changes(keeper: &Keeper, environment: &Environment, talk: Talk) -> Result<Changes, Failure> {
+fn changes(
+    keeper: &Keeper,
+    identity: &IdentityArguments,
+    environment: &Environment,
+    talk: Talk,
+) -> Result<Changes, Failure> {
     let mut gives = keeper.gives.clone();
     if keeper.provides == Delivery::Environment.to_string() {
         let store = Store::of_run(&keeper.directory).ok_or_else(|| {
@@ -75,20 +110,34 @@ fn changes(keeper: &Keeper, environment: &Environment, talk: Talk) -> Result<Cha
     if let Some(secret) = gives.text("ANTHROPIC_AUTH_TOKEN") {
         talk.mask(secret);
     }
-    let own = joined::without_a_run(environment);
-    let has_to_go = |name: &str| {
-        let is_of_another_run = environment.has(name) && !own.has(name);
-        !gives.has(name) && (is_of_another_run || keeper.takes.iter().any(|taken| taken == name))
-    };
-    let names = environment.iter().filter_map(|(name, _)| name.to_str());
-    let unset = names.filter(|name| has_to_go(name)).map(str::to_owned).collect();
-    let text = |(name, value): (&std::ffi::OsStr, &std::ffi::OsStr)| {
-        Some((name.to_str()?.to_owned(), Zeroizing::new(value.to_str()?.to_owned())))
-    };
-    Ok(Changes { set: gives.iter().filter_map(text).collect(), unset })
+    let own = joined::as_before_the_run(environment);
+    // What the first start wrote down knows its options too.
+    let is_the_same = environment.os(RUN_VARIABLE).is_some_and(|run| keeper.directory == Path::new(run));
+    let started = Started::in_environment(environment).filter(|_| is_the_same);
+    let started = started.unwrap_or_else(|| Started::of(keeper, identity, &gives, &own));
+    let mut later = own;
+    keeper.takes.iter().for_each(|name| later.remove(name));
+    gives.iter().for_each(|(name, value)| later.set(name, value));
+    later.set(started::VARIABLE, started.as_text());
+    let mut changes = Changes::between(environment, &later);
+    // Whoever reads them may come from elsewhere: the whole of what the keeper gives.
+    changes.set.extend(gives.iter().filter_map(text));
+    changes.kept = started.taken.into_iter().filter(|name| environment.has(name)).collect();
+    Ok(changes)
+}
+
+fn text((name, value): (&OsStr, &OsStr)) -> Option<(String, Zeroizing<String>)> {
+    Some((name.to_str()?.to_owned(), Zeroizing::new(value.to_str()?.to_owned())))
 }
 
 impl Changes {
+    /// What makes the one environment of the other.
+    fn between(now: &Environment, later: &Environment) -> Changes {
+        let set = later.iter().filter(|(name, value)| now.get(name) != Some(value)).filter_map(text).collect();
+        let unset = now.iter().filter(|(name, _)| later.get(name).is_none()).filter_map(|(name, _)| name.to_str());
+        Changes { set, unset: unset.map(str::to_owned).collect(), ..Changes::default() }
+    }
+
     /// A variable that is blank already cannot be made to go by GitHub's file, and some clients take it for a choice.
     fn warn_of_what_stays(&self, environment: &Environment, talk: Talk) {
         for name in self.unset.iter().filter(|name| name.starts_with("ANTHROPIC_API_KEY") && environment.is_blank(name))
@@ -110,7 +159,8 @@ impl Changes {
 
     /// The outputs are named as the inputs are: in small letters.
     fn for_github_output(&self) -> Zeroizing<String> {
-        heredocs(self.set.iter().map(|(name, value)| (name.to_ascii_lowercase(), value.clone())))
+        let outputs = self.set.iter().filter(|(name, _)| *name != started::VARIABLE);
+        heredocs(outputs.map(|(name, value)| (name.to_ascii_lowercase(), value.clone())))
     }
 
     /// For the post of an action: what was started, and nothing else.
@@ -126,8 +176,12 @@ impl Changes {
         text: impl Fn(&Changes) -> Zeroizing<String>,
     ) -> Result<(), Failure> {
         let path = Path::new(environment.os(variable).unwrap_or_default());
-        let appended = File::options().append(true).create(true).open(path);
-        appended.and_then(|mut file| file.write_all(text(self).as_bytes())).map_err(|error| {
+        let mut options = File::options();
+        options.append(true).create(true);
+        // A FIFO that nobody reads would be waited for without an end.
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, rustix::fs::OFlags::NONBLOCK.bits() as i32);
+        options.open(path).and_then(|mut file| file.write_all(text(self).as_bytes())).map_err(|error| {
             Failure::new(
                 code!("handover"),
                 format!("could not write the variables to {variable}, {}: {error}", path.display()),
@@ -137,9 +191,13 @@ impl Changes {
     }
 
     fn for_a_shell(&self) -> Zeroizing<String> {
-        let set = self.set.iter().map(|(name, value)| format!("export {name}={}\n", quoted(value)));
-        let unset = self.unset.iter().map(|name| format!("unset {name}\n"));
-        Zeroizing::new(set.chain(unset).collect())
+        let mut text = Zeroizing::new(String::new());
+        self.set.iter().for_each(|(name, value)| text.push_str(&shell::export(name, value)));
+        self.kept.iter().for_each(|name| text.push_str(&shell::keep(name)));
+        text.push_str(&shell::unset(&self.unset));
+        self.given_back.iter().for_each(|name| text.push_str(&shell::take_back(name)));
+        text.push_str(shell::SUCCESS);
+        text
     }
 
     fn as_json(&self) -> Zeroizing<String> {
@@ -197,26 +255,18 @@ fn print(text: &str) -> Result<(), Failure> {
     })
 }
 
-/// As one word of a shell.
-fn quoted(text: &str) -> String {
-    format!("'{}'", text.replace('\'', r"'\''"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn changes(value: &str) -> Changes {
         let set = [("A".to_owned(), Zeroizing::new(value.to_owned()))].into();
-        Changes { set, unset: vec!["B".to_owned(), GIVEN_ANEW[0].to_owned()] }
+        Changes { set, unset: vec!["B".to_owned(), GIVEN_ANEW[0].to_owned()], ..Changes::default() }
     }
 
     #[test]
     fn a_shell_reads_each_value_as_one_word() {
-        assert_eq!(
-            *changes("a'$(b) c").for_a_shell(),
-            format!("export A='a'\\''$(b) c'\nunset B\nunset {}\n", GIVEN_ANEW[0])
-        );
+        assert_eq!(changes("a'$(b) c").for_a_shell().lines().next(), Some("export A='a'\\''$(b) c';"));
     }
 
     /// A file of GitHub's, read as its runner does: line by line, a delimiter ends a value.

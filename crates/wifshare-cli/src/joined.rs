@@ -10,6 +10,9 @@ use wifshare::{
 
 use crate::arguments::IdentityArguments;
 use crate::failure::Failure;
+use crate::run_over::RunOver;
+use crate::started::{self, Started};
+use crate::talk::Talk;
 
 /// The run to join, unless the command line says that another identity is meant.
 pub(crate) fn run_to_join(identity: &IdentityArguments, environment: &Environment) -> Option<Enclosing> {
@@ -65,6 +68,9 @@ pub(crate) fn unconfigured(error: ConfigError, environment: &Environment) -> Fai
         | ConfigError::BaseUrl { .. }
         | ConfigError::Value { .. } => false,
     };
+    if is_missing && let Some(over) = RunOver::of(environment) {
+        return over.failure(&error);
+    }
     let mut failure = Failure::from(error);
     if is_missing && environment.has(RUN_VARIABLE) {
         failure.hint = Some(
@@ -76,9 +82,28 @@ pub(crate) fn unconfigured(error: ConfigError, environment: &Environment) -> Fai
     failure
 }
 
+/// Says that a command signs in although `start` was called, where its keeper is not there any more.
+pub(crate) fn tell_of_a_run_that_is_over(environment: &Environment, talk: Talk) {
+    if let Some(over) = RunOver::of(environment).filter(RunOver::was_started) {
+        talk.progress(&format!("{}: signing in anew", over.description()));
+    }
+}
+
 /// The environment without what a run put into it: for a command that does not join, what a run delivered is neither an
 /// operator's own profile nor somebody else's credential. The run may have ended long ago.
+///
+/// What `start` took from the job is there again, and the identity that it signed in where nothing else is named.
 pub(crate) fn without_a_run(environment: &Environment) -> Environment {
+    let mut own = as_before_the_run(environment);
+    if let Some(started) = Started::in_environment(environment) {
+        started.complete(&mut own);
+    }
+    own
+}
+
+/// The same, as the job had it and no more.
+pub(crate) fn as_before_the_run(environment: &Environment) -> Environment {
+    let started = Started::in_environment(environment);
     let mut environment = environment.clone();
     let Some(run) = environment.os(RUN_VARIABLE).map(|run| Path::new(run).to_owned()) else { return environment };
     let of_the_run = |environment: &Environment, name: &str| {
@@ -102,7 +127,10 @@ pub(crate) fn without_a_run(environment: &Environment) -> Environment {
             None => environment.remove("ANTHROPIC_BASE_URL"),
         }
     }
-    for name in [DELIVERED_VARIABLE, GATEWAY_VARIABLE, BASE_URL_VARIABLE, RUN_VARIABLE] {
+    if let Some(started) = started {
+        started.restore(&mut environment);
+    }
+    for name in [DELIVERED_VARIABLE, GATEWAY_VARIABLE, BASE_URL_VARIABLE, RUN_VARIABLE, started::VARIABLE] {
         environment.remove(name);
     }
     environment

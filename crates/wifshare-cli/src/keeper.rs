@@ -2,13 +2,15 @@
 //!
 //! It is told what to do by its environment, which nobody of the same user can read, and tells how it went in one line
 //! on its standard output, a pipe. Then it lets go of every stream: a step that waits for the end of a pipe is not kept
-//! waiting by us.
+//! waiting by us. It keeps nothing until whoever started it has acknowledged that line on its standard input, and ends
+//! where that one has ended before.
 
 use std::fs::File;
-use std::io::{self, PipeReader, Write};
+use std::io::{self, PipeReader, Read, Write};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -29,6 +31,9 @@ pub(crate) const NAME: &str = "keeper";
 
 /// The variable that a keeper is told by.
 pub(crate) const VARIABLE: &str = "WIFSHARE_KEEPER";
+
+/// What whoever started a keeper writes when the later steps can find it.
+pub(crate) const ACKNOWLEDGED: u8 = b'k';
 
 /// What a keeper is told.
 #[derive(Debug, Serialize, Deserialize)]
@@ -66,6 +71,7 @@ pub(crate) fn keeper(environment: &Environment) -> Result<u8, Failure> {
     };
     let mut environment = environment.clone();
     environment.remove(VARIABLE);
+    let acknowledged = acknowledgement();
     let begun = begin(&orders, &environment);
     let answer = match &begun {
         Ok((run, ..)) => Answer::Ready(run.directory().to_owned()),
@@ -77,7 +83,7 @@ pub(crate) fn keeper(environment: &Environment) -> Result<u8, Failure> {
         // Whoever started us tells it.
         Err(failure) => return Ok(failure.exit_code()),
     };
-    if told.is_ok() {
+    if told.is_ok() && is_acknowledged(&acknowledged) {
         share::guarded(&run, || keep(&run, &signalled, &orders));
     }
     // What later steps left behind may be in the middle of an answer.
@@ -111,11 +117,46 @@ fn begin(orders: &Orders, environment: &Environment) -> Result<(Arc<Run>, PipeRe
     let opening = Opening { api_key: orders.api_key, ..Opening::default() };
     let (run, journal) = share::begin("start", config, provision, opening, SignIn::First, environment, talk)?;
     let run = Arc::new(run.ending_with_its_directory());
-    match run.announce(environment, &orders.keep) {
+    let until = wifshare::extend(run.directory(), crate::clock::clock().now() + orders.longest);
+    match until.map_err(Failure::from).and_then(|()| Ok(run.announce(environment, &orders.keep)?)) {
         Ok(()) => Ok((run, signalled, journal)),
         Err(error) => {
             journal.note(share::ended(&run.end()));
-            Err(error.into())
+            Err(error)
+        }
+    }
+}
+
+/// Reads the acknowledgement in a thread of its own, and lets go of standard input then. Whoever started us and has ended
+/// without it, whatever we were doing for them, has left us to nobody: that asks us to end.
+fn acknowledgement() -> Receiver<()> {
+    let (tell, acknowledged) = channel();
+    std::thread::spawn(move || {
+        let mut byte = [0];
+        let read = io::stdin().lock().read_exact(&mut byte);
+        if let Ok(nothing) = File::options().read(true).write(true).open("/dev/null") {
+            let _ = rustix::stdio::dup2_stdin(&nothing);
+        }
+        match read {
+            // Nobody listens where we have given up.
+            Ok(()) if byte == [ACKNOWLEDGED] => drop(tell.send(())),
+            _ => signals::ask_to_end(),
+        }
+    });
+    acknowledged
+}
+
+fn is_acknowledged(acknowledged: &Receiver<()>) -> bool {
+    // Handing over is writing a few lines; a reader that takes them slowly has this long.
+    const PATIENCE: Duration = Duration::from_secs(60);
+    const LOOK_FOR_SIGNALS: Duration = Duration::from_millis(50);
+    let monotonic = crate::clock::clock().monotonic;
+    let end = monotonic() + PATIENCE;
+    loop {
+        match acknowledged.recv_timeout(LOOK_FOR_SIGNALS) {
+            Ok(()) => return true,
+            Err(RecvTimeoutError::Timeout) if monotonic() < end && signals::code_of_interruption().is_none() => {}
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return false,
         }
     }
 }
@@ -124,7 +165,7 @@ fn begin(orders: &Orders, environment: &Environment) -> Result<(Arc<Run>, PipeRe
 /// whoever started us is in our hands.
 fn tell(answer: &Answer) -> io::Result<()> {
     let nothing = File::options().read(true).write(true).open("/dev/null")?;
-    let text = serde_json::to_vec(answer).unwrap_or_default();
+    let text = serde_json::to_vec(answer)?;
     rustix::stdio::dup2_stderr(&nothing)?;
     let mut stdout = io::stdout().lock();
     let told = stdout.write_all(&text).and_then(|()| stdout.flush());
@@ -149,10 +190,29 @@ fn keep(run: &Arc<Run>, signalled: &PipeReader, orders: &Orders) {
             None => return,
         },
     };
-    wait_for_the_end_of(
-        &[Some(signalled.as_fd()), Some(gone.as_fd()), watched.as_ref().map(AsFd::as_fd)],
-        orders.longest,
-    );
+    let ends = [Some(signalled.as_fd()), Some(gone.as_fd()), watched.as_ref().map(AsFd::as_fd)];
+    let mut longest = orders.longest;
+    while wait_for_the_end_of(&ends, longest) == Waited::ForNothing {
+        // Another `start` may have put the end off.
+        let left =
+            wifshare::until(run.directory()).and_then(|end| end.duration_since(crate::clock::clock().now()).ok());
+        match left.filter(|left| !left.is_zero()) {
+            Some(left) => longest = left.min(LONGEST_LIFE),
+            None => return,
+        }
+    }
+}
+
+/// As long as `--max-life` may say.
+const LONGEST_LIFE: Duration = Duration::from_secs(7 * 86_400);
+
+/// What ended a wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Waited {
+    /// One of the ends came.
+    ForAnEnd,
+    /// The time is over.
+    ForNothing,
 }
 
 /// A handle of the process whose end is ours; `None` where it has ended already.
@@ -184,7 +244,7 @@ fn watched(owner: &Owner) -> Option<PipeReader> {
 }
 
 /// Waits until one of these ends, or so long.
-fn wait_for_the_end_of(ends: &[Option<std::os::fd::BorrowedFd<'_>>], longest: Duration) {
+fn wait_for_the_end_of(ends: &[Option<std::os::fd::BorrowedFd<'_>>], longest: Duration) -> Waited {
     let clock = crate::clock::clock();
     let end = (clock.monotonic)() + longest;
     let mut ends: Vec<_> = ends.iter().flatten().map(|end| PollFd::from_borrowed_fd(*end, PollFlags::IN)).collect();
@@ -194,7 +254,8 @@ fn wait_for_the_end_of(ends: &[Option<std::os::fd::BorrowedFd<'_>>], longest: Du
             Timespec { tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX), tv_nsec: left.subsec_nanos().into() };
         match poll(&mut ends, Some(&left)) {
             Err(rustix::io::Errno::INTR) => {}
-            _ => return,
+            Ok(0) => return Waited::ForNothing,
+            _ => return Waited::ForAnEnd,
         }
     }
 }

@@ -23,10 +23,13 @@ mod keeper;
 mod man;
 mod progress;
 mod report;
+mod run_over;
 mod sandbox;
 mod share;
+mod shell;
 mod signals;
 mod start;
+mod started;
 mod status;
 mod stop;
 mod summary;
@@ -96,7 +99,13 @@ fn end(ended: Result<u8, Failure>, talk: Talk) -> ExitCode {
 
 /// What clap returns instead of a command: help, the version, or a usage error.
 fn not_a_command(said: &clap::Error, environment: &Environment) -> ExitCode {
-    let talk = Talk::new(0, LogFormat::among(std::env::args_os().skip(1)), environment);
+    let words: Vec<_> = std::env::args_os().skip(1).collect();
+    if said.use_stderr()
+        && let Some(format) = start::format_among(&words, environment)
+    {
+        start::fail_where_evaluated(format, u8::try_from(said.exit_code()).unwrap_or(u8::MAX));
+    }
+    let talk = Talk::new(0, LogFormat::among(words.into_iter()), environment);
     let is_help = said.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand && !talk.is_for_programs();
     match said.use_stderr() && !is_help {
         true => talk.failure(&Failure::of_arguments(said)),

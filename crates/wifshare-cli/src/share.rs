@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use wifshare::{
-    Arrangement, Config, ConfigError, DELIVERED_VARIABLE, Delivery, Enclosing, Ending, Environment, Opening, Outlook,
-    Provision, Purpose, RUN_VARIABLE, Run, Step, StoreError, Supply, Transport, What, arrangement, delivered,
-    delivery_around, resolve_for, variables_of_the_cis, without_what_buys,
+    Arrangement, Claims, Config, ConfigError, DELIVERED_VARIABLE, Delivery, Enclosing, Ending, Environment, Living,
+    Opening, Outlook, Provision, Purpose, RUN_VARIABLE, Run, Step, StoreError, Supply, Transport, What, arrangement,
+    delivered, delivery_around, resolve_for, variables_of_the_cis, without_what_buys,
 };
 
 use crate::access_log::AccessLog;
@@ -107,6 +107,7 @@ fn run_inside(
     std::thread::spawn(move || keeper.keep_fresh(fastrand::f64()));
     let worked =
         guarded(&run, || work(&run.environment(&own, &arguments.keep_env), Some(&journal).filter(|_| is_kept)));
+    warn_of_survivors(&run, talk);
     run.close_gateway(Duration::from_secs(5));
     if let Err(error) = run.end() {
         talk.warning(&format!("could not remove what the run left: {error}"));
@@ -197,6 +198,7 @@ pub(crate) fn decide(arguments: &ShareArguments, environment: &Environment, talk
             None => return Err(joined::unconfigured(error, environment)),
         },
     };
+    joined::tell_of_a_run_that_is_over(environment, talk);
     let Some(name) = own_profile else {
         let delivery = arguments.delivery.unwrap_or_default();
         return Ok(Decision::Begin(Box::new(config), Provision::Credential(delivery)));
@@ -233,6 +235,7 @@ fn run(
     // Not joined: a request that hangs must not keep a finished command from ending. `Run::end` sees to the rest.
     std::thread::spawn(move || keeper.keep_fresh(fastrand::f64()));
     let worked = guarded(&run, || work(&run.environment(environment, &arguments.keep_env), Some(&journal)));
+    warn_of_survivors(&run, talk);
     // What the command left behind may be in the middle of an answer.
     run.close_gateway(Duration::from_secs(5));
     let ending = run.end();
@@ -259,6 +262,29 @@ pub(crate) fn guarded<T>(run: &Run, work: impl FnOnce() -> T) -> T {
         drop(run.end());
         resume_unwind(panic)
     })
+}
+
+/// Says which processes outlive the command that started them: what they were given goes now.
+fn warn_of_survivors(run: &Run, talk: Talk) {
+    // One that the command has just told to end needs a moment.
+    const MOMENT: Duration = Duration::from_millis(200);
+    const MOST: usize = 5;
+    let living = || wifshare::living_with(RUN_VARIABLE, run.directory(), std::process::id());
+    if living().is_empty() {
+        return;
+    }
+    let _ = signals::pause(MOMENT);
+    let living: Vec<Living> = living().into_iter().filter(|living| living.is_sure).collect();
+    let name = |living: &Living| format!("{} (pid {})", living.program, living.pid);
+    let names: Vec<String> = living.iter().take(MOST).map(name).collect();
+    if !names.is_empty() {
+        talk.warning(&format!(
+            "the command has ended and {} of the processes that it started still run: {}; the credential that they were \
+             given is removed now. For a service that outlives the command, use `wifshare start`",
+            living.len(),
+            names.join(", ")
+        ));
+    }
 }
 
 /// Whether whoever begins a run waits for the credential, also where the children could do without it for a while.
@@ -307,6 +333,9 @@ pub(crate) fn begin_at(
     let (pen, began) = (journal.clone(), began(command, &config, provision));
     let watch = Arc::new(move |step: &Step<'_>| {
         talk.step(step);
+        if let (Step::Identified(token), "start") = (step, command) {
+            show_claims(token.claims(), talk);
+        }
         match step {
             Step::Begun => pen.note(began.clone()),
             step => pen.step(step),
@@ -318,6 +347,17 @@ pub(crate) fn begin_at(
     let run = Run::begin_with(config, provision, opening, transport, clock(), watch);
     let run = run.inspect_err(|_| journal.note(ended(&Ok(Ending::Nothing))))?;
     Ok((run, journal))
+}
+
+/// What a federation rule is compared with, for whoever has to correct one.
+fn show_claims(claims: &Claims, talk: Talk) {
+    let shown = |text: &Option<String>| text.as_deref().map_or("none".to_owned(), wifshare::safe_text);
+    let lines = [
+        format!("  issuer (iss): {}", shown(&claims.issuer)),
+        format!("  subject (sub): {}", shown(&claims.subject)),
+        format!("  audience (aud): {}", wifshare::safe_text(&claims.audience.join(", "))),
+    ];
+    talk.folded("wifshare: claims of the identity token", &lines);
 }
 
 /// What is written down of a run. Ids are no secrets; the organisation's is left out all the same, for nobody asks.

@@ -5,7 +5,7 @@
 //! came from, and only what another process sent to us is passed on.
 
 use std::io::{PipeReader, PipeWriter};
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, Once, PoisonError};
 use std::time::Duration;
 
@@ -15,6 +15,8 @@ use wifshare::{Child, Interrupted};
 static ASKED: AtomicI32 = AtomicI32::new(0);
 static LISTENING: Once = Once::new();
 static IS_KEEPER: AtomicBool = AtomicBool::new(false);
+/// How many seconds after a signal this process ends in any case; 0 for as long as it takes.
+static GRACE: AtomicU64 = AtomicU64::new(0);
 /// Dropped when a keeper is asked to end.
 static EAR: Mutex<Option<PipeWriter>> = Mutex::new(None);
 static BELL: (Mutex<()>, Condvar) = (Mutex::new(()), Condvar::new());
@@ -50,6 +52,17 @@ pub(crate) fn listen_as_keeper() -> std::io::Result<PipeReader> {
     Ok(ear)
 }
 
+/// As [`listen`], and a signal ends this process after that time, whatever it waits for.
+pub(crate) fn listen_and_end_within(grace: Duration) {
+    GRACE.store(grace.as_secs(), Ordering::SeqCst);
+    listen();
+}
+
+/// Asks this process to end, as a signal does.
+pub(crate) fn ask_to_end() {
+    platform::ask_to_end();
+}
+
 /// From now on signals do not end this process at once. It costs a thread, so it is done when it is needed.
 pub(crate) fn listen() {
     LISTENING.call_once(platform::listen);
@@ -73,8 +86,9 @@ impl Drop for PassingOn {
 #[cfg(unix)]
 mod platform {
     use std::io::Read;
+    use std::sync::Arc;
 
-    use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
+    use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
     use signal_hook::iterator::SignalsInfo;
     use signal_hook::iterator::exfiltrator::origin::{Origin, WithOrigin};
     use signal_hook::low_level::emulate_default_handler;
@@ -86,9 +100,42 @@ mod platform {
         let ignored = ignored_signals();
         let wanted = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2];
         // What whoever started us had us ignore (nohup does), our child shall ignore as well.
-        let ours = wanted.into_iter().filter(|signal| ignored & (1 << (signal - 1)) == 0);
+        // A keeper is nobody's child for long: whoever stops it must be heard.
+        let is_keeper = IS_KEEPER.load(Ordering::SeqCst);
+        let ours = wanted.into_iter().filter(|signal| is_keeper || ignored & (1 << (signal - 1)) == 0);
+        if is_keeper {
+            unblock_all();
+        }
+        if ignored & (1 << (SIGCHLD - 1)) != 0 {
+            // Where the end of a child is ignored nobody can tell how it ended; a handler of ours undoes that.
+            let _ = signal_hook::flag::register(SIGCHLD, Arc::default());
+        }
         let Ok(mut signals) = SignalsInfo::<WithOrigin>::new(ours) else { return };
         std::thread::spawn(move || signals.forever().for_each(|origin| heard(&origin)));
+    }
+
+    pub(super) fn ask_to_end() {
+        let _ = ASKED.compare_exchange(0, SIGTERM, Ordering::SeqCst, Ordering::SeqCst);
+        tell_those_who_wait();
+    }
+
+    fn tell_those_who_wait() {
+        EAR.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(BELL.0.lock().unwrap_or_else(PoisonError::into_inner));
+        BELL.1.notify_all();
+    }
+
+    /// Whoever started us may have blocked signals, and a program inherits that.
+    fn unblock_all() {
+        let _ = nix::sys::signal::SigSet::empty().thread_set_mask();
+    }
+
+    /// Ends this process by this signal after that time. Whoever waits for what does not come is not asked.
+    fn end_after(grace: Duration, signal: i32) {
+        std::thread::spawn(move || {
+            let _ = (wifshare::Clock::system().pause)(grace);
+            let _ = emulate_default_handler(signal);
+        });
     }
 
     pub(super) fn pass_on_to(child: &Child) {
@@ -124,14 +171,17 @@ mod platform {
         }
         let before = ASKED.swap(origin.signal, Ordering::SeqCst);
         drop(place);
+        match GRACE.load(Ordering::SeqCst) {
+            seconds if seconds > 0 && before == 0 => end_after(Duration::from_secs(seconds), origin.signal),
+            _ => {}
+        }
         EAR.lock().unwrap_or_else(PoisonError::into_inner).take();
         // A person who presses Ctrl-C again means it. A CI that sends INT and then TERM only repeats itself, and a
         // purchase or a clean-up under way is worth the moment.
         if (before, origin.signal) == (SIGINT, SIGINT) {
             let _ = emulate_default_handler(SIGINT);
         }
-        drop(BELL.0.lock().unwrap_or_else(PoisonError::into_inner));
-        BELL.1.notify_all();
+        tell_those_who_wait();
     }
 
     fn lock() -> std::sync::MutexGuard<'static, Option<wifshare::Signaller>> {
@@ -156,6 +206,7 @@ mod platform {
     use super::*;
 
     pub(super) fn listen() {}
+    pub(super) fn ask_to_end() {}
     pub(super) fn pass_on_to(_child: &Child) {}
     pub(super) fn keep() {}
 }

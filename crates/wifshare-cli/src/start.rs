@@ -1,44 +1,84 @@
 //! `wifshare start`: the credential for all the steps that follow, kept by a process that stays behind.
 
-use std::io::Read;
-use std::process::{Child, Command, Stdio};
+use std::ffi::OsString;
+use std::io::{IsTerminal, Read, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
+use clap::ValueEnum;
 use wifshare::{Config, Delivery, Environment, Keeper, Owner, PATIENCE, Provision, delivery_around};
 
-use crate::arguments::{StartArguments, Watched};
+use crate::arguments::{HandOver, StartArguments, Watched};
 use crate::catalogue::code;
 use crate::clock::clock;
 use crate::failure::Failure;
 use crate::handover::{hand_over, receiver};
 use crate::job_process;
 use crate::joined;
-use crate::keeper::{Answer, NAME, Orders, VARIABLE};
+use crate::keeper::{self, Answer, NAME, Orders, VARIABLE};
 use crate::share::{Decision, decide};
+use crate::shell;
 use crate::signals;
 use crate::stop;
 use crate::talk::Talk;
 
 pub(crate) fn start(arguments: &StartArguments, environment: &Environment, talk: Talk) -> Result<u8, Failure> {
-    arguments.share.check()?;
-    signals::listen();
+    // What waits for somebody else, such as a pipe that nobody reads, does not hold a start that is asked to end.
+    const GRACE: Duration = Duration::from_secs(20);
+    signals::listen_and_end_within(GRACE);
     let format = arguments.format.unwrap_or_else(|| receiver(environment));
+    let started = begin(arguments, format, environment, talk);
+    let code = started.as_ref().map_or_else(Failure::exit_code, |code| *code);
+    if code != 0 {
+        fail_where_evaluated(format, code);
+    }
+    started
+}
+
+/// Has a shell that evaluates our output fail as we did.
+pub(crate) fn fail_where_evaluated(format: HandOver, code: u8) {
+    if format == HandOver::Env {
+        // Who closed our output evaluates nothing.
+        let _ = std::io::stdout().write_all(shell::failure(code).as_bytes());
+    }
+}
+
+/// The format that a command line asks for that could not be understood as a whole.
+pub(crate) fn format_among(words: &[OsString], environment: &Environment) -> Option<HandOver> {
+    let words: Vec<&str> = words.iter().filter_map(|word| word.to_str()).take_while(|word| *word != "--").collect();
+    if words.iter().find(|word| !word.starts_with('-')) != Some(&"start") {
+        return None;
+    }
+    let follows = words.iter().position(|word| *word == "--format").and_then(|place| words.get(place + 1).copied());
+    let named = follows.or_else(|| words.iter().find_map(|word| word.strip_prefix("--format=")));
+    named.map_or(Some(receiver(environment)), |name| HandOver::from_str(name, true).ok())
+}
+
+fn begin(arguments: &StartArguments, format: HandOver, environment: &Environment, talk: Talk) -> Result<u8, Failure> {
+    arguments.share.check()?;
+    let watched = watched(arguments)?;
+    let life = arguments.max_life.unwrap_or_else(|| usual_life(watched.as_ref(), environment));
+    let hand_over = |keeper: &Keeper| hand_over(keeper, &arguments.share.identity, format, environment, talk);
+    let join = |keeper: &Keeper| {
+        talk.detail("a keeper runs already: joining it");
+        // Where it ends meanwhile, or its directory is another user's to write, it keeps the end that it has.
+        let _ = keeper.extend(clock().now() + life);
+        hand_over(keeper)?;
+        announce("joined", keeper, watched.as_ref(), format, talk);
+        Ok(0)
+    };
     if joined::run_to_join(&arguments.share.identity, environment).is_some() {
         match joined::keeper_around(environment) {
-            Some(keeper) if is_asked_for(&keeper, arguments) => {
-                talk.detail("a keeper runs already: joining it");
-                hand_over(&as_asked_for(keeper, arguments), format, environment, talk)?;
-                return Ok(0);
-            }
+            Some(keeper) if is_asked_for(&keeper, arguments) => return join(&as_asked_for(keeper, arguments)),
             Some(keeper) if gives_less(&keeper, arguments) => {
                 talk.notice(&format!(
                     "--delivery {} gives more than the keeper around this step does: its delivery, {}, stays",
                     arguments.share.delivery.unwrap_or_default(),
                     keeper.provides
                 ));
-                hand_over(&keeper, format, environment, talk)?;
-                return Ok(0);
+                return join(&keeper);
             }
             Some(_) => {}
             None => {
@@ -55,35 +95,96 @@ pub(crate) fn start(arguments: &StartArguments, environment: &Environment, talk:
         Decision::AsItIs | Decision::WithoutACredential => return Ok(0),
         Decision::Begin(config, provision) => (*config, provision),
     };
+    refuse_a_path_that_is_no_text(&config.location.root)?;
     let own = joined::without_a_run(environment);
     let store = config.store();
     let watch = |step: &wifshare::Step<'_>| talk.step(step);
     // Whoever comes meanwhile waits, and finds the keeper that we leave.
     let starting = store.starting(PATIENCE, clock(), &watch)?;
     let found = store.keepers().into_iter().find(|keeper| keeper.provides == provision.to_string());
-    let (keeper, is_new) = match found {
-        Some(keeper) => (as_asked_for(keeper, arguments), false),
-        None => {
-            let launched = launch(&config, provision, arguments, &own, talk);
-            if let Some(code) = signals::code_of_interruption() {
-                if let Ok(keeper) = &launched {
-                    stop::end(keeper);
-                }
-                return Ok(code);
-            }
-            (launched?, true)
-        }
-    };
-    drop(starting);
-    if !is_new {
-        talk.detail("a keeper of this identity runs already: joining it");
+    if let Some(keeper) = found {
+        drop(starting);
+        return join(&as_asked_for(keeper, arguments));
     }
-    let handed_over = hand_over(&keeper, format, environment, talk);
-    if handed_over.is_err() && is_new {
+    let launched = launch(&config, provision, arguments, watched.clone(), life, &own, talk);
+    if let Some(code) = signals::code_of_interruption() {
+        if let Ok((keeper, receipt)) = launched {
+            drop(receipt);
+            stop::end(&keeper);
+        }
+        return Ok(code);
+    }
+    let (keeper, receipt) = launched?;
+    drop(starting);
+    let handed_over = hand_over(&keeper).and_then(|()| receipt.acknowledge());
+    if handed_over.is_err() {
         // Nobody would ever find it.
         stop::end(&keeper);
     }
-    handed_over.map(|()| 0)
+    handed_over?;
+    announce("started", &keeper, watched.as_ref(), format, talk);
+    Ok(0)
+}
+
+/// Says who is signed in, and how long what we leave lives.
+fn announce(verb: &str, keeper: &Keeper, watched: Option<&Owner>, format: HandOver, talk: Talk) {
+    let id = |name: &str| keeper.identity.get(name).map(|id| wifshare::safe_text(id));
+    let rule = id("ANTHROPIC_FEDERATION_RULE_ID").filter(|rule| !rule.is_empty());
+    let rule = rule.map(|rule| format!(" for rule {rule}")).unwrap_or_default();
+    let account = id("ANTHROPIC_SERVICE_ACCOUNT_ID").map(|account| format!(", {account}")).unwrap_or_default();
+    let with = watched.map(|owner| format!(", the end of process {}", owner.pid)).unwrap_or_default();
+    let until = keeper.until().map(|end| format!(" or {}", humantime::format_rfc3339_seconds(end))).unwrap_or_default();
+    talk.progress(&format!(
+        "{verb} the keeper with {}{rule}{account}: it renews until `wifshare stop`{with}{until}",
+        keeper.owner
+    ));
+    if format == HandOver::Env && std::io::stdout().is_terminal() {
+        talk.progress(
+            "the lines above set nothing by themselves: run eval \"$(wifshare start)\" (fish: wifshare start | source)",
+        );
+    }
+}
+
+/// The process whose end is the keeper's.
+fn watched(arguments: &StartArguments) -> Result<Option<Owner>, Failure> {
+    Ok(match arguments.watch_pid {
+        Some(Watched::None) => None,
+        Some(Watched::Pid(pid)) => Some(Owner::of(pid).ok_or_else(|| {
+            Failure::usage(
+                format!("there is no process {pid} to watch"),
+                "give --watch-pid a living process, or `none`",
+            )
+        })?),
+        None => job_process::around_us(),
+    })
+}
+
+/// How long a keeper lives that is not told: a day where it ends with a process, else as long as the job may run, else an
+/// hour.
+fn usual_life(watched: Option<&Owner>, environment: &Environment) -> Duration {
+    const DAY: Duration = Duration::from_secs(86_400);
+    const HOUR: Duration = Duration::from_secs(3600);
+    const WEEK: u64 = 7 * 86_400;
+    let number = |name: &str| environment.text(name).and_then(|text| text.parse::<u64>().ok()).filter(|it| *it > 0);
+    // GitLab says it in seconds, Buildkite in minutes.
+    let limit = number("CI_JOB_TIMEOUT").or(number("BUILDKITE_TIMEOUT").map(|minutes| minutes.saturating_mul(60)));
+    match (watched, limit) {
+        (Some(_), _) => DAY,
+        (None, Some(seconds)) => Duration::from_secs(seconds.min(WEEK)),
+        (None, None) => HOUR,
+    }
+}
+
+/// Later steps get the paths of a run as text, in files and variables that hold nothing else.
+fn refuse_a_path_that_is_no_text(root: &Path) -> Result<(), Failure> {
+    if root.to_str().is_some() {
+        return Ok(());
+    }
+    Err(Failure::new(
+        code!("path-not-text"),
+        format!("the state directory {} is not UTF-8 text", root.display()),
+        Some("choose another one with --state-dir or WIFSHARE_STATE_DIR"),
+    ))
 }
 
 /// Whether the keeper around us provides what is asked for.
@@ -122,24 +223,34 @@ fn refuse_less_than_the_run_around(arguments: &StartArguments, environment: &Env
     })
 }
 
+/// What a keeper waits for before it keeps anything: that whoever started it has handed its variables over.
+struct Receipt(ChildStdin);
+
+impl Receipt {
+    fn acknowledge(mut self) -> Result<(), Failure> {
+        let told = self.0.write_all(&[keeper::ACKNOWLEDGED]);
+        told.map_err(|error| failed("reach", &error))
+    }
+}
+
+fn failed(what: &str, error: &dyn std::fmt::Display) -> Failure {
+    Failure::new(
+        code!("keeper"),
+        format!("could not {what} the keeper: {error}"),
+        Some("run `wifshare stop`, which removes what it left, and `wifshare start --verbose`"),
+    )
+}
+
 /// Starts a keeper and waits until what it keeps is in place, or until it says why not.
 fn launch(
     config: &Config,
     provision: Provision,
     arguments: &StartArguments,
+    watched: Option<Owner>,
+    life: Duration,
     environment: &Environment,
     talk: Talk,
-) -> Result<Keeper, Failure> {
-    let watched = match arguments.watch_pid {
-        Some(Watched::None) => None,
-        Some(Watched::Pid(pid)) => Some(Owner::of(pid).ok_or_else(|| {
-            Failure::usage(
-                format!("there is no process {pid} to watch"),
-                "give --watch-pid a living process, or `none`",
-            )
-        })?),
-        None => job_process::around_us(),
-    };
+) -> Result<(Keeper, Receipt), Failure> {
     match &watched {
         Some(owner) => talk.detail(&format!("the keeper ends with process {}", owner.pid)),
         None => talk.detail("the keeper ends with `wifshare stop` or after its longest life"),
@@ -150,56 +261,97 @@ fn launch(
         keep: arguments.share.keep_env.clone(),
         api_key: arguments.share.api_key,
         watched,
-        longest: arguments.max_life,
+        longest: life,
         verbose: talk.is_verbose(),
     };
-    let failed = |what: &str, error: &dyn std::fmt::Display| {
-        Failure::new(code!("keeper"), format!("could not {what} the keeper: {error}"), None)
-    };
-    let orders = serde_json::to_string(&orders).map_err(|error| failed("instruct", &error))?;
+    let orders = serde_json::to_string(&orders).map_err(|error| {
+        let message = format!("could not instruct the keeper: {error}");
+        Failure::new(code!("path-not-text"), message, Some("name files and directories by paths that are UTF-8 text"))
+    })?;
     let program = std::env::current_exe().map_err(|error| failed("find the program of", &error))?;
     let mut child = Command::new(program)
         .arg(NAME)
         .env_clear()
         .envs(environment.iter())
         .env(VARIABLE, orders)
-        .stdin(Stdio::null())
+        .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
         .map_err(|error| failed("start", &error))?;
     let text = answer(&mut child);
-    match serde_json::from_slice(&text) {
-        Ok(Answer::Ready(directory)) => Keeper::of_run(&directory).ok_or_else(|| {
-            Failure::new(code!("keeper"), format!("the keeper of {} ended at once", config.source.description()), None)
-        }),
-        Ok(Answer::Failed(failure)) => Err(failure),
-        Err(_) => {
-            let status = child.wait().map_or_else(|error| error.to_string(), |status| status.to_string());
-            Err(failed("get an answer from", &status))
+    let answer = text.map(|text| serde_json::from_slice(&text));
+    match (answer, child.stdin.take()) {
+        (Some(Ok(Answer::Ready(directory))), Some(stdin)) => {
+            let keeper = Keeper::of_run(&directory).ok_or_else(|| {
+                let message = format!("the keeper of {} ended at once", config.source.description());
+                Failure::new(code!("keeper"), message, Some("run `wifshare start --verbose`, which shows each step"))
+            })?;
+            Ok((keeper, Receipt(stdin)))
+        }
+        (Some(Ok(Answer::Failed(failure))), _) => Err(failure),
+        (answer, _) => {
+            let status = end(&mut child);
+            // What it wrote for a run that nobody keeps.
+            wifshare::sweep(&config.location.root, clock(), &|_| {});
+            let reason = if answer.is_none() { "it did not answer in time".to_owned() } else { status };
+            Err(failed("get an answer from", &reason))
         }
     }
 }
 
-/// Reads what the keeper answers, to the end of the pipe: then it has let go of all that is ours. A signal that asks us
-/// to end is passed on to it, and its answer tells the rest.
-fn answer(child: &mut Child) -> Vec<u8> {
-    const LONGEST: u64 = 64 * 1024;
+/// Ends a keeper that did not report, and says how it ended.
+fn end(child: &mut Child) -> String {
+    let waited = |child: &mut Child| {
+        const BOUND: Duration = Duration::from_secs(5);
+        const PAUSE: Duration = Duration::from_millis(10);
+        let start = (clock().monotonic)();
+        loop {
+            match child.try_wait() {
+                Ok(Some(status)) => return Some(status.to_string()),
+                Err(error) => return Some(error.to_string()),
+                Ok(None) if (clock().monotonic)() - start > BOUND => return None,
+                // A signal cuts no wait short that has a bound and ends a process.
+                Ok(None) => drop((wifshare::Clock::system().pause)(PAUSE)),
+            }
+        }
+    };
+    // One that let go of its output is about to end by itself.
+    waited(child).unwrap_or_else(|| {
+        let _ = child.kill();
+        waited(child).unwrap_or_else(|| "it could not be ended".to_owned())
+    })
+}
+
+/// Reads what the keeper answers, to the end of the pipe: then it has let go of all that is ours. `None` if it took too
+/// long. A signal that asks us to end is passed on to it, and its answer tells the rest.
+fn answer(child: &mut Child) -> Option<Vec<u8>> {
+    const LARGEST: u64 = 64 * 1024;
     const LOOK_FOR_SIGNALS: Duration = Duration::from_millis(50);
+    // All that a sign-in waits for: the lock, the exchange with its tries, a token to spare.
+    const LONGEST: Duration = Duration::from_secs(7 * 60);
+    // What a keeper that is asked to end needs.
+    const GRACE: Duration = Duration::from_secs(10);
     let (done, read) = channel();
     let stdout = child.stdout.take();
     std::thread::spawn(move || {
         let mut text = Vec::new();
         // What cannot be read is no answer.
-        let _ = stdout.map(|stdout| stdout.take(LONGEST).read_to_end(&mut text));
+        let _ = stdout.map(|stdout| stdout.take(LARGEST).read_to_end(&mut text));
         let _ = done.send(text);
     });
+    let mut end = (clock().monotonic)() + LONGEST;
     let mut is_told = false;
     loop {
         match read.recv_timeout(LOOK_FOR_SIGNALS) {
-            Ok(text) => return text,
-            Err(RecvTimeoutError::Disconnected) => return Vec::new(),
+            Ok(text) => return Some(text),
+            Err(RecvTimeoutError::Disconnected) => return Some(Vec::new()),
+            Err(RecvTimeoutError::Timeout) if (clock().monotonic)() > end => {
+                let _ = child.kill();
+                return None;
+            }
             Err(RecvTimeoutError::Timeout) if !is_told && signals::code_of_interruption().is_some() => {
                 is_told = true;
+                end = (clock().monotonic)() + GRACE;
                 // Not waited for yet, so its number is its own.
                 let _ = rustix::process::kill_process(
                     rustix::process::Pid::from_child(child),
@@ -208,5 +360,40 @@ fn answer(child: &mut Child) -> Vec<u8> {
             }
             Err(RecvTimeoutError::Timeout) => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_keeper_without_a_process_lives_as_long_as_the_job_may_run() {
+        let ours = Owner::current();
+        let hours = |hours: u64| Duration::from_secs(hours * 3600);
+        for (watched, variables, life) in [
+            (Some(&ours), &[("CI_JOB_TIMEOUT", "7200")][..], hours(24)),
+            (None, &[("CI_JOB_TIMEOUT", "7200")], hours(2)),
+            (None, &[("BUILDKITE_TIMEOUT", "120")], hours(2)),
+            (None, &[("BUILDKITE_TIMEOUT", "false")], hours(1)),
+            (None, &[("CI_JOB_TIMEOUT", "0")], hours(1)),
+            (None, &[("CI_JOB_TIMEOUT", "999999999999999999")], hours(168)),
+            (None, &[], hours(1)),
+        ] {
+            let environment = Environment::from_iter(variables.iter().copied());
+            assert_eq!(usual_life(watched, &environment), life, "{variables:?}");
+        }
+    }
+
+    #[test]
+    fn the_format_of_a_wrong_command_line_is_known() {
+        let words = |line: &str| line.split(' ').map(OsString::from).collect::<Vec<_>>();
+        let here = |line: &str| format_among(&words(line), &Environment::default());
+        assert_eq!(here("start --bogus"), Some(HandOver::Env));
+        assert_eq!(here("-v start --format json --bogus"), Some(HandOver::Json));
+        assert_eq!(here("start --format=dotenv"), Some(HandOver::Dotenv));
+        assert_eq!(here("exec -- start --format env"), None);
+        let github = Environment::from_iter([("GITHUB_ENV", "/f")]);
+        assert_eq!(format_among(&words("start --bogus"), &github), Some(HandOver::Github));
     }
 }

@@ -3,21 +3,54 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use wifshare::{Environment, IDENTITY_VARIABLES, Keeper, clear, keepers, resolve, state_directory};
+use wifshare::{Environment, IDENTITY_VARIABLES, Keeper, RUN_VARIABLE, clear, keepers, resolve, state_directory};
 
-use crate::arguments::StopArguments;
+use crate::arguments::{HandOver, StopArguments};
 use crate::clock::clock;
 use crate::failure::Failure;
+use crate::handover::take_back;
 use crate::joined;
+use crate::run_over::RunOver;
 use crate::signals;
+use crate::start;
 use crate::summary;
 use crate::talk::Talk;
 
 pub(crate) fn stop(arguments: &StopArguments, environment: &Environment, talk: Talk) -> Result<u8, Failure> {
     signals::listen();
+    let stopped = end_and_undo(arguments, environment, talk);
+    if let (Err(failure), Some(format)) = (&stopped, arguments.format) {
+        start::fail_where_evaluated(format, failure.exit_code());
+    }
+    stopped.map(|()| 0)
+}
+
+fn end_and_undo(arguments: &StopArguments, environment: &Environment, talk: Talk) -> Result<(), Failure> {
+    end_keepers(arguments, environment, talk)?;
+    // What the steps have of a run that lives stays.
+    let is_over = RunOver::of(environment).is_some();
+    match arguments.format {
+        Some(format) if is_over => take_back(format, environment, talk),
+        Some(format) => take_back(format, &Environment::default(), talk),
+        None if is_over && environment.has("GITHUB_ENV") => {
+            // The keeper is gone all the same, and the end of a job reads that file no more.
+            if let Err(failure) = take_back(HandOver::Github, environment, talk) {
+                talk.warning(&failure.message);
+            }
+            Ok(())
+        }
+        None => Ok(()),
+    }
+}
+
+fn end_keepers(arguments: &StopArguments, environment: &Environment, talk: Talk) -> Result<(), Failure> {
     let inputs = arguments.identity.inputs();
     let own = joined::without_a_run(environment);
-    let root = inputs.working_directory.join(state_directory(inputs.state_dir.as_deref(), &own));
+    let of_the_run = environment.os(RUN_VARIABLE).and_then(|run| Path::new(run).ancestors().nth(3));
+    let root = match (&inputs.state_dir, of_the_run) {
+        (None, Some(root)) if root.is_dir() => root.to_owned(),
+        (asked, _) => inputs.working_directory.join(state_directory(asked.as_deref(), &own)),
+    };
     let found = keepers(&root);
     let said: Vec<(&str, &str)> = arguments.identity.said().collect();
     let said = match said.is_empty() {
@@ -46,12 +79,23 @@ pub(crate) fn stop(arguments: &StopArguments, environment: &Environment, talk: T
     let names_nothing = said.is_empty() && around.is_none();
     let keys = if arguments.all || names_nothing { None } else { Some(keys) };
     let start = (clock().monotonic)();
-    while !clear(&root, keys.as_deref(), clock(), &|step| talk.step(step))?
-        && ends_later
-        && (clock().monotonic)() - start < LAST_MOMENTS
-        && signals::pause(Duration::from_millis(100)).is_ok()
-    {}
-    Ok(0)
+    let is_clear = loop {
+        let is_clear = clear(&root, keys.as_deref(), clock(), &|step| talk.step(step))?;
+        let is_late = (clock().monotonic)() - start >= LAST_MOMENTS;
+        if is_clear || !ends_later || is_late || signals::pause(Duration::from_millis(100)).is_err() {
+            break is_clear;
+        }
+    };
+    let ended: Vec<String> = meant.iter().map(|keeper| keeper.owner.to_string()).collect();
+    match (ended.is_empty(), is_clear) {
+        (true, _) => {}
+        (false, true) => talk.progress(&format!("ended the keeper with {}, removed the credential", ended.join(", "))),
+        (false, false) => talk.progress(&format!(
+            "ended the keeper with {}; the credential stays, because others still use it",
+            ended.join(", ")
+        )),
+    }
+    Ok(())
 }
 
 /// What a keeper takes to notice that its directory is gone, and to end.

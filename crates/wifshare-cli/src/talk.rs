@@ -191,6 +191,18 @@ impl Talk {
         }
     }
 
+    /// Lines under one title: folded in GitHub's log, for those who asked for it elsewhere.
+    pub(crate) fn folded(self, title: &str, lines: &[String]) {
+        self.group(title);
+        for line in lines {
+            match self.github && self.form == LogFormat::Text {
+                true => say(line),
+                false => self.detail(line),
+            }
+        }
+        self.end_group();
+    }
+
     /// Has the runner hide a secret wherever it would show, whatever the form of the rest. Elsewhere nothing is said.
     pub(crate) fn mask(self, secret: &str) {
         if self.github {

@@ -18,6 +18,15 @@ use crate::signals;
 use crate::talk::Talk;
 
 pub(crate) fn token(arguments: &TokenArguments, environment: &Environment, talk: Talk) -> Result<u8, Failure> {
+    let printed = obtain_and_print(arguments, environment, talk);
+    if let (Err(failure), Format::Env) = (&printed, arguments.format) {
+        // A shell that evaluates the output fails as we do; who closed it evaluates nothing.
+        let _ = std::io::stdout().write_all(crate::shell::failure(failure.exit_code()).as_bytes());
+    }
+    printed
+}
+
+fn obtain_and_print(arguments: &TokenArguments, environment: &Environment, talk: Talk) -> Result<u8, Failure> {
     let clock = clock();
     let credential = match joined::run_to_join(&arguments.identity, environment) {
         Some(around) => {
@@ -43,6 +52,7 @@ fn shared(
     }
     let config = resolve(&arguments.identity.inputs(), own);
     let config = config.map_err(|error| joined::unconfigured(error, environment))?;
+    joined::tell_of_a_run_that_is_over(environment, talk);
     let transport = Transport::new(own);
     let journal = Journal::of_a_moment(config.store().directory());
     let watch = |step: &Step<'_>| {

@@ -72,8 +72,17 @@ impl Child {
             command.spawn()
         };
         // What is looked for in the child's own PATH has to be looked for after a fork, and a fork copies our memory.
-        let found = found_in_path(program, environment).and_then(|path| spawn(named(&path, program)).ok());
-        let process = found.map_or_else(|| spawn(Command::new(program)), Ok).map_err(|source| {
+        let found = found_in_path(program, environment);
+        let started = found.as_ref().and_then(|path| spawn(named(path, program)).ok());
+        let started = started.map_or_else(|| spawn(Command::new(program)), Ok);
+        let process = match started {
+            Err(error) if has_no_format(&error) => {
+                let script = found.as_deref().unwrap_or(Path::new(program));
+                if is_text(script) { spawn(by_the_shell(script)) } else { Err(error) }
+            }
+            started => started,
+        };
+        let process = process.map_err(|source| {
             let program = program.to_string_lossy().into_owned();
             match source.kind() {
                 io::ErrorKind::NotFound => SpawnError::NotFound(program),
@@ -128,6 +137,36 @@ fn is_executable(path: &Path) -> bool {
 #[cfg(not(unix))]
 fn is_executable(_path: &Path) -> bool {
     false
+}
+
+/// Whether the system cannot tell how to run a file: one without a first line that names an interpreter.
+fn has_no_format(error: &io::Error) -> bool {
+    #[cfg(unix)]
+    return error.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error());
+    #[cfg(not(unix))]
+    return {
+        let _ = error;
+        false
+    };
+}
+
+/// Whether the first line of a file is text, so that a shell takes it for a script and not for a program of another machine.
+fn is_text(path: &Path) -> bool {
+    use io::Read;
+
+    const LOOKED_AT: u64 = 256;
+    let mut bytes = Vec::new();
+    let read = std::fs::File::open(path).and_then(|file| file.take(LOOKED_AT).read_to_end(&mut bytes));
+    let first = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    read.is_ok() && !first.contains(&0)
+}
+
+/// A script without an interpreter of its own is the shell's to run (POSIX, Shell Command Language, 2.9.1.4).
+fn by_the_shell(script: &Path) -> Command {
+    let mut command = Command::new("/bin/sh");
+    // A name that begins with a hyphen would be an option.
+    command.arg(if script.is_absolute() { script.to_owned() } else { Path::new(".").join(script) });
+    command
 }
 
 /// The program at this path, which sees the name that it was called by.
@@ -269,6 +308,26 @@ mod tests {
         let up = Path::new(env!("CARGO_MANIFEST_DIR")).components().skip(1).map(|_| "..").collect::<PathBuf>();
         let relative = up.join(third.strip_prefix("/").unwrap());
         assert_eq!(run(&[relative, holder.path().join("other")], &["tool", "a"]), 3, "what comes first comes first");
+    }
+
+    #[test]
+    fn a_script_without_a_first_line_is_run_by_the_shell_and_a_binary_is_not() {
+        let holder = tempfile::tempdir().unwrap();
+        let script = r#"
+            printf 'exit $1\n' >script; printf '' >empty; printf 'a\0b\n' >binary; printf 'exit 7\n' >-x
+            chmod 755 script empty binary ./-x; printf 'exit 1\n' >closed; chmod 644 closed"#;
+        assert_eq!(run(&format!("cd '{}' && {script}", holder.path().display())), 0);
+        let spawn = |name: &str, argument: &str| {
+            let argv = [holder.path().join(name).into_os_string(), argument.into()];
+            Child::spawn(&argv, &Environment::default(), Streams::Ours)
+        };
+        for (name, argument, code) in [("script", "5", 5), ("empty", "5", 0), ("-x", "", 7)] {
+            let ended = spawn(name, argument).expect(name).wait().expect("an end");
+            assert_eq!(exit_code(ended), code, "{name}");
+        }
+        for name in ["binary", "closed"] {
+            assert!(matches!(spawn(name, ""), Err(SpawnError::NotRunnable { .. })), "{name}");
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! whose parent ended before it was seen; what was seen once is followed, whoever its parent is by then.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 /// What a look found that the one before had not.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,6 +85,22 @@ impl Descendants {
     }
 }
 
+/// A process that may have been given something that is about to go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Living {
+    /// Its id.
+    pub pid: u32,
+    /// The first word of its command line, without its directory; never an argument.
+    pub program: String,
+    /// Whether its environment was seen. It is empty for the moment in which a program takes the place of another.
+    pub is_sure: bool,
+}
+
+/// The processes after this one that have this variable with this path in their environment.
+pub fn living_with(variable: &str, path: &Path, after: u32) -> Vec<Living> {
+    platform::living_with(variable, path, after)
+}
+
 /// A program's name as it may be told: the last part of a path, its first word, without anything like a token.
 pub fn program_name(program: &str) -> String {
     const LONGEST: usize = 48;
@@ -135,10 +152,33 @@ mod platform {
         (!name.is_empty()).then_some(name)
     }
 
+    pub(super) fn living_with(variable: &str, value: &Path, after: u32) -> Vec<super::Living> {
+        use std::os::unix::ffi::OsStrExt;
+
+        let entry = [variable.as_bytes(), b"=", value.as_os_str().as_bytes()].concat();
+        let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let later =
+            processes.filter_map(|process| process.file_name().to_str()?.parse().ok()).filter(|pid| *pid > after);
+        let look = |pid: u32| {
+            // Kernel threads have no environment either.
+            const KERNEL: u32 = 2;
+            let environment = bytes_of(&directory(pid).join("environ"), 1 << 20)?;
+            let is_sure = environment.split(|byte| *byte == 0).any(|line| line == entry);
+            let may_have = environment.is_empty() && status(pid).is_some_and(|status| status.parent != KERNEL);
+            let program = || program(pid).unwrap_or_default();
+            (is_sure || may_have).then(|| super::Living { pid, program: program(), is_sure })
+        };
+        later.filter_map(look).collect()
+    }
+
     fn short_text(path: &Path) -> Option<String> {
+        Some(String::from_utf8_lossy(&bytes_of(path, 64 * 1024)?).into_owned())
+    }
+
+    fn bytes_of(path: &Path, most: u64) -> Option<Vec<u8>> {
         let mut bytes = Vec::new();
-        File::open(path).ok()?.take(64 * 1024).read_to_end(&mut bytes).ok()?;
-        Some(String::from_utf8_lossy(&bytes).into_owned())
+        File::open(path).ok()?.take(most).read_to_end(&mut bytes).ok()?;
+        Some(bytes)
     }
 }
 
@@ -161,6 +201,10 @@ mod platform {
 
     pub(super) fn program(_pid: u32) -> Option<String> {
         None
+    }
+
+    pub(super) fn living_with(_variable: &str, _value: &std::path::Path, _after: u32) -> Vec<super::Living> {
+        Vec::new()
     }
 }
 

@@ -68,11 +68,12 @@ pub use child::{Child, SpawnError, Streams, exit_code};
 pub use clock::{Clock, Interrupted};
 pub use code::Code;
 pub use config::{
-    Arrangement, Config, ConfigError, Inputs, Purpose, arrangement, resolve, resolve_for, state_directory,
+    Arrangement, Config, ConfigError, DEFAULT_BASE_URL, Inputs, Purpose, arrangement, resolve, resolve_for,
+    state_directory,
 };
 pub use credential::{Credential, Freshness};
 pub use delivery::{Delivery, UnknownDelivery, without_what_buys};
-pub use descendants::{Descendants, Sighting, program_name};
+pub use descendants::{Descendants, Living, Sighting, living_with, program_name};
 pub use diagnosis::Diagnosis;
 pub use environment::Environment;
 pub use event::{Event, What, moment};
@@ -99,7 +100,7 @@ pub use secret::Secret;
 pub use step::{Step, Watch};
 pub use store::{
     Afterwards, Keeper, Lease, Location, Look, Memory, Owner, PATIENCE, Refusal, Spent, Starting, Store, StoreError,
-    Turn, Use, clear, is_alive, keepers, look, sweep,
+    Turn, Use, clear, extend, is_alive, keepers, look, sweep, until,
 };
 pub use subject::SubjectPattern;
 pub use transport::{Connection, MaybeSent, NotSent, SendError, Transport};

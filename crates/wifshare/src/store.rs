@@ -26,7 +26,7 @@ mod owner;
 mod refusal;
 
 use file_lock::FileLock;
-pub use keepers::{Keeper, Starting, keepers};
+pub use keepers::{Keeper, Starting, extend, keepers, until};
 pub use lease::{Afterwards, Lease, clear, is_alive, sweep};
 use ledger::Ledger;
 pub use ledger::{Spent, Use};

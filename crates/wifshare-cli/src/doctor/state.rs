@@ -3,10 +3,11 @@
 use std::path::Path;
 use std::time::Duration;
 
-use wifshare::{Config, Credential, Enclosing, Environment, ObtainError, RUN_VARIABLE, Refusal, StoreError, is_alive};
+use wifshare::{Config, ConfigError, Credential, Enclosing, Environment, ObtainError, Refusal, StoreError};
 
 use super::finding::Finding;
 use crate::clock::clock;
+use crate::run_over::RunOver;
 use crate::talk::whole;
 
 /// The directory, its file system, the lock and the credential. A usable credential comes back too.
@@ -75,23 +76,19 @@ pub(super) fn of_the_run(run: &Enclosing) -> Vec<Finding> {
     }]
 }
 
-/// A run that the environment names and that nobody keeps any more: what it delivered is not renewed.
-pub(super) fn gone(environment: &Environment) -> Option<Finding> {
-    let run = Path::new(environment.os(RUN_VARIABLE)?);
-    (!is_alive(run)).then(|| {
-        Finding::failed(
-            "run",
-            format!(
-                "this environment names the run {}, and whoever kept it (an `exec`, or the keeper of `start`) is gone",
-                run.display()
-            ),
-            Some(
-                "call `wifshare start` again before this step, or wrap the command in `wifshare exec`; the keeper's own \
-                 log says why it ended, and a killed one says nothing"
-                    .to_owned(),
-            ),
-        )
-    })
+/// A run that the environment names and that nobody keeps any more: what it delivered is not renewed. `unconfigured` is
+/// why nobody can sign in anew here.
+pub(super) fn gone(environment: &Environment, unconfigured: Option<&ConfigError>) -> Option<Finding> {
+    let over = RunOver::of(environment)?;
+    let cure = match unconfigured {
+        None => Some("run `wifshare start` before this step, which signs in anew".to_owned()),
+        Some(error) => over.failure(error).hint,
+    };
+    Some(Finding::failed(
+        "run",
+        format!("this environment names a run that this command cannot join: {}", over.description()),
+        cure,
+    ))
 }
 
 /// For as long as it counts, an exchange with these inputs is not tried again.

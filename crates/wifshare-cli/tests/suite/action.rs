@@ -50,7 +50,7 @@ fn borrowed<'a>(inputs: &'a [(&'static str, String)]) -> Vec<(&'a str, &'a str)>
 fn post(runner: &mut Runner, inputs: &[(&str, &str)]) {
     let command = part(runner, "post", inputs);
     let ended = runner.step(command);
-    assert_eq!((ended.code, ended.stderr.as_str()), (0, ""), "{}", ended.stdout);
+    assert_eq!(ended.code, 0, "{} {}", ended.stdout, ended.stderr);
 }
 
 fn assert_nothing_is_left(runner: &Runner) {

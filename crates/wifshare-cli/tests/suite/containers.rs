@@ -31,7 +31,7 @@ fn start(job: &Job, options: &[&str]) -> BTreeMap<String, Option<String>> {
 
 fn stop(job: &Job) {
     let ended = finish(job.wifshare(&["stop"]).spawn().unwrap());
-    assert_eq!((ended.code, ended.stderr.as_str()), (0, ""));
+    assert_eq!(ended.code, 0, "{} {}", ended.stdout, ended.stderr);
 }
 
 fn assert_served(ended: &Ended) {

@@ -2,7 +2,7 @@
 
 use wifshare_sandbox::Knobs;
 
-use crate::job::{Job, files, knobs, living};
+use crate::job::{Job, files, finish, knobs, living};
 
 /// Asks the API once, as a client does that reads the profile.
 const ASK: &str = r#""$WIFSHARE" demo --child shared"#;
@@ -38,7 +38,7 @@ fn files_and_directories_are_private_whatever_the_umask() {
         let job = Job::new(knobs());
         let script = r#"umask 022; find "$ANTHROPIC_CONFIG_DIR" -printf '%y %m\n' | sort -u | xargs"#;
         let run = format!(r#"umask {umask}; exec "$WIFSHARE" exec -- sh -c '{}'"#, script.replace('\'', r"'\''"));
-        let ended = crate::job::finish(job.command("sh", &["-c", &run]).spawn().unwrap());
+        let ended = finish(job.command("sh", &["-c", &run]).spawn().unwrap());
         assert_eq!((ended.code, ended.stdout.trim()), (0, "d 700 f 600"), "umask {umask}: {}", ended.stderr);
     }
 }
@@ -266,4 +266,44 @@ fn what_a_child_of_federation_obtained_by_itself_becomes_everybodys() {
     let ended = job.exec(&["--delivery", "federation"], script);
     assert_eq!(ended.code, 0, "{}", ended.stderr);
     job.assert_exchanges(2);
+}
+
+#[test]
+fn a_process_that_outlives_the_command_is_warned_of() {
+    for delivery in ["profile", "federation", "environment", "gateway"] {
+        let job = Job::new(knobs());
+        let ended = job.exec(&["--delivery", delivery], "(exec sleep 20) >/dev/null 2>&1 </dev/null & echo $! > pid");
+        assert_eq!(ended.code, 0, "{}", ended.stderr);
+        let pid = std::fs::read_to_string(job.path("pid")).unwrap().trim().to_owned();
+        assert!(ended.stderr.contains(&format!("sleep (pid {pid})")), "{delivery}: {}", ended.stderr);
+        let pid = rustix::process::Pid::from_raw(pid.parse().unwrap()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    }
+    let job = Job::new(knobs());
+    let ended = job.exec(&[], "(sleep 0.05) & true");
+    assert!(!ended.stderr.contains("still run"), "{}", ended.stderr);
+}
+
+#[test]
+fn a_command_needs_no_dashes_before_it() {
+    let job = Job::new(knobs());
+    for (arguments, stdout) in [
+        (&["exec", "echo", "hi", "--delivery", "-v"][..], "hi --delivery -v\n"),
+        (&["exec", "--delivery", "gateway", "sh", "-c", "echo $0 $1", "a", "--"], "a --\n"),
+        (&["exec", "--", "echo", "--", "hi"], "-- hi\n"),
+    ] {
+        let ended = job.run(arguments);
+        assert_eq!((ended.code, ended.stdout.as_str()), (0, stdout), "{arguments:?}: {}", ended.stderr);
+    }
+    assert_eq!(job.run(&["exec", "--bogus", "echo", "hi"]).code, 2);
+    assert_eq!(job.run(&["exec"]).code, 2);
+}
+
+#[test]
+fn a_script_without_an_interpreter_is_run_by_the_shell() {
+    let job = Job::new(knobs());
+    let script = "printf 'echo \"$1\"; exit 6\\n' > script && chmod 755 script";
+    assert_eq!(finish(job.command("sh", &["-c", script]).spawn().unwrap()).code, 0);
+    let ended = job.run(&["exec", "--", "./script", "a b"]);
+    assert_eq!((ended.code, ended.stdout.as_str()), (6, "a b\n"), "{}", ended.stderr);
 }

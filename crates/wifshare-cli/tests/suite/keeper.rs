@@ -47,7 +47,8 @@ fn step(job: &Job, handed: &Handed, script: &str) -> Ended {
 
 fn stop(job: &Job, options: &[&str]) {
     let ended = finish(job.wifshare(&[&["stop"], options].concat()).spawn().unwrap());
-    assert_eq!((ended.code, ended.stdout.as_str(), ended.stderr.as_str()), (0, "", ""));
+    assert_eq!((ended.code, ended.stdout.as_str()), (0, ""), "{}", ended.stderr);
+    assert!(ended.stderr.is_empty() || ended.stderr.starts_with("wifshare: ended the keeper"), "{}", ended.stderr);
 }
 
 /// The processes that keep something in this state directory, by what they wrote down.
@@ -251,7 +252,7 @@ fn a_refusal_is_told_under(delivery: &str) {
         ..knobs()
     });
     let ended = job.run(&["start", "--delivery", delivery]);
-    assert_eq!((ended.code, ended.stdout.as_str()), (125, ""), "{}", ended.stderr);
+    assert_eq!((ended.code, ended.stdout.as_str()), (125, "sh -c 'exit 125';\n"), "{}", ended.stderr);
     assert!(ended.stderr.contains("error[exchange-refused]") && ended.stderr.contains("hint:"), "{}", ended.stderr);
     assert_nothing_is_left(&job);
     let ended = job.run(&["start", "--watch-pid", "4194304"]);
@@ -421,7 +422,7 @@ fn the_same_user_does_not_read_the_keepers_environment() {
     let seen = as_nobody(&format!("cat /proc/{pid}/environ; ls /proc/{pid}/fd"));
     assert_eq!(seen.stdout, "");
     let stopped = as_nobody("./bin stop");
-    assert_eq!((stopped.code, stopped.stderr.as_str()), (0, ""));
+    assert_eq!(stopped.code, 0, "{}", stopped.stderr);
     assert!(has_ended(pid));
 }
 
@@ -452,7 +453,7 @@ fn three_steps_of_a_github_job_share_one_exchange_and_everything_is_masked() {
     let scripts = [format!("{ASK}; cat $ANTHROPIC_CONFIG_DIR/credentials/*"), format!(r#""$WIFSHARE" exec -- {ASK}"#)];
     runner.steps_in_parallel(&scripts);
     let stopped = runner.step(runner.job.wifshare(&["stop"]));
-    assert_eq!((stopped.code, stopped.stderr.as_str()), (0, ""));
+    assert_eq!(stopped.code, 0, "{}", stopped.stderr);
     runner.assert_everything_is_masked();
     runner.job.assert_exchanges(1);
     assert_nothing_is_left(&runner.job);
@@ -490,7 +491,7 @@ fn a_job_that_is_cancelled_in_any_step_leaves_nothing() {
         }
         // What is declared as a post step runs in any case.
         let stopped = runner.step(runner.job.wifshare(&["stop"]));
-        assert_eq!((stopped.code, stopped.stderr.as_str()), (0, ""), "cancelled in step {cancelled}");
+        assert_eq!(stopped.code, 0, "{}", stopped.stderr);
         eventually("nothing runs", || keepers(&runner.job.state()).is_empty());
         eventually("nothing is left", || runner.job.files_with_secrets().is_empty());
         runner.job.assert_nothing_sent_twice();
@@ -541,7 +542,7 @@ fn doctor_tells_a_step_whether_its_keeper_is_there() {
     // Its threads end one after another, and the last one drops the lock.
     eventually("doctor tells that the keeper is gone", || {
         let gone = step(&job, &handed, doctor);
-        gone.code == 1 && gone.stdout.contains("is gone")
+        gone.code == 1 && gone.stdout.contains("is over")
     });
     stop(&job, &[]);
 }

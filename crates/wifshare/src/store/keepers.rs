@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -11,13 +11,14 @@ use super::file_lock::FileLock;
 use super::lease::{is_alive, is_key, is_unborn, subdirectories};
 use super::owner::Owner;
 use super::{Store, StoreError};
-use crate::clock::Clock;
+use crate::clock::{Clock, epoch_seconds, from_epoch_seconds};
 use crate::environment::Environment;
 use crate::private_file;
 use crate::step::Watch;
 
 const KEEPER: &str = "keeper.json";
 const START: &str = "start";
+const UNTIL: &str = "until";
 
 /// A living run that keeps a credential for a whole job.
 #[derive(Clone, Debug)]
@@ -66,6 +67,20 @@ impl Keeper {
         })
     }
 
+    /// When it ends at the latest, whatever else it waits for.
+    pub fn until(&self) -> Option<SystemTime> {
+        until(&self.directory)
+    }
+
+    /// Puts its end off until this moment, if that is later.
+    ///
+    /// # Errors
+    ///
+    /// If that cannot be written down in the run's directory.
+    pub fn extend(&self, end: SystemTime) -> Result<(), StoreError> {
+        extend(&self.directory, end)
+    }
+
     /// The directory of its identity key.
     pub fn key_directory(&self) -> Option<&Path> {
         self.directory.parent()?.parent()
@@ -92,6 +107,25 @@ impl Keeper {
         serde_json::to_writer(&mut *bytes, &wire).expect("texts and numbers become JSON");
         Ok(private_file::replace(&self.directory, KEEPER, &bytes, watch)?)
     }
+}
+
+/// When the keeper whose run has this directory ends at the latest.
+pub fn until(run: &Path) -> Option<SystemTime> {
+    let text = private_file::read(&run.join(UNTIL)).ok()??;
+    Some(from_epoch_seconds(std::str::from_utf8(&text).ok()?.trim().parse().ok()?))
+}
+
+/// Puts the end of the keeper whose run has this directory off until this moment, if that is later.
+///
+/// # Errors
+///
+/// If that cannot be written down there.
+pub fn extend(run: &Path, end: SystemTime) -> Result<(), StoreError> {
+    if until(run).is_some_and(|before| before >= end) {
+        return Ok(());
+    }
+    let text = epoch_seconds(end).to_string();
+    Ok(private_file::replace_unsynced(run, UNTIL, text.as_bytes(), &|_| {})?)
 }
 
 impl Store {

@@ -1,0 +1,114 @@
+//! A run that the environment names and that this process cannot join: it is over, or another user's.
+
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use wifshare::{ConfigError, Environment, EventLog, RUN_VARIABLE, What, is_alive};
+
+use crate::catalogue::code;
+use crate::failure::Failure;
+use crate::started::{self, Started};
+
+/// What is known of such a run.
+#[derive(Debug)]
+pub(crate) struct RunOver {
+    directory: PathBuf,
+    /// What `start` left in the environment; an `exec` leaves nothing.
+    started: Option<Started>,
+    owner: Option<u32>,
+    last: Last,
+}
+
+/// The last that was heard of it.
+#[derive(Debug)]
+enum Last {
+    Ended(SystemTime),
+    HeardOf(SystemTime),
+    Unknown,
+}
+
+impl RunOver {
+    /// The run that this environment names, if it does not live for this user.
+    pub(crate) fn of(environment: &Environment) -> Option<RunOver> {
+        let directory = Path::new(environment.os(RUN_VARIABLE)?);
+        if is_alive(directory) {
+            return None;
+        }
+        let key = directory.parent().and_then(Path::parent);
+        Some(RunOver {
+            directory: directory.to_owned(),
+            started: Started::in_environment(environment),
+            owner: directory.ancestors().take(4).find_map(owner_of),
+            last: key.map_or(Last::Unknown, |key| last_of(key, directory)),
+        })
+    }
+
+    /// Whether it belongs to another user, so that this one cannot know whether it lives.
+    fn is_foreign(&self) -> bool {
+        self.user().is_some_and(|user| user != started::user())
+    }
+
+    /// Whether `start` began it, so that it was to last for other steps.
+    pub(crate) fn was_started(&self) -> bool {
+        self.started.is_some()
+    }
+
+    fn user(&self) -> Option<u32> {
+        self.owner.or(self.started.as_ref().map(|started| started.user))
+    }
+
+    /// Which run it is, of which user, since when.
+    pub(crate) fn description(&self) -> String {
+        let moment = |time| humantime::format_rfc3339_seconds(time).to_string();
+        let user = self.user().map(|user| format!(" of user {user}")).unwrap_or_default();
+        let began = self.started.as_ref().map(|started| format!(" (started at {})", moment(started.since())));
+        let run = format!("the run {}{user}{}", self.directory.display(), began.unwrap_or_default());
+        if self.is_foreign() {
+            return format!("{run} cannot be joined by this user ({})", started::user());
+        }
+        match self.last {
+            Last::Ended(time) => format!("{run} ended at {}", moment(time)),
+            Last::HeardOf(time) => format!("{run} is over: it was killed or swept after {}", moment(time)),
+            Last::Unknown => format!("{run} is over: its state was removed, and when it ended is not known"),
+        }
+    }
+
+    /// Why a command that needs a credential has none.
+    pub(crate) fn failure(&self, error: &ConfigError) -> Failure {
+        let taken = self.started.as_ref().map(|started| started.taken.join(", ")).filter(|names| !names.is_empty());
+        let hint = match taken {
+            Some(names) => format!(
+                "`start` took {names} from this shell: run `wifshare start` in a new shell that has the job's variables, \
+                 or set them again here and run `wifshare start`"
+            ),
+            None => "run this command in a shell that has the job's variables; in this one, \
+                     `wifshare start` needs ANTHROPIC_FEDERATION_RULE_ID, ANTHROPIC_ORGANIZATION_ID and a source of \
+                     identity tokens"
+                .to_owned(),
+        };
+        let mut failure = Failure::new(code!("run-over"), self.description(), Some(&hint));
+        failure.causes.push(format!("without it, {error}"));
+        failure
+    }
+}
+
+/// The last that this run wrote into the log of its key. A run's directory is named for its process.
+fn last_of(key: &Path, run: &Path) -> Last {
+    let pid = run.file_name().and_then(|name| name.to_str()?.split('-').next()?.parse::<u32>().ok());
+    let events = EventLog::of(key).read();
+    match events.iter().rev().find(|event| Some(event.pid) == pid) {
+        Some(event) if matches!(event.what, What::RunEnded { .. }) => Last::Ended(event.time),
+        Some(event) => Last::HeardOf(event.time),
+        None => Last::Unknown,
+    }
+}
+
+#[cfg(unix)]
+fn owner_of(path: &Path) -> Option<u32> {
+    std::fs::metadata(path).ok().map(|metadata| std::os::unix::fs::MetadataExt::uid(&metadata))
+}
+
+#[cfg(not(unix))]
+fn owner_of(_path: &Path) -> Option<u32> {
+    None
+}

@@ -1,0 +1,185 @@
+//! What `start` changed for the later steps of a job, in a variable that they get: `stop` undoes it, and whoever comes
+//! after the keeper has ended signs in anew by it. It holds ids and paths, and no secret.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+use wifshare::{DEFAULT_BASE_URL, Environment, Keeper};
+
+use crate::arguments::IdentityArguments;
+use crate::clock::clock;
+
+/// The variable.
+pub(crate) const VARIABLE: &str = "WIFSHARE_STARTED";
+
+/// The variables whose values may be written down: ids, addresses and paths. All others may be secrets.
+const NOT_SECRET: [&str; 12] = [
+    "ANTHROPIC_FEDERATION_RULE_ID",
+    "ANTHROPIC_ORGANIZATION_ID",
+    "ANTHROPIC_SERVICE_ACCOUNT_ID",
+    "ANTHROPIC_WORKSPACE_ID",
+    "ANTHROPIC_OIDC_AUDIENCE",
+    "ANTHROPIC_SCOPE",
+    "ANTHROPIC_BASE_URL",
+    "ANTHROPIC_IDENTITY_TOKEN_FILE",
+    "ANTHROPIC_CONFIG_DIR",
+    "ANTHROPIC_PROFILE",
+    "NO_PROXY",
+    "no_proxy",
+];
+
+/// What `start` found and did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Started {
+    /// The user that started the keeper.
+    pub(crate) user: u32,
+    /// When, in seconds since the epoch.
+    pub(crate) at: u64,
+    /// Whose credential it keeps: what a later `start` needs that has nothing else.
+    pub(crate) identity: BTreeMap<String, String>,
+    /// The variables that were set or taken, as the job had them; `None` where it had none.
+    pub(crate) before: BTreeMap<String, Option<String>>,
+    /// The names of those that were taken and whose values may be secrets, which stand nowhere.
+    pub(crate) taken: Vec<String>,
+}
+
+impl Started {
+    /// What an earlier step has left in this environment.
+    pub(crate) fn in_environment(environment: &Environment) -> Option<Started> {
+        serde_json::from_str(environment.text(VARIABLE)?).ok()
+    }
+
+    /// What is written down of a keeper whose variables change this environment of the job's own.
+    pub(crate) fn of(keeper: &Keeper, identity: &IdentityArguments, gives: &Environment, own: &Environment) -> Started {
+        let text = |name: &str| own.get(name).and_then(|value| value.to_str());
+        let may_be_written =
+            |name: &str| NOT_SECRET.contains(&name) || text(name).is_none_or(|value| value.trim().is_empty());
+        let given = gives.iter().filter_map(|(name, _)| name.to_str());
+        let taken = keeper.takes.iter().map(String::as_str).filter(|name| own.get(name).is_some());
+        let changed: Vec<&str> = given.chain(taken).collect();
+        let (before, secret): (Vec<&str>, Vec<&str>) = changed.into_iter().partition(|name| may_be_written(name));
+        let before = before.into_iter().map(|name| (name.to_owned(), text(name).map(str::to_owned))).collect();
+        let more = ["ANTHROPIC_OIDC_AUDIENCE", "ANTHROPIC_SCOPE", "ANTHROPIC_IDENTITY_TOKEN_FILE"];
+        let more = more.iter().filter_map(|name| Some(((*name).to_owned(), own.text(name)?.to_owned())));
+        let ids = keeper.identity.iter().map(|(name, value)| (name.clone(), value.clone()));
+        let is_usual = |name: &str, value: &str| name == "ANTHROPIC_BASE_URL" && value == DEFAULT_BASE_URL;
+        Started {
+            user: user(),
+            at: written_at(keeper).duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs(),
+            identity: more
+                .chain(identity.not_shared().map(|(name, value)| (name.to_owned(), value)))
+                .chain(ids)
+                .filter(|(name, value)| !is_usual(name, value))
+                .collect(),
+            before,
+            taken: secret.into_iter().map(str::to_owned).collect(),
+        }
+    }
+
+    /// As the value of its variable: one line.
+    pub(crate) fn as_text(&self) -> String {
+        serde_json::to_string(self).expect("texts and numbers become JSON")
+    }
+
+    /// When the keeper was started.
+    pub(crate) fn since(&self) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(self.at)
+    }
+
+    /// Gives the job its own values back. What somebody has set since then stays.
+    pub(crate) fn restore(&self, environment: &mut Environment) {
+        for (name, before) in &self.before {
+            let is_left_by_start = !environment.has(name) || is_of_the_gateway(name, before.as_deref(), environment);
+            match before {
+                Some(before) if is_left_by_start => environment.set(name, before),
+                None if is_left_by_start => environment.remove(name),
+                Some(_) | None => {}
+            }
+        }
+    }
+
+    /// Completes an environment that names no identity by the one that was signed in.
+    pub(crate) fn complete(&self, environment: &mut Environment) {
+        if environment.has("ANTHROPIC_FEDERATION_RULE_ID") || environment.has("ANTHROPIC_ORGANIZATION_ID") {
+            return;
+        }
+        for (name, value) in &self.identity {
+            if NOT_SECRET.contains(&name.as_str()) && !environment.has(name) {
+                environment.set(name, value);
+            }
+        }
+    }
+}
+
+/// When the keeper wrote down what it gives: as good as its start, and the same for everybody who joins it.
+fn written_at(keeper: &Keeper) -> SystemTime {
+    let written = std::fs::metadata(keeper.directory.join("keeper.json")).and_then(|metadata| metadata.modified());
+    written.unwrap_or_else(|_| clock().now())
+}
+
+/// What a gateway makes of a list of hosts that no proxy is asked for.
+fn is_of_the_gateway(name: &str, before: Option<&str>, environment: &Environment) -> bool {
+    const OURS: &str = "127.0.0.1";
+    let is_list = name.eq_ignore_ascii_case("NO_PROXY");
+    let made = before.filter(|before| !before.trim().is_empty()).map(|before| format!("{},{OURS}", before.trim()));
+    is_list && environment.text(name) == Some(made.as_deref().unwrap_or(OURS))
+}
+
+/// The number of the user that this process runs as.
+#[cfg(unix)]
+pub(crate) fn user() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
+/// Not run by us: there users have no numbers.
+#[cfg(not(unix))]
+pub(crate) fn user() -> u32 {
+    0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn started(before: &[(&str, Option<&str>)]) -> Started {
+        let before = before.iter().map(|(name, value)| ((*name).to_owned(), value.map(str::to_owned))).collect();
+        Started { before, ..Started::default() }
+    }
+
+    #[test]
+    fn restore_gives_back_what_start_left_blank_or_removed() {
+        let started = started(&[("A", Some("own")), ("B", Some("own")), ("C", None), ("D", Some("own"))]);
+        let mut environment = Environment::from_iter([("A", ""), ("C", " "), ("D", "of a later step")]);
+        started.restore(&mut environment);
+        assert_eq!(environment, Environment::from_iter([("A", "own"), ("B", "own"), ("D", "of a later step")]));
+    }
+
+    #[test]
+    fn restore_takes_the_gateway_out_of_no_proxy() {
+        for (before, now, after) in [
+            (Some("a,b"), "a,b,127.0.0.1", Some("a,b")),
+            (None, "127.0.0.1", None),
+            (Some("a"), "a,127.0.0.1,c", Some("a,127.0.0.1,c")),
+        ] {
+            let mut environment = Environment::from_iter([("NO_PROXY", now)]);
+            started(&[("NO_PROXY", before)]).restore(&mut environment);
+            assert_eq!(environment.text("NO_PROXY"), after, "{now}");
+        }
+    }
+
+    #[test]
+    fn an_identity_completes_an_environment_that_names_none() {
+        let identity =
+            [("ANTHROPIC_FEDERATION_RULE_ID", "fdrl_1"), ("ANTHROPIC_WORKSPACE_ID", "default"), ("PATH", "/x")];
+        let identity = identity.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let started = Started { identity, ..Started::default() };
+        let mut environment = Environment::from_iter([("PATH", "")]);
+        started.complete(&mut environment);
+        assert_eq!(environment.text("ANTHROPIC_FEDERATION_RULE_ID"), Some("fdrl_1"));
+        assert_eq!((environment.text("ANTHROPIC_WORKSPACE_ID"), environment.text("PATH")), (Some("default"), None));
+        let mut another = Environment::from_iter([("ANTHROPIC_FEDERATION_RULE_ID", "fdrl_2")]);
+        started.complete(&mut another);
+        assert!(!another.has("ANTHROPIC_WORKSPACE_ID"), "another identity is meant");
+    }
+}
