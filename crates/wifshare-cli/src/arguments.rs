@@ -188,7 +188,7 @@ pub(crate) struct IdentityArguments {
         conflicts_with_all = ["identity_command", "identity_token_file"]
     )]
     identity_source: Option<String>,
-    /// Refuse an identity token whose subject (`sub`) is not this; * stands for any text (no variable)
+    /// Refuse an identity token whose subject (`sub`) is not this; * stands for any text (WIFSHARE_EXPECT_SUBJECT)
     #[arg(long, value_name = "SUBJECT", value_parser = subject)]
     #[serde(default)]
     expect_subject: Option<String>,
@@ -196,6 +196,9 @@ pub(crate) struct IdentityArguments {
     #[arg(long, value_name = "DIRECTORY", value_hint = ValueHint::DirPath)]
     state_dir: Option<PathBuf>,
 }
+
+/// The variable of `--expect-subject`.
+pub(crate) const EXPECT_SUBJECT: &str = "WIFSHARE_EXPECT_SUBJECT";
 
 impl IdentityArguments {
     #[expect(clippy::disallowed_methods, reason = "the border: where the user stands is read here and nowhere else")]
@@ -237,10 +240,14 @@ impl IdentityArguments {
     /// What is said here besides, that a later `start` needs to sign in as this one did.
     pub(crate) fn not_shared(&self) -> impl Iterator<Item = (&'static str, String)> {
         let file = self.identity_token_file.as_ref().and_then(|path| path.to_str()).map(str::to_owned);
-        [("ANTHROPIC_OIDC_AUDIENCE", self.audience.clone()), ("ANTHROPIC_IDENTITY_TOKEN_FILE", file)]
-            .into_iter()
-            .filter_map(|(name, value)| Some((name, value?.trim().to_owned())))
-            .filter(|(_, value)| !value.is_empty())
+        [
+            ("ANTHROPIC_OIDC_AUDIENCE", self.audience.clone()),
+            ("ANTHROPIC_IDENTITY_TOKEN_FILE", file),
+            (EXPECT_SUBJECT, self.expect_subject.clone()),
+        ]
+        .into_iter()
+        .filter_map(|(name, value)| Some((name, value?.trim().to_owned())))
+        .filter(|(_, value)| !value.is_empty())
     }
 
     /// Whether anything here says who signs in, so that a run around us is not the one that is meant.

@@ -7,14 +7,14 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 use wifshare::{DEFAULT_BASE_URL, Environment, Keeper};
 
-use crate::arguments::IdentityArguments;
+use crate::arguments::{EXPECT_SUBJECT, IdentityArguments};
 use crate::clock::clock;
 
 /// The variable.
 pub(crate) const VARIABLE: &str = "WIFSHARE_STARTED";
 
 /// The variables whose values may be written down: ids, addresses and paths. All others may be secrets.
-const NOT_SECRET: [&str; 12] = [
+const NOT_SECRET: [&str; 13] = [
     "ANTHROPIC_FEDERATION_RULE_ID",
     "ANTHROPIC_ORGANIZATION_ID",
     "ANTHROPIC_SERVICE_ACCOUNT_ID",
@@ -23,6 +23,7 @@ const NOT_SECRET: [&str; 12] = [
     "ANTHROPIC_SCOPE",
     "ANTHROPIC_BASE_URL",
     "ANTHROPIC_IDENTITY_TOKEN_FILE",
+    EXPECT_SUBJECT,
     "ANTHROPIC_CONFIG_DIR",
     "ANTHROPIC_PROFILE",
     "NO_PROXY",
@@ -60,7 +61,7 @@ impl Started {
         let changed: Vec<&str> = given.chain(taken).collect();
         let (before, secret): (Vec<&str>, Vec<&str>) = changed.into_iter().partition(|name| may_be_written(name));
         let before = before.into_iter().map(|name| (name.to_owned(), text(name).map(str::to_owned))).collect();
-        let more = ["ANTHROPIC_OIDC_AUDIENCE", "ANTHROPIC_SCOPE", "ANTHROPIC_IDENTITY_TOKEN_FILE"];
+        let more = ["ANTHROPIC_OIDC_AUDIENCE", "ANTHROPIC_SCOPE", "ANTHROPIC_IDENTITY_TOKEN_FILE", EXPECT_SUBJECT];
         let more = more.iter().filter_map(|name| Some(((*name).to_owned(), own.text(name)?.to_owned())));
         let ids = keeper.identity.iter().map(|(name, value)| (name.clone(), value.clone()));
         let is_usual = |name: &str, value: &str| name == "ANTHROPIC_BASE_URL" && value == DEFAULT_BASE_URL;
@@ -101,6 +102,10 @@ impl Started {
 
     /// Completes an environment that names no identity by the one that was signed in.
     pub(crate) fn complete(&self, environment: &mut Environment) {
+        // Whoever signs in after a keeper has ended is held to what its `start` was asked to check.
+        if let Some(expected) = self.identity.get(EXPECT_SUBJECT).filter(|_| !environment.has(EXPECT_SUBJECT)) {
+            environment.set(EXPECT_SUBJECT, expected);
+        }
         if environment.has("ANTHROPIC_FEDERATION_RULE_ID") || environment.has("ANTHROPIC_ORGANIZATION_ID") {
             return;
         }

@@ -41,8 +41,7 @@ pub struct Inputs {
     /// The platform to ask, by its name (see [`platforms`](crate::platforms)), whatever else the environment names. There
     /// is no variable for it: it may start a program.
     pub identity_source: Option<String>,
-    /// The subject that the identity token has to have. There is no variable for it: one that is set nowhere would take
-    /// the protection away.
+    /// The subject that the identity token has to have (`WIFSHARE_EXPECT_SUBJECT`).
     pub expected_subject: Option<SubjectPattern>,
     /// Where the platforms have what never moves.
     pub places: Places,
@@ -209,6 +208,8 @@ pub fn resolve_for(purpose: Purpose, inputs: &Inputs, environment: &Environment)
     let base_url = given(&inputs.base_url, environment, "ANTHROPIC_BASE_URL");
     let (base_url, token_endpoint) = endpoint(base_url.unwrap_or(DEFAULT_BASE_URL))?;
     let audience = input(&inputs.audience, "ANTHROPIC_OIDC_AUDIENCE")?.unwrap_or_else(|| DEFAULT_AUDIENCE.to_owned());
+    let of_the_variable = || environment.text("WIFSHARE_EXPECT_SUBJECT").map(|text| SubjectPattern::new(text.trim()));
+    let expected_subject = inputs.expected_subject.clone().or_else(of_the_variable);
     let source = source(inputs, environment, &audience)?;
     let grant = Grant {
         token_endpoint,
@@ -219,7 +220,7 @@ pub fn resolve_for(purpose: Purpose, inputs: &Inputs, environment: &Environment)
     };
     let location = Location {
         root: inputs.working_directory.join(state_directory(inputs.state_dir.as_deref(), environment)),
-        key: key(&base_url, &grant, &audience, &source, inputs.expected_subject.as_ref()),
+        key: key(&base_url, &grant, &audience, &source, expected_subject.as_ref()),
         source: source.description(),
         remintable: source.supply() == Supply::Remintable,
     };
@@ -228,7 +229,7 @@ pub fn resolve_for(purpose: Purpose, inputs: &Inputs, environment: &Environment)
         grant,
         audience,
         scope: environment.text("ANTHROPIC_SCOPE").map(str::to_owned),
-        expected_subject: inputs.expected_subject.clone(),
+        expected_subject,
         source,
         location,
         memory: None,

@@ -280,3 +280,18 @@ fn another_user_is_told_whose_run_it_is() {
     job.unset("WIFSHARE_STATE_DIR");
     finish(job.wifshare(&["stop"]).spawn().unwrap());
 }
+
+#[test]
+fn signing_in_after_a_lost_keeper_keeps_the_expected_subject_of_start() {
+    let mut runner = Runner::new(Job::new(knobs()));
+    let start = ["start", "--expect-subject", "repo:octo-org/octo-repo:*"];
+    well(&runner.step(runner.job.wifshare(&start)), "start");
+    // With its state, for what was bought under the same expectation is served.
+    bring_about(End::Lost, &runner.job);
+    // From now on the subject has another form.
+    runner.job.sandbox.set_knobs(wifshare_sandbox::Knobs { immutable_subject: true, ..runner.job.sandbox.knobs() });
+    let refused = sh(&mut runner, r#""$WIFSHARE" exec -- true"#);
+    assert_eq!(refused.code, 125, "{}", refused.stderr);
+    assert!(refused.stderr.contains("error[subject-unexpected]"), "{}", refused.stderr);
+    runner.job.assert_exchanges(1);
+}
