@@ -76,3 +76,34 @@ fn keeper_is_offered_nowhere() {
     let commands: Vec<String> = commands().into_iter().map(|(name, _)| name).collect();
     assert!(!commands.contains(&"keeper".to_owned()), "{commands:?}");
 }
+
+#[test]
+fn version_has_the_commit_of_a_release_build_and_needs_none() {
+    let holder = tempfile::tempdir().unwrap();
+    let script = holder.path().join("build-script");
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/build.rs");
+    let built = Command::new("rustc").args(["--edition", "2024", "-o"]).arg(&script).arg(source).output().unwrap();
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    let version = |directory: &std::path::Path, profile: &str| {
+        let mut command = Command::new(&script);
+        command.current_dir(directory).env("CARGO_PKG_VERSION", "1.2.3").env("PROFILE", profile);
+        let said = String::from_utf8(command.output().unwrap().stdout).unwrap();
+        let line = said.lines().find_map(|line| line.strip_prefix("cargo::rustc-env=WIFSHARE_VERSION=")).unwrap();
+        line.to_owned()
+    };
+    // Sources without git, as from an archive.
+    let bare = holder.path().join("crates/wifshare-cli");
+    std::fs::create_dir_all(&bare).unwrap();
+    assert_eq!(version(&bare, "release"), "1.2.3");
+    let packed = r#"{"git": {"sha1": "0123456789abcdef0123456789abcdef01234567"}, "path_in_vcs": ""}"#;
+    std::fs::write(bare.join(".cargo_vcs_info.json"), packed).unwrap();
+    assert_eq!(version(&bare, "release"), "1.2.3 (0123456789ab)");
+    let checkout = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    assert_eq!(version(checkout, "debug"), "1.2.3");
+    let git = Command::new("git").args(["rev-parse", "HEAD"]).current_dir(checkout).output();
+    if let Some(commit) = git.ok().filter(|_| checkout.join("../../.git").exists()) {
+        let commit = String::from_utf8(commit.stdout).unwrap();
+        assert_eq!(version(checkout, "release"), format!("1.2.3 ({})", &commit[..12]));
+    }
+    assert!(wifshare(100, &["--version"]).starts_with(concat!("wifshare ", env!("CARGO_PKG_VERSION"))));
+}
