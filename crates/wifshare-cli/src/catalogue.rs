@@ -410,6 +410,17 @@ pub(crate) const CATALOGUE: &[Entry] = &[
         cures: &["look who put it there; remove it if it is yours, or choose another directory"],
     },
     Entry {
+        code: "state-damaged",
+        meaning: "The ledger of spent identity tokens holds lines that wifshare did not write.",
+        causes: &["another program wrote into the file `spent`, or a disk that failed changed it"],
+        evidence: &["the file and the first such line in the message"],
+        cures: &[
+            "an identity token that was used before may stand on that line, and would be sent again: wait until those \
+             of before have expired, within minutes at most CIs, and remove the file",
+            "or choose another directory with --state-dir or WIFSHARE_STATE_DIR",
+        ],
+    },
+    Entry {
         code: "state-foreign",
         meaning: "The state directory or a file in it belongs to another user.",
         causes: &["an earlier step ran as root or in a container", "a shared temporary folder"],

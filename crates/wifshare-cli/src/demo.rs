@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use http::Request;
 use serde_json::{Value, json};
-use wifshare::{Environment, Secret, Transport};
+use wifshare::{Environment, Secret, Transport, open_regular};
 use wifshare_sandbox::{Counters, Knobs, Sandbox};
 use zeroize::Zeroizing;
 
@@ -129,7 +129,7 @@ fn run_at_once(processes: u32, child: DemoChild, environment: &Environment) -> s
 fn alone(environment: &Environment) -> Option<()> {
     const TRIES: u32 = 3;
     let mut token = String::new();
-    let file = std::fs::File::open(environment.os("ANTHROPIC_IDENTITY_TOKEN_FILE")?).ok()?;
+    let file = open_regular(Path::new(environment.os("ANTHROPIC_IDENTITY_TOKEN_FILE")?)).ok()?;
     file.take(32 * 1024).read_to_string(&mut token).ok()?;
     let request = json!({
         "grant_type": "urn:ietf:params:oauth:grant-type:jwt-bearer",
@@ -152,7 +152,7 @@ fn alone(environment: &Environment) -> Option<()> {
 fn shared(environment: &Environment) -> Option<()> {
     let directory = Path::new(environment.os("ANTHROPIC_CONFIG_DIR")?);
     let profile: OsString = format!("{}.json", environment.text("ANTHROPIC_PROFILE")?).into();
-    let file = std::fs::File::open(directory.join("credentials").join(profile)).ok()?;
+    let file = open_regular(&directory.join("credentials").join(profile)).ok()?;
     let credential: BTreeMap<String, Value> = serde_json::from_reader(file.take(64 * 1024)).ok()?;
     ask(environment, &Secret::new(credential.get("access_token")?.as_str()?.to_owned()))
 }

@@ -3,11 +3,10 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 
-use wifshare::{DELIVERED_VARIABLE, Delivery, Environment, Keeper, RUN_VARIABLE, Store, delivered};
+use wifshare::{DELIVERED_VARIABLE, Delivery, Environment, Keeper, RUN_VARIABLE, Store, delivered, open_to_append};
 use zeroize::Zeroizing;
 
 use crate::arguments::{HandOver, IdentityArguments};
@@ -176,12 +175,8 @@ impl Changes {
         text: impl Fn(&Changes) -> Zeroizing<String>,
     ) -> Result<(), Failure> {
         let path = Path::new(environment.os(variable).unwrap_or_default());
-        let mut options = File::options();
-        options.append(true).create(true);
-        // A FIFO that nobody reads would be waited for without an end.
-        #[cfg(unix)]
-        std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, rustix::fs::OFlags::NONBLOCK.bits() as i32);
-        options.open(path).and_then(|mut file| file.write_all(text(self).as_bytes())).map_err(|error| {
+        let appended = open_to_append(path);
+        appended.and_then(|mut file| file.write_all(text(self).as_bytes())).map_err(|error| {
             Failure::new(
                 code!("handover"),
                 format!("could not write the variables to {variable}, {}: {error}", path.display()),

@@ -1,11 +1,10 @@
 //! The job's summary: what a run did, as Markdown, where GitHub shows it beside the log.
 
-use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::Path;
 use std::time::SystemTime;
 
-use wifshare::{Environment, EventLog, What};
+use wifshare::{Environment, EventLog, What, open_to_append};
 
 use crate::report;
 use crate::talk::Talk;
@@ -24,7 +23,7 @@ pub(crate) fn append(key: &Path, since: SystemTime, environment: &Environment, t
         return;
     }
     let Some(page) = report::summary(key, since) else { return };
-    let file = OpenOptions::new().append(true).create(true).open(path);
+    let file = open_to_append(Path::new(path));
     if let Err(error) = file.and_then(|mut file| file.write_all(page.as_bytes())) {
         talk.detail(&format!("could not append to the job's summary: {error}"));
     }

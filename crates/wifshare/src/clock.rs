@@ -9,7 +9,8 @@ use std::time::{Duration, SystemTime};
 pub struct Clock {
     /// The wall clock.
     pub wall: fn() -> SystemTime,
-    /// Time since some fixed moment of this process; never steps, whatever happens to the wall clock.
+    /// Time since the machine was started, the time that it slept included: the same for all processes, and never
+    /// stepped, whatever happens to the wall clock. Not on Linux: since some moment of this process.
     pub monotonic: fn() -> Duration,
     /// Waits that long, or returns [`Interrupted`] at once when somebody asked the process to end.
     pub pause: fn(Duration) -> Result<(), Interrupted>,
@@ -27,14 +28,9 @@ impl Clock {
         reason = "the one place where the library offers the ambient clock as a value"
     )]
     pub fn system() -> Clock {
-        use std::sync::OnceLock;
-        use std::time::Instant;
-
-        static START: OnceLock<Instant> = OnceLock::new();
-        START.get_or_init(Instant::now);
         Clock {
             wall: SystemTime::now,
-            monotonic: || START.get_or_init(Instant::now).elapsed(),
+            monotonic: since_boot,
             pause: |time| {
                 std::thread::sleep(time);
                 Ok(())
@@ -46,6 +42,22 @@ impl Clock {
     pub fn now(&self) -> SystemTime {
         (self.wall)()
     }
+}
+
+#[cfg(target_os = "linux")]
+fn since_boot() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    Duration::try_from(time).unwrap_or_default()
+}
+
+#[cfg(not(target_os = "linux"))]
+#[expect(clippy::disallowed_methods, reason = "the other half of the place above")]
+fn since_boot() -> Duration {
+    use std::sync::OnceLock;
+    use std::time::Instant;
+
+    static START: OnceLock<Instant> = OnceLock::new();
+    START.get_or_init(Instant::now).elapsed()
 }
 
 /// Whole seconds since the Unix epoch, as files and tokens carry them; a moment before the epoch counts as zero.

@@ -81,6 +81,8 @@ codes! {
     StateUnusable = "state-unusable",
     /// Something that is not ours stands there.
     StateInTheWay = "state-in-the-way",
+    /// The ledger of spent identity tokens is damaged.
+    StateDamaged = "state-damaged",
     /// It belongs to somebody else.
     StateForeign = "state-foreign",
     /// Others may read or write it.

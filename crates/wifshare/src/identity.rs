@@ -1,6 +1,5 @@
 //! Where identity tokens come from, how one is asked for, and whether it can be asked again.
 
-use std::fs::OpenOptions;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -10,6 +9,7 @@ use http::StatusCode;
 use crate::clock::{Clock, Interrupted};
 use crate::identity_token::{self, IdentityToken, Malformed};
 use crate::message::{Request, Response, status_text};
+use crate::private_file;
 use crate::secret::Secret;
 use crate::step::Watch;
 use crate::wire::CertificateFault;
@@ -400,16 +400,8 @@ impl IdentityError {
 }
 
 fn read(path: &Path) -> io::Result<Secret> {
-    let mut options = OpenOptions::new();
-    options.read(true);
-    // A FIFO without a writer must not hang us; links are followed, as Kubernetes mounts its tokens by them.
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, rustix::fs::OFlags::NONBLOCK.bits() as i32);
-    let file = options.open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
-    }
-    text(file)
+    // Links are followed, as Kubernetes mounts its tokens by them.
+    text(private_file::open_regular(path)?)
 }
 
 /// Reads a little more than the largest token, so that an oversized one is recognised as such and read no further. Bytes

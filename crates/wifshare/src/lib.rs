@@ -90,7 +90,7 @@ pub use identity::{
 pub use identity_token::{Claims, Fingerprint, IdentityToken, Malformed};
 pub use message::{Request, Response, answered_at, safe_text, whole_message};
 pub use obtain::{ObtainError, obtain, obtain_lasting};
-pub use private_file::PrivateFileError;
+pub use private_file::{PrivateFileError, open_regular, open_to_append};
 pub use renew::renew;
 pub use run::{
     BASE_URL_VARIABLE, DELIVERED_TOKENS, DELIVERED_VARIABLE, Enclosing, Ending, GATEWAY_VARIABLE, IDENTITY_VARIABLES,

@@ -16,7 +16,7 @@ use crate::message::{answered_at, safe_text, whole_message};
 use crate::purchase::{Act, Heard, Purchase};
 use crate::step::{Step, Watch};
 use crate::store::{PATIENCE, Refusal, Spent, StoreError, Turn};
-use crate::transport::{Connection, Transport};
+use crate::transport::{Connection, SendError, Transport};
 
 mod error;
 mod evidence;
@@ -205,6 +205,12 @@ fn carry_out(
                     Heard::Done
                 })
             }
+            (Act::TakeBack, Some(turn)) => {
+                // The failure of before is the one to tell; where it cannot be taken back, the token stays spent.
+                let taken_back = turn.take_back();
+                drop(taken_back);
+                Err(failure.take().expect("a failure came before"))
+            }
             (Act::Keep, Some(turn)) => {
                 may_keep.take().expect("kept once")()?;
                 bought = bought.map(|credential| turn.keep(credential));
@@ -231,12 +237,15 @@ fn carry_out(
             (Act::Fail, _) => return Err(failure.expect("a failure ends it")),
             (_, None) => unreachable!("the lock is taken before anything that needs it"),
         };
-        if let Err(error) = &done {
+        if let Err(error) = &done
+            && purchase.act() != Act::TakeBack
+        {
             tell(error, purchase.act(), watch);
         }
         let is_late = (clock.monotonic)().saturating_sub(start) > ENOUGH;
         let heard = match &done {
             Ok(heard) => *heard,
+            Err(ObtainError::NotSent(_)) if purchase.act() == Act::Send => Heard::Unsent,
             Err(_) if is_late => Heard::Final,
             Err(ObtainError::Spent { .. }) => Heard::AlreadySpent,
             Err(error) if error.may_pass() => Heard::Passing,
@@ -255,7 +264,8 @@ fn tell(error: &ObtainError, act: Act, watch: Watch<'_>) {
         ObtainError::Remembered(..) => watch(&Step::Remembered { code }),
         _ => {
             let request_id = error.request_id().map(str::to_owned);
-            watch(&Step::Failed { code, message: whole_message(error), request_id, sent: act == Act::Send });
+            let sent = act == Act::Send && !matches!(error, ObtainError::NotSent(_));
+            watch(&Step::Failed { code, message: whole_message(error), request_id, sent });
         }
     }
 }
@@ -295,9 +305,10 @@ fn send(
     let evidence = Evidence::of(&identity_token);
     let sent_at = clock.now();
     watch(&Step::Sending);
-    let response = connection
-        .send(exchange::request(&config.grant, identity_token))
-        .map_err(|source| ObtainError::MaybeSent { supply: config.source.supply(), source })?;
+    let response = connection.send(exchange::request(&config.grant, identity_token)).map_err(|error| match error {
+        SendError::NotSent(source) => ObtainError::NotSent(source),
+        SendError::MaybeSent(source) => ObtainError::MaybeSent { supply: config.source.supply(), source },
+    })?;
     watch(&Step::Answered);
     let (endpoint, supply) = (config.grant.token_endpoint.to_string(), config.source.supply());
     exchange::parse(&response, sent_at).map_err(|source| {

@@ -88,6 +88,22 @@ impl PrivateFileError {
     }
 }
 
+/// Opens a file that may be anything, for reading: it neither waits for the other end of a pipe nor for a device, and
+/// refuses whatever is no regular file. Links are followed.
+pub fn open_regular(path: &Path) -> io::Result<File> {
+    let file = open_without_waiting(OpenOptions::new().read(true), path)?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file")),
+    }
+}
+
+/// Opens what the user named to append to it, and creates it where there is nothing. A pipe that nobody reads is an
+/// error and no wait.
+pub fn open_to_append(path: &Path) -> io::Result<File> {
+    open_without_waiting(OpenOptions::new().append(true).create(true), path)
+}
+
 /// Makes sure that `path` is a directory of this user that nobody else can enter, creating it and its missing
 /// parents with mode 0700. A directory that is already there is verified and never repaired: who loosened it may
 /// have used it.
@@ -110,12 +126,7 @@ pub fn private_directory(path: &Path) -> Result<(), PrivateFileError> {
 
 /// Reads a private file whole; `None` where there is none.
 pub fn read(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, PrivateFileError> {
-    let file = match open_without_following(OpenOptions::new().read(true), path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(opening(path, error)),
-    };
-    let length = verify_open_file(&file, path)?;
+    let Some((file, length)) = open_to_read(path)? else { return Ok(None) };
     // Room for the whole of it, and for the look beyond its end: bytes that grow leave copies behind that nobody wipes.
     let mut bytes = Zeroizing::new(Vec::with_capacity(length.min(LARGEST) as usize + 64));
     file.take(LARGEST + 1).read_to_end(&mut bytes).map_err(PrivateFileError::io("read", path))?;
@@ -123,6 +134,27 @@ pub fn read(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, PrivateFileError>
         return Err(PrivateFileError::Oversized(path.to_owned()));
     }
     Ok(Some(bytes))
+}
+
+/// Opens a private file for reading, and tells its length; `None` where there is none.
+pub fn open_to_read(path: &Path) -> Result<Option<(File, u64)>, PrivateFileError> {
+    open_if_there(OpenOptions::new().read(true), path)
+}
+
+/// Opens a private file to write over what is in it; `None` where there is none.
+pub fn open_to_change(path: &Path) -> Result<Option<File>, PrivateFileError> {
+    Ok(open_if_there(OpenOptions::new().read(true).write(true), path)?.map(|(file, _)| file))
+}
+
+fn open_if_there(options: &mut OpenOptions, path: &Path) -> Result<Option<(File, u64)>, PrivateFileError> {
+    match open_without_following(options, path) {
+        Ok(file) => {
+            let length = verify_open_file(&file, path)?;
+            Ok(Some((file, length)))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(opening(path, error)),
+    }
 }
 
 /// Replaces the file `name` in `directory` by these bytes: written beside its place with mode 0600, synced, renamed,
@@ -222,10 +254,18 @@ pub fn remove_unfinished(directory: &Path) {
     }
 }
 
+/// Verifies a directory that may be there; it is fine if nothing is.
+pub fn verify_if_there(path: &Path) -> Result<(), PrivateFileError> {
+    match verify_directory(path) {
+        Err(PrivateFileError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(()),
+        verdict => verdict,
+    }
+}
+
 /// Makes a rename or a creation in this directory last through a power cut.
 pub fn sync_directory(directory: &Path) -> Result<(), PrivateFileError> {
     if cfg!(unix) {
-        File::open(directory).and_then(|file| file.sync_all()).map_err(PrivateFileError::io("sync", directory))?;
+        open_directory(directory).and_then(|file| file.sync_all()).map_err(PrivateFileError::io("sync", directory))?;
     }
     Ok(())
 }
@@ -233,6 +273,9 @@ pub fn sync_directory(directory: &Path) -> Result<(), PrivateFileError> {
 fn opening(path: &Path, error: io::Error) -> PrivateFileError {
     match fs::symlink_metadata(path) {
         Ok(metadata) if metadata.file_type().is_symlink() => PrivateFileError::Link(path.to_owned()),
+        Ok(metadata) if !metadata.is_file() => {
+            PrivateFileError::WrongKind { path: path.to_owned(), expected: "regular file" }
+        }
         _ if error.kind() == io::ErrorKind::NotADirectory => not_a_directory(path, error),
         _ => PrivateFileError::io("open", path)(error),
     }
@@ -275,6 +318,14 @@ mod platform {
 
     pub(super) fn open_without_following(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
         options.mode(0o600).custom_flags(flags()).open(path)
+    }
+
+    pub(super) fn open_without_waiting(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+        options.custom_flags(rustix::fs::OFlags::NONBLOCK.bits() as i32).open(path)
+    }
+
+    pub(super) fn open_directory(path: &Path) -> io::Result<File> {
+        OpenOptions::new().read(true).custom_flags(rustix::fs::OFlags::DIRECTORY.bits() as i32).open(path)
     }
 
     /// Tells its length.
@@ -335,6 +386,14 @@ mod platform {
         options.open(path)
     }
 
+    pub(super) fn open_without_waiting(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+        options.open(path)
+    }
+
+    pub(super) fn open_directory(path: &Path) -> io::Result<File> {
+        File::open(path)
+    }
+
     pub(super) fn verify_open_file(file: &File, path: &Path) -> Result<u64, PrivateFileError> {
         let metadata = file.metadata().map_err(PrivateFileError::io("look at", path))?;
         match metadata.is_file() {
@@ -348,7 +407,10 @@ mod platform {
     }
 }
 
-use platform::{create_directory, make_private, open_without_following, verify_directory, verify_open_file};
+use platform::{
+    create_directory, make_private, open_directory, open_without_following, open_without_waiting, verify_directory,
+    verify_open_file,
+};
 
 #[cfg(test)]
 #[cfg(unix)]
@@ -481,8 +543,11 @@ mod tests {
         }
 
         // No link, and nothing that can be opened.
-        let _listener = std::os::unix::net::UnixListener::bind(path.join("socket")).unwrap();
-        assert_eq!(refusal(read(&path.join("socket"))).0, "open");
+        let socket = path.join("socket");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let refused = read(&socket).err();
+        assert!(matches!(refused, Some(PrivateFileError::WrongKind { expected: "regular file", .. })), "{refused:?}");
+        assert!(open_regular(&socket).is_err() && open_to_append(&socket).is_err());
     }
 
     #[test]

@@ -24,6 +24,8 @@ pub(crate) enum Act {
     Spend,
     /// Send the token, once, and understand the answer.
     Send,
+    /// Remove the token from the ledger: no byte of it has left.
+    TakeBack,
     /// Store what was bought.
     Keep,
     /// Wait before another try.
@@ -47,6 +49,8 @@ pub(crate) enum Heard {
     Unacceptable,
     /// The token stands in the ledger: whoever wrote it there may have sent it.
     AlreadySpent,
+    /// The send failed, and it is certain that no byte of the token has left.
+    Unsent,
     /// It failed, and a new identity token may fare better.
     Passing,
     /// It failed, and would again.
@@ -116,13 +120,14 @@ impl Purchase {
             (A::Ask, H::AlreadySpent) if self.kind == Kind::Remintable && self.duplicates + 1 < DUPLICATES => {
                 return Purchase { act: A::Pause, duplicates: self.duplicates + 1, ..self };
             }
+            (A::Send, H::Unsent) => A::TakeBack,
             // Whatever happened to this token, the next try takes another one.
-            (A::Connect | A::Spend | A::Send, H::Passing | H::AlreadySpent)
+            (A::Connect | A::Spend | A::Send | A::TakeBack, H::Passing | H::AlreadySpent)
                 if self.kind == Kind::Remintable && self.tries + 1 < TRIES =>
             {
                 return Purchase { act: A::Pause, tries: self.tries + 1, ..self };
             }
-            (A::Ask | A::Connect | A::Spend | A::Send, _) => A::Remember,
+            (A::Ask | A::Connect | A::Spend | A::Send | A::TakeBack, _) => A::Remember,
             // Who remembers has heard of nothing new, and neither has who was told of a refusal.
             _ => A::Fail,
         };

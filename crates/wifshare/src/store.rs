@@ -16,6 +16,7 @@ use crate::private_file::{self, PrivateFileError};
 use crate::secret::Secret;
 use crate::step::{Step, Watch};
 
+mod check;
 mod file_lock;
 mod keepers;
 mod lease;
@@ -28,7 +29,7 @@ mod refusal;
 use file_lock::FileLock;
 pub use keepers::{Keeper, Starting, extend, keepers, until};
 pub use lease::{Afterwards, Lease, clear, is_alive, sweep};
-use ledger::Ledger;
+use ledger::{Ledger, Written};
 pub use ledger::{Spent, Use};
 pub use look::{Look, look};
 pub use memory::Memory;
@@ -72,6 +73,8 @@ pub struct Store {
 pub struct Turn<'a> {
     store: &'a Store,
     lock: FileLock,
+    /// The last entry of ours in the ledger.
+    recorded: Option<Spent>,
     clock: Clock,
     watch: Watch<'a>,
 }
@@ -103,6 +106,14 @@ pub enum StoreError {
         /// Its format.
         version: u64,
     },
+    /// Bytes that are none of ours stand where spent identity tokens are written down.
+    #[error("{} is damaged: line {line} is no entry of a ledger", path.display())]
+    Damaged {
+        /// The ledger.
+        path: PathBuf,
+        /// The first such line.
+        line: u64,
+    },
     /// Locks may lie there.
     #[error("{} is on {file_system}, where a lock may hold on one host only", directory.display())]
     UnreliableLocks {
@@ -126,6 +137,11 @@ impl StoreError {
                 Some("look whether that process is stopped or hangs; end it and try again".to_owned())
             }
             StoreError::Newer { .. } => Some(format!("use one version of wifshare in a job, or {choose}")),
+            StoreError::Damaged { path, .. } => Some(format!(
+                "an identity token that was used before may stand on that line: once those of before have expired, \
+                 within minutes at most CIs, `rm {}`; or {choose}",
+                path.display()
+            )),
             StoreError::UnreliableLocks { .. } => Some(format!("{choose}, one on a local file system")),
             StoreError::Interrupted(_) => None,
         }
@@ -203,7 +219,7 @@ impl Store {
         self.create()?;
         let lock = FileLock::acquire_unless(settled, &self.directory.join(LOCK), patience, clock, watch)?;
         Ok(lock.map(|lock| {
-            let mut turn = Turn { store: self, lock, clock, watch };
+            let mut turn = Turn { store: self, lock, recorded: None, clock, watch };
             turn.doing("looking");
             turn
         }))
@@ -230,7 +246,10 @@ impl Store {
     /// Writes a token down as handed out to the children: from now on none of us sends it.
     pub fn hand_out(&self, token: &IdentityToken, clock: Clock, watch: Watch<'_>) -> Result<Option<Spent>, StoreError> {
         self.create()?;
-        Ledger::at(&self.root).spend(token, Use::HandedOut, clock, watch)
+        match Ledger::at(&self.root).spend(token, Use::HandedOut, clock, watch)? {
+            Written::New(_) => Ok(None),
+            Written::Before(entry) => Ok(Some(entry)),
+        }
     }
 
     /// The directory of this identity key.
@@ -298,12 +317,23 @@ impl Turn<'_> {
 
     /// Writes an identity token down as spent, and syncs. An entry that stands there already comes back; then the
     /// token must not be sent.
-    pub fn spend(&self, token: &IdentityToken) -> Result<Option<Spent>, StoreError> {
-        let already = Ledger::at(&self.store.root).spend(token, Use::Sent, self.clock, self.watch)?;
-        if already.is_none() {
-            (self.watch)(&Step::Recorded);
+    pub fn spend(&mut self, token: &IdentityToken) -> Result<Option<Spent>, StoreError> {
+        match Ledger::at(&self.store.root).spend(token, Use::Sent, self.clock, self.watch)? {
+            Written::New(entry) => {
+                self.recorded = Some(entry);
+                (self.watch)(&Step::Recorded);
+                Ok(None)
+            }
+            Written::Before(entry) => Ok(Some(entry)),
         }
-        Ok(already)
+    }
+
+    /// Removes from the ledger what this turn wrote there last. Only for a token of which no byte has left.
+    pub fn take_back(&mut self) -> Result<(), StoreError> {
+        match self.recorded.take() {
+            Some(entry) => Ledger::at(&self.store.root).take_back(&entry, self.clock, self.watch),
+            None => Ok(()),
+        }
     }
 
     /// Tells those who wait what we are doing.
@@ -464,7 +494,7 @@ mod tests {
         let token = IdentityToken::parse(&Secret::new("eyJhbGciOiJSUzI1NiJ9.e30.YQ".to_owned())).unwrap();
         assert_eq!(store.spent(&token).unwrap(), None);
         assert_eq!(store.hand_out(&token, Clock::system(), &|_| {}).unwrap(), None);
-        let turn = turn(&store);
+        let mut turn = turn(&store);
         assert_eq!(turn.spend(&token).unwrap().map(|spent| spent.used), Some(Use::HandedOut));
         assert_eq!(turn.find(&token).unwrap().map(|spent| spent.used), Some(Use::HandedOut));
         assert_eq!(turn.remembered_refusal().unwrap(), None);

@@ -1,7 +1,7 @@
 //! One request on a connection of its own, sent once: TLS, proxy, time and size limits; no redirects, no retries.
 //!
 //! Connecting and sending are two acts, because single use turns on the difference: while [`Transport::connect`] fails
-//! nothing has left, and once [`Connection::send`] was called everything may have.
+//! nothing has left, and once [`Connection::send`] was called everything may have, unless it says that nothing has.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,7 +59,7 @@ pub struct MaybeSent {
     pub cause: String,
 }
 
-/// Either of them, for messages that spend nothing.
+/// Either of them.
 #[derive(Debug, thiserror::Error)]
 pub enum SendError {
     /// Nothing has left.
@@ -147,7 +147,7 @@ impl Transport {
 
     /// Connects and sends, for messages that may be sent again.
     pub fn send(&self, request: Request) -> Result<Response, SendError> {
-        Ok(self.connect(request.uri())?.send(request)?)
+        self.connect(request.uri())?.send(request)
     }
 
     async fn open(&self, url: &Uri, stage: &Stage) -> Result<http1::SendRequest<Full<Bytes>>, BoxError> {
@@ -157,15 +157,19 @@ impl Transport {
 }
 
 impl Connection {
-    /// Sends this request, once, and waits for the whole answer. Whatever comes of it, the message may have arrived.
-    pub fn send(mut self, mut request: Request) -> Result<Response, MaybeSent> {
+    /// Sends this request, once, and waits for the whole answer. It fails as [`SendError::NotSent`] only where no byte
+    /// of the message was given to the system: the connection had ended before, for example while somebody waited for
+    /// a slow disk.
+    pub fn send(mut self, mut request: Request) -> Result<Response, SendError> {
         let host = self.host;
-        let failed = |cause: String| MaybeSent { host: host.clone(), cause };
+        let not_sent = |cause: String| SendError::NotSent(NotSent { host: host.clone(), cause, certificate: None });
+        let failed = |cause: String| SendError::MaybeSent(MaybeSent { host: host.clone(), cause });
         let authority = request.uri().authority().map(|authority| authority.as_str().to_owned()).unwrap_or_default();
         let path = request.uri().path_and_query().map_or("/", |path| path.as_str()).parse();
-        *request.uri_mut() = path.map_err(|error: http::uri::InvalidUri| failed(error.to_string()))?;
+        *request.uri_mut() = path.map_err(|error: http::uri::InvalidUri| not_sent(error.to_string()))?;
         let headers = request.headers_mut();
-        headers.insert(header::HOST, authority.parse().map_err(|_| failed("its name is no header value".to_owned()))?);
+        headers
+            .insert(header::HOST, authority.parse().map_err(|_| not_sent("its name is no header value".to_owned()))?);
         headers.insert(header::USER_AGENT, self.user_agent);
         // One message on this connection: nothing may be tempted to use it again.
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -173,7 +177,16 @@ impl Connection {
         let request = request.map(|body| Full::new(Bytes::from_owner(Wiped(body))));
         let answer = self.runtime.block_on(async {
             let exchange = async {
-                let answer = self.sender.send_request(request).await.map_err(|error| failed(chain(&error)))?;
+                // What happened while nobody looked is heard first: one turn of the runtime begins to listen, one asks
+                // the system, one hears that the connection has ended.
+                for _turn in 0..3 {
+                    tokio::task::yield_now().await;
+                }
+                // The request comes back where nothing of it was written.
+                let answer = self.sender.try_send_request(request).await.map_err(|mut error| {
+                    let cause = chain(error.error());
+                    if error.take_message().is_some() { not_sent(cause) } else { failed(cause) }
+                })?;
                 let (head, body) = answer.into_parts();
                 let body = Limited::new(body, LARGEST_ANSWER).collect().await;
                 let body = body.map_err(|error| match error.is::<LengthLimitError>() {

@@ -209,6 +209,30 @@ fn refused_certificate_is_tried_once_and_not_remembered() {
 }
 
 #[test]
+fn connection_that_ended_before_the_send_has_sent_nothing() {
+    for waits_for_the_request in [false, true] {
+        let (told, closed) = std::sync::mpsc::channel();
+        let port = serve(move |mut stream| {
+            if waits_for_the_request {
+                read_head(&mut stream);
+            }
+            drop(stream);
+            told.send(()).unwrap();
+        });
+        let url = format!("http://127.0.0.1:{port}/");
+        let connection = quick(&[]).connect(&url.parse().unwrap()).unwrap();
+        if !waits_for_the_request {
+            closed.recv().unwrap();
+        }
+        let sent = connection.send(get(&url));
+        match waits_for_the_request {
+            false => assert!(matches!(sent, Err(SendError::NotSent(_))), "{sent:?}"),
+            true => assert!(matches!(sent, Err(SendError::MaybeSent(_))), "{sent:?}"),
+        }
+    }
+}
+
+#[test]
 fn https_goes_by_way_of_the_proxy_unless_no_proxy_says_otherwise() {
     let holder = tempfile::tempdir().unwrap();
     let file = holder.path().join("roots.pem");

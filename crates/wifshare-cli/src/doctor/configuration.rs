@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use wifshare::{Arrangement, ConfigError, Environment, Inputs};
+use wifshare::{Arrangement, ConfigError, Environment, Inputs, open_regular};
 
 use super::finding::Finding;
 use crate::joined;
@@ -172,7 +172,7 @@ fn has_another_api_key_helper(path: &Path) -> bool {
     use std::io::Read;
 
     let mut text = String::new();
-    let read = std::fs::File::open(path).and_then(|file| file.take(1 << 20).read_to_string(&mut text));
+    let read = open_regular(path).and_then(|file| file.take(1 << 20).read_to_string(&mut text));
     let settings = read.ok().and_then(|_| serde_json::from_str::<serde_json::Value>(&text).ok());
     let command = settings.and_then(|settings| Some(settings.get("apiKeyHelper")?.as_str()?.to_owned()));
     command.is_some_and(|command| !command.contains("wifshare token"))

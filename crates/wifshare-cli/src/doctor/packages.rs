@@ -117,7 +117,7 @@ fn node_package(name: &str) -> Option<String> {
     let manifest = |directory: &Path| directory.join("node_modules").join(name).join("package.json");
     let path = here.ancestors().map(manifest).find(|path| path.is_file())?;
     let mut text = String::new();
-    std::fs::File::open(path).ok()?.take(1 << 20).read_to_string(&mut text).ok()?;
+    wifshare::open_regular(&path).ok()?.take(1 << 20).read_to_string(&mut text).ok()?;
     let package: serde_json::Value = serde_json::from_str(&text).ok()?;
     Some(package.get("version")?.as_str()?.to_owned())
 }

@@ -52,7 +52,7 @@ impl Rule {
             )
         };
         let mut text = String::new();
-        let file = std::fs::File::open(path).map_err(|error| refuse(error.to_string()))?;
+        let file = wifshare::open_regular(path).map_err(|error| refuse(error.to_string()))?;
         file.take(LARGEST).read_to_string(&mut text).map_err(|error| refuse(error.to_string()))?;
         let object: Map<String, Value> = serde_json::from_str(&text).map_err(|error| refuse(error.to_string()))?;
         Rule::parse(&object).map_err(refuse)

@@ -21,11 +21,14 @@ pub(super) fn look(config: &Config) -> (Vec<Finding>, Option<Credential>) {
             if let Ok(Some(refusal)) = turn.remembered_refusal() {
                 findings.push(remembered(&refusal));
             }
+            drop(turn);
+            findings.extend(store.check().into_iter().map(failed));
         }
         Err(StoreError::Held { holder, .. }) => {
             findings.push(Finding::ok("state directory", described(root)));
             let holder = holder.unwrap_or_else(|| "another process".to_owned());
             findings.push(Finding::note("lock", format!("held by {holder}")));
+            findings.extend(store.check().into_iter().map(failed));
         }
         Err(error) => {
             findings.push(failed(error));
@@ -42,10 +45,8 @@ pub(super) fn look(config: &Config) -> (Vec<Finding>, Option<Credential>) {
             (findings, Some(credential))
         }
         Ok(_) => (findings, None),
-        Err(error) => {
-            findings.push(failed(error));
-            (findings, None)
-        }
+        // Told already, with all that is wrong there.
+        Err(_) => (findings, None),
     }
 }
 

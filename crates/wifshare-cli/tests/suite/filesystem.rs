@@ -317,3 +317,71 @@ fn a_run_whose_state_directory_is_removed_at_its_very_end_recreates_nothing() {
     assert!(job.files_with_secrets().is_empty());
     assert!(!Path::new(&job.state()).join("runs").exists());
 }
+
+#[test]
+fn token_that_never_left_works_once_the_fault_is_gone() {
+    let (mut failed, mut unsent) = (0, 0);
+    let syncs = ["EIO", "ENOSPC"].iter().flat_map(|error| (1..=5).map(move |time| ("fsync", *error, time)));
+    let opens = (8..=40).map(|time| ("openat", "EMFILE", time));
+    let sockets = (1..=4).map(|time| ("socket", "EMFILE", time));
+    for (call, error, time) in syncs.chain(opens).chain(sockets) {
+        let what = format!("{error} at {call} number {time}");
+        let mut job = Job::new(knobs());
+        job.may_keep_credential();
+        let token = job.sandbox.issue_identity_token();
+        job.use_token_file(&token);
+        let Some(ended) = injected(&job, &format!("{call}:error={error}:when={time}"), &["token"]) else { return };
+        assert_nothing_bought_in_vain(&job, &ended, &what);
+        failed += u32::from(ended.code != 0);
+        if job.counters().exchanges_received == 0 {
+            unsent += 1;
+            // What else is remembered of the fault counts for seconds.
+            for path in crate::job::files(&job.state()).iter().filter(|path| path.ends_with("refusal.json")) {
+                std::fs::remove_file(path).unwrap();
+            }
+            let again = job.token(&[]);
+            assert_eq!(again.code, 0, "{what}, then: {}", again.stderr);
+        }
+        job.assert_nothing_sent_twice();
+    }
+    assert!(failed > 10 && unsent > 10, "{failed} failed, {unsent} with their token unsent");
+}
+
+#[test]
+fn twelve_identities_on_a_slow_disk_are_all_served() {
+    if Command::new("strace").arg("-V").output().is_err() {
+        return;
+    }
+    let mut job = Job::new(knobs());
+    job.may_keep_credential();
+    let slow = ["-f", "-qq", "-o", "/dev/null", "-e", "trace=fsync", "-e", "inject=fsync:delay_enter=3000000"];
+    let token = |number: u32| {
+        let workspace = format!("wrkspc_{number}");
+        let arguments = [&slow[..], &[crate::job::WIFSHARE, "token", "--workspace-id", &workspace]].concat();
+        job.command("strace", &arguments).spawn().unwrap()
+    };
+    let start = std::time::Instant::now();
+    let started: Vec<_> = (0..12).map(token).collect();
+    for ended in started.into_iter().map(finish) {
+        assert_eq!(ended.code, 0, "after {} s: {}", start.elapsed().as_secs(), ended.stderr);
+    }
+    job.assert_nothing_sent_twice();
+}
+
+#[test]
+fn run_knows_what_it_sent_though_its_state_was_removed() {
+    for delivery in ["profile", "gateway"] {
+        let mut job = Job::new(living(4));
+        let token = job.sandbox.issue_identity_token();
+        job.use_token_file(&token);
+        let script = format!("{ASK}; rm -rf '{}'; sleep 7", job.state().display());
+        let ended = job.exec(&["--delivery", delivery], &script);
+        assert_eq!(ended.code, 0, "{delivery}: {}", ended.stderr);
+        job.assert_exchanges(1);
+        // What the run has put in place again tells others, too.
+        let other = job.token(&[]);
+        assert_eq!(other.code, 125, "{delivery}: {}", other.stdout.len());
+        assert!(other.stderr.contains("error[identity-spent]"), "{delivery}: {}", other.stderr);
+        job.assert_exchanges(1);
+    }
+}

@@ -39,6 +39,7 @@ mod secrecy;
 mod shells;
 mod signals;
 mod sources;
+mod special_files;
 mod start_ends;
 mod status;
 mod steps;

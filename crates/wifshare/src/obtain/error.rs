@@ -116,6 +116,7 @@ impl From<StoreError> for ObtainError {
             StoreError::File(_)
             | StoreError::Held { .. }
             | StoreError::Newer { .. }
+            | StoreError::Damaged { .. }
             | StoreError::UnreliableLocks { .. } => ObtainError::Store(error),
         }
     }
@@ -135,6 +136,7 @@ impl ObtainError {
             },
             ObtainError::Store(StoreError::Held { .. }) => Code::LockHeld,
             ObtainError::Store(StoreError::Newer { .. }) => Code::StateNewer,
+            ObtainError::Store(StoreError::Damaged { .. }) => Code::StateDamaged,
             ObtainError::Store(StoreError::UnreliableLocks { .. }) => Code::LocksUnreliable,
             ObtainError::Store(StoreError::Interrupted(_)) | ObtainError::Interrupted(_) => Code::Interrupted,
             ObtainError::Identity { source, .. } => match source {

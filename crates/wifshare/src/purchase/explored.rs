@@ -36,12 +36,12 @@ impl World<PROCESSES, TOKENS> {
         for (number, process) in self.processes.iter().enumerate() {
             let Purchase { act, kind, tries, duplicates } = process.purchase;
             processes[number] = digits(&[
-                (act as u128, 13),
+                (act as u128, 14),
                 (kind as u128, 3),
                 (tries.into(), 4),
                 (duplicates.into(), 5),
                 (token(process.token), TOKENS as u128 + 1),
-                (process.answer.map_or(0, |heard| heard as u128 + 1), 7),
+                (process.answer.map_or(0, |heard| heard as u128 + 1), 8),
                 (token(process.unsynced), TOKENS as u128 + 1),
                 ((self.lock == Some(number)).into(), 2),
             ]);
@@ -57,7 +57,7 @@ impl World<PROCESSES, TOKENS> {
             (self.is_lost.into(), 2),
             (self.issued.into(), TOKENS as u128 + 1),
             (self.crashes_left.into(), 3),
-            (self.expiries_left.into(), 2),
+            (self.mishaps_left.into(), 2),
         ];
         digits(&[&[one, two, three][..], &sent, &ledger, &rest].concat())
     }

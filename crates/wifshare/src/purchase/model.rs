@@ -27,10 +27,12 @@ pub(super) enum Removed {
     NewToken,
     /// A credential that was bought is not stored.
     Keeping,
+    /// A token counts as unsent although it may have left.
+    Certainty,
 }
 
 /// Every guard, and the promise that breaks without it.
-pub(super) const GUARDS: [(Removed, &str); 10] = [
+pub(super) const GUARDS: [(Removed, &str); 11] = [
     (Removed::Lock, "two processes had the turn at once"),
     (Removed::LockToTheEnd, "two processes had the turn at once"),
     (Removed::SecondLook, "an exchange began beside a usable credential"),
@@ -41,6 +43,7 @@ pub(super) const GUARDS: [(Removed, &str); 10] = [
     (Removed::LedgerSync, "an identity token was sent twice"),
     (Removed::NewToken, "an identity token was sent twice"),
     (Removed::Keeping, "a credential was bought and lost"),
+    (Removed::Certainty, "an identity token was sent twice"),
 ];
 
 #[derive(Clone, Copy, Debug)]
@@ -68,7 +71,8 @@ pub(super) struct World<const PROCESSES: usize, const TOKENS: usize> {
     /// Something was bought and is not there.
     pub(super) is_lost: bool,
     pub(super) crashes_left: u8,
-    pub(super) expiries_left: u8,
+    /// How often something may still end before its time, or fail on this machine.
+    pub(super) mishaps_left: u8,
 }
 
 impl Process {
@@ -95,7 +99,7 @@ impl<const PROCESSES: usize, const TOKENS: usize> World<PROCESSES, TOKENS> {
             sent: [0; TOKENS],
             is_lost: false,
             crashes_left: 2,
-            expiries_left: 1,
+            mishaps_left: 1,
         }
     }
 
@@ -162,8 +166,24 @@ impl<const PROCESSES: usize, const TOKENS: usize> World<PROCESSES, TOKENS> {
                         },
                         Heard::Done,
                     )],
-                    _ => vec![with(&|world| world.ledger[token as usize] = true, Heard::Done)],
+                    _ => {
+                        let spent = with(&|world| world.ledger[token as usize] = true, Heard::Done);
+                        // Or it cannot be synced, and is taken back, or cannot be.
+                        let failing = |is_spent: bool| {
+                            let change = |world: &mut Self| {
+                                world.mishaps_left -= 1;
+                                world.ledger[token as usize] = is_spent;
+                            };
+                            with(&change, Heard::Final)
+                        };
+                        let failed = (self.mishaps_left > 0).then(|| [failing(true), failing(false)]);
+                        [spent].into_iter().chain(failed.into_iter().flatten()).collect()
+                    }
                 }
+            }
+            Act::TakeBack => {
+                let token = process.token.expect("asked before");
+                vec![with(&|world| world.ledger[token as usize] = false, Heard::Passing), (world(), Heard::Passing)]
             }
             Act::Send => match process.answer {
                 // The answer arrives, or a crash comes first.
@@ -195,6 +215,15 @@ impl<const PROCESSES: usize, const TOKENS: usize> World<PROCESSES, TOKENS> {
         let mut successors = Vec::new();
         for (number, process) in self.processes.iter().enumerate().filter(|(_, process)| !process.is_over()) {
             if process.purchase.act() == Act::Send && process.answer.is_none() {
+                if self.mishaps_left > 0 {
+                    // Nothing leaves.
+                    let mut world = self.clone();
+                    world.mishaps_left -= 1;
+                    world.processes[number].answer = Some(Heard::Unsent);
+                    world.sent[process.token.expect("spent before") as usize] +=
+                        u8::from(removed == Removed::Certainty);
+                    successors.push(world);
+                }
                 // The token leaves; what the server makes of it is on its way back.
                 let answers: &[Heard] = match self.sent[process.token.expect("spent before") as usize] {
                     0 => &[Heard::Done, Heard::Passing, Heard::Final],
@@ -238,12 +267,12 @@ impl<const PROCESSES: usize, const TOKENS: usize> World<PROCESSES, TOKENS> {
             world.processes[number] = Process::new(can_be_asked_again);
             successors.push(world);
         }
-        if self.has_credential && self.expiries_left > 0 {
-            successors.push(World { has_credential: false, expiries_left: self.expiries_left - 1, ..self.clone() });
+        if self.has_credential && self.mishaps_left > 0 {
+            successors.push(World { has_credential: false, mishaps_left: self.mishaps_left - 1, ..self.clone() });
         }
-        if self.was_refused && self.expiries_left > 0 {
+        if self.was_refused && self.mishaps_left > 0 {
             let forgotten = World { was_refused: false, refusal: false, ..self.clone() };
-            successors.push(World { expiries_left: self.expiries_left - 1, ..forgotten });
+            successors.push(World { mishaps_left: self.mishaps_left - 1, ..forgotten });
         }
         successors
     }

@@ -14,7 +14,7 @@ type Crowd = World<8, 24>;
 fn follow(order: &[u16], can_be_asked_again: bool, removed: Removed) -> Result<(), &'static str> {
     let mut world = Crowd::new(can_be_asked_again);
     world.crashes_left = 6;
-    world.expiries_left = 3;
+    world.mishaps_left = 3;
     for choice in order {
         let misfortunes = if choice % 12 == 0 { world.misfortunes(can_be_asked_again) } else { Vec::new() };
         let next = if misfortunes.is_empty() { world.steps(can_be_asked_again, removed) } else { misfortunes };
@@ -61,6 +61,6 @@ fn each_guard_is_missed_by_a_crowd() {
     for (removed, broken) in GUARDS {
         let (found, steps) = sample(20_000, true, removed).expect_err("a promise is broken");
         assert_eq!(found, broken, "without {removed:?}, in {steps} steps");
-        assert!(steps < 60, "without {removed:?} it takes {steps} steps: the order was not shrunk");
+        assert!(steps < 80, "without {removed:?} it takes {steps} steps: the order was not shrunk");
     }
 }

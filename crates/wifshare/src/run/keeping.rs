@@ -171,7 +171,7 @@ impl Run {
         };
         // The end of the run takes the lease, and whatever is written after that would stay.
         match &mut desk.lease {
-            Some(lease) => lease.restore(lay_out, self.watch()),
+            Some(lease) => lease.restore(lay_out, self.clock, self.watch()),
             None => Ok(false),
         }
     }

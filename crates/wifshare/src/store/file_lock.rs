@@ -18,6 +18,19 @@ pub(super) struct FileLock {
     file: File,
 }
 
+/// How long to wait for a lock: for a holder that does nothing new, and in all.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Patience {
+    pub(super) for_one_holder: Duration,
+    pub(super) in_all: Duration,
+}
+
+impl From<Duration> for Patience {
+    fn from(time: Duration) -> Patience {
+        Patience { for_one_holder: time, in_all: time }
+    }
+}
+
 /// What the holder writes about itself into the file that it holds.
 #[derive(Serialize, Deserialize)]
 struct Holder {
@@ -31,7 +44,7 @@ impl FileLock {
     /// Waits for the lock, at most `patience`.
     pub(super) fn acquire(
         path: &Path,
-        patience: Duration,
+        patience: impl Into<Patience>,
         clock: Clock,
         watch: Watch<'_>,
     ) -> Result<FileLock, StoreError> {
@@ -44,12 +57,14 @@ impl FileLock {
     pub(super) fn acquire_unless(
         mut settled: impl FnMut() -> Result<bool, StoreError>,
         path: &Path,
-        patience: Duration,
+        patience: impl Into<Patience>,
         clock: Clock,
         watch: Watch<'_>,
     ) -> Result<Option<FileLock>, StoreError> {
+        let patience: Patience = patience.into();
         let start = (clock.monotonic)();
         let mut told = Duration::ZERO;
+        let (mut seen, mut seen_since) = (None, Duration::ZERO);
         // The lock is a file of its own: a rename would leave us holding a lock on the old inode.
         let mut file = private_file::open_in_place(path)?;
         let mut was_held = false;
@@ -73,12 +88,17 @@ impl FileLock {
                         return Ok(None);
                     }
                     was_held = true;
-                    if waited >= patience {
+                    let is_late = waited >= patience.in_all || waited - seen_since >= patience.for_one_holder;
+                    if is_late {
                         return Err(StoreError::Held { path: path.to_owned(), holder: holder(path, clock), waited });
                     }
                     if waited >= told + Duration::from_secs(1) {
                         told = waited;
-                        last_holder = holder(path, clock);
+                        let says = private_file::read(path).ok().flatten();
+                        last_holder = says.as_ref().and_then(|says| describe(says, clock.now()));
+                        if says != seen {
+                            (seen, seen_since) = (says, waited);
+                        }
                         watch(&Step::Waiting { holder: last_holder.clone(), since: waited });
                         // So that nobody waits for the holder of a file that is gone.
                         file = private_file::open_in_place(path)?;
@@ -94,7 +114,7 @@ impl FileLock {
 
     /// Whether somebody holds the lock on this file; where there is no file, nobody does.
     pub(super) fn is_held(path: &Path) -> bool {
-        File::open(path).is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
+        private_file::open_regular(path).is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
     }
 
     /// Takes the lock if nobody holds it.

@@ -17,7 +17,7 @@ use crate::private_file;
 use crate::step::Watch;
 
 const KEEPER: &str = "keeper.json";
-const START: &str = "start";
+pub(super) const START: &str = "start";
 const UNTIL: &str = "until";
 
 /// A living run that keeps a credential for a whole job.

@@ -8,13 +8,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::file_lock::FileLock;
+use super::ledger::Ledger;
 use super::owner::Owner;
 use super::{CREDENTIAL, LOCK, Store, StoreError, read_credential};
 use crate::clock::Clock;
 use crate::private_file::{self, PrivateFileError};
 use crate::step::{Step, Watch};
 
-const LEASE: &str = "lease";
+pub(super) const LEASE: &str = "lease";
 const OWNER: &str = "owner";
 pub(super) const RUNS: &str = "runs";
 
@@ -98,12 +99,14 @@ impl Lease {
     pub fn restore<E: From<StoreError>>(
         &mut self,
         lay_out: impl FnOnce() -> Result<(), E>,
+        clock: Clock,
         watch: Watch<'_>,
     ) -> Result<bool, E> {
         if self.is_in_place() {
             return Ok(false);
         }
         self.store.create()?;
+        Ledger::at(&self.store.root).restore(clock, watch)?;
         let path = self.store.directory.join(LEASE);
         // Another run that ends is alone with it for a moment; the next look comes soon.
         let Some(shared) = share(&path)? else { return Ok(false) };
@@ -361,11 +364,11 @@ mod tests {
         let holder = tempfile::tempdir().unwrap();
         let mut lease = store(&root(&holder)).lease(Clock::system(), &|_| {}).unwrap();
         let lay_out = || Ok::<_, StoreError>(());
-        assert!(!lease.restore(lay_out, &|_| {}).unwrap(), "it is there");
+        assert!(!lease.restore(lay_out, Clock::system(), &|_| {}).unwrap(), "it is there");
         let directory = lease.directory().to_owned();
         lease.remove_directory().unwrap();
         assert!(!directory.exists() && !lease.is_in_place() && !is_alive(&directory));
-        assert!(lease.restore(lay_out, &|_| {}).unwrap());
+        assert!(lease.restore(lay_out, Clock::system(), &|_| {}).unwrap());
         assert!(lease.is_in_place() && is_alive(&directory));
         lease.end(|| Afterwards::Remove).unwrap();
         assert!(!is_alive(&directory));

@@ -3,15 +3,17 @@
 //! One ledger for all identity keys. A token's single use is counted by the server for its issuer and `jti`, whatever
 //! rule or workspace it is sent with, so two keys that read one token file must know of each other.
 
-use std::io::{Seek, SeekFrom, Write};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::file_lock::FileLock;
+use super::file_lock::{FileLock, Patience};
 use super::owner::Owner;
-use super::{FORMAT, StoreError, Version};
+use super::{FORMAT, PATIENCE, StoreError, Version};
 use crate::clock::{Clock, epoch_seconds};
 use crate::identity_token::IdentityToken;
 use crate::private_file::{self, PrivateFileError};
@@ -19,6 +21,13 @@ use crate::step::Watch;
 
 const FILE: &str = "spent";
 const LOCK: &str = "spent.lock";
+
+/// The longest line that is read in one piece. An entry has about 250 bytes.
+const LONGEST_LINE: u64 = 16 * 1024;
+
+/// What this process has written down, with the directory of each: a directory can be removed under a living process,
+/// which knows what it sent all the same.
+static OURS: Mutex<Vec<(PathBuf, Spent)>> = Mutex::new(Vec::new());
 
 /// What became of an identity token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +52,9 @@ pub struct Spent {
     pub at: u64,
     /// When it may be forgotten, in seconds since the epoch: the server refuses it then for its age.
     forget_at: u64,
+    /// When, in seconds since the boot of its owner. The wall clock may be ahead when somebody looks, this one is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    since_boot: Option<u64>,
 }
 
 impl Spent {
@@ -54,10 +66,33 @@ impl Spent {
             Use::HandedOut => format!("handed out to other processes by {}, {ago} s ago", self.owner),
         }
     }
+
+    /// Whether the server refuses the token for its age, by both clocks: the wall clock, and the time that has passed
+    /// since it was spent for certain.
+    fn is_outdated(&self, clock: Clock) -> bool {
+        let uptime = (clock.monotonic)().as_secs();
+        let passed = match self.owner.is_of_this_boot() {
+            true => uptime.saturating_sub(self.since_boot.unwrap_or(uptime)),
+            false => uptime,
+        };
+        epoch_seconds(clock.now()) >= self.forget_at && passed >= self.forget_at.saturating_sub(self.at)
+    }
+
+    fn line(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("texts and numbers become JSON")
+    }
 }
 
 pub(super) struct Ledger {
     root: PathBuf,
+}
+
+/// Whether a token could be written down.
+pub(super) enum Written {
+    /// It is there now, and synced.
+    New(Spent),
+    /// It was there before: the token must not be used.
+    Before(Spent),
 }
 
 impl Ledger {
@@ -65,25 +100,29 @@ impl Ledger {
         Ledger { root: root.to_owned() }
     }
 
-    /// Writes this token down as spent and syncs. If it stands there already nothing is written and the older entry
-    /// comes back: the token must not be used.
+    /// Writes this token down as spent and syncs, unless it is there already. After an error it is not there, as far as
+    /// that could be had.
+    ///
+    /// The lock is held for the write alone. The sync may take seconds on a slow disk, and many processes can wait for
+    /// theirs at the same time.
     pub(super) fn spend(
         &self,
         token: &IdentityToken,
         used: Use,
         clock: Clock,
         watch: Watch<'_>,
-    ) -> Result<Option<Spent>, StoreError> {
-        // The ledger is held for one write and one sync; a longer wait means that its holder is stopped.
-        const PATIENCE: Duration = Duration::from_secs(20);
-        let _lock = FileLock::acquire(&self.root.join(LOCK), PATIENCE, clock, watch)?;
+    ) -> Result<Written, StoreError> {
+        let mut lock = self.lock(clock, watch)?;
         let fingerprint = token.fingerprint().to_string();
-        let entries = self.read()?;
-        if let Some(entry) = entries.iter().find(|entry| entry.fingerprint == fingerprint) {
-            return Ok(Some(entry.clone()));
+        if let Some(entry) = self.search(&fingerprint)? {
+            return Ok(Written::Before(entry));
         }
+        lock.doing("forgetting outdated entries of the ledger", clock);
+        self.forget(clock, watch)?;
+        lock.doing("writing the ledger", clock);
+        let mut file = self.open()?;
+        self.write_what_is_missing(&mut file)?;
         let now = clock.now();
-        self.forget(&entries, now, watch)?;
         let entry = Spent {
             version: FORMAT,
             fingerprint,
@@ -91,93 +130,241 @@ impl Ledger {
             owner: Owner::current(),
             at: epoch_seconds(now),
             forget_at: forget_at(token, now),
+            since_boot: Some((clock.monotonic)().as_secs()),
         };
-        self.append(&entry)?;
-        Ok(None)
-    }
-
-    /// What stands there about this token. Needs no lock: entries are only ever added or replaced whole.
-    pub(super) fn find(&self, token: &IdentityToken) -> Result<Option<Spent>, StoreError> {
-        let fingerprint = token.fingerprint().to_string();
-        Ok(self.read()?.into_iter().find(|entry| entry.fingerprint == fingerprint))
-    }
-
-    fn read(&self) -> Result<Vec<Spent>, StoreError> {
-        let path = self.root.join(FILE);
-        match private_file::read(&path)? {
-            Some(bytes) => parse(&bytes, &path),
-            None => Ok(Vec::new()),
+        self.append(&mut file, &entry)?;
+        drop(lock);
+        remember(&self.root, &entry);
+        match file.sync_all() {
+            Ok(()) => Ok(Written::New(entry)),
+            Err(source) => {
+                // Nothing was sent. Where the entry cannot be taken back, the token stays spent.
+                drop(self.take_back(&entry, clock, watch));
+                Err(self.failed("write", source).into())
+            }
         }
     }
 
-    fn append(&self, entry: &Spent) -> Result<(), StoreError> {
+    /// Removes an entry of this process, for a token that has not left: its line is blanked, which needs no space on
+    /// the disk, and synced.
+    pub(super) fn take_back(&self, entry: &Spent, clock: Clock, watch: Watch<'_>) -> Result<(), StoreError> {
+        let _lock = self.lock(clock, watch)?;
+        let line = entry.line();
+        let mut place = None;
+        self.each_line(|offset, found| {
+            if found == line {
+                place = Some(offset);
+            }
+            Ok(())
+        })?;
         let path = self.root.join(FILE);
-        let writing = |source| PrivateFileError::Io { action: "write", path: path.clone(), source };
-        let mut file = private_file::open_in_place(&path)?;
-        let length = file.seek(SeekFrom::End(0)).map_err(writing)?;
-        // On a line of its own, whatever a crash left in front of it.
-        let mut line = if length == 0 { Vec::new() } else { vec![b'\n'] };
-        serde_json::to_writer(&mut line, entry).expect("texts and numbers become JSON");
-        file.write_all(&line).and_then(|()| file.sync_all()).map_err(writing)?;
-        if length == 0 {
-            private_file::sync_directory(&self.root)?;
+        if let (Some(offset), Some(mut file)) = (place, private_file::open_to_change(&path)?) {
+            let blanks = vec![b' '; line.len()];
+            let blanked = file.seek(SeekFrom::Start(offset)).and_then(|_| file.write_all(&blanks));
+            blanked.and_then(|()| file.sync_all()).map_err(|source| self.failed("write", source))?;
         }
+        ours().retain(|(root, ours)| *root != self.root || ours != entry);
         Ok(())
     }
 
-    /// Drops what the server would refuse for its age, once the ledger is large enough to be worth it.
-    fn forget(&self, entries: &[Spent], now: SystemTime, watch: Watch<'_>) -> Result<(), StoreError> {
+    /// What stands there about this token, or what this process knows of it. Needs no lock: entries are only ever added,
+    /// blanked or replaced whole.
+    pub(super) fn find(&self, token: &IdentityToken) -> Result<Option<Spent>, StoreError> {
+        self.search(&token.fingerprint().to_string())
+    }
+
+    /// Writes what this process has spent into a ledger that lacks it, because somebody removed the one of before.
+    pub(super) fn restore(&self, clock: Clock, watch: Watch<'_>) -> Result<(), StoreError> {
+        if ours().iter().all(|(root, _)| *root != self.root) {
+            return Ok(());
+        }
+        let _lock = self.lock(clock, watch)?;
+        let mut file = self.open()?;
+        self.write_what_is_missing(&mut file)?;
+        Ok(file.sync_all().map_err(|source| self.failed("write", source))?)
+    }
+
+    /// Reads the whole of it, and says whether each line is what it should be.
+    pub(super) fn check(&self) -> Result<(), StoreError> {
+        private_file::open_to_read(&self.root.join(LOCK))?;
+        self.each_entry(|_| {})
+    }
+
+    fn lock(&self, clock: Clock, watch: Watch<'_>) -> Result<FileLock, StoreError> {
+        // It is held for one write, or, now and then, for as long as it takes to write the ledger anew. A longer wait
+        // means that its holder is stopped; as long as one holder follows another, it is waited for on.
+        const FOR_ONE_HOLDER: Duration = Duration::from_secs(20);
+        let patience = Patience { for_one_holder: FOR_ONE_HOLDER, in_all: PATIENCE };
+        FileLock::acquire(&self.root.join(LOCK), patience, clock, watch)
+    }
+
+    fn search(&self, fingerprint: &str) -> Result<Option<Spent>, StoreError> {
+        let remembered = ours().iter().find(|(root, it)| *root == self.root && it.fingerprint == fingerprint).cloned();
+        let mut found = remembered.map(|(_, entry)| entry);
+        self.each_entry(|entry| {
+            if entry.fingerprint == fingerprint && found.is_none() {
+                found = Some(entry);
+            }
+        })?;
+        Ok(found)
+    }
+
+    /// Opens the file to append to it. A new one is synced into its directory before anybody writes into it, so that
+    /// whoever syncs an entry has synced enough.
+    fn open(&self) -> Result<File, StoreError> {
+        let path = self.root.join(FILE);
+        let file = private_file::open_in_place(&path)?;
+        if file.metadata().map_err(|source| self.failed("look at", source))?.len() == 0 {
+            private_file::sync_directory(&self.root)?;
+        }
+        Ok(file)
+    }
+
+    fn append(&self, file: &mut File, entry: &Spent) -> Result<(), StoreError> {
+        let length = file.seek(SeekFrom::End(0)).map_err(|source| self.failed("write", source))?;
+        // On a line of its own, whatever a crash left in front of it.
+        let line = [if length == 0 { &b""[..] } else { b"\n" }, &entry.line()].concat();
+        file.write_all(&line).map_err(|source| {
+            // Half a line is of no use to anybody, and nobody else writes while we have the lock.
+            drop(file.set_len(length));
+            self.failed("write", source).into()
+        })
+    }
+
+    fn write_what_is_missing(&self, file: &mut File) -> Result<(), StoreError> {
+        let mut missing: Vec<Spent> =
+            ours().iter().filter(|(root, _)| *root == self.root).map(|(_, entry)| entry.clone()).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        self.each_entry(|entry| missing.retain(|ours| *ours != entry))?;
+        missing.iter().try_for_each(|entry| self.append(file, entry))
+    }
+
+    /// Drops what the server would refuse for its age, once there is enough of it.
+    fn forget(&self, clock: Clock, watch: Watch<'_>) -> Result<(), StoreError> {
         const WORTH_IT: usize = 512;
-        let now = epoch_seconds(now);
-        if entries.len() < WORTH_IT || entries.iter().filter(|entry| entry.forget_at <= now).count() < WORTH_IT / 2 {
+        let (mut all, mut outdated) = (0, 0);
+        self.each_entry(|entry| {
+            all += 1;
+            outdated += usize::from(entry.is_outdated(clock));
+        })?;
+        if all < WORTH_IT || outdated < WORTH_IT / 2 {
             return Ok(());
         }
         let mut bytes = Vec::new();
-        for entry in entries.iter().filter(|entry| entry.forget_at > now) {
-            serde_json::to_writer(&mut bytes, entry).expect("texts and numbers become JSON");
-            bytes.push(b'\n');
-        }
+        self.each_entry(|entry| {
+            if !entry.is_outdated(clock) {
+                bytes.extend(entry.line());
+                bytes.push(b'\n');
+            }
+        })?;
+        ours().retain(|(root, entry)| *root != self.root || !entry.is_outdated(clock));
         Ok(private_file::replace(&self.root, FILE, &bytes, watch)?)
+    }
+
+    fn each_entry(&self, mut see: impl FnMut(Spent)) -> Result<(), StoreError> {
+        let path = self.root.join(FILE);
+        let mut number = 0;
+        self.each_line(|_, line| {
+            number += 1;
+            if let Some(entry) = parse_line(line, number, &path)? {
+                see(entry);
+            }
+            Ok(())
+        })
+    }
+
+    /// Reads the file line by line, as far as it goes now; tells where each line begins.
+    fn each_line(&self, see: impl FnMut(u64, &[u8]) -> Result<(), StoreError>) -> Result<(), StoreError> {
+        match private_file::open_to_read(&self.root.join(FILE))? {
+            Some((file, length)) => {
+                let failed = |source| self.failed("read", source).into();
+                each_line(&mut BufReader::with_capacity(64 * 1024, file.take(length)), see, failed)
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn failed(&self, action: &'static str, source: io::Error) -> PrivateFileError {
+        PrivateFileError::Io { action, path: self.root.join(FILE), source }
+    }
+}
+
+fn ours() -> std::sync::MutexGuard<'static, Vec<(PathBuf, Spent)>> {
+    OURS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn remember(root: &Path, entry: &Spent) {
+    ours().push((root.to_owned(), entry.clone()));
+}
+
+fn each_line(
+    reader: &mut impl BufRead,
+    mut see: impl FnMut(u64, &[u8]) -> Result<(), StoreError>,
+    failed: impl Fn(io::Error) -> StoreError,
+) -> Result<(), StoreError> {
+    let (mut line, mut offset) = (Vec::new(), 0);
+    loop {
+        line.clear();
+        // A longer line is none of ours, and seen in parts.
+        let length = reader.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line).map_err(&failed)? as u64;
+        if length == 0 {
+            return Ok(());
+        }
+        see(offset, line.strip_suffix(b"\n").unwrap_or(&line))?;
+        offset += length;
     }
 }
 
 /// The entries that these bytes hold, one a line.
+#[cfg(any(test, fuzzing))]
 pub(crate) fn parse(bytes: &[u8], path: &Path) -> Result<Vec<Spent>, StoreError> {
-    let mut entries = Vec::new();
-    for line in bytes.split(|byte| *byte == b'\n') {
-        match serde_json::from_slice::<Spent>(line) {
-            Ok(entry) if entry.version == FORMAT => entries.push(entry),
-            // A newer entry may look otherwise, and has its version all the same.
-            _ => match serde_json::from_slice::<Version>(line) {
-                Ok(Version { version }) if version != u64::from(FORMAT) => {
-                    return Err(StoreError::Newer { path: path.to_owned(), version });
-                }
-                // A line that was torn by a crash was never synced, so its token never left: it can be skipped.
-                _ => {}
-            },
-        }
+    let lines = bytes.split(|byte| *byte == b'\n').zip(1..);
+    lines.filter_map(|(line, number)| parse_line(line, number, path).transpose()).collect()
+}
+
+/// The entry on this line; `None` where there is none: an empty or blanked line, or what a crash left of one.
+fn parse_line(line: &[u8], number: u64, path: &Path) -> Result<Option<Spent>, StoreError> {
+    const BEGINNING: &[u8] = br#"{"version":1,"fingerprint":""#;
+    match serde_json::from_slice::<Spent>(line) {
+        Ok(entry) if entry.version == FORMAT => return Ok(Some(entry)),
+        // A newer entry may look otherwise, and has its version all the same.
+        _ => match serde_json::from_slice::<Version>(line) {
+            Ok(Version { version }) if version != u64::from(FORMAT) => {
+                return Err(StoreError::Newer { path: path.to_owned(), version });
+            }
+            _ => {}
+        },
     }
-    Ok(entries)
+    // A line that a crash tore or filled with zeros was never synced, so its token never left. Anything else was an
+    // entry once, or hides some.
+    let is_torn = line.starts_with(BEGINNING) || BEGINNING.starts_with(line.trim_ascii_end()) || line.contains(&0);
+    if is_torn { Ok(None) } else { Err(StoreError::Damaged { path: path.to_owned(), line: number }) }
 }
 
 /// An hour after its end, or a day from now where it does not say when it ends: the clocks of this machine and of the
-/// server may differ.
+/// server may differ. Where this clock is ahead, its life as the issuer tells it counts.
 fn forget_at(token: &IdentityToken, now: SystemTime) -> u64 {
     const HOUR: u64 = 3600;
-    match token.claims().expires_at {
-        Some(end) => epoch_seconds(end.max(now)) + HOUR,
-        None => epoch_seconds(now) + 24 * HOUR,
-    }
+    let claims = token.claims();
+    let Some(end) = claims.expires_at else { return epoch_seconds(now) + 24 * HOUR };
+    let life = claims.issued_at.and_then(|begin| end.duration_since(begin).ok()).unwrap_or_default();
+    epoch_seconds(end.max(now + life)) + HOUR
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::from_epoch_seconds;
     use crate::secret::Secret;
 
     fn token(jti: &str, expires_at: u64) -> IdentityToken {
+        with_claims(&format!(r#"{{"iss":"i","jti":"{jti}","exp":{expires_at}}}"#))
+    }
+
+    fn with_claims(claims: &str) -> IdentityToken {
         use base64::Engine;
-        let claims = format!(r#"{{"iss":"i","jti":"{jti}","exp":{expires_at}}}"#);
         let claims = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(claims);
         IdentityToken::parse(&Secret::new(format!("eyJhbGciOiJSUzI1NiJ9.{claims}.c2ln"))).expect("a token")
     }
@@ -189,8 +376,45 @@ mod tests {
         (holder, Ledger::at(&root))
     }
 
+    fn spend_at(clock: Clock, ledger: &Ledger, token: &IdentityToken) -> Option<Spent> {
+        match ledger.spend(token, Use::Sent, clock, &|_| {}).expect("a ledger") {
+            Written::New(_) => None,
+            Written::Before(entry) => Some(entry),
+        }
+    }
+
     fn spend(ledger: &Ledger, token: &IdentityToken) -> Option<Spent> {
-        ledger.spend(token, Use::Sent, Clock::system(), &|_| {}).expect("a ledger")
+        spend_at(Clock::system(), ledger, token)
+    }
+
+    fn entries(ledger: &Ledger) -> Vec<Spent> {
+        let mut entries = Vec::new();
+        ledger.each_entry(|entry| entries.push(entry)).expect("a ledger");
+        entries
+    }
+
+    fn bytes(ledger: &Ledger) -> Vec<u8> {
+        private_file::read(&ledger.root.join(FILE)).expect("readable").expect("there").to_vec()
+    }
+
+    /// As another process, which remembers nothing.
+    fn as_another_process(ledger: &Ledger) {
+        ours().retain(|(root, _)| *root != ledger.root);
+    }
+
+    const END: u64 = 1_000_000;
+    const UPTIME: u64 = 50_000;
+
+    fn entry(number: usize, forget_at: u64) -> Spent {
+        let (fingerprint, owner) = (number.to_string(), Owner::current());
+        let (used, at, since_boot) = (Use::Sent, END - 300, Some(UPTIME - 300));
+        Spent { version: FORMAT, fingerprint, used, owner, at, forget_at, since_boot }
+    }
+
+    fn write(ledger: &Ledger, entries: impl Iterator<Item = Spent>) {
+        let lines: Vec<u8> = entries.flat_map(|entry| [entry.line(), b"\n".to_vec()].concat()).collect();
+        let mut file = private_file::open_in_place(&ledger.root.join(FILE)).unwrap();
+        file.write_all(&[b"\n", &lines[..]].concat()).unwrap();
     }
 
     #[test]
@@ -198,6 +422,7 @@ mod tests {
         let (_holder, ledger) = ledger();
         assert_eq!(spend(&ledger, &token("1", 5_000_000_000)), None);
         assert_eq!(spend(&ledger, &token("2", 5_000_000_000)), None);
+        as_another_process(&ledger);
         let again = spend(&ledger, &token("1", 5_000_000_000)).expect("it was spent");
         assert_eq!(again.owner.pid, std::process::id());
         assert_eq!(ledger.find(&token("1", 5_000_000_000)).expect("a ledger"), Some(again));
@@ -209,53 +434,143 @@ mod tests {
         let (_holder, ledger) = ledger();
         spend(&ledger, &token("1", 5_000_000_000));
         spend(&ledger, &token("2", 5_000_000_000));
-        let bytes = private_file::read(&ledger.root.join(FILE)).expect("readable").expect("there");
+        let bytes = bytes(&ledger);
         let lines: Vec<_> = bytes.split(|byte| *byte == b'\n').collect();
         assert!(lines.len() == 2 && lines.iter().all(|line| line.starts_with(b"{")), "{lines:?}");
     }
 
     #[test]
+    fn removed_ledger_is_remembered_and_written_anew() {
+        let (_holder, ledger) = ledger();
+        let tokens = ["1", "2", "3"].map(|jti| token(jti, 5_000_000_000));
+        spend(&ledger, &tokens[0]);
+        let remove = || {
+            std::fs::remove_dir_all(&ledger.root).unwrap();
+            private_file::private_directory(&ledger.root).unwrap();
+        };
+        remove();
+        assert!(spend(&ledger, &tokens[0]).is_some(), "this process knows what it sent");
+        assert!(ledger.find(&tokens[0]).unwrap().is_some());
+        spend(&ledger, &tokens[1]);
+        assert_eq!(entries(&ledger).len(), 2, "the next entry brings those of before along");
+        remove();
+        ledger.restore(Clock::system(), &|_| {}).unwrap();
+        assert_eq!(entries(&ledger).len(), 2);
+        ledger.restore(Clock::system(), &|_| {}).unwrap();
+        assert_eq!(entries(&ledger).len(), 2, "nothing is written twice");
+        let (_holder, elsewhere) = self::ledger();
+        assert_eq!(spend(&elsewhere, &tokens[0]), None, "another state directory is another matter");
+    }
+
+    #[test]
+    fn entry_that_was_taken_back_is_gone_for_everybody() {
+        let (_holder, ledger) = ledger();
+        let tokens = ["1", "2", "3"].map(|jti| token(jti, 5_000_000_000));
+        let written = tokens.each_ref().map(|token| match ledger.spend(token, Use::Sent, Clock::system(), &|_| {}) {
+            Ok(Written::New(entry)) => entry,
+            _ => panic!("it is new"),
+        });
+        ledger.take_back(&written[1], Clock::system(), &|_| {}).unwrap();
+        assert_eq!(entries(&ledger), [written[0].clone(), written[2].clone()]);
+        assert_eq!(ledger.find(&tokens[1]).unwrap(), None);
+        as_another_process(&ledger);
+        assert!(spend(&ledger, &tokens[0]).is_some());
+        assert_eq!(spend(&ledger, &tokens[1]), None);
+        // Of somebody else's entry the line is another one.
+        let foreign = Spent { at: 1, ..written[2].clone() };
+        ledger.take_back(&foreign, Clock::system(), &|_| {}).unwrap();
+        assert!(ledger.find(&tokens[2]).unwrap().is_some());
+    }
+
+    #[test]
     fn forgetting_waits_until_it_is_worth_it() {
-        const END: u64 = 1_000_000;
         for (ended, lasting, left) in
             [(511, 0, 511), (512, 0, 0), (256, 256, 256), (255, 257, 512), (100, 500, 600), (300, 300, 300)]
         {
             let (_holder, ledger) = ledger();
-            let entry = |number: usize| {
-                let forget_at = if number < ended { END } else { END + 1 };
-                let fingerprint = number.to_string();
-                let used = Use::Sent;
-                let entry = Spent { version: FORMAT, fingerprint, used, owner: Owner::current(), at: 1, forget_at };
-                serde_json::to_string(&entry).expect("JSON") + "\n"
-            };
-            let lines: String = (0..ended + lasting).map(entry).collect();
-            private_file::replace(&ledger.root, FILE, lines.as_bytes(), &|_| {}).expect("written");
-            let clock = Clock { wall: || crate::clock::from_epoch_seconds(END), ..Clock::system() };
-            ledger.spend(&token("new", END + 300), Use::Sent, clock, &|_| {}).expect("a ledger");
-            assert_eq!(ledger.read().expect("a ledger").len(), left + 1, "{ended} ended and {lasting} lasting");
+            write(&ledger, (0..ended + lasting).map(|it| entry(it, if it < ended { END } else { END + 1 })));
+            let monotonic = || Duration::from_secs(UPTIME);
+            let clock = Clock { wall: || from_epoch_seconds(END), monotonic, ..Clock::system() };
+            spend_at(clock, &ledger, &token("new", END + 300));
+            assert_eq!(entries(&ledger).len(), left + 1, "{ended} ended and {lasting} lasting");
         }
     }
 
     #[test]
+    fn clock_that_is_ahead_makes_nothing_forgotten() {
+        let outdated_at = |wall: u64, uptime: u64, entry: &Spent| {
+            thread_local!(static NOW: std::cell::Cell<(u64, u64)> = const { std::cell::Cell::new((0, 0)) });
+            NOW.set((wall, uptime));
+            let (wall, monotonic) = (|| from_epoch_seconds(NOW.get().0), || Duration::from_secs(NOW.get().1));
+            entry.is_outdated(Clock { wall, monotonic, ..Clock::system() })
+        };
+        let entry = entry(1, END);
+        assert!(outdated_at(END, UPTIME, &entry));
+        assert!(!outdated_at(END + 86_400, UPTIME - 1, &entry), "300 s have not passed");
+        assert!(!outdated_at(END - 1, UPTIME + 86_400, &entry), "the wall clock was stepped back");
+        // After another boot nobody knows more than how long that is ago.
+        let before = Spent { owner: Owner { boot: Some("another".to_owned()), ..Owner::current() }, ..entry.clone() };
+        assert!(!outdated_at(END, 299, &before) && outdated_at(END, 300, &before));
+        let of_an_older_version = Spent { since_boot: None, ..entry };
+        assert!(!outdated_at(END, UPTIME, &of_an_older_version));
+    }
+
+    #[test]
     fn an_entry_stays_an_hour_longer_than_its_token() {
-        let now = crate::clock::from_epoch_seconds(1000);
+        let now = from_epoch_seconds(1000);
         for (end, forgotten) in [(2000, 5600), (500, 4600)] {
             assert_eq!(forget_at(&token("1", end), now), forgotten, "{end}");
         }
+        assert_eq!(forget_at(&with_claims(r#"{"jti":"1","iat":100,"exp":500}"#), now), 5000, "this clock is ahead");
         let endless = IdentityToken::parse(&Secret::new("eyJhbGciOiJSUzI1NiJ9.e30.YQ".to_owned())).expect("a token");
         assert_eq!(forget_at(&endless, now), 1000 + 86_400);
     }
 
     #[test]
-    fn a_torn_line_hides_neither_what_stands_before_nor_what_comes_after() {
+    fn ledger_of_many_megabytes_is_read_and_shrinks() {
         let (_holder, ledger) = ledger();
-        spend(&ledger, &token("1", 5_000_000_000));
-        let path = ledger.root.join(FILE);
-        let mut file = private_file::open_in_place(&path).expect("the ledger");
-        file.write_all(b"\n{\"fingerprint\":\"abc").expect("a torn write");
-        assert_eq!(spend(&ledger, &token("2", 5_000_000_000)), None);
-        assert!(spend(&ledger, &token("1", 5_000_000_000)).is_some());
-        assert!(spend(&ledger, &token("2", 5_000_000_000)).is_some());
+        let living = token("1", 5_000_000_000);
+        spend(&ledger, &living);
+        write(&ledger, std::iter::once(entry(0, 0)).chain((0..40_000).map(|it| entry(it, END))));
+        assert!(bytes_of(&ledger) > 6 << 20);
+        as_another_process(&ledger);
+        assert!(ledger.find(&living).unwrap().is_some());
+        let now = || from_epoch_seconds(END);
+        let clock = Clock { wall: now, monotonic: || Duration::from_secs(UPTIME), ..Clock::system() };
+        assert_eq!(spend_at(clock, &ledger, &token("2", 5_000_000_000)), None);
+        assert!(bytes_of(&ledger) < 1024 && spend_at(clock, &ledger, &living).is_some());
+    }
+
+    fn bytes_of(ledger: &Ledger) -> u64 {
+        std::fs::metadata(ledger.root.join(FILE)).unwrap().len()
+    }
+
+    #[test]
+    fn a_torn_line_hides_neither_what_stands_before_nor_what_comes_after() {
+        for torn in [&b"\n{\"version\":1,\"fingerprint\":\"abc"[..], b"\n{\"ver", b"\n\0\0\0\0", b"\n   \n\n"] {
+            let (_holder, ledger) = ledger();
+            spend(&ledger, &token("1", 5_000_000_000));
+            let path = ledger.root.join(FILE);
+            private_file::open_in_place(&path).expect("the ledger").write_all(torn).expect("a torn write");
+            as_another_process(&ledger);
+            assert_eq!(spend(&ledger, &token("2", 5_000_000_000)), None);
+            assert!(spend(&ledger, &token("1", 5_000_000_000)).is_some());
+            assert!(spend(&ledger, &token("2", 5_000_000_000)).is_some());
+        }
+    }
+
+    #[test]
+    fn damaged_ledger_is_refused_with_the_line() {
+        let long = vec![b'x'; 40_000];
+        for damage in [&b"garbage"[..], b"{}", b"\xff\xfe", b"[1]", &long] {
+            let (_holder, ledger) = ledger();
+            spend(&ledger, &token("1", 5_000_000_000));
+            let path = ledger.root.join(FILE);
+            private_file::open_in_place(&path).unwrap().write_all(&[b"\n", damage].concat()).unwrap();
+            let refused = ledger.spend(&token("2", 5_000_000_000), Use::Sent, Clock::system(), &|_| {});
+            assert!(matches!(refused, Err(StoreError::Damaged { line: 2, .. })), "{damage:?}");
+            assert!(ledger.check().is_err());
+        }
     }
 
     #[test]
@@ -269,27 +584,10 @@ mod tests {
     }
 
     #[test]
-    fn the_ledger_forgets_what_has_expired_and_nothing_else() {
-        let (_holder, ledger) = ledger();
-        let clock = Clock { wall: || crate::clock::from_epoch_seconds(1_000_000), ..Clock::system() };
-        let spend =
-            |clock, jti: &str, end| ledger.spend(&token(jti, end), Use::Sent, clock, &|_| {}).expect("a ledger");
-        spend(clock, "lasting", 5_000_000_000);
-        for number in 0..520 {
-            spend(clock, &number.to_string(), 1_000_300);
-        }
-        assert_eq!(ledger.read().expect("a ledger").len(), 521);
-        let later = Clock { wall: || crate::clock::from_epoch_seconds(1_000_300 + 3600), ..clock };
-        spend(later, "new", 5_000_000_000);
-        assert_eq!(ledger.read().expect("a ledger").len(), 2);
-        assert!(spend(later, "lasting", 5_000_000_000).is_some());
-    }
-
-    #[test]
     fn an_entry_is_judged_by_its_version_before_anything_else_of_it() {
         let (_holder, ledger) = ledger();
         assert!(spend(&ledger, &token("1", 600)).is_none());
-        let line = private_file::read(&ledger.root.join(FILE)).unwrap().unwrap();
+        let line = bytes(&ledger);
         let with_version = |version: u64| {
             let mut entry: serde_json::Value = serde_json::from_slice(&line).unwrap();
             entry["version"] = version.into();
@@ -300,7 +598,7 @@ mod tests {
         assert_eq!(parse(&with_version(of_now), path).unwrap().len(), 1);
         let newer = parse(&with_version(of_now + 1), path);
         assert!(matches!(newer, Err(StoreError::Newer { version, .. }) if version == of_now + 1), "{newer:?}");
-        let torn = format!(r#"{{"version":{of_now}}}"#);
+        let torn = format!(r#"{{"version":{of_now},"fingerprint":""#);
         assert!(parse(torn.as_bytes(), path).unwrap().is_empty(), "of our own version, and no entry");
     }
 }

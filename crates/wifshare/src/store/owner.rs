@@ -31,6 +31,11 @@ impl Owner {
         Some(Owner { pid, start_time: Some(start_time(pid)?), boot: boot() })
     }
 
+    /// Whether the machine has not been started anew since; `false` where that is not known.
+    pub(super) fn is_of_this_boot(&self) -> bool {
+        self.boot.is_some() && self.boot == boot()
+    }
+
     /// Whether it is known to have ended. A doubt counts as alive: what is left behind is swept another time.
     pub fn is_dead(&self) -> bool {
         match (self.start_time, &self.boot) {

@@ -13,7 +13,7 @@ use crate::diagnosis::Diagnosis;
 use crate::private_file;
 use crate::step::Watch;
 
-const FILE: &str = "refusal.json";
+pub(super) const FILE: &str = "refusal.json";
 
 /// A refusal that nobody can have meant to last longer than this.
 pub(crate) const LONGEST: Duration = Duration::from_secs(60);

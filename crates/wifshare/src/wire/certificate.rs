@@ -11,6 +11,7 @@ use rustls_platform_verifier::Verifier;
 
 use super::BoxError;
 use crate::environment::Environment;
+use crate::private_file;
 
 /// Variables by which other programs are told of more roots.
 const OF_OTHERS: [&str; 3] = ["NODE_EXTRA_CA_CERTS", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"];
@@ -220,7 +221,7 @@ impl Roots {
 }
 
 fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    CertificateDer::pem_file_iter(file)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|error| error.to_string())
+    let file = private_file::open_regular(file).map_err(|error| format!("I/O error: {error}"))?;
+    let certificates = CertificateDer::pem_reader_iter(std::io::BufReader::new(file));
+    certificates.collect::<Result<Vec<_>, _>>().map_err(|error| error.to_string())
 }
