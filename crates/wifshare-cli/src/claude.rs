@@ -71,15 +71,15 @@ fn plan(arguments: &ClaudeArguments, environment: &Environment) -> Result<Vec<St
     let mut steps = Vec::new();
     for marketplace in marketplaces {
         check_marketplace(&marketplace)?;
-        steps.push(step(&["plugin", "marketplace", "add"], marketplace, "claude marketplace".to_owned()));
+        steps.push(step(&["plugin", "marketplace", "add"], marketplace, "marketplace".to_owned()));
     }
     for plugin in plugins {
         check_plugin(&plugin)?;
-        let name = format!("claude install {plugin}");
+        let name = format!("install {plugin}");
         steps.push(step(&["plugin", "install"], plugin, name));
     }
     if !arguments.query.is_empty() {
-        let (title, name) = ("the main query".to_owned(), "claude query".to_owned());
+        let (title, name) = ("the main query".to_owned(), "query".to_owned());
         steps.push(Step { title, name, arguments: arguments.query.clone(), is_query: true });
     }
     if steps.is_empty() {

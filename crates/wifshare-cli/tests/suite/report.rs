@@ -157,7 +157,7 @@ fn report_names_the_steps_of_claude() {
     let ended = job.run(&arguments);
     assert_eq!(ended.code, 0, "{}", ended.stderr);
     let text = report(&job, &["--format", "text"]);
-    for name in ["claude marketplace", "claude install lint@ours", "claude query"] {
+    for name in ["  marketplace ", "  install lint@ours ", "  query "] {
         assert!(text.contains(name), "{name}: {text}");
     }
     assert!(!text.contains("market-of-somebody"), "{text}");
