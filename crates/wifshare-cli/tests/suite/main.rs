@@ -10,6 +10,7 @@ mod clients;
 mod conformance;
 mod containers;
 mod crash;
+mod cures;
 mod demo;
 mod doctor;
 mod documents;

@@ -140,6 +140,27 @@ fn a_step_that_asks_for_a_gateway_inside_a_keeper_sees_no_credential() {
 }
 
 #[test]
+fn a_start_that_asks_for_a_gateway_inside_a_keeper_gives_later_steps_one() {
+    let mut runner = Runner::new(Job::new(knobs()));
+    assert_eq!(runner.step(runner.job.wifshare(&["start"])).code, 0);
+    let again = runner.step(runner.job.wifshare(&["start", "--delivery", "gateway"]));
+    assert_eq!(again.code, 0, "{}", again.stderr);
+    let script = format!("{FINDS_ONLY_A_CAPABILITY}\n{}", ask_the_gateway(&runner.job));
+    // The runner gives these to each step anew.
+    let script = script.replace("|ACTIONS_ID_TOKEN_.*", "");
+    let ended = runner.step(runner.job.command("sh", &["-c", &script]));
+    assert_eq!(ended.code, 0, "{} {}", ended.stdout, ended.stderr);
+    // It asks for more, and the gateway stays.
+    let more = runner.step(runner.job.wifshare(&["start", "--delivery", "profile"]));
+    assert_eq!(more.code, 0, "{}", more.stderr);
+    assert!(more.stderr.contains("gateway"), "{}", more.stderr);
+    let ended = runner.step(runner.job.command("sh", &["-c", &script]));
+    assert_eq!(ended.code, 0, "{} {}", ended.stdout, ended.stderr);
+    assert_eq!(runner.step(runner.job.wifshare(&["stop", "--all"])).code, 0);
+    runner.job.assert_exchanges(1);
+}
+
+#[test]
 fn a_start_that_asks_for_less_inside_an_exec_is_refused() {
     let job = Job::new(knobs());
     let ended = job.exec(&[], r#""$WIFSHARE" start --delivery gateway"#);
