@@ -458,6 +458,14 @@ fn rows() -> Vec<Row> {
             "wifshare token --state-dir state",
         ),
         cured(
+            "state-damaged",
+            nothing,
+            "wifshare token > /dev/null; printf 'damage\\n{}\\n' >> wifshare/spent; wifshare stop; wifshare token",
+            "once those of before have expired",
+            Cure::Backticks("rm "),
+            "wifshare token",
+        ),
+        cured(
             "state-foreign",
             |job| {
                 std::fs::create_dir(job.path("state")).unwrap();
