@@ -28,7 +28,7 @@
 //! | `POST /entra/TENANT/oauth2/v2.0/token` | Microsoft Entra, for an identity token of this issuer |
 //! | `GET /.well-known/openid-configuration`, `GET /.well-known/jwks` | the issuer's metadata and public keys |
 //! | `POST /v1/oauth/token` | the token endpoint |
-//! | `POST /v1/messages`, `POST /v1/messages/count_tokens`, `GET /v1/models` | the API, for live access tokens |
+//! | `POST /v1/messages`, `POST /v1/messages/count_tokens`, `GET /v1/models`, `GET /v1/models/NAME` | the API, for live access tokens |
 //! | `GET /sandbox/counters`, `GET /sandbox/history` | what happened |
 //! | `GET /sandbox/knobs`, `PUT /sandbox/knobs` | the knobs; a knob that is not named in a `PUT` returns to its default |
 //! | `POST /sandbox/revoke` | every access token issued so far is refused from now on |

@@ -95,12 +95,12 @@ pub(crate) fn count_tokens() -> Value {
 /// The models to choose from. A message may name any other.
 pub(crate) fn models() -> Value {
     const MODEL: &str = "claude-sandbox-1";
-    json!({
-        "data": [{"type": "model", "id": MODEL, "display_name": "Claude Sandbox", "created_at": "2026-01-01T00:00:00Z"}],
-        "first_id": MODEL,
-        "last_id": MODEL,
-        "has_more": false,
-    })
+    json!({"data": [model(MODEL)], "first_id": MODEL, "last_id": MODEL, "has_more": false})
+}
+
+/// One model, of any name.
+pub(crate) fn model(id: &str) -> Value {
+    json!({"type": "model", "id": id, "display_name": "Claude Sandbox", "created_at": "2026-01-01T00:00:00Z"})
 }
 
 const INPUT_TOKENS: u64 = 10;

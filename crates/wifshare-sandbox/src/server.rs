@@ -163,6 +163,11 @@ async fn route(state: &State, request: Request<Incoming>, request_id: &str) -> O
             state.ledger().counters.other_calls_accepted += 1;
             ok(messages::models())
         }
+        (&Method::GET, path) if path.strip_prefix("/v1/models/").is_some_and(|id| !id.is_empty()) => {
+            messages::authorize(state, &head.headers)?;
+            state.ledger().counters.other_calls_accepted += 1;
+            ok(messages::model(path.strip_prefix("/v1/models/").unwrap_or_default()))
+        }
         (&Method::GET, "/sandbox/counters") => ok(json!(state.ledger().counters)),
         (&Method::GET, "/sandbox/history") => ok(json!(state.ledger().history())),
         (&Method::GET, "/sandbox/knobs") => ok(json!(state.knobs())),

@@ -158,7 +158,10 @@ fn the_other_calls_are_there_and_guarded() {
     let models = get(&url("/v1/models"), &headers).unwrap().json();
     assert!(models["data"][0]["id"].is_string() && models["has_more"] == false);
     assert_eq!(get(&url("/v1/models"), &[]).unwrap().status, 401);
-    assert_eq!(sandbox.counters().other_calls_accepted, 2);
+    assert_eq!(get(&url("/v1/models/claude-x"), &headers).unwrap().json()["id"], "claude-x");
+    assert_eq!(get(&url("/v1/models/claude-x"), &[]).unwrap().status, 401);
+    assert_eq!(get(&url("/v1/models/"), &headers).unwrap().status, 404);
+    assert_eq!(sandbox.counters().other_calls_accepted, 3);
     assert_eq!(get(&url("/"), &[]).unwrap().status, 200);
     let head = crate::client::agent(Duration::from_secs(5)).head(url("/")).call().unwrap();
     assert_eq!(head.status(), 200);
