@@ -69,6 +69,23 @@ fn the_page_of_mistakes_is_what_the_scenarios_say() {
     same_or_blessed(&root().join("docs/mistakes.md"), &page);
 }
 
+#[test]
+fn matrix_of_clients_has_a_row_for_each_client() {
+    let read = |path: &str| std::fs::read_to_string(root().join(path)).unwrap();
+    let clients: Vec<Value> = serde_json::from_str(&read("tests/clients/matrix.d/clients.json")).unwrap();
+    let page = read("docs/tools.md");
+    for client in &clients {
+        let name = client["name"].as_str().unwrap();
+        let is_there = |line: &str| line.starts_with(&format!("| {name} ")) || line.starts_with(&format!("- {name}: "));
+        assert!(page.lines().any(is_there), "docs/tools.md has no row for {name}; run tests/clients/matrix --write");
+        // A version that is not pinned would be another one tomorrow.
+        for package in client["packages"].as_array().unwrap() {
+            let package = package.as_str().unwrap();
+            assert!(package.contains("==") || package[1..].contains('@'), "{package} has no version");
+        }
+    }
+}
+
 /// One scenario: why, what was called, and what was said.
 fn shown(folder: &str) -> String {
     let directory = root().join("scenarios").join(folder);
