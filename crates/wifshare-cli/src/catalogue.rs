@@ -339,7 +339,7 @@ pub(crate) const CATALOGUE: &[Entry] = &[
         meaning: "--delivery asks for more protection than the command could get here, so it is not run.",
         causes: &[
             "--delivery gateway, and a variable that every client prefers is set: ANTHROPIC_API_KEY, ANTHROPIC_AUTH_TOKEN, \
-             CLAUDE_CODE_OAUTH_TOKEN, or a profile of your own",
+             CLAUDE_CODE_OAUTH_TOKEN, or a profile of your own (ANTHROPIC_PROFILE)",
             "`wifshare start` inside a `wifshare exec` asks for less than that run gives: its keeper would have nothing to \
              renew with",
         ],

@@ -102,6 +102,7 @@ fn run_inside(
     if let Some(held) = run.held() {
         talk.mask(held.access_token.expose());
     }
+    journal.note(began(command, run.config(), Provision::Credential(delivery)));
     let run = Arc::new(run);
     let keeper = Arc::clone(&run);
     std::thread::spawn(move || keeper.keep_fresh(fastrand::f64()));
@@ -109,7 +110,9 @@ fn run_inside(
         guarded(&run, || work(&run.environment(&own, &arguments.keep_env), Some(&journal).filter(|_| is_kept)));
     warn_of_survivors(&run, talk);
     run.close_gateway(Duration::from_secs(5));
-    if let Err(error) = run.end() {
+    let ending = run.end();
+    journal.note(ended(&ending));
+    if let Err(error) = ending {
         talk.warning(&format!("could not remove what the run left: {error}"));
     }
     worked
@@ -368,7 +371,7 @@ fn began(command: &str, config: &Config, provision: Provision) -> What {
             Provision::Credential(delivery) => delivery.to_string(),
             Provision::IdentityToken => "identity-token".to_owned(),
         },
-        source: config.source.description(),
+        source: config.location.source.clone(),
         rule: config.grant.federation_rule_id.clone(),
         service_account: config.grant.service_account_id.clone(),
         workspace: config.grant.workspace_id.clone(),

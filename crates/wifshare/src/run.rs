@@ -187,6 +187,11 @@ impl Run {
         Run { ends_with_its_directory: true, ..self }
     }
 
+    /// What it was begun with; inside another run, what that one shares.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
     /// The run's own directory.
     pub fn directory(&self) -> &Path {
         &self.directory

@@ -65,6 +65,13 @@ fn exec_gateway_inside_a_run_serves_the_shared_credential() {
 }
 
 #[test]
+fn status_names_a_run_inside_a_run() {
+    let (_job, ended) = inner("profile", "--delivery gateway", r#""$WIFSHARE" status"#);
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    assert!(ended.stdout.contains("exec, gateway") && ended.stdout.contains("exec, profile"), "{}", ended.stdout);
+}
+
+#[test]
 fn a_gateway_inside_a_run_follows_its_renewals() {
     let job = Job::new(living(3));
     let ask = ask_the_gateway(&job);
@@ -177,7 +184,6 @@ fn a_gateway_that_cannot_be_given_is_refused() {
         ("ANTHROPIC_AUTH_TOKEN", "sk-ant-oat01-canary"),
         ("CLAUDE_CODE_OAUTH_TOKEN", "canary"),
         ("ANTHROPIC_PROFILE", "mine"),
-        ("ANTHROPIC_CONFIG_DIR", "/their/own"),
     ] {
         let mut job = Job::new(knobs());
         job.set(name, value);
