@@ -13,6 +13,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("./test", "this very suite"),
     ("wifshare status --watch", "status.rs watches, on a terminal and into a pipe"),
     ("wifshare report --format html > report.html", "report.rs opens the page in Chromium"),
+    ("wifshare sandbox -- ./client", "sandbox.rs runs a command against the server"),
     ("wifshare sandbox --conformance -- ./client", "conformance.rs runs the kit with several clients"),
 ];
 
