@@ -223,7 +223,7 @@ mod tests {
         static BEGUN: std::cell::RefCell<std::path::PathBuf> = const { std::cell::RefCell::new(std::path::PathBuf::new()) };
     }
 
-    /// Runs a shell script that says that it has begun: how it failed, and after how long by a clock set by hand.
+    /// Runs a shell script that calls `began`, whereupon time passes: how it failed, and after how long by a clock set by hand.
     fn failed_after(script: &str) -> (String, Duration, String) {
         let directory = tempfile::tempdir().expect("a directory");
         let begun = directory.path().join("begun");
@@ -240,7 +240,7 @@ mod tests {
             ..Clock::system()
         };
         let start = NOW.get();
-        let script = format!("echo $$ > '{0}.new'; mv '{0}.new' '{0}'; {script}", begun.display());
+        let script = format!("began() {{ echo $$ > '{0}.new'; mv '{0}.new' '{0}'; }}; {script}", begun.display());
         let error = program(&["sh", "-c", &script]).token(clock, &|_| {}).expect_err("it fails");
         let pid = io::read_to_string(std::fs::File::open(begun).expect("it began")).expect("a number");
         (error.to_string(), NOW.get() - start, pid.trim().to_owned())
@@ -248,7 +248,7 @@ mod tests {
 
     #[test]
     fn a_command_has_half_a_minute_and_is_ended_after_that() {
-        let (error, taken, pid) = failed_after("exec sleep 600");
+        let (error, taken, pid) = failed_after("began; exec sleep 600");
         assert!(error.contains("still running after 30 s"), "{error}");
         assert_eq!(taken, Duration::from_millis(30_010), "the first look after half a minute");
         assert!(!std::path::Path::new("/proc").join(pid).exists(), "it is gone");
@@ -256,7 +256,9 @@ mod tests {
 
     #[test]
     fn a_process_that_keeps_the_output_open_is_waited_for_as_long_and_told() {
-        let (error, taken, _) = failed_after("sleep 5 & exit 0");
+        // Time passes once the command has ended and was waited for, however busy the machine is.
+        let script = "(while kill -0 $$ 2> /dev/null; do sleep 0.01; done; began; sleep 5) & exit 0";
+        let (error, taken, _) = failed_after(script);
         assert!(error.contains("left a process behind"), "{error}");
         assert!(taken >= Duration::from_secs(30), "{taken:?}");
     }
