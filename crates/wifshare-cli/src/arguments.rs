@@ -15,7 +15,7 @@ use wifshare_sandbox::conformance::Case;
 
 use crate::catalogue::CATALOGUE;
 use crate::failure::Failure;
-use crate::talk::LogFormat;
+use crate::talk::{LogFormat, Mask};
 
 /// One identity token, one exchange, every process
 ///
@@ -30,6 +30,9 @@ pub(crate) struct Arguments {
     /// Format of messages on standard error (WIFSHARE_LOG_FORMAT)
     #[arg(long, global = true, value_enum, value_name = "FORMAT", display_order = 901)]
     pub(crate) log_format: Option<LogFormat>,
+    /// Mask commands for GitHub's log, on standard error (WIFSHARE_MASK)
+    #[arg(long, global = true, value_enum, value_name = "WHEN", display_order = 902)]
+    pub(crate) mask: Option<Mask>,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -610,9 +613,9 @@ pub(crate) struct ManArguments {
 
 #[derive(Args, Debug)]
 pub(crate) struct ExplainArguments {
-    /// Error code, as printed in `error[…]`
-    #[arg(value_name = "CODE", value_parser = Offered(codes), hide_possible_values = true)]
-    pub(crate) code: Option<String>,
+    /// Error code, as printed in `error[…]`, or what you would search for, such as jti_reused or 401
+    #[arg(value_name = "CODE", num_args = 0.., value_parser = Offered(codes), hide_possible_values = true)]
+    pub(crate) code: Vec<String>,
     /// Print the page of the documentation that lists them all
     #[arg(long, hide = true, conflicts_with = "code")]
     pub(crate) markdown: bool,

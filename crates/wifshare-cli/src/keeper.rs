@@ -98,7 +98,7 @@ pub(crate) fn keeper(environment: &Environment) -> Result<u8, Failure> {
 }
 
 fn begin(orders: &Orders, environment: &Environment) -> Result<(Arc<Run>, PipeReader, Journal), Failure> {
-    let talk = Talk::new(u8::from(orders.verbose), None, environment);
+    let talk = Talk::new(u8::from(orders.verbose), None, None, environment);
     let signalled = signals::listen_as_keeper().map_err(|error| {
         Failure::new(code!("keeper"), format!("the keeper could not listen for signals: {error}"), None)
     })?;

@@ -31,6 +31,7 @@ mod signals;
 mod start;
 mod started;
 mod status;
+mod stderr;
 mod stop;
 mod summary;
 mod talk;
@@ -56,18 +57,19 @@ fn main() -> ExitCode {
 #[expect(clippy::disallowed_methods, reason = "the border: the environment is read here and nowhere else")]
 fn run() -> ExitCode {
     hardening::hide_this_process();
+    signals::survive_file_size_limit();
     let environment: Environment = std::env::vars_os().collect();
-    internal_error::report_panics(Talk::new(0, LogFormat::among(std::env::args_os().skip(1)), &environment));
+    internal_error::report_panics(Talk::new(0, LogFormat::among(std::env::args_os().skip(1)), None, &environment));
     // What `start` leaves behind is no command of the user's: help, completions and man pages do not offer it.
     if std::env::args_os().skip(1).eq([keeper::NAME]) {
-        return end(keeper::keeper(&environment), Talk::new(0, None, &environment));
+        return end(keeper::keeper(&environment), Talk::new(0, None, None, &environment));
     }
     let width = Terminal::of_data(&environment).width;
-    let Arguments { verbose, log_format, command } = match Arguments::from_command_line(width) {
+    let Arguments { verbose, log_format, mask, command } = match Arguments::from_command_line(width) {
         Ok(arguments) => arguments,
         Err(said) => return not_a_command(&said, &environment),
     };
-    let talk = Talk::new(verbose, log_format, &environment);
+    let talk = Talk::new(verbose, log_format, mask, &environment);
     let ended = match command {
         Command::Exec(arguments) => exec::exec(arguments, &environment, talk),
         Command::Claude(arguments) => claude::claude(arguments, &environment, talk),
@@ -105,7 +107,7 @@ fn not_a_command(said: &clap::Error, environment: &Environment) -> ExitCode {
     {
         start::fail_where_evaluated(format, u8::try_from(said.exit_code()).unwrap_or(u8::MAX));
     }
-    let talk = Talk::new(0, LogFormat::among(words.into_iter()), environment);
+    let talk = Talk::new(0, LogFormat::among(words.into_iter()), None, environment);
     let is_help = said.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand && !talk.is_for_programs();
     match said.use_stderr() && !is_help {
         true => talk.failure(&Failure::of_arguments(said)),

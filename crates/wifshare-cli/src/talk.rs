@@ -1,8 +1,11 @@
 //! What is said on standard error: little on success, everything that helps on failure, and never a secret.
 
+use std::collections::HashSet;
 use std::ffi::OsString;
-use std::io::Write;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::hash::{BuildHasher, RandomState};
+use std::io::Write as _;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use clap::ValueEnum;
@@ -13,6 +16,7 @@ use crate::catalogue::code;
 use crate::clock::clock;
 use crate::failure::Failure;
 use crate::progress;
+use crate::stderr;
 use crate::terminal::Terminal;
 
 /// How loud, and to whom.
@@ -23,7 +27,42 @@ pub(crate) struct Talk {
     /// Whether GitHub's runner listens, which reads commands from both streams.
     github: bool,
     form: LogFormat,
+    masks: Masks,
     terminal: Terminal,
+}
+
+/// Whether mask commands (`::add-mask::`) are written for GitHub's runner.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Mask {
+    /// In GitHub Actions, unless standard error is a file or JSON
+    #[default]
+    Auto,
+    /// Always, even into a file: it then contains the secrets
+    Always,
+    /// Never
+    Never,
+}
+
+/// What becomes of a mask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Masks {
+    Written,
+    /// Not written, with a warning that says why.
+    Withheld(&'static str),
+    None,
+}
+
+impl Mask {
+    fn decide(self, github: bool, form: LogFormat, is_file: bool) -> Masks {
+        match self {
+            Mask::Always => Masks::Written,
+            Mask::Never => Masks::None,
+            Mask::Auto if !github => Masks::None,
+            Mask::Auto if is_file => Masks::Withheld("standard error is a file"),
+            Mask::Auto if form == LogFormat::Json => Masks::Withheld("standard error is JSON"),
+            Mask::Auto => Masks::Written,
+        }
+    }
 }
 
 /// What a line of talk is written as.
@@ -57,13 +96,16 @@ const PLAIN: &str = "\x1b[0m";
 
 impl Talk {
     /// The form that is asked for, else the one that `WIFSHARE_LOG_FORMAT` names, else text.
-    pub(crate) fn new(verbosity: u8, form: Option<LogFormat>, environment: &Environment) -> Talk {
+    pub(crate) fn new(verbosity: u8, form: Option<LogFormat>, mask: Option<Mask>, environment: &Environment) -> Talk {
         let named = environment.text("WIFSHARE_LOG_FORMAT").and_then(|name| LogFormat::from_str(name, true).ok());
         let form = form.or(named).unwrap_or(LogFormat::Text);
         let mut terminal = Terminal::of_talk(environment);
         // A line that is written anew is for people.
         terminal.is_live &= form == LogFormat::Text;
-        Talk { verbosity, github: environment.text("GITHUB_ACTIONS") == Some("true"), form, terminal }
+        let github = environment.text("GITHUB_ACTIONS") == Some("true");
+        let mask = mask.or_else(|| Mask::from_str(environment.text("WIFSHARE_MASK")?, true).ok()).unwrap_or_default();
+        let masks = mask.decide(github, form, stderr::is_file());
+        Talk { verbosity, github, form, masks, terminal }
     }
 
     /// Whether what is told is read by a program.
@@ -131,7 +173,9 @@ impl Talk {
 
     /// The same from inside a panic, without waiting for a line that another thread has not finished.
     pub(crate) fn failure_at_once(self, failure: &Failure) {
-        self.failure_by(failure, |text| write(&format!("{text}\n")));
+        self.failure_by(failure, |text| {
+            stderr::write(&format!("{text}\n"));
+        });
     }
 
     fn failure_by(self, failure: &Failure, say: impl Fn(&str)) {
@@ -203,11 +247,26 @@ impl Talk {
         self.end_group();
     }
 
-    /// Has the runner hide a secret wherever it would show, whatever the form of the rest. Elsewhere nothing is said.
+    /// Has the runner hide a secret wherever it would show, once for each secret. A mask is the secret itself in the clear,
+    /// so it goes to the runner's log alone: where standard error is something else, a warning is given instead.
     pub(crate) fn mask(self, secret: &str) {
-        if self.github {
-            for line in secret.lines().filter(|line| !line.trim().is_empty()) {
-                say(&format!("::add-mask::{}", escape(line)));
+        static WARNED: AtomicBool = AtomicBool::new(false);
+        match self.masks {
+            Masks::None => {}
+            Masks::Written => {
+                for line in secret.lines().filter(|line| !line.trim().is_empty()) {
+                    if is_new(line) && !is_said(&format!("::add-mask::{}", escape(line))) {
+                        forget(line);
+                    }
+                }
+            }
+            Masks::Withheld(reason) => {
+                if !WARNED.swap(true, Ordering::Relaxed) {
+                    self.warning(&format!(
+                        "{reason}, so GitHub's log is not told to mask the tokens; leave standard error to the log, or pass \
+                         --mask always to write the masks all the same, or --mask never to be silent"
+                    ));
+                }
             }
         }
     }
@@ -297,7 +356,7 @@ impl Talk {
 
     /// Writes this in place of the unfinished line, without ending it.
     pub(crate) fn line_in_place(self, text: &str) {
-        write(&format!("\r\x1b[K{text}"));
+        stderr::write(&format!("\r\x1b[K{text}"));
     }
 
     fn object(self, level: &str, text: &str) {
@@ -342,14 +401,27 @@ pub(crate) fn print(what: &str, bytes: &[u8]) -> Result<(), Failure> {
     })
 }
 
-/// One write for each message, so that the lines of many processes do not mix.
 fn say(text: &str) {
-    write(&format!("{}{text}\n", progress::make_way()));
+    is_said(text);
 }
 
-fn write(text: &str) {
-    // Nobody may be listening any more; there is nobody left to tell that.
-    let _ = std::io::stderr().write_all(text.as_bytes());
+/// One write for each message, so that the lines of many processes do not mix; whether it was written.
+fn is_said(text: &str) -> bool {
+    stderr::write(&format!("{}{text}\n", progress::make_way()))
+}
+
+/// What this process has masked, as hashes. Standard error stays the same for as long as it lives.
+static MASKED: LazyLock<(RandomState, Mutex<HashSet<u64>>)> = LazyLock::new(Default::default);
+
+/// Whether this was not masked before; from now on it was.
+fn is_new(secret: &str) -> bool {
+    let (hasher, masked) = &*MASKED;
+    masked.lock().unwrap_or_else(PoisonError::into_inner).insert(hasher.hash_one(secret))
+}
+
+fn forget(secret: &str) {
+    let (hasher, masked) = &*MASKED;
+    masked.lock().unwrap_or_else(PoisonError::into_inner).remove(&hasher.hash_one(secret));
 }
 
 /// As GitHub's runner reads a command's text.
@@ -369,6 +441,22 @@ pub(crate) fn whole(time: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn masks_go_to_the_runners_log_alone() {
+        use LogFormat::{Json, Text};
+        for (mask, github, form, is_file, masks) in [
+            (Mask::Auto, true, Text, false, Masks::Written),
+            (Mask::Auto, false, Text, false, Masks::None),
+            (Mask::Auto, true, Text, true, Masks::Withheld("standard error is a file")),
+            (Mask::Auto, true, Json, false, Masks::Withheld("standard error is JSON")),
+            (Mask::Auto, false, Json, true, Masks::None),
+            (Mask::Always, true, Json, true, Masks::Written),
+            (Mask::Never, true, Text, false, Masks::None),
+        ] {
+            assert_eq!(mask.decide(github, form, is_file), masks, "{mask:?} {github} {form:?} {is_file}");
+        }
+    }
 
     #[test]
     fn a_text_cannot_end_its_command_and_begin_another() {

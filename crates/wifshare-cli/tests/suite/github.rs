@@ -59,6 +59,122 @@ fn what_a_person_must_act_on_is_an_annotation() {
     assert!(annotation.contains("%0A  hint: "), "{annotation}");
 }
 
+/// A job of GitHub's, and its standard error as a regular file.
+fn job_with_stderr_in_a_file() -> (Job, std::path::PathBuf) {
+    let mut job = Job::new(knobs());
+    job.set("GITHUB_ACTIONS", "true");
+    job.may_keep_credential();
+    let path = job.path("stderr");
+    (job, path)
+}
+
+#[test]
+fn no_mask_is_written_into_a_regular_file() {
+    for arguments in [
+        &["exec", "--", "true"][..],
+        &["exec", "--delivery", "gateway", "--", "sleep", "2"],
+        &["exec", "-vv", "--delivery", "federation", "--", "true"],
+        &["token"],
+        &["doctor", "--exchange"],
+        &["start", "--format", "json"],
+    ] {
+        let (job, path) = job_with_stderr_in_a_file();
+        let mut command = job.wifshare(arguments);
+        command.stderr(std::fs::File::create(&path).unwrap());
+        let ended = finish(command.spawn().unwrap());
+        let said = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(ended.code, 0, "{arguments:?}: {said}");
+        job.search(&said, "the file of standard error");
+        assert!(!said.contains("::add-mask::"), "{arguments:?}: {said}");
+        assert_eq!(said.matches("standard error is a file").count(), 1, "{arguments:?}: {said}");
+        job.run(&["stop", "--all"]);
+    }
+}
+
+#[test]
+fn masks_are_written_always_or_never_where_that_is_asked_for() {
+    let (job, path) = job_with_stderr_in_a_file();
+    let said = |arguments: &[&str]| {
+        let mut command = job.wifshare(arguments);
+        command.stderr(std::fs::File::create(&path).unwrap());
+        assert_eq!(finish(command.spawn().unwrap()).code, 0);
+        std::fs::read_to_string(&path).unwrap()
+    };
+    assert_eq!(said(&["--mask", "never", "exec", "--", "true"]), "");
+    assert!(said(&["exec", "--mask=always", "--", "true"]).contains("::add-mask::"));
+    std::fs::remove_file(&path).unwrap();
+    let quiet = finish(job.wifshare(&["--mask", "never", "token"]).spawn().unwrap());
+    assert_eq!((quiet.code, quiet.stderr.as_str()), (0, ""));
+}
+
+#[test]
+fn json_stays_json_in_github_actions() {
+    let mut job = Job::new(knobs());
+    job.set("GITHUB_ACTIONS", "true");
+    job.set("ANTHROPIC_CUSTOM_HEADERS", "x: y");
+    let ended = job.exec(&["--log-format", "json", "-vv"], "true");
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    let lines: Vec<serde_json::Value> =
+        ended.stderr.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}"))).collect();
+    let withheld = lines.iter().filter(|line| line["message"].as_str().unwrap().contains("standard error is JSON"));
+    assert_eq!(withheld.count(), 1, "{}", ended.stderr);
+}
+
+#[test]
+fn a_secret_is_masked_once_by_a_process() {
+    let mut job = Job::new(knobs());
+    job.set("GITHUB_ACTIONS", "true");
+    let ended = finish(job.wifshare(&["exec", "-vv", "--", "true"]).spawn().unwrap());
+    let mut masks: Vec<&str> = ended.stderr.lines().filter(|line| line.starts_with("::add-mask::")).collect();
+    let all = masks.len();
+    masks.sort_unstable();
+    masks.dedup();
+    assert_eq!((all, masks.len()), (2, 2), "the identity token and the access token");
+}
+
+/// A pipe that is full, with a reader that does not read.
+fn full_pipe() -> (std::io::PipeReader, std::io::PipeWriter) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let flags = rustix::fs::fcntl_getfl(&writer).unwrap();
+    rustix::fs::fcntl_setfl(&writer, flags | rustix::fs::OFlags::NONBLOCK).unwrap();
+    while rustix::io::write(&writer, &[b'.'; 4096]).is_ok() {}
+    while rustix::io::write(&writer, b".").is_ok() {}
+    rustix::fs::fcntl_setfl(&writer, flags).unwrap();
+    (reader, writer)
+}
+
+#[test]
+fn standard_error_that_nobody_reads_holds_up_nobody() {
+    let mut job = Job::new(knobs());
+    job.set("GITHUB_ACTIONS", "true");
+    job.may_keep_credential();
+    let (_reader, writer) = full_pipe();
+    let begin = std::time::Instant::now();
+    let run = |arguments: &[&str]| {
+        let mut command = job.wifshare(arguments);
+        command.stderr(writer.try_clone().unwrap());
+        finish(command.spawn().unwrap()).code
+    };
+    let codes: Vec<i32> = std::thread::scope(|scope| {
+        let ours = [&["exec", "-vv", "--", "sh", "-c", "exit 7"][..], &["token", "-vv"], &["exec", "--", "true"]];
+        let running: Vec<_> = ours.map(|arguments| scope.spawn(move || run(arguments))).into();
+        running.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert_eq!(codes, [7, 0, 0]);
+    assert!(begin.elapsed() < std::time::Duration::from_secs(30), "{:?}", begin.elapsed());
+    job.assert_exchanges(1);
+
+    // A signal is heard while nobody reads.
+    let mut command = job.wifshare(&["exec", "-vv", "--", "sleep", "60"]);
+    command.stderr(writer.try_clone().unwrap());
+    let child = command.spawn().unwrap();
+    std::thread::sleep(std::time::Duration::from_secs(4));
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert_eq!(finish(child).code, 143);
+    assert!(begin.elapsed() < std::time::Duration::from_secs(60), "{:?}", begin.elapsed());
+}
+
 #[test]
 fn elsewhere_nothing_is_masked_because_a_mask_would_be_a_leak() {
     let job = Job::new(knobs());
