@@ -59,6 +59,7 @@ fn examine(arguments: &DoctorArguments, rule: Option<&Rule>, environment: &Envir
     let own = &joined::without_a_run(environment);
     let inputs = arguments.identity.inputs();
     let mut findings = configuration::values(&inputs, own);
+    findings.extend(configuration::forms(&inputs, own, rule.is_some()));
     findings.extend(configuration::blanks(own));
     let arrangement = arrangement(&inputs, own);
     findings.extend(configuration::shadows(arrangement, own));

@@ -8,14 +8,11 @@ use crate::catalogue::{CATALOGUE, Entry, code, find};
 use crate::failure::Failure;
 
 pub(crate) fn explain(arguments: &ExplainArguments) -> Result<u8, Failure> {
-    let text = match (&arguments.code, arguments.markdown) {
+    let asked = arguments.code.join(" ");
+    let text = match (asked.trim(), arguments.markdown) {
         (_, true) => page(),
-        (None, false) => list(),
-        (Some(asked), false) => {
-            // As it is copied from a log: `error[exchange-refused]`.
-            let name = asked.trim_start_matches("error[").trim_end_matches([':', ']']);
-            entry(find(name).ok_or_else(|| unknown(asked))?)
-        }
+        ("", false) => list(),
+        (asked, false) => pages(&search(asked)?),
     };
     let mut stdout = std::io::stdout().lock();
     stdout
@@ -25,8 +22,108 @@ pub(crate) fn explain(arguments: &ExplainArguments) -> Result<u8, Failure> {
     Ok(0)
 }
 
-fn unknown(asked: &str) -> Failure {
-    Failure::usage(format!("no error has the code `{asked}`"), "`wifshare explain` lists them all")
+/// What people search for, and the codes that it leads to: words of servers, of clients and of systems.
+const SEARCHED: [(&[&str], &[&str]); 16] = [
+    (&["jti_reused", "jti", "token reused", "replay", "already used"], &["exchange-refused", "identity-spent"]),
+    (
+        &["401", "unauthorized", "invalid_grant", "authentication_error", "authentication failed"],
+        &["exchange-refused", "identity-spent", "identity-refused"],
+    ),
+    (
+        &["400", "invalid_request", "invalid_request_error", "invalid_client", "unsupported grant_type"],
+        &["exchange-refused", "implausible-value"],
+    ),
+    (&["workspace_id_required", "match_subject_prefix", "subject_prefix", "immutable subject"], &["exchange-refused"]),
+    (
+        &["403", "forbidden", "permission_error", "pending", "resource not accessible"],
+        &["identity-refused", "exchange-refused"],
+    ),
+    (
+        &["429", "500", "502", "503", "504", "529", "overloaded", "overloaded_error", "rate_limit_error"],
+        &["endpoint-busy", "identity-refused"],
+    ),
+    (
+        &[
+            "id-token",
+            "id-token: write",
+            "actions_id_token_request_url",
+            "unable to get actions_id_token_request_url",
+            "act",
+        ],
+        &["no-identity-source", "broken-identity-source"],
+    ),
+    (
+        &["could not resolve authentication method", "no credentials", "not logged in"],
+        &["unconfigured", "configured-in-part"],
+    ),
+    (
+        &[
+            "certificate",
+            "x509",
+            "tls",
+            "ssl",
+            "unable_to_get_issuer_cert_locally",
+            "self_signed_cert_in_chain",
+            "cert_has_expired",
+            "certificate_verify_failed",
+            "unknownissuer",
+        ],
+        &["certificate-refused"],
+    ),
+    (
+        &["econnrefused", "enotfound", "etimedout", "econnreset", "connection refused", "proxy", "407"],
+        &["endpoint-unreachable", "identity-unreachable"],
+    ),
+    (&["eacces", "eperm", "permission denied"], &["state-foreign", "state-unusable", "command-not-runnable"]),
+    (&["enospc", "edquot", "no space left on device", "erofs", "read-only file system"], &["state-unusable"]),
+    (&["emfile", "enfile", "too many open files", "ulimit"], &["state-unusable", "gateway-not-opened"]),
+    (&["eaddrinuse", "address already in use"], &["gateway-not-opened"]),
+    (
+        &["126", "127", "enoent", "command not found", "exec format error"],
+        &["command-not-found", "command-not-runnable"],
+    ),
+    (&["expired", "exp", "clock", "clock skew"], &["identity-expired", "exchange-refused"]),
+];
+
+/// The entries that this text leads to: its code, what is searched for, or a text that stands in an entry.
+fn search(asked: &str) -> Result<Vec<&'static Entry>, Failure> {
+    // As it is copied from a log: `error[exchange-refused]:`.
+    let name = asked.trim_start_matches("error[").trim_end_matches([':', ']']).trim_matches(['"', '\'', '`']);
+    let name = name.to_lowercase();
+    if let Some(entry) = find(&name) {
+        return Ok(vec![entry]);
+    }
+    if let Some((_, codes)) = SEARCHED.iter().find(|(words, _)| words.contains(&name.as_str())) {
+        return Ok(codes.iter().filter_map(|code| find(code)).collect());
+    }
+    // A slip of the finger in a code means that code, and a longer text is looked for as it stands.
+    let nearest = CATALOGUE
+        .iter()
+        .map(|entry| (strsim::damerau_levenshtein(entry.code, &name), entry.code))
+        .min()
+        .filter(|(distance, code)| *distance <= 1 + code.len() / 4);
+    let has_it = |entry: &&Entry| {
+        let lists = [entry.causes, entry.evidence, entry.cures];
+        let mut texts = std::iter::once(entry.meaning).chain(lists.into_iter().flatten().copied());
+        texts.any(|text| text.to_lowercase().contains(&name))
+    };
+    match nearest {
+        Some((_, code)) => Err(Failure::usage(
+            format!("no error has the code `{}`; did you mean `{code}`?", wifshare::safe_text(asked)),
+            &format!("run `wifshare explain {code}`"),
+        )),
+        None if name.len() >= 3 && CATALOGUE.iter().any(|entry| has_it(&entry)) => {
+            Ok(CATALOGUE.iter().filter(has_it).collect())
+        }
+        None => Err(Failure::usage(
+            format!("no error has the code `{}`, and none speaks of it", wifshare::safe_text(asked)),
+            "`wifshare explain` lists them all",
+        )),
+    }
+}
+
+fn pages(entries: &[&'static Entry]) -> String {
+    entries.iter().map(|it| entry(it)).collect::<Vec<_>>().join("\n")
 }
 
 fn list() -> String {
@@ -91,6 +188,50 @@ pub(crate) fn wrapped(text: &str, first: &str, others: &str, width: usize) -> St
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn codes(asked: &str) -> Vec<&'static str> {
+        search(asked).map(|entries| entries.iter().map(|entry| entry.code).collect()).unwrap_or_default()
+    }
+
+    #[test]
+    fn search_words_lead_to_codes() {
+        for (asked, first) in [
+            ("exchange-refused", "exchange-refused"),
+            ("error[exchange-refused]:", "exchange-refused"),
+            ("Exchange-Refused", "exchange-refused"),
+            ("jti_reused", "exchange-refused"),
+            ("JTI_REUSED", "exchange-refused"),
+            ("invalid_grant", "exchange-refused"),
+            ("401", "exchange-refused"),
+            ("\"Authentication failed\"", "exchange-refused"),
+            ("SELF_SIGNED_CERT_IN_CHAIN", "certificate-refused"),
+            ("too many open files", "state-unusable"),
+            ("NFS", "locks-unreliable"),
+        ] {
+            let found = codes(asked);
+            assert_eq!(found.first(), Some(&first), "{asked}: {found:?}");
+        }
+        assert!(codes("jti_reused").contains(&"identity-spent"));
+        assert!(codes("symbolic link").contains(&"state-in-the-way"), "a text that stands in an entry");
+        for (words, codes) in SEARCHED {
+            assert!(words.iter().all(|word| word.to_lowercase() == *word), "{words:?}");
+            assert!(codes.iter().all(|code| find(code).is_some()), "{codes:?}");
+        }
+    }
+
+    #[test]
+    fn misspelt_code_is_suggested() {
+        for (asked, meant) in [
+            ("exchange-refsed", "exchange-refused"),
+            ("exchnage-refused", "exchange-refused"),
+            ("state-forein", "state-foreign"),
+        ] {
+            let failure = search(asked).expect_err(asked);
+            assert!(failure.message.contains(&format!("did you mean `{meant}`?")), "{}", failure.message);
+        }
+        let failure = search("sk-ant-oat01-secret").expect_err("a secret");
+        assert!(!failure.message.contains("oat01"), "{}", failure.message);
+    }
 
     #[test]
     fn a_line_ends_where_it_is_full_and_a_long_word_stays_whole() {

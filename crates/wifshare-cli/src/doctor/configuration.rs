@@ -30,6 +30,31 @@ pub(super) fn values(inputs: &Inputs, environment: &Environment) -> Vec<Finding>
     said.map(|evidence| Finding::note("configuration", evidence)).collect()
 }
 
+/// Ids that the API would refuse for their form, and an audience that rules seldom have. What is certainly no id stops the
+/// configuration, which says so.
+pub(super) fn forms(inputs: &Inputs, environment: &Environment, has_rule: bool) -> Vec<Finding> {
+    let is_certain =
+        |error: &ConfigError, name: &str| matches!(error, ConfigError::Value { name: it, .. } if *it == name);
+    let refused = wifshare::resolve_for(wifshare::Purpose::IdentityToken, inputs, environment).err();
+    let mut findings = Vec::new();
+    for (what, flag, variable, default) in VALUES {
+        let Some(value) = flag_of(inputs, flag).or_else(|| environment.text(variable)) else { continue };
+        if refused.as_ref().is_some_and(|error| is_certain(error, variable)) {
+            continue;
+        }
+        if let Some(bad) = wifshare::complaint(variable, value) {
+            findings.push(Finding::failed("configuration", format!("{variable} {}", bad.what), Some(bad.cure)));
+        } else if what == "audience" && Some(value) != default && !has_rule && !value.starts_with("api://") {
+            findings.push(Finding::warning(
+                "configuration",
+                format!("the audience is {}, and rules usually want {}", shown(value), default.unwrap_or_default()),
+                format!("unset {variable}, unless the rule in the Claude Console names this audience"),
+            ));
+        }
+    }
+    findings
+}
+
 /// What is set and says nothing.
 pub(super) fn blanks(environment: &Environment) -> Vec<Finding> {
     const NAMES: [&str; 12] = [

@@ -103,15 +103,30 @@ pub(crate) fn checklist(findings: &[Finding], works: bool, width: usize, is_colo
         many => format!(", with {many} warnings"),
     };
     text + &match (works, count(Verdict::Failed)) {
-        (true, _) => format!("\nThe job would work{warnings}.\n"),
+        (true, _) if is_proved(findings) => format!("\nThe job would work{warnings}.\n"),
+        (true, _) => format!(
+            "\nNothing wrong was found{warnings}; the rule itself was not compared (--rule FILE compares it, --exchange signs \
+             in).\n"
+        ),
         (false, 1) => format!("\nThe job would not work: 1 check failed{warnings}.\n"),
         (false, failed) => format!("\nThe job would not work: {failed} checks failed{warnings}.\n"),
     }
 }
 
+/// Whether the rule was compared, the job signed in, or a run around us has: without that, no check speaks for the rule.
+fn is_proved(findings: &[Finding]) -> bool {
+    let speaks = |finding: &Finding| match finding.check {
+        "rule" => true,
+        "exchange" | "run" => finding.verdict == Verdict::Ok,
+        _ => false,
+    };
+    findings.iter().any(speaks)
+}
+
 /// For machines.
 pub(crate) fn json(findings: &[Finding], works: bool) -> String {
-    format!("{:#}\n", json!({ "version": 1, "works": works, "findings": findings }))
+    let proved = is_proved(findings);
+    format!("{:#}\n", json!({ "version": 1, "works": works, "rule_compared": proved, "findings": findings }))
 }
 
 #[cfg(test)]
@@ -133,7 +148,11 @@ mod tests {
              FAILED   rule            another subject\n                         cure: mend the rule\n\
              \nThe job would not work: 1 check failed, with 1 warning.\n"
         );
-        assert_eq!(checklist(&[], true, 96, false), "\nThe job would work.\n");
+        assert!(
+            checklist(&[], true, 96, false).starts_with("\nNothing wrong was found; the rule itself was not compared")
+        );
+        let proved = [Finding::ok("rule", "it matches")];
+        assert!(checklist(&proved, true, 96, false).ends_with("\nThe job would work.\n"));
         let coloured = checklist(&findings, false, 96, true);
         assert!(coloured.contains("\n\x1b[1;31mFAILED  \x1b[0m rule            another subject\n"), "{coloured:?}");
     }

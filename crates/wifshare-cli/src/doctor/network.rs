@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use wifshare::{Environment, SendError, Transport, answered_at};
+use wifshare::{CertificateFault, Environment, SendError, Transport, answered_at};
 
 use super::finding::Finding;
 use crate::clock::clock;
@@ -41,15 +41,18 @@ pub(super) fn look(base_url: &str, transport: &Transport, environment: &Environm
         Some(proxy) => format!("by way of the proxy {proxy}{}", variable_of_the_proxy(environment)),
         None => "directly".to_owned(),
     };
-    let trust = match (url.starts_with("https://"), environment.text("SSL_CERT_FILE")) {
-        (false, _) => ", in the clear on this host".to_owned(),
-        (true, Some(path)) => format!(", TLS verified against SSL_CERT_FILE {path}"),
-        (true, None) => ", TLS verified against the system's roots".to_owned(),
+    let trust = match url.starts_with("https://") {
+        false => ", in the clear on this host".to_owned(),
+        true => format!(", TLS verified against {}", transport.wire().roots()),
     };
     let transport = transport.clone().with_patience(Duration::from_secs(10), Duration::from_secs(15));
     let before = clock().now();
     match transport.send(request) {
         Err(error) => {
+            if let Some(fault) = CertificateFault::find(&error) {
+                let evidence = format!("{way}: error[certificate-refused]: {}", wifshare::whole_message(&error));
+                return (vec![Finding::failed("certificate", evidence, Some(fault.cure()))], None);
+            }
             let cure = match (&error, &proxy) {
                 (SendError::NotSent(_), Some(_)) => {
                     "look whether that proxy serves this host; NO_PROXY names the hosts that are reached without it"

@@ -108,7 +108,7 @@ fn shown(folder: &str) -> String {
             is_shown = match line {
                 line if line.starts_with("FAILED") || line.starts_with("warning") => true,
                 line if line.starts_with("  ") => is_shown,
-                line => line.starts_with("The job"),
+                line => line.starts_with("The job") || line.starts_with("Nothing wrong"),
             };
             if is_shown {
                 let _ = writeln!(text, "{line}");
