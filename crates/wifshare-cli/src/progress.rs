@@ -75,7 +75,8 @@ pub(crate) fn begin(talk: Talk, doing: &'static str) {
     let mut state = state();
     state.work = Some(Work { doing, since: (clock.monotonic)(), told: None });
     if !std::mem::replace(&mut state.has_thread, true) {
-        std::thread::spawn(move || tell(talk));
+        // Where no thread can be had, nothing is told of what takes its time.
+        state.has_thread = std::thread::Builder::new().spawn(move || tell(talk)).is_ok();
     }
 }
 

@@ -68,6 +68,12 @@ pub(crate) fn listen() {
     LISTENING.call_once(platform::listen);
 }
 
+/// Has a write beyond the largest size of a file (`ulimit -f`) fail with an error instead of ending this process. A program
+/// that we start has the signal as it would have it without us.
+pub(crate) fn survive_file_size_limit() {
+    platform::survive_file_size_limit();
+}
+
 /// Passes signals on to this child for as long as the returned guard lives.
 pub(crate) fn pass_on_to(child: &Child) -> PassingOn {
     platform::pass_on_to(child);
@@ -138,6 +144,13 @@ mod platform {
         });
     }
 
+    pub(super) fn survive_file_size_limit() {
+        /// The same number on Linux and macOS.
+        const SIGXFSZ: i32 = 25;
+        // A handler is gone after an exec, where an ignored signal would stay ignored.
+        let _ = signal_hook::flag::register(SIGXFSZ, Arc::default());
+    }
+
     pub(super) fn pass_on_to(child: &Child) {
         let mut place = lock();
         let child = child.signaller();
@@ -205,6 +218,7 @@ mod platform {
 mod platform {
     use super::*;
 
+    pub(super) fn survive_file_size_limit() {}
     pub(super) fn listen() {}
     pub(super) fn ask_to_end() {}
     pub(super) fn pass_on_to(_child: &Child) {}

@@ -7,6 +7,7 @@ use std::process::{Child as Process, Command, ExitStatus, Stdio};
 
 use crate::code::Code;
 use crate::environment::Environment;
+use crate::resource;
 
 /// A running command. Dropping it waits for its end, so that no failure of ours leaves it alone.
 #[derive(Debug)]
@@ -55,7 +56,9 @@ impl SpawnError {
     pub fn hint(&self) -> &'static str {
         match self {
             SpawnError::NotFound(_) => "look at the spelling, and at PATH",
-            SpawnError::NotRunnable { .. } => "look at its mode and at its first line",
+            SpawnError::NotRunnable { source, .. } => {
+                resource::cure(source).unwrap_or("look at its mode and at its first line")
+            }
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The border: inputs and environment in, a configuration out that no later code has to doubt.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -17,6 +17,10 @@ use crate::store::{Location, Memory, Store};
 use crate::subject::SubjectPattern;
 use crate::transport::Transport;
 use crate::wrapping::Wrapping;
+
+mod state_directory;
+
+pub use state_directory::state_directory;
 
 /// What the user said on the command line. It goes before the environment.
 #[derive(Clone, Debug, Default)]
@@ -236,21 +240,6 @@ pub fn resolve_for(purpose: Purpose, inputs: &Inputs, environment: &Environment)
     })
 }
 
-/// The state directory of this user: what was asked for, else the runner's temporary folder, else the user's runtime
-/// folder, else a folder named for the user in the temporary folder.
-pub fn state_directory(asked: Option<&Path>, environment: &Environment) -> PathBuf {
-    let below = |name: &str| environment.os(name).map(|path| Path::new(path).join("wifshare"));
-    asked
-        .map(Path::to_owned)
-        .or_else(|| environment.os("WIFSHARE_STATE_DIR").map(PathBuf::from))
-        .or_else(|| below("RUNNER_TEMP"))
-        .or_else(|| below("XDG_RUNTIME_DIR"))
-        .unwrap_or_else(|| {
-            let temporary = ["TMPDIR", "TEMP"].iter().find_map(|name| environment.os(name));
-            Path::new(temporary.unwrap_or_else(|| OsStr::new("/tmp"))).join(format!("wifshare-{}", user()))
-        })
-}
-
 impl Config {
     /// How the source is reached. A CI's endpoint is near; each of three tries gets a third of a minute. A metadata
     /// service is nearer still, and whoever waits for it waits for a machine that has none.
@@ -442,17 +431,6 @@ fn key(
     hash.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
-#[cfg(unix)]
-fn user() -> String {
-    rustix::process::geteuid().as_raw().to_string()
-}
-
-/// Not run by us: there the temporary folder is the user's own.
-#[cfg(not(unix))]
-fn user() -> String {
-    "user".to_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -461,7 +439,7 @@ mod tests {
         ("ANTHROPIC_FEDERATION_RULE_ID", "fdrl_1"),
         ("ANTHROPIC_ORGANIZATION_ID", "org"),
         ("ANTHROPIC_IDENTITY_TOKEN_FILE", "/run/token"),
-        ("RUNNER_TEMP", "/runner"),
+        ("WIFSHARE_STATE_DIR", "/state"),
     ];
 
     fn with(changes: &[(&str, &str)]) -> Environment {
@@ -481,7 +459,7 @@ mod tests {
         let config = resolved(&[]).expect("complete");
         assert_eq!(config.grant.token_endpoint, "https://api.anthropic.com/v1/oauth/token");
         assert_eq!(config.audience, "https://api.anthropic.com");
-        assert_eq!(config.location.root, Path::new("/runner/wifshare"));
+        assert_eq!(config.location.root, Path::new("/state"));
         assert!(matches!(config.source, IdentitySource::File { .. }));
         assert_eq!(config.grant.workspace_id, None);
     }
@@ -551,7 +529,7 @@ mod tests {
         let key = |changes: &[(&str, &str)]| resolved(changes).expect("complete").location.key;
         let plain = key(&[]);
         assert_eq!(plain.len(), 32);
-        assert_eq!(plain, key(&[("RUNNER_TEMP", "/elsewhere")]), "where it is kept is not who it is");
+        assert_eq!(plain, key(&[("WIFSHARE_STATE_DIR", "/elsewhere")]), "where it is kept is not who it is");
         for change in [
             ("ANTHROPIC_BASE_URL", "https://api.example"),
             ("ANTHROPIC_FEDERATION_RULE_ID", "fdrl_2"),
@@ -672,16 +650,13 @@ mod tests {
     }
 
     #[test]
-    fn a_blank_flag_is_none_and_without_any_directory_the_users_number_keeps_users_apart() {
+    fn blank_flag_counts_as_unset() {
         let asked = |url: &str| {
             let inputs = Inputs { base_url: Some(url.to_owned()), ..Inputs::default() };
             resolve(&inputs, &with(&[("ANTHROPIC_BASE_URL", "https://of-the-job.example")])).expect("whole").base_url
         };
         assert_eq!(asked("https://asked.example"), "https://asked.example");
         assert_eq!(asked(" "), "https://of-the-job.example");
-        let directory = state_directory(None, &Environment::default());
-        #[cfg(unix)]
-        assert_eq!(directory, Path::new("/tmp").join(format!("wifshare-{}", rustix::process::geteuid().as_raw())));
     }
 
     #[test]

@@ -8,8 +8,9 @@ use http::StatusCode;
 
 use crate::clock::{Clock, Interrupted};
 use crate::identity_token::{self, IdentityToken, Malformed};
-use crate::message::{Request, Response, status_text};
+use crate::message::{Request, Response, status_text, whole_message};
 use crate::private_file;
+use crate::resource;
 use crate::secret::Secret;
 use crate::step::Watch;
 use crate::wire::CertificateFault;
@@ -377,6 +378,12 @@ impl IdentityError {
             return Some(fault.cure());
         }
         let text = match self {
+            IdentityError::Unreachable { source, .. } if resource::cure_in(&whole_message(&**source)).is_some() => {
+                resource::cure_in(&whole_message(&**source)).unwrap_or_default()
+            }
+            IdentityError::File { source, .. } if resource::cure(source).is_some() => {
+                resource::cure(source).unwrap_or_default()
+            }
             IdentityError::Unreachable { reach: Reach::Network, .. } => {
                 "look whether this host reaches it; HTTPS_PROXY, NO_PROXY and SSL_CERT_FILE are honoured"
             }

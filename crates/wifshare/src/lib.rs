@@ -34,6 +34,7 @@ mod id;
 mod identity_token;
 mod message;
 mod private_file;
+mod resource;
 mod secret;
 mod step;
 mod subject;

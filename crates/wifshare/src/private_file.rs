@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
+use crate::resource;
 use crate::step::{Step, Watch};
 
 /// The largest private file that is read, in bytes. Ours are far smaller.
@@ -64,7 +65,13 @@ pub enum PrivateFileError {
 
 impl PrivateFileError {
     fn io<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> Self + use<'a> {
-        move |source| PrivateFileError::Io { action, path: path.to_owned(), source }
+        move |source| match source.kind() {
+            // A directory of somebody else's on the way is what a look at that directory would find.
+            io::ErrorKind::PermissionDenied => {
+                closed_to_us(path).unwrap_or_else(|| PrivateFileError::Io { action, path: path.to_owned(), source })
+            }
+            _ => PrivateFileError::Io { action, path: path.to_owned(), source },
+        }
     }
 
     /// What the person at the terminal can do about it.
@@ -73,6 +80,7 @@ impl PrivateFileError {
         match self {
             PrivateFileError::Io { source, .. } => match source.kind() {
                 io::ErrorKind::StorageFull => format!("free some space there, or {choose}"),
+                _ if resource::cure(source).is_some() => resource::cure(source).unwrap_or_default().to_owned(),
                 io::ErrorKind::ReadOnlyFilesystem => format!("that file system is read-only; {choose}"),
                 _ => format!("make it writable for this user, or {choose}"),
             },
@@ -356,6 +364,20 @@ mod platform {
         Ok(())
     }
 
+    /// The directory on the way to this path that belongs to somebody else and that we may not enter.
+    pub(super) fn closed_to_us(path: &Path) -> Option<PrivateFileError> {
+        let ours = rustix::process::geteuid().as_raw();
+        // The innermost that can be looked at is the one that stops us.
+        let (path, metadata) = path.ancestors().skip(1).find_map(|path| Some((path, fs::metadata(path).ok()?)))?;
+        let may_enter =
+            rustix::fs::accessat(rustix::fs::CWD, path, rustix::fs::Access::EXEC_OK, rustix::fs::AtFlags::EACCESS);
+        (metadata.uid() != ours && metadata.is_dir() && may_enter.is_err()).then(|| PrivateFileError::Foreign {
+            path: path.to_owned(),
+            owner: metadata.uid(),
+            ours,
+        })
+    }
+
     fn flags() -> i32 {
         // Never follow a link in the last step, and never hang on a FIFO that somebody put in the way.
         (rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK).bits() as i32
@@ -405,11 +427,15 @@ mod platform {
     pub(super) fn make_private(_file: &File) -> io::Result<()> {
         Ok(())
     }
+
+    pub(super) fn closed_to_us(_path: &Path) -> Option<PrivateFileError> {
+        None
+    }
 }
 
 use platform::{
-    create_directory, make_private, open_directory, open_without_following, open_without_waiting, verify_directory,
-    verify_open_file,
+    closed_to_us, create_directory, make_private, open_directory, open_without_following, open_without_waiting,
+    verify_directory, verify_open_file,
 };
 
 #[cfg(test)]

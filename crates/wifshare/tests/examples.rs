@@ -17,7 +17,7 @@ fn job(knobs: Knobs) -> (Sandbox, tempfile::TempDir, Environment) {
     let sandbox = Sandbox::start(Knobs { algorithm: SigningAlgorithm::Es256, ..knobs }).unwrap();
     let directory = tempfile::tempdir().unwrap();
     let mut environment: Environment = sandbox.environment().into_iter().collect();
-    environment.set("RUNNER_TEMP", directory.path().canonicalize().unwrap());
+    environment.set("WIFSHARE_STATE_DIR", directory.path().canonicalize().unwrap().join("wifshare"));
     environment.set("PATH", "/usr/bin:/bin");
     (sandbox, directory, environment)
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-const VOCABULARY: [&str; 17] = [
+const VOCABULARY: [&str; 18] = [
     "alarm",
     "backoff",
     "clock",
@@ -18,6 +18,7 @@ const VOCABULARY: [&str; 17] = [
     "identity_token",
     "message",
     "private_file",
+    "resource",
     "secret",
     "step",
     "wire",

@@ -50,11 +50,11 @@ fn a_profile_mounted_read_only_is_fresh_inside_and_nothing_else_is_within_reach(
     // The profile where the container wants it, and an empty place where the state was.
     let script = r#"
         mount --bind "$PROFILE" "$PWD/inside" && mount -o remount,ro,bind "$PWD/inside"
-        mount -t tmpfs none "$RUNNER_TEMP/wifshare"
+        mount -t tmpfs none "$RUNNER_TEMP/wifshare-$(id -u)"
         unset ACTIONS_ID_TOKEN_REQUEST_URL ACTIONS_ID_TOKEN_REQUEST_TOKEN
         for i in $(seq 12); do "$WIFSHARE" demo --child shared; sleep 0.5; done
         ! touch "$PWD/inside/credentials/more" 2>/dev/null
-        [ -z "$(ls -A "$RUNNER_TEMP/wifshare")" ]"#;
+        [ -z "$(ls -A "$RUNNER_TEMP/wifshare-$(id -u)")" ]"#;
     let inside = job.path("inside");
     let variables = [
         ("PROFILE", profile.as_str()),
@@ -96,7 +96,7 @@ fn a_container_on_the_hosts_network_works_behind_the_gateway_and_finds_no_creden
     let given = [("ANTHROPIC_BASE_URL", url.as_str()), ("ANTHROPIC_AUTH_TOKEN", capability.as_str())];
     // Two variables, and nothing of the state.
     let ask = r#"
-        mount -t tmpfs none "$RUNNER_TEMP/wifshare"
+        mount -t tmpfs none "$RUNNER_TEMP/wifshare-$(id -u)"
         unset ACTIONS_ID_TOKEN_REQUEST_URL ACTIONS_ID_TOKEN_REQUEST_TOKEN
         PYTHONDONTWRITEBYTECODE=1 python3 -c '
 import json, os, urllib.request
@@ -127,8 +127,8 @@ fn a_sidecar_keeps_the_credential_for_another_container_and_cleans_up_when_it_is
     let sidecar = contained(&job, SIDECAR, &[]);
     eventually("the sidecar is ready", || job.path("job.env").exists());
     let work = r#"
-        mount --bind "$RUNNER_TEMP/wifshare" "$RUNNER_TEMP/wifshare"
-        mount -o remount,ro,bind "$RUNNER_TEMP/wifshare"
+        mount --bind "$RUNNER_TEMP/wifshare-$(id -u)" "$RUNNER_TEMP/wifshare-$(id -u)"
+        mount -o remount,ro,bind "$RUNNER_TEMP/wifshare-$(id -u)"
         . ./job.env
         for i in $(seq 12); do "$WIFSHARE" demo --child shared; sleep 0.5; done
         "$WIFSHARE" exec -- "$WIFSHARE" token > /dev/null"#;

@@ -162,7 +162,7 @@ fn an_operators_own_profile_needs_no_variables_of_ours() {
 
 #[test]
 fn a_platform_that_fails_for_a_while_delays_only_the_token_to_spare() {
-    let down = wifshare_sandbox::Fault::Status { status: 503, retry_after_s: None, commit: false };
+    let down = wifshare_sandbox::Fault::Status { status: 401, retry_after_s: None, commit: false };
     let faults = std::iter::once(wifshare_sandbox::Fault::None).chain(std::iter::repeat_n(down, 3)).collect();
     let job = Job::new(Knobs { identity_token_faults: faults, ..knobs() });
     let script = format!(

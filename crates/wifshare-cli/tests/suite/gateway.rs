@@ -312,8 +312,8 @@ fn each_request_is_an_event_and_tells_nothing_of_what_was_asked() {
     let script = format!(
         "{ASK} ask > /dev/null
         curl -s -o /dev/null \"$ANTHROPIC_BASE_URL/v1/models?secret-query\" -H 'x-api-key: wrong'
-        for n in $(seq 100); do grep -q '\"status\":401' \"$RUNNER_TEMP\"/wifshare/*/events.jsonl && break; sleep 0.1; done
-        cat \"$RUNNER_TEMP\"/wifshare/*/events.jsonl"
+        for n in $(seq 100); do grep -q '\"status\":401' \"$RUNNER_TEMP\"/wifshare-*/*/events.jsonl && break; sleep 0.1; done
+        cat \"$RUNNER_TEMP\"/wifshare-*/*/events.jsonl"
     );
     let ended = job.exec(&["--delivery", "gateway"], &script);
     assert_eq!(ended.code, 0, "{}", ended.stderr);

@@ -91,7 +91,7 @@ impl Job {
     }
 
     pub(crate) fn state(&self) -> PathBuf {
-        self.path("wifshare")
+        self.path(&format!("wifshare-{}", rustix::process::geteuid().as_raw()))
     }
 
     /// A program in this job's environment and nothing else.

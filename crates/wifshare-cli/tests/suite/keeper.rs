@@ -68,7 +68,11 @@ fn state_of(pid: i32) -> char {
 }
 
 fn the_keeper(job: &Job) -> i32 {
-    let keepers = keepers(&job.state());
+    the_keeper_in(&job.state())
+}
+
+fn the_keeper_in(state: &Path) -> i32 {
+    let keepers = keepers(state);
     assert_eq!(keepers.len(), 1);
     keepers[0]
 }
@@ -418,7 +422,7 @@ fn the_same_user_does_not_read_the_keepers_environment() {
     };
     let started = as_nobody("./bin start");
     assert_eq!(started.code, 0, "{}", started.stderr);
-    let pid = the_keeper(&job);
+    let pid = the_keeper_in(&job.path("wifshare-65534"));
     let seen = as_nobody(&format!("cat /proc/{pid}/environ; ls /proc/{pid}/fd"));
     assert_eq!(seen.stdout, "");
     let stopped = as_nobody("./bin stop");

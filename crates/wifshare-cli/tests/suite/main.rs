@@ -27,6 +27,7 @@ mod job;
 mod keeper;
 mod mistakes;
 mod nesting;
+mod place;
 mod plugins;
 mod promises;
 mod readme;

@@ -225,8 +225,8 @@ fn a_gateway_that_cannot_be_opened_inside_a_run_runs_no_command() {
     }
     let job = Job::new(Knobs { ..knobs() });
     let script = r#"
-        unshare --mount sh -c 'mount --bind "$RUNNER_TEMP/wifshare" "$RUNNER_TEMP/wifshare" &&
-            mount -o remount,bind,ro "$RUNNER_TEMP/wifshare" &&
+        unshare --mount sh -c 'mount --bind "$RUNNER_TEMP/wifshare-$(id -u)" "$RUNNER_TEMP/wifshare-$(id -u)" &&
+            mount -o remount,bind,ro "$RUNNER_TEMP/wifshare-$(id -u)" &&
             "$WIFSHARE" exec --delivery gateway -- touch "$RUNNER_TEMP/began"'"#;
     if !Command::new("unshare").args(["--mount", "true"]).status().is_ok_and(|status| status.success()) {
         return;

@@ -16,6 +16,11 @@ use wifshare_sandbox::{Knobs, Sandbox, SigningAlgorithm};
 
 use crate::job::{Ended, WIFSHARE, files, finish};
 
+/// What the state directory of this user is called.
+fn state_directory() -> String {
+    format!("wifshare-{}", rustix::process::geteuid().as_raw())
+}
+
 /// As many as the suite promises; a folder that is lost by a mistake is missed.
 const FEWEST: usize = 280;
 
@@ -393,7 +398,7 @@ impl World {
         let issue = |edit: fn(&mut serde_json::Map<String, Value>)| self.sandbox.issue_identity_token_with(edit);
         match placeholder {
             "[DIRECTORY]" => self.directory.to_str().unwrap().to_owned(),
-            "[STATE]" => self.directory.join("wifshare").to_str().unwrap().to_owned(),
+            "[STATE]" => self.directory.join(state_directory()).to_str().unwrap().to_owned(),
             "[KEY]" => self.key().expect("an earlier run made one key's directory"),
             "[WIFSHARE]" => WIFSHARE.to_owned(),
             "[PORT]" => self.port(),
@@ -422,7 +427,7 @@ impl World {
 
     /// The one directory in the state that is named like a key.
     fn key(&self) -> Option<String> {
-        let entries = fs::read_dir(self.directory.join("wifshare")).into_iter().flatten().flatten();
+        let entries = fs::read_dir(self.directory.join(state_directory())).into_iter().flatten().flatten();
         let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
         names.filter(|name| is_key(name)).min()
     }
@@ -439,7 +444,7 @@ impl World {
             told = told.replace(&secret, placeholder);
         }
         let directory = self.directory.to_str().unwrap();
-        told = told.replace(&format!("{directory}/wifshare"), "[STATE]").replace(directory, "[DIRECTORY]");
+        told = told.replace(&format!("{directory}/{}", state_directory()), "[STATE]").replace(directory, "[DIRECTORY]");
         told = told.replace(WIFSHARE, "[WIFSHARE]");
         // A key's directory, in whatever state directory.
         told = told.split('/').map(|part| if is_key(part) { "[KEY]" } else { part }).collect::<Vec<_>>().join("/");

@@ -196,8 +196,20 @@ impl Socket {
     /// Makes it where nobody else can look, gives it its mode, and only then shows it: there is no moment at which
     /// another user could connect.
     fn bind(path: &Path) -> io::Result<(tokio::net::UnixListener, Socket)> {
+        use std::os::fd::AsRawFd;
+
         use rustix::fs::Mode;
 
+        /// As much as a socket's address holds (`sun_path` of unix(7), without its end).
+        const LONGEST: usize = 107;
+        let length = path.as_os_str().len();
+        if length > LONGEST {
+            let error = format!(
+                "the path of a Unix socket has at most {LONGEST} bytes, and this one has {length}: {}",
+                path.display()
+            );
+            return Err(io::Error::new(io::ErrorKind::InvalidFilename, error));
+        }
         if std::fs::symlink_metadata(path).is_ok() {
             let error = format!("there is something at {} already", path.display());
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, error));
@@ -206,7 +218,11 @@ impl Socket {
         let closed = std::os::unix::fs::PermissionsExt::from_mode(0o700);
         let nest = tempfile::Builder::new().prefix(".ws").rand_bytes(4).permissions(closed).tempdir_in(parent)?;
         let unborn = nest.path().join("s");
-        let listener = tokio::net::UnixListener::bind(&unborn)?;
+        // By a path that is short, however long that of its directory is.
+        let directory = std::fs::File::open(nest.path())?;
+        let short = format!("/proc/self/fd/{}/s", directory.as_raw_fd());
+        let is_short = unborn.as_os_str().len() <= LONGEST;
+        let listener = tokio::net::UnixListener::bind(if is_short { unborn.as_path() } else { Path::new(&short) })?;
         rustix::fs::chmod(&unborn, Mode::RUSR | Mode::WUSR)?;
         // Unlike a rename, a link takes nobody's place.
         std::fs::hard_link(&unborn, path)?;

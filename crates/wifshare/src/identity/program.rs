@@ -9,6 +9,7 @@ use super::{Answer, IdentityError, text};
 use crate::backoff::Backoff;
 use crate::clock::Clock;
 use crate::environment::Environment;
+use crate::resource;
 use crate::secret::Secret;
 use crate::step::{Step, Watch};
 
@@ -88,6 +89,11 @@ impl Program {
         }
     }
 
+    fn not_started(&self, error: &io::Error) -> IdentityError {
+        let (program, what) = (self.name(), format!("it could not be started: {error}"));
+        IdentityError::Command { program, what, hint: resource::cure(error).unwrap_or(self.failure_hint) }
+    }
+
     fn failed(&self, what: String) -> IdentityError {
         IdentityError::Command { program: self.name(), what, hint: self.failure_hint }
     }
@@ -103,10 +109,14 @@ impl Program {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
-            .map_err(|error| self.failed(format!("it could not be started: {error}")))?;
+            .map_err(|error| self.not_started(&error))?;
         let stdout = child.stdout.take().expect("it was piped above");
         // Its output is read beside the wait: a command that prints more than a pipe holds would never end otherwise.
-        let reader = std::thread::spawn(move || text(stdout));
+        let reader = std::thread::Builder::new().spawn(move || text(stdout));
+        let reader = reader.map_err(|error| {
+            end(&mut child);
+            self.not_started(&error)
+        })?;
         let start = (clock.monotonic)();
         let status: Option<ExitStatus> = loop {
             match child.try_wait() {

@@ -8,7 +8,9 @@ use crate::code::Code;
 use crate::diagnosis::Diagnosis;
 use crate::exchange::TokenError;
 use crate::identity::{IdentityError, Supply};
+use crate::message::whole_message;
 use crate::private_file::PrivateFileError;
+use crate::resource;
 use crate::store::{Refusal, Spent, StoreError};
 use crate::transport::{MaybeSent, NotSent};
 
@@ -214,6 +216,9 @@ impl ObtainError {
                     .to_owned(),
             ),
             ObtainError::NotSent(NotSent { certificate: Some(fault), .. }) => Some(fault.cure()),
+            ObtainError::NotSent(NotSent { cause, .. }) if resource::cure_in(cause).is_some() => {
+                resource::cure_in(cause).map(str::to_owned)
+            }
             ObtainError::NotSent(_) => Some(
                 "look whether this host reaches ANTHROPIC_BASE_URL; HTTPS_PROXY, NO_PROXY and SSL_CERT_FILE are honoured"
                     .to_owned(),
@@ -230,6 +235,10 @@ impl ObtainError {
             }
             ObtainError::RunNotRenewed { .. } => {
                 Some("ask for less with --min-life; the run renews its credential by its own schedule".to_owned())
+            }
+            ObtainError::Gateway(error) if resource::cure(error).is_some() => resource::cure(error).map(str::to_owned),
+            ObtainError::Gateway(error) if error.kind() == std::io::ErrorKind::InvalidFilename => {
+                Some("choose a shorter path with --unix, or leave it out to listen on loopback".to_owned())
             }
             ObtainError::Gateway(_) => Some(
                 "choose another address with --listen (it has to be of this machine alone) or another path with --unix; \
@@ -287,6 +296,13 @@ impl ObtainError {
         const LASTING: Duration = Duration::from_secs(30);
         match self {
             ObtainError::Token { source: TokenError::Refused { .. } | TokenError::Redirected(_), .. } => Some(LASTING),
+            // A limit of this process says nothing of the others.
+            ObtainError::NotSent(NotSent { cause, .. }) if resource::cure_in(cause).is_some() => None,
+            ObtainError::Identity { source: IdentityError::Unreachable { source, .. }, .. }
+                if resource::cure_in(&whole_message(&**source)).is_some() =>
+            {
+                None
+            }
             // Whoever mends the roots wants to see it at once, and nothing was sent.
             ObtainError::NotSent(NotSent { certificate: Some(_), .. }) => None,
             ObtainError::Identity { source, .. } if source.certificate().is_some() => None,

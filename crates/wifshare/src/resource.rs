@@ -1,0 +1,67 @@
+//! Limits of the system, told as what they are: too many open files is not a directory that cannot be written.
+
+use std::io;
+
+/// What to do about a limit that an operation ran into; `None` where it failed for another reason.
+pub(crate) fn cure(error: &io::Error) -> Option<&'static str> {
+    // tempfile wraps the system's error together with the path.
+    error.raw_os_error().and_then(of_code).or_else(|| cure_in(&error.to_string()))
+}
+
+/// The same, for a message that ends with the system's code: `Too many open files (os error 24)`.
+pub(crate) fn cure_in(message: &str) -> Option<&'static str> {
+    let (_, code) = message.rsplit_once("(os error ")?;
+    of_code(code.split_once(')')?.0.parse().ok()?)
+}
+
+#[cfg(unix)]
+fn of_code(code: i32) -> Option<&'static str> {
+    use rustix::io::Errno;
+    let is = |errno: Errno| errno.raw_os_error() == code;
+    Some(match () {
+        () if is(Errno::MFILE) => "this process may not open more files: raise the limit (`ulimit -n 1024`)",
+        () if is(Errno::NFILE) => "this system may not open more files: raise fs.file-max, or end what holds them open",
+        () if is(Errno::NOSPC) => {
+            "the disk is full (or the limit of inotify watches is reached): free some space, or raise \
+                                   fs.inotify.max_user_watches"
+        }
+        () if is(Errno::DQUOT) => "this user's quota on that file system is used up: free some space",
+        () if is(Errno::FBIG) => {
+            "the file would be larger than this process may write: raise the limit (`ulimit -f unlimited`)"
+        }
+        () if is(Errno::NAMETOOLONG) => "the path is too long for the system: choose a shorter one",
+        () if is(Errno::AGAIN) => {
+            "this user may not start more processes or threads: raise the limit (`ulimit -u`, or the \
+                                   container's pids limit)"
+        }
+        () if is(Errno::NOMEM) => {
+            "the system has no memory left for this: raise the limit (`ulimit -v`, or the container's)"
+        }
+        () if is(Errno::TOOBIG) => "arguments and environment are larger than the system allows: unset large variables",
+        () => return None,
+    })
+}
+
+/// Not run by us.
+#[cfg(not(unix))]
+fn of_code(_code: i32) -> Option<&'static str> {
+    None
+}
+
+#[cfg(test)]
+#[cfg(unix)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_are_told_from_other_faults() {
+        for (code, words) in [(24, "ulimit -n"), (28, "space"), (27, "ulimit -f"), (11, "ulimit -u"), (36, "shorter")] {
+            let error = io::Error::from_raw_os_error(code);
+            assert!(cure(&error).is_some_and(|cure| cure.contains(words)), "{error}");
+            assert_eq!(cure_in(&format!("could not connect: {error}")), cure(&error));
+        }
+        assert_eq!(cure(&io::Error::from_raw_os_error(13)), None);
+        assert_eq!(cure(&io::Error::other("x")), None);
+        assert_eq!(cure_in("no code (os error x)"), None);
+    }
+}
