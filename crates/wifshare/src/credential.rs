@@ -35,6 +35,9 @@ const CLIENTS_LOOK_AGAIN: Duration = Duration::from_secs(150);
 /// The SDKs refuse a credential with 30 s left or less (docs/protocol.md §4.1).
 const CLIENTS_REFUSE: Duration = Duration::from_secs(30);
 
+/// What they accept for certain, with the time that an exchange takes.
+const CLIENTS_ACCEPT: Duration = Duration::from_secs(33);
+
 /// Whether a text can be a bearer token: it has to stand in a header (RFC 6750 §2.1), in one piece.
 pub fn is_bearer_token(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic())
@@ -61,10 +64,12 @@ impl Credential {
 
     /// When one of several processes sharing it should renew it: between a tenth and a fifth of the lead before
     /// [`refresh_at`](Self::refresh_at). The tenth leaves time for the exchange itself, which matters where a client
-    /// refuses what is left at `refresh_at`; the rest keeps jobs that started together from renewing together.
-    /// `jitter` is between 0 and 1.
+    /// refuses what is left at `refresh_at`; the rest keeps jobs that started together from renewing together. Where more
+    /// than half of a short life is lead, it is a share of the other half. `jitter` is between 0 and 1.
     pub fn refresh_at_with(&self, jitter: f64) -> SystemTime {
-        self.refresh_at() - self.lead().mul_f64((1.0 + jitter.clamp(0.0, 1.0)) / 10.0)
+        let lead = self.lead();
+        let share = lead.min(self.lifetime().saturating_sub(lead));
+        self.refresh_at() - share.mul_f64((1.0 + jitter.clamp(0.0, 1.0)) / 10.0)
     }
 
     /// How fresh it is at this moment.
@@ -91,7 +96,10 @@ impl Credential {
 
     fn lead(&self) -> Duration {
         let lifetime = self.lifetime();
-        CLIENTS_LOOK_AGAIN.max(lifetime / 5).min(lifetime / 2)
+        let lead = CLIENTS_LOOK_AGAIN.max(lifetime / 5).min(lifetime / 2);
+        // What is served shall have more left than clients refuse, where the lifetime has room for that.
+        let has_room = lifetime >= CLIENTS_ACCEPT + Duration::from_secs(5);
+        if has_room { lead.max(CLIENTS_ACCEPT) } else { lead }
     }
 
     fn margin(&self) -> Duration {
@@ -117,7 +125,20 @@ mod tests {
 
     #[test]
     fn the_lead_is_150_seconds_or_a_share_of_the_lifetime() {
-        for (lifetime, lead) in [(60, 30), (299, 149), (300, 150), (600, 150), (750, 150), (755, 151), (3600, 720)] {
+        for (lifetime, lead) in [
+            (37, 18),
+            (38, 33),
+            (40, 33),
+            (60, 33),
+            (66, 33),
+            (70, 35),
+            (299, 149),
+            (300, 150),
+            (600, 150),
+            (750, 150),
+            (755, 151),
+            (3600, 720),
+        ] {
             let refresh_at = from_epoch_seconds(BORN + lifetime - lead);
             let difference = living(lifetime).refresh_at().duration_since(refresh_at).unwrap_or_default();
             assert!(difference < Duration::from_secs(1), "lifetime {lifetime}");
@@ -159,6 +180,18 @@ mod tests {
         assert_eq!(credential.refresh_at_with(0.0), credential.refresh_at() - Duration::from_secs(15));
         assert_eq!(credential.refresh_at_with(1.0), credential.refresh_at() - Duration::from_secs(30));
         assert_eq!(credential.refresh_at_with(7.0), credential.refresh_at_with(1.0));
+    }
+
+    #[test]
+    fn short_lived_credential_is_renewed_before_clients_refuse_it() {
+        for lifetime in 38..300 {
+            for jitter in [0.0, 0.5, 1.0] {
+                let credential = living(lifetime);
+                let left = credential.remaining(credential.refresh_at_with(jitter));
+                assert!(left > CLIENTS_ACCEPT, "{left:?} left of {lifetime} s");
+                assert!(credential.refresh_at_with(jitter) > credential.obtained_at + Duration::from_secs(3));
+            }
+        }
     }
 
     #[test]
