@@ -444,7 +444,7 @@ pub(crate) const CATALOGUE: &[Entry] = &[
     Entry {
         code: "locks-unreliable",
         meaning: "The state directory is on a network file system, where a lock may hold on one host only.",
-        causes: &["NFS, SMB, 9P, AFS, Lustre or Ceph under RUNNER_TEMP or the home directory"],
+        causes: &["NFS, SMB, 9P, AFS, Lustre, Ceph or FUSE (sshfs and others) under RUNNER_TEMP or the home directory"],
         evidence: &["the file system in the message; `df -T` on the directory"],
         cures: &["choose a directory on a local file system with --state-dir or WIFSHARE_STATE_DIR"],
     },

@@ -159,7 +159,7 @@ fn is_text(path: &Path) -> bool {
 
     const LOOKED_AT: u64 = 256;
     let mut bytes = Vec::new();
-    let read = std::fs::File::open(path).and_then(|file| file.take(LOOKED_AT).read_to_end(&mut bytes));
+    let read = crate::private_file::open_regular(path).and_then(|file| file.take(LOOKED_AT).read_to_end(&mut bytes));
     let first = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
     read.is_ok() && !first.contains(&0)
 }

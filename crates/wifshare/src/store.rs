@@ -120,7 +120,7 @@ pub enum StoreError {
         /// The state directory.
         directory: PathBuf,
         /// The kind of file system.
-        file_system: &'static str,
+        file_system: String,
     },
     /// The wait was cut short.
     #[error(transparent)]
@@ -470,7 +470,7 @@ mod tests {
     fn each_cure_fits_its_cause() {
         let path = PathBuf::from("/state");
         let held = StoreError::Held { path: path.clone(), holder: None, waited: Duration::ZERO };
-        let unreliable = StoreError::UnreliableLocks { directory: path.clone(), file_system: "NFS" };
+        let unreliable = StoreError::UnreliableLocks { directory: path.clone(), file_system: "NFS".to_owned() };
         for (error, words) in [
             (held, Some("end it and try again")),
             (StoreError::Newer { path: path.clone(), version: 2 }, Some("one version of wifshare")),

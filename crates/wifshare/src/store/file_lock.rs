@@ -178,11 +178,57 @@ fn is_still_there(_file: &File, path: &Path) -> Result<bool, StoreError> {
 /// Refuses file systems on which a lock may hold on one host only, or not at all. Others are trusted.
 #[cfg(target_os = "linux")]
 pub(super) fn locks_are_reliable(directory: &Path) -> Result<(), StoreError> {
-    let kind = rustix::fs::statfs(directory).map(|statistics| statistics.f_type as u64);
-    match kind.ok().and_then(network_file_system) {
+    const FUSE: u64 = 0x6573_5546;
+    let number = rustix::fs::statfs(directory).map_or(0, |statistics| statistics.f_type as u64);
+    let kind = match number & 0xffff_ffff {
+        FUSE => mounted_kind(directory).filter(|kind| may_be_remote(kind)),
+        _ => network_file_system(number).map(str::to_owned),
+    };
+    match kind {
         Some(file_system) => Err(StoreError::UnreliableLocks { directory: directory.to_owned(), file_system }),
         None => Ok(()),
     }
+}
+
+/// The kind of the mount that this directory is on, found by its device (proc_pid_mountinfo(5)).
+#[cfg(target_os = "linux")]
+fn mounted_kind(directory: &Path) -> Option<String> {
+    use std::io::Read;
+    use std::os::unix::fs::MetadataExt;
+
+    let device = fs::metadata(directory).ok()?.dev();
+    let mut mounts = String::new();
+    File::open("/proc/self/mountinfo").ok()?.take(4 << 20).read_to_string(&mut mounts).ok()?;
+    kind_of_device(&mounts, rustix::fs::major(device), rustix::fs::minor(device))
+}
+
+#[cfg(target_os = "linux")]
+fn kind_of_device(mounts: &str, major: u32, minor: u32) -> Option<String> {
+    let device = format!("{major}:{minor}");
+    let (_, right) = mounts
+        .lines()
+        .filter_map(|line| line.split_once(" - "))
+        .find(|(left, _)| left.split(' ').nth(2) == Some(&device))?;
+    right.split(' ').next().map(str::to_owned)
+}
+
+/// Whether a FUSE file system may have its data on another host, which sees no lock of this one. Only those are trusted
+/// that are known to lie on top of a local one; rootless containers have the first.
+#[cfg(target_os = "linux")]
+fn may_be_remote(kind: &str) -> bool {
+    const LOCAL: [&str; 9] = [
+        "fuse.fuse-overlayfs",
+        "fuse.mergerfs",
+        "fuse.unionfs",
+        "fuse.bindfs",
+        "fuse.encfs",
+        "fuse.gocryptfs",
+        "fuse.portal",
+        "fuseblk",
+        // What a virtual machine's monitor shares with its guest, the root file system of Kata containers among it.
+        "virtiofs",
+    ];
+    !LOCAL.contains(&kind)
 }
 
 /// The name of a network file system, by its number in statfs(2). Where that is signed, the upper half is set too.
@@ -232,6 +278,24 @@ mod tests {
             assert_eq!(network_file_system(kind), name, "{kind:#x}");
         }
         locks_are_reliable(Path::new("/proc")).expect("it is local");
+    }
+
+    #[test]
+    fn fuse_is_refused_unless_it_is_known_to_be_local() {
+        for kind in ["fuse", "fuse.sshfs", "fuse.s3fs", "fuse.glusterfs", "fuse.rclone", "fuse.gcsfuse", "fuse.juicefs"]
+        {
+            assert!(may_be_remote(kind), "{kind}");
+        }
+        for kind in ["fuse.fuse-overlayfs", "fuse.mergerfs", "fuseblk", "virtiofs"] {
+            assert!(!may_be_remote(kind), "{kind}");
+        }
+        let mounts = "22 1 0:21 / /proc rw,nosuid - proc proc rw\n\
+                      30 1 8:1 / /mnt/with\\040space rw shared:1 - ext4 /dev/sda1 rw\n\
+                      36 30 0:45 / /mnt/remote rw,nosuid - fuse.sshfs user@host:/srv rw,user_id=0\n";
+        assert_eq!(kind_of_device(mounts, 0, 45).as_deref(), Some("fuse.sshfs"));
+        assert_eq!(kind_of_device(mounts, 8, 1).as_deref(), Some("ext4"));
+        assert_eq!(kind_of_device(mounts, 0, 4), None);
+        assert_eq!(mounted_kind(Path::new("/proc")).as_deref(), Some("proc"));
     }
 
     thread_local! {
