@@ -55,7 +55,7 @@ impl Reason {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 pub(crate) struct Claims {
     iss: String,
-    sub: String,
+    pub(crate) sub: String,
     aud: Audience,
     // `NumericDate` may have a fraction (RFC 7519 §2).
     iat: f64,

@@ -16,6 +16,8 @@ pub struct Knobs {
     pub message_latency_ms: u64,
     /// Milliseconds between the events of a streamed message.
     pub message_event_interval_ms: u64,
+    /// The `sub` of identity tokens: who asks for them.
+    pub identity_token_subject: String,
     /// Seconds that an identity token lives.
     pub identity_token_lifetime_s: u64,
     /// Seconds that an access token lives at most; twice the identity token's remaining life is the other limit.
@@ -59,6 +61,7 @@ impl Default for Knobs {
             identity_token_latency_ms: 0,
             message_latency_ms: 0,
             message_event_interval_ms: 0,
+            identity_token_subject: "repo:octo-org/octo-repo:ref:refs/heads/main".to_owned(),
             identity_token_lifetime_s: 300,
             access_token_lifetime_s: 600,
             access_token_lifetime_floor_s: 60,

@@ -64,6 +64,9 @@ pub struct ExchangeRecord {
     /// The identity token's `jti`, if it has one and its signature is good.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jti: Option<String>,
+    /// Its `sub`, if its signature is good.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subject: Option<String>,
     /// Seconds that the access token was given; `None` unless accepted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_in: Option<u64>,
@@ -218,6 +221,7 @@ mod tests {
                 verdict: Verdict::Refused,
                 reason: Some("jti_reused".into()),
                 jti: None,
+                subject: None,
                 expires_in: None,
                 fault: Fault::None,
             });

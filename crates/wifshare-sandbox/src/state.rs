@@ -84,6 +84,7 @@ impl State {
         if !knobs.issue_jti {
             claims.remove("jti");
         }
+        claims.insert("sub".to_owned(), knobs.identity_token_subject.into());
         if knobs.immutable_subject {
             claims.insert("sub".to_owned(), issuer::IMMUTABLE_SUBJECT.into());
         }

@@ -24,6 +24,7 @@ pub(crate) async fn answer(state: &State, body: &[u8], request_id: &str) -> Outc
         let claims = assertion::verify(&request.assertion);
         (request, claims)
     });
+    let subject = presented.as_ref().ok().and_then(|(_, claims)| Some(claims.as_ref().ok()?.sub.clone()));
     let jti = presented.as_ref().ok().and_then(|(_, claims)| claims.as_ref().ok()?.jti.clone());
     let fault = state.take_fault(|knobs| &mut knobs.exchange_faults);
     let decision = {
@@ -48,6 +49,7 @@ pub(crate) async fn answer(state: &State, body: &[u8], request_id: &str) -> Outc
             verdict,
             reason,
             jti,
+            subject,
             expires_in,
             fault: fault.clone(),
         });
