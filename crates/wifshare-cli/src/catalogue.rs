@@ -226,6 +226,20 @@ pub(crate) const CATALOGUE: &[Entry] = &[
         evidence: &["the message has both; `wifshare doctor` shows the subject of the job's token"],
         cures: &["run the job where its subject matches", "correct --expect-subject; each * in it stands for any text"],
     },
+    Entry {
+        code: "identity-changed",
+        meaning: "The source hands out an identity token of another issuer or subject than before, and a run or process \
+                  serves one identity alone. Nothing was sent, and what was bought before is served until it ends.",
+        causes: &[
+            "another job has replaced the identity token file that this one reads",
+            "the identity command prints a token for whoever asks, and something that it goes by has changed",
+        ],
+        evidence: &["the message names issuer and subject before and now"],
+        cures: &[
+            "give each job an identity token file or command of its own",
+            "end the run and start another one for the new identity",
+        ],
+    },
     // -- the exchange --
     Entry {
         code: "endpoint-unreachable",

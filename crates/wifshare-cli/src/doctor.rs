@@ -14,7 +14,8 @@ mod rule;
 mod state;
 
 use wifshare::{
-    Arrangement, Config, ConfigError, Environment, Purpose, Step, Transport, arrangement, obtain, resolve_for,
+    Arrangement, Config, ConfigError, Environment, Principal, Proof, Purpose, Step, Transport, arrangement, obtain,
+    resolve_for,
 };
 
 use crate::arguments::DoctorArguments;
@@ -100,8 +101,14 @@ fn examine_config(
     talk: Talk,
 ) -> Vec<Finding> {
     let mut findings = vec![identity::source(config)];
+    let asked = identity::ask(config, transport);
+    if let Ok(token) = &asked
+        && config.proof() == Proof::Token
+    {
+        config.principal.learn(Principal::of(token));
+    }
     let (seen, stored) = state::look(config);
-    match identity::ask(config, transport) {
+    match asked {
         Ok(token) => {
             findings.extend(identity::judge(&token, config, clock_there, rule.is_some()));
             findings.extend(identity::ledger(&token, config, stored.as_ref()));

@@ -9,7 +9,7 @@ use std::time::Duration;
 use wifshare::{
     Arrangement, Claims, Config, ConfigError, DELIVERED_VARIABLE, Delivery, Enclosing, Ending, Environment, Living,
     Opening, Outlook, Provision, Purpose, RUN_VARIABLE, Run, Step, StoreError, Supply, Transport, What, arrangement,
-    delivered, delivery_around, resolve_for, variables_of_the_cis, without_what_buys,
+    delivered, delivery_around, prove, resolve_for, variables_of_the_cis, without_what_buys,
 };
 
 use crate::access_log::AccessLog;
@@ -231,8 +231,8 @@ fn run(
     let source = config.source.description();
     // Moments in the log have milliseconds.
     let since = clock().now() - Duration::from_millis(1);
-    let key = config.store().directory().to_owned();
     let (run, journal) = begin(command, config, provision, arguments.opening(), SignIn::InTime, environment, talk)?;
+    let key = run.key_directory();
     let run = Arc::new(run);
     let keeper = Arc::clone(&run);
     // Not joined: a request that hangs must not keep a finished command from ending. `Run::end` sees to the rest.
@@ -332,6 +332,7 @@ pub(crate) fn begin_at(
     talk: Talk,
 ) -> Result<(Run, Journal), Failure> {
     let transport = Transport::new(environment);
+    prove(&config, &transport, clock(), &|step| talk.step(step))?;
     let journal = Journal::of_a_run(config.store().directory());
     let (pen, began) = (journal.clone(), began(command, &config, provision));
     let watch = Arc::new(move |step: &Step<'_>| {

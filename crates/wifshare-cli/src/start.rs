@@ -8,7 +8,7 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
 use clap::ValueEnum;
-use wifshare::{Config, Delivery, Environment, Keeper, Owner, PATIENCE, Provision, delivery_around};
+use wifshare::{Config, Delivery, Environment, Keeper, Owner, PATIENCE, Provision, Transport, delivery_around, prove};
 
 use crate::arguments::{HandOver, StartArguments, Watched};
 use crate::catalogue::code;
@@ -97,8 +97,10 @@ fn begin(arguments: &StartArguments, format: HandOver, environment: &Environment
     };
     refuse_a_path_that_is_no_text(&config.location.root)?;
     let own = joined::without_a_run(environment);
-    let store = config.store();
     let watch = |step: &wifshare::Step<'_>| talk.step(step);
+    // A keeper serves one identity, and whoever joins it has to have that one.
+    prove(&config, &Transport::new(&own), clock(), &watch)?;
+    let store = config.store();
     // Whoever comes meanwhile waits, and finds the keeper that we leave.
     let starting = store.starting(PATIENCE, clock(), &watch)?;
     let found = store.keepers().into_iter().find(|keeper| keeper.provides == provision.to_string());

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use wifshare::{Environment, IDENTITY_VARIABLES, Keeper, RUN_VARIABLE, clear, keepers, resolve, state_directory};
+use wifshare::{Environment, IDENTITY_VARIABLES, Keeper, RUN_VARIABLE, clear, job, keepers, resolve, state_directory};
 
 use crate::arguments::{HandOver, StopArguments};
 use crate::clock::clock;
@@ -57,11 +57,16 @@ fn end_keepers(arguments: &StopArguments, environment: &Environment, talk: Talk)
         false => said,
         true => IDENTITY_VARIABLES.iter().filter_map(|name| Some((*name, own.text(name)?))).collect(),
     };
+    let job = job(&own);
     let around = joined::keeper_around(environment).map(|keeper| keeper.directory);
     let is_meant = |keeper: &Keeper| match &around {
         _ if arguments.all => true,
         Some(around) if !arguments.identity.name_an_identity() => keeper.directory == *around,
-        _ => keeper.agrees_with(said.iter().copied()),
+        // A keeper of another job of the CI is left to that one.
+        _ => {
+            keeper.agrees_with(said.iter().copied())
+                && !keeper.contradicts(job.ids.iter().map(|(name, id)| (*name, &**id)))
+        }
     };
     let meant: Vec<Keeper> = found.into_iter().filter(is_meant).collect();
     let mut ends_later = false;
@@ -75,7 +80,8 @@ fn end_keepers(arguments: &StopArguments, environment: &Environment, talk: Talk)
         }
     }
     let mut keys: Vec<PathBuf> = meant.iter().filter_map(Keeper::key_directory).map(Path::to_owned).collect();
-    keys.extend(resolve(&inputs, &own).ok().map(|config| config.store().directory().to_owned()));
+    // Nothing is asked for this: what the same configuration keeps for others goes too, unless somebody lives for it.
+    keys.extend(resolve(&inputs, &own).ok().into_iter().flat_map(|config| config.key_directories()));
     let names_nothing = said.is_empty() && around.is_none();
     let keys = if arguments.all || names_nothing { None } else { Some(keys) };
     let start = (clock().monotonic)();

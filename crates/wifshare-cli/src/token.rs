@@ -4,7 +4,7 @@ use std::io::Write;
 use std::time::SystemTime;
 
 use wifshare::{
-    Arrangement, Clock, Credential, Environment, Step, Transport, arrangement, obtain, obtain_lasting, resolve,
+    Arrangement, Clock, Credential, Environment, Step, Transport, arrangement, obtain, obtain_lasting, prove, resolve,
 };
 use zeroize::Zeroizing;
 
@@ -54,6 +54,7 @@ fn shared(
     let config = config.map_err(|error| joined::unconfigured(error, environment))?;
     joined::tell_of_a_run_that_is_over(environment, talk);
     let transport = Transport::new(own);
+    prove(&config, &transport, clock, &|step| talk.step(step))?;
     let journal = Journal::of_a_moment(config.store().directory());
     let watch = |step: &Step<'_>| {
         // Once something is at stake a signal must not end us between the exchange and the store.

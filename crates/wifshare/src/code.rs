@@ -57,6 +57,8 @@ codes! {
     IdentityExpired = "identity-expired",
     /// The identity token's subject is not the expected one.
     SubjectUnexpected = "subject-unexpected",
+    /// The source hands out tokens of another issuer or subject than before.
+    IdentityChanged = "identity-changed",
     // -- the exchange --
     /// The token endpoint could not be reached; nothing was sent.
     EndpointUnreachable = "endpoint-unreachable",

@@ -11,9 +11,10 @@ use crate::code::Code;
 use crate::environment::Environment;
 use crate::exchange::Grant;
 use crate::id::{self, BadForm};
-use crate::identity::{self, Detected, IdentitySource, Places, Program, Reach, Supply, Surroundings};
+use crate::identity::{self, Detected, IdentitySource, Job, Places, Program, Reach, Supply, Surroundings};
 use crate::message;
-use crate::store::{Location, Memory, Store};
+use crate::principal::{OwnPrincipal, Principal};
+use crate::store::{self, Location, Memory, Store};
 use crate::subject::SubjectPattern;
 use crate::transport::Transport;
 use crate::wrapping::Wrapping;
@@ -80,10 +81,24 @@ pub struct Config {
     pub expected_subject: Option<SubjectPattern>,
     /// Where identity tokens come from.
     pub source: IdentitySource,
-    /// Where the credential is kept.
+    /// The job of a CI that this process belongs to, as far as the CI names it.
+    pub job: Job,
+    /// Whom this process acts for, as soon as that is known.
+    pub principal: OwnPrincipal,
+    /// Where the credential is kept. Where the [`proof`](Config::proof) is a token, the key ends in what the token says:
+    /// see [`store`](Config::store).
     pub location: Location,
     /// Where it is kept instead, if it shall be in no file.
     pub memory: Option<Memory>,
+}
+
+/// What a process shows before it is given a credential that another process bought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proof {
+    /// Nothing more: the identity key names the job, or the principal itself.
+    Key,
+    /// An identity token: issuer and subject have to be those of the token that bought the credential.
+    Token,
 }
 
 /// What the operator already arranged, and what is therefore not ours to touch.
@@ -222,9 +237,10 @@ pub fn resolve_for(purpose: Purpose, inputs: &Inputs, environment: &Environment)
         service_account_id: input(&inputs.service_account_id, "ANTHROPIC_SERVICE_ACCOUNT_ID")?,
         workspace_id: input(&inputs.workspace_id, "ANTHROPIC_WORKSPACE_ID")?,
     };
+    let job = identity::job(environment);
     let location = Location {
         root: inputs.working_directory.join(state_directory(inputs.state_dir.as_deref(), environment)),
-        key: key(&base_url, &grant, &audience, &source, expected_subject.as_ref()),
+        key: key(&base_url, &grant, &audience, &source, &job, expected_subject.as_ref()),
         source: source.description(),
         remintable: source.supply() == Supply::Remintable,
     };
@@ -235,6 +251,8 @@ pub fn resolve_for(purpose: Purpose, inputs: &Inputs, environment: &Environment)
         scope: environment.text("ANTHROPIC_SCOPE").map(str::to_owned),
         expected_subject,
         source,
+        job,
+        principal: OwnPrincipal::default(),
         location,
         memory: None,
     })
@@ -251,9 +269,30 @@ impl Config {
         }
     }
 
-    /// The store of this identity.
+    /// The directories of this configuration's identity keys, one for each principal that has one.
+    pub fn key_directories(&self) -> Vec<PathBuf> {
+        let common = &self.location.key[..COMMON_LENGTH];
+        let keys = store::keys(&self.location.root).into_iter();
+        keys.filter(|key| key.file_name().is_some_and(|name| name.to_string_lossy().starts_with(common))).collect()
+    }
+
+    /// What this process has to show before it is given a stored credential.
+    pub fn proof(&self) -> Proof {
+        // A file can be replaced by another job's, and a path says nothing about its content.
+        match self.job.is_unique || self.source.names_its_job() {
+            true => Proof::Key,
+            false => Proof::Token,
+        }
+    }
+
+    /// The store of this identity. Where the proof is a token there is one for each principal, and before the token was
+    /// seen ([`prove`](crate::prove)) it is one in which no credential is ever kept.
     pub fn store(&self) -> Store {
-        let store = Store::at(&self.location);
+        let key = match (self.proof(), self.principal.known()) {
+            (Proof::Token, Some(principal)) => key_of(principal, &self.location.key),
+            (Proof::Key, _) | (Proof::Token, None) => self.location.key.clone(),
+        };
+        let store = Store::at(&Location { key, ..self.location.clone() }).of_principal(&self.principal);
         match &self.memory {
             Some(memory) => store.in_memory(memory),
             None => store,
@@ -412,6 +451,7 @@ fn key(
     grant: &Grant,
     audience: &str,
     source: &IdentitySource,
+    job: &Job,
     expected_subject: Option<&SubjectPattern>,
 ) -> String {
     let mut parts = serde_json::json!([
@@ -422,14 +462,31 @@ fn key(
         grant.workspace_id,
         audience,
         source.identity(),
+        job.ids,
     ]);
     // What was bought without it may be somebody else's.
     if let (Some(parts), Some(expected)) = (parts.as_array_mut(), expected_subject) {
         parts.push(expected.as_str().into());
     }
-    let hash = Sha256::digest(parts.to_string());
-    hash.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+    hexadecimal(&parts.to_string(), KEY_LENGTH)
 }
+
+/// The keys of one configuration begin alike, so that whoever cleans up finds the keys of all its principals.
+fn key_of(principal: &Principal, key: &str) -> String {
+    let parts = serde_json::json!([key, principal]).to_string();
+    let common = &key[..COMMON_LENGTH];
+    format!("{common}{}", hexadecimal(&parts, KEY_LENGTH - COMMON_LENGTH))
+}
+
+/// The first digits of the text's SHA-256.
+fn hexadecimal(text: &str, digits: usize) -> String {
+    let mut hash: String = Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect();
+    hash.truncate(digits);
+    hash
+}
+
+const KEY_LENGTH: usize = 32;
+const COMMON_LENGTH: usize = 12;
 
 #[cfg(test)]
 mod tests {

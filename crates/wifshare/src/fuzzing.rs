@@ -211,7 +211,7 @@ pub fn credential_file(bytes: &[u8]) {
 
 fn is_newer(bytes: &[u8]) -> bool {
     let version = |value: serde_json::Value| value.get("version")?.as_u64();
-    serde_json::from_slice(bytes).ok().and_then(version).is_some_and(|version| version > 1)
+    serde_json::from_slice(bytes).ok().and_then(version).is_some_and(|version| version > 2)
 }
 
 /// `spent`: whatever a crash or somebody else left in it, an entry after it is found, and none before it is lost.

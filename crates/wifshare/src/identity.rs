@@ -18,6 +18,7 @@ use crate::wire::CertificateFault;
 mod answer;
 mod endpoint;
 mod given;
+mod job;
 mod outlook;
 mod program;
 mod surroundings;
@@ -35,8 +36,9 @@ mod kubernetes;
 mod spiffe;
 
 pub use answer::Answer;
-pub use endpoint::{Endpoint, Question, Reach};
+pub use endpoint::{Endpoint, NamedBy, Question, Reach};
 pub use given::Given;
+pub use job::{Job, job};
 pub use outlook::Outlook;
 pub use program::Program;
 pub use surroundings::{Places, Surroundings};
@@ -305,12 +307,17 @@ impl IdentitySource {
             IdentitySource::Endpoint(endpoint) => endpoint.identity(),
             IdentitySource::Command(program) => program.identity(),
             IdentitySource::File { path, .. } => format!("file {}", path.display()),
-            IdentitySource::Given(tokens) => {
-                match tokens.first().and_then(|given| IdentityToken::parse(&given.text).ok()) {
-                    Some(token) => format!("given {:?} {:?}", token.claims().issuer, token.claims().subject),
-                    None => "given".to_owned(),
-                }
-            }
+            IdentitySource::Given(tokens) => format!("given {:?}", given::principals(tokens)),
+        }
+    }
+
+    /// Whether its [`identity`](Self::identity) already tells one job from another: no other job has it, or it says whom
+    /// the tokens are about.
+    pub fn names_its_job(&self) -> bool {
+        match self {
+            IdentitySource::Endpoint(endpoint) => endpoint.named_by != NamedBy::Nothing,
+            IdentitySource::Given(_) => true,
+            IdentitySource::Command(_) | IdentitySource::File { .. } => false,
         }
     }
 
@@ -328,6 +335,14 @@ impl IdentitySource {
         all.sort();
         all.dedup();
         all
+    }
+
+    /// The token in the file at this moment; `None` where it cannot be read, or where there is no file.
+    pub(crate) fn file_token(&self) -> Option<IdentityToken> {
+        match self {
+            IdentitySource::File { path, .. } => IdentityToken::parse(&read(path).ok()?).ok(),
+            IdentitySource::Endpoint(_) | IdentitySource::Command(_) | IdentitySource::Given(_) => None,
+        }
     }
 
     /// How many of its tokens can still be exchanged; `None` where it can be asked for new ones.

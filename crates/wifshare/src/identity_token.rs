@@ -210,6 +210,18 @@ impl IdentityToken {
         }
     }
 
+    /// What identifies all that it says, but for what is different in every token of the same source.
+    pub(crate) fn lasting_claims(&self) -> Fingerprint {
+        /// Registered claims (RFC 7519 §4.1, OIDC Core §2), and those of Entra's tokens.
+        const OF_ONE_TOKEN: [&str; 12] =
+            ["jti", "iat", "nbf", "exp", "auth_time", "nonce", "at_hash", "c_hash", "sid", "uti", "rh", "aio"];
+        let header = serde_json::Value::from(self.segment(0)).to_string();
+        let mut claims = self.segment(1);
+        claims.retain(|name, _| !OF_ONE_TOKEN.contains(&name.as_str()));
+        let claims = serde_json::Value::from(claims).to_string();
+        Fingerprint::of(&[b"lasting claims", header.as_bytes(), claims.as_bytes()])
+    }
+
     /// The token itself, for the one request that spends it or the one file that hands it on.
     pub fn expose(&self) -> &str {
         self.text.expose()
@@ -438,6 +450,16 @@ mod tests {
         assert_ne!(one, shifted);
         let without = |exp| token(&format!(r#"{{"iss":"i","exp":{exp}}}"#)).expect("well formed").fingerprint();
         assert_ne!(without(1), without(2), "without a jti the whole token counts");
+    }
+
+    #[test]
+    fn lasting_claims_are_the_same_in_every_token_that_says_the_same() {
+        let of = |claims: &str| token(claims).expect("well formed").lasting_claims();
+        let one = of(r#"{"iss":"i","sub":"s","aud":"a","jti":"1","iat":1,"exp":2,"nbf":1}"#);
+        assert_eq!(one, of(r#"{"iss":"i","sub":"s","aud":"a","jti":"2","iat":3,"exp":4,"nbf":3}"#));
+        for other in [r#"{"iss":"i","sub":"s","aud":"b"}"#, r#"{"iss":"i","sub":"s","aud":"a","environment":"e"}"#] {
+            assert_ne!(one, of(other), "{other}");
+        }
     }
 
     #[test]

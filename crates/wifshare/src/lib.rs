@@ -33,6 +33,7 @@ mod github_subject;
 mod id;
 mod identity_token;
 mod message;
+mod principal;
 mod private_file;
 mod resource;
 mod secret;
@@ -69,7 +70,7 @@ pub use child::{Child, SpawnError, Streams, exit_code};
 pub use clock::{Clock, Interrupted};
 pub use code::Code;
 pub use config::{
-    Arrangement, Config, ConfigError, DEFAULT_BASE_URL, Inputs, Purpose, arrangement, resolve, resolve_for,
+    Arrangement, Config, ConfigError, DEFAULT_BASE_URL, Inputs, Proof, Purpose, arrangement, resolve, resolve_for,
     state_directory,
 };
 pub use credential::{Credential, Freshness};
@@ -85,12 +86,13 @@ pub use github_subject::{is_immutable, with_ids_of, without_ids};
 pub use holder::Holder;
 pub use id::{BadForm, complaint};
 pub use identity::{
-    Answer, Detected, Endpoint, Given, IdentityError, IdentitySource, Outlook, Places, Program, Question, Reach,
-    Supply, Surroundings, choose, detect, platforms, variables_of_the_cis,
+    Answer, Detected, Endpoint, Given, IdentityError, IdentitySource, Job, NamedBy, Outlook, Places, Program, Question,
+    Reach, Supply, Surroundings, choose, detect, job, platforms, variables_of_the_cis,
 };
 pub use identity_token::{Claims, Fingerprint, IdentityToken, Malformed};
 pub use message::{Request, Response, answered_at, safe_text, whole_message};
-pub use obtain::{ObtainError, obtain, obtain_lasting};
+pub use obtain::{ObtainError, obtain, obtain_lasting, prove};
+pub use principal::{OwnPrincipal, Principal};
 pub use private_file::{PrivateFileError, open_regular, open_to_append};
 pub use renew::renew;
 pub use run::{

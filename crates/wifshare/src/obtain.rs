@@ -6,13 +6,14 @@
 use std::time::{Duration, SystemTime};
 
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, Proof};
 use crate::credential::{Credential, Freshness};
 use crate::diagnosis::Diagnosis;
 use crate::exchange;
-use crate::identity::{IdentityError, Supply};
+use crate::identity::{Given, IdentityError, IdentitySource, Supply};
 use crate::identity_token::IdentityToken;
 use crate::message::{answered_at, safe_text, whole_message};
+use crate::principal::Principal;
 use crate::purchase::{Act, Heard, Purchase};
 use crate::step::{Step, Watch};
 use crate::store::{PATIENCE, Refusal, Spent, StoreError, Turn};
@@ -64,6 +65,29 @@ pub fn obtain(
     }
 }
 
+/// Learns whom this process acts for, where the identity key does not say it: from the token file, or by asking the source
+/// for a token, which is kept in memory for the next exchange. Nothing is spent. Every journey does this first, and
+/// once; a program that wants to know its [`store`](Config::store) before that does it by itself.
+///
+/// # Errors
+/// There is no token. Then nothing that is stored is handed out: it may be somebody else's.
+pub fn prove(config: &Config, transport: &Transport, clock: Clock, watch: Watch<'_>) -> Result<(), ObtainError> {
+    if config.proof() == Proof::Key || config.principal.known().is_some() {
+        return Ok(());
+    }
+    let is_file = matches!(config.source, IdentitySource::File { .. });
+    if !is_file {
+        watch(&Step::Asking);
+    }
+    let token = ask(config, transport, clock, watch)?;
+    config.principal.learn(Principal::of(&token));
+    if !is_file {
+        watch(&Step::Identified(&token));
+        config.principal.keep_unspent(token);
+    }
+    Ok(())
+}
+
 /// Returns a credential that is good for at least so long.
 pub fn obtain_lasting(
     asked: Duration,
@@ -76,6 +100,7 @@ pub fn obtain_lasting(
         |credential: &Credential| credential.is_usable(clock.now()) && credential.remaining(clock.now()) >= asked;
     let too_short = |credential: &Credential| ObtainError::ShortLived { lifetime: credential.lifetime(), asked };
     // Where the last one would not have been enough even when it was new, another exchange would be wasted.
+    prove(config, transport, clock, watch)?;
     let hopeless = |stored: &Credential| stored.is_usable(clock.now()) && stored.lifetime() < asked;
     if let Some(stored) = config.store().read()?.filter(hopeless) {
         return Err(too_short(&stored));
@@ -135,26 +160,39 @@ fn carry_out(
     /// After this long no further try is begun, so that those who wait know how long it can take ([`PATIENCE`]).
     const ENOUGH: Duration = Duration::from_secs(60);
     let start = (clock.monotonic)();
+    let mut failure = None;
+    if purchase.act() == Act::Prove {
+        let proven = prove(config, transport, clock, watch);
+        if let Err(error) = &proven {
+            tell(error, Act::Prove, watch);
+        }
+        purchase = purchase.after(if proven.is_ok() { Heard::Done } else { Heard::Final });
+        failure = proven.err();
+    }
+    // Which store it is depends on who we have shown to be.
     let store = config.store();
     let mut found = None;
     let mut turn: Option<Turn<'_>> = None;
     let mut identity_token = None;
+    let mut buyer = None;
+    let mut given = None;
     let mut connection = None;
     let mut may_keep = Some(may_keep);
-    let mut failure = None;
+    let look = || Ok::<_, StoreError>(store.read_with_principal()?.filter(|(stored, _)| acceptable(stored)));
     loop {
         let done: Result<Heard, ObtainError> = match (purchase.act(), &mut turn) {
+            (Act::Prove, _) => unreachable!("it was the first act"),
             (Act::Look | Act::LookAgain, _) => {
-                found = store.read()?.filter(&acceptable);
+                found = look()?;
                 Ok(if found.is_some() { Heard::Acceptable } else { Heard::Unacceptable })
             }
             (Act::Lock, turn) => {
                 let mut refused = None;
                 let settled = || {
-                    found = store.read()?.filter(&acceptable);
+                    found = look()?;
                     // What is bought already is kept, whoever was refused.
                     if found.is_none() && bought.is_none() {
-                        refused = store.remembered_refusal(clock.now())?;
+                        refused = store.remembered_refusal(clock.now())?.filter(|refusal| concerns(refusal, config));
                     }
                     Ok(found.is_some() || refused.is_some())
                 };
@@ -167,7 +205,7 @@ fn carry_out(
             }
             (Act::Recall, Some(turn)) => {
                 watch(&Step::Locked);
-                match turn.remembered_refusal()? {
+                match turn.remembered_refusal()?.filter(|refusal| concerns(refusal, config)) {
                     Some(refusal) => Err(ObtainError::Remembered(Box::new(refusal), clock.now())),
                     None => Ok(Heard::Done),
                 }
@@ -175,6 +213,8 @@ fn carry_out(
             (Act::Ask, Some(turn)) => {
                 turn.doing("asking for an identity token");
                 unspent_token(turn, config, transport, clock, watch).map(|token| {
+                    buyer = Some(Principal::of(&token));
+                    given = given_by(config, Some(&token));
                     identity_token = Some(token);
                     Heard::Done
                 })
@@ -213,6 +253,7 @@ fn carry_out(
             }
             (Act::Keep, Some(turn)) => {
                 may_keep.take().expect("kept once")()?;
+                buyer.take().into_iter().for_each(|buyer| config.principal.learn(buyer));
                 bought = bought.map(|credential| turn.keep(credential));
                 Ok(Heard::Done)
             }
@@ -225,14 +266,17 @@ fn carry_out(
                 Ok(Heard::Done)
             }
             (Act::Remember, Some(turn)) => {
-                remember(failure.as_ref().expect("there is a failure to remember"), turn, clock);
+                let failure = failure.as_ref().expect("there is a failure to remember");
+                remember(failure, given.take(), turn, clock);
                 Ok(Heard::Done)
             }
             (Act::Serve, _) => {
-                if let Some(found) = &found {
-                    watch(&Step::Found(found));
+                if let Some((found, principal)) = found {
+                    watch(&Step::Found(&found));
+                    principal.into_iter().for_each(|principal| config.principal.learn(principal));
+                    return Ok(found);
                 }
-                return Ok(found.or(bought).expect("found or bought before"));
+                return Ok(bought.expect("found or bought before"));
             }
             (Act::Fail, _) => return Err(failure.expect("a failure ends it")),
             (_, None) => unreachable!("the lock is taken before anything that needs it"),
@@ -278,9 +322,15 @@ fn unspent_token(
     clock: Clock,
     watch: Watch<'_>,
 ) -> Result<IdentityToken, ObtainError> {
-    watch(&Step::Asking);
-    let identity_token = ask(config, transport, clock, watch)?;
-    watch(&Step::Identified(&identity_token));
+    let identity_token = match config.principal.take_unspent(clock.now()) {
+        Some(shown_before) => shown_before,
+        None => {
+            watch(&Step::Asking);
+            let token = ask(config, transport, clock, watch)?;
+            watch(&Step::Identified(&token));
+            token
+        }
+    };
     let now = clock.now();
     if let Some(spent) = turn.find(&identity_token)?.filter(|_| !may_be_sent_again(&identity_token, config)) {
         watch(&Step::AlreadySpent);
@@ -330,11 +380,40 @@ fn already_spent(spent: Spent, config: &Config, now: SystemTime) -> ObtainError 
     ObtainError::Spent { origin, supply, spent: Box::new(spent), now }
 }
 
-fn remember(failure: &ObtainError, turn: &Turn<'_>, clock: Clock) {
+/// What the source gives, as a hash: the given tokens, the token in the file, or what an asked one says that lasts.
+/// `None` where the source would have to be asked for it.
+fn given_by(config: &Config, token: Option<&IdentityToken>) -> Option<String> {
+    let fingerprint = match &config.source {
+        IdentitySource::Given(tokens) => return Some(Given::fingerprint(tokens)),
+        IdentitySource::File { .. } => match token {
+            Some(token) => token.fingerprint(),
+            None => config.source.file_token()?.fingerprint(),
+        },
+        IdentitySource::Endpoint(_) | IdentitySource::Command(_) => match token {
+            Some(token) => token.lasting_claims(),
+            None => config.principal.lasting_claims()?,
+        },
+    };
+    Some(fingerprint.to_string())
+}
+
+/// Whether a remembered refusal says what we would hear. A token that was replaced meanwhile was not refused, and a
+/// source that cannot be asked for free is taken to give the same.
+fn concerns(refusal: &Refusal, config: &Config) -> bool {
+    let now = given_by(config, None);
+    match config.source {
+        IdentitySource::Given(_) | IdentitySource::File { .. } => refusal.given.is_none() || refusal.given == now,
+        IdentitySource::Endpoint(_) | IdentitySource::Command(_) => {
+            refusal.given.is_none() || now.is_none() || refusal.given == now
+        }
+    }
+}
+
+fn remember(failure: &ObtainError, given: Option<String>, turn: &Turn<'_>, clock: Clock) {
     if let Some(lasting) = failure.is_worth_remembering_for() {
         let (message, hint) = (whole_message(failure), failure.hint());
         let refusal = Refusal::new(failure.code(), message, hint, clock.now(), lasting);
-        turn.remember(&refusal.with_diagnosis(failure.diagnosis().cloned()));
+        turn.remember(&refusal.with_diagnosis(failure.diagnosis().cloned()).of_given(given));
     }
 }
 
@@ -347,18 +426,22 @@ pub(crate) fn ask(
 ) -> Result<IdentityToken, ObtainError> {
     let transport = config.way_to_the_source(transport);
     let is_spent = |token: &IdentityToken| is_spent(token, config);
-    let token = config.source.token(is_spent, |request| transport.send(request), clock, watch);
-    let token = token.map_err(|error| match error {
+    let origin = || config.source.description();
+    let asked = config.source.token(is_spent, |request| transport.send(request), clock, watch);
+    let token = asked.map_err(|error| match error {
         IdentityError::Interrupted(interrupted) => ObtainError::Interrupted(interrupted),
-        error => ObtainError::Identity { origin: config.source.description(), source: error },
+        error => ObtainError::Identity { origin: origin(), source: error },
     })?;
     let subject = token.claims().subject.as_deref().unwrap_or_default();
-    match &config.expected_subject {
-        Some(expected) if !expected.matches(subject) => Err(ObtainError::Subject {
-            origin: config.source.description(),
-            subject: safe_text(subject),
-            expected: safe_text(expected.as_str()),
-        }),
+    if let Some(expected) = config.expected_subject.as_ref().filter(|expected| !expected.matches(subject)) {
+        let (subject, expected) = (safe_text(subject), safe_text(expected.as_str()));
+        return Err(ObtainError::Subject { origin: origin(), subject, expected });
+    }
+    let theirs = Principal::of(&token);
+    match config.principal.known() {
+        Some(ours) if *ours != theirs => {
+            Err(ObtainError::OtherPrincipal { origin: origin(), ours: ours.to_string(), theirs: theirs.to_string() })
+        }
         _ => Ok(token),
     }
 }
@@ -368,9 +451,10 @@ pub(crate) fn tokens_left(config: &Config, clock: Clock) -> usize {
     config.source.tokens_left(|token| is_spent(token, config), clock.now()).unwrap_or_default()
 }
 
-/// What the ledger says. One that cannot be read now stops whoever spends the token next, with its reason.
+/// Whether the ledger knows it as spent, or it buys the credential of somebody else: then it is none for us. A ledger
+/// that cannot be read now stops whoever spends the token next, with its reason.
 pub(crate) fn is_spent(token: &IdentityToken, config: &Config) -> bool {
-    matches!(config.store().spent(token), Ok(Some(_)))
+    !config.principal.may_be(&Principal::of(token)) || matches!(config.store().spent(token), Ok(Some(_)))
 }
 
 #[cfg(test)]

@@ -7,6 +7,9 @@
 /// What is to be done next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Act {
+    /// Show who this process acts for, where the identity key does not say it: a token is read or asked for, and not
+    /// spent.
+    Prove,
     /// Look whether the stored credential is acceptable.
     Look,
     /// Wait for the lock, and keep it until the end; while another process has it, look whether that one has done the
@@ -74,7 +77,7 @@ enum Kind {
     Remintable,
     /// From a source that may have one token and no more.
     Single,
-    /// Of something that is at hand already: a child of ours has bought it.
+    /// Of something that is at hand already: a child of ours has bought it. Who adopts has proven who it is before.
     Adoption,
 }
 
@@ -89,7 +92,7 @@ impl Purchase {
     /// token.
     pub(crate) fn by_exchange(can_be_asked_again: bool) -> Self {
         let kind = if can_be_asked_again { Kind::Remintable } else { Kind::Single };
-        Purchase { act: Act::Look, kind, tries: 0, duplicates: 0 }
+        Purchase { act: Act::Prove, kind, tries: 0, duplicates: 0 }
     }
 
     /// By taking over what is at hand.
@@ -106,6 +109,7 @@ impl Purchase {
     pub(crate) fn after(self, heard: Heard) -> Self {
         use {Act as A, Heard as H};
         let act = match (self.act, heard) {
+            (A::Prove, H::Done) => A::Look,
             (A::Look | A::Lock | A::LookAgain, H::Acceptable) => A::Serve,
             (A::Look, H::Unacceptable) => A::Lock,
             (A::LookAgain, H::Unacceptable) if self.kind == Kind::Adoption => A::Keep,
@@ -152,7 +156,7 @@ mod tests {
     use super::*;
     use {Act as A, Heard as H};
 
-    const TO_THE_SOURCE: [Heard; 4] = [H::Unacceptable, H::Done, H::Unacceptable, H::Done];
+    const TO_THE_SOURCE: [Heard; 5] = [H::Done, H::Unacceptable, H::Done, H::Unacceptable, H::Done];
 
     /// What is done, one after another, by one process that hears this.
     fn acts(mut purchase: Purchase, heard: &[Heard]) -> (Vec<Act>, Purchase) {
@@ -167,7 +171,7 @@ mod tests {
     #[test]
     fn a_source_that_gives_spent_tokens_is_asked_four_times_in_a_row_and_one_that_has_no_other_once() {
         let (acts_of_it, purchase) = acts(Purchase::by_exchange(true), &TO_THE_SOURCE);
-        assert_eq!(acts_of_it, [A::Lock, A::LookAgain, A::Recall, A::Ask]);
+        assert_eq!(acts_of_it, [A::Look, A::Lock, A::LookAgain, A::Recall, A::Ask]);
         let again = [H::AlreadySpent, H::Done, H::AlreadySpent, H::Done, H::AlreadySpent, H::Done];
         let (paused, purchase) = acts(purchase, &again);
         assert_eq!(paused, [A::Pause, A::Ask].repeat(3));
@@ -180,6 +184,14 @@ mod tests {
 
         let (_, single) = acts(Purchase::by_exchange(false), &TO_THE_SOURCE);
         assert_eq!(acts(single, &[H::AlreadySpent]).0, [A::Remember]);
+    }
+
+    #[test]
+    fn process_that_cannot_prove_who_it_is_looks_at_nothing() {
+        assert_eq!(Purchase::by_exchange(true).act(), A::Prove);
+        for heard in [H::Final, H::Passing, H::AlreadySpent] {
+            assert_eq!(acts(Purchase::by_exchange(true), &[heard]).0, [A::Fail]);
+        }
     }
 
     #[test]

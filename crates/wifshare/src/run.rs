@@ -136,6 +136,8 @@ impl Run {
         if provision == Provision::Credential(Delivery::Gateway) {
             config.memory = Some(Memory::default());
         }
+        // Under whose key the lease is taken has to be known.
+        obtain::prove(&config, &transport, clock, &*watch)?;
         let lease = config.store().lease(clock, &*watch)?;
         store::sweep(&config.location.root, clock, &*watch);
         EventLog::below(&config.location.root).iter().for_each(|(_, log)| log.tidy(clock.now()));
@@ -195,6 +197,11 @@ impl Run {
     /// The run's own directory.
     pub fn directory(&self) -> &Path {
         &self.directory
+    }
+
+    /// The directory of the identity key that its credential is shared by.
+    pub fn key_directory(&self) -> PathBuf {
+        self.config.store().directory().to_owned()
     }
 
     /// Whether that directory is there, and was not removed by somebody.
@@ -472,7 +479,9 @@ impl Run {
     /// What a child would have to say to mean this identity.
     fn identity_variables(&self) -> Vec<(&'static str, String)> {
         let base_url = ("ANTHROPIC_BASE_URL", self.config.base_url.clone());
-        self.federation_variables().into_iter().chain([base_url]).collect()
+        // Another job of the CI does not join, though it has the variables of this run.
+        let job = self.config.job.ids.clone();
+        self.federation_variables().into_iter().chain([base_url]).chain(job).collect()
     }
 
     fn federation_variables(&self) -> Vec<(&'static str, String)> {

@@ -12,6 +12,7 @@ use crate::clock::{Clock, Interrupted, epoch_seconds, from_epoch_seconds};
 use crate::credential::{Credential, is_bearer_token};
 use crate::identity_token::IdentityToken;
 use crate::message::whole_message;
+use crate::principal::{OwnPrincipal, Principal};
 use crate::private_file::{self, PrivateFileError};
 use crate::secret::Secret;
 use crate::step::{Step, Watch};
@@ -28,7 +29,7 @@ mod refusal;
 
 use file_lock::FileLock;
 pub use keepers::{Keeper, Starting, extend, keepers, until};
-pub use lease::{Afterwards, Lease, clear, is_alive, sweep};
+pub use lease::{Afterwards, Lease, clear, is_alive, keys, sweep};
 use ledger::{Ledger, Written};
 pub use ledger::{Spent, Use};
 pub use look::{Look, look};
@@ -39,8 +40,12 @@ pub use refusal::Refusal;
 const CREDENTIAL: &str = "credential.json";
 const LOCK: &str = "lock";
 
-/// The version of what we write. A newer one is refused and never overwritten.
+/// The version of what we write into ledger and refusal. A newer one is refused and never overwritten.
 const FORMAT: u32 = 1;
+
+/// The version of the credential's file. The first one does not say whose the credential is. A wifshare that knows no
+/// other refuses this one instead of serving it to anybody.
+const CREDENTIAL_FORMAT: u32 = 2;
 
 /// How long a waiter waits who has nothing: longer than the holder takes with all its retries, which begin none after a
 /// minute and whose last one takes less than two.
@@ -67,6 +72,8 @@ pub struct Store {
     source: String,
     remintable: bool,
     memory: Option<Memory>,
+    /// Whom we act for. What belongs to somebody else is not there for us.
+    principal: OwnPrincipal,
 }
 
 /// The store with its lock held: what may be done only by the one whose turn it is.
@@ -99,7 +106,7 @@ pub enum StoreError {
         waited: Duration,
     },
     /// A newer wifshare wrote it.
-    #[error("{} was written in format {version} by a newer wifshare; this one knows format {FORMAT}", path.display())]
+    #[error("{} was written in format {version} by a newer wifshare; this one knows format {}", path.display(), newest_known(path))]
     Newer {
         /// The file.
         path: PathBuf,
@@ -157,7 +164,13 @@ impl Store {
             source: location.source.clone(),
             remintable: location.remintable,
             memory: None,
+            principal: OwnPrincipal::default(),
         }
+    }
+
+    /// The same for this principal: a credential of another one is not there.
+    pub(crate) fn of_principal(self, principal: &OwnPrincipal) -> Store {
+        Store { principal: principal.clone(), ..self }
     }
 
     /// The same, with the credential in this process's memory alone. Lock, ledger and refusal stay where they are. One
@@ -176,6 +189,7 @@ impl Store {
             source: stored.source,
             remintable: stored.remintable,
             memory: None,
+            principal: OwnPrincipal::default(),
         })
     }
 
@@ -189,11 +203,25 @@ impl Store {
         })
     }
 
-    /// Reads the credential as it is, fresh or not. A damaged file counts as none.
+    /// Reads the credential as it is, fresh or not. A damaged file counts as none, and so does one of another principal.
     pub fn read(&self) -> Result<Option<Credential>, StoreError> {
-        let stored = read_credential(&self.directory)?.map(|stored| stored.credential);
+        Ok(self.read_with_principal()?.map(|(credential, _)| credential))
+    }
+
+    /// The same, with whose it is, where the file says that.
+    pub(crate) fn read_with_principal(&self) -> Result<Option<(Credential, Option<Principal>)>, StoreError> {
+        let is_ours = |stored: &Stored| match (&stored.principal, self.principal.known()) {
+            (_, None) => true,
+            (Some(stored), Some(own)) => stored == own,
+            // A file that does not say it is for nobody who has shown who he is.
+            (None, Some(_)) => false,
+        };
+        let stored = read_credential(&self.directory)?.filter(is_ours);
+        let stored = stored.map(|stored| (stored.credential, stored.principal));
+        // What this process keeps in memory it has bought itself.
         let remembered = self.memory.as_ref().and_then(Memory::get);
-        Ok(stored.into_iter().chain(remembered).max_by_key(|credential| credential.expires_at))
+        let remembered = remembered.map(|credential| (credential, self.principal.known().cloned()));
+        Ok(stored.into_iter().chain(remembered).max_by_key(|(credential, _)| credential.expires_at))
     }
 
     /// Whether a credential lies in a file.
@@ -269,13 +297,14 @@ impl Store {
             return Ok(());
         }
         let wire = Wire {
-            version: FORMAT,
+            version: CREDENTIAL_FORMAT,
             generation: credential.generation,
             access_token: credential.access_token.expose(),
             expires_at: epoch_seconds(credential.expires_at),
             obtained_at: epoch_seconds(credential.obtained_at),
             source: &self.source,
             remintable: self.remintable,
+            principal: self.principal.known(),
         };
         let mut bytes = zeroize::Zeroizing::new(Vec::with_capacity(2 * wire.access_token.len() + 4096));
         serde_json::to_writer_pretty(&mut *bytes, &wire).expect("texts and numbers become JSON");
@@ -356,11 +385,16 @@ pub(crate) mod parsers {
     }
 }
 
+fn newest_known(path: &Path) -> u32 {
+    if path.ends_with(CREDENTIAL) { CREDENTIAL_FORMAT } else { FORMAT }
+}
+
 /// A credential with what stands beside it in its file.
 struct Stored {
     credential: Credential,
     source: String,
     remintable: bool,
+    principal: Option<Principal>,
 }
 
 #[derive(Serialize)]
@@ -372,6 +406,8 @@ struct Wire<'a> {
     obtained_at: u64,
     source: &'a str,
     remintable: bool,
+    #[serde(flatten)]
+    principal: Option<&'a Principal>,
 }
 
 #[derive(Deserialize)]
@@ -383,6 +419,8 @@ struct Read {
     obtained_at: u64,
     source: String,
     remintable: bool,
+    #[serde(flatten)]
+    principal: Option<Principal>,
 }
 
 #[derive(Deserialize)]
@@ -400,12 +438,14 @@ fn read_credential(directory: &Path) -> Result<Option<Stored>, StoreError> {
 
 fn parse_credential(bytes: &[u8], path: PathBuf) -> Result<Option<Stored>, StoreError> {
     match serde_json::from_slice(bytes) {
-        Ok(Version { version }) if version > u64::from(FORMAT) => return Err(StoreError::Newer { path, version }),
+        Ok(Version { version }) if version > u64::from(CREDENTIAL_FORMAT) => {
+            return Err(StoreError::Newer { path, version });
+        }
         _ => {}
     }
     // A damaged file counts as none: our own are replaced whole, so somebody else wrote it.
     let Ok(read) = serde_json::from_slice::<Read>(bytes) else { return Ok(None) };
-    if read.version != FORMAT || !is_bearer_token(&read.access_token) {
+    if !(1..=CREDENTIAL_FORMAT).contains(&read.version) || !is_bearer_token(&read.access_token) {
         return Ok(None);
     }
     let moments = |seconds: u64| -> SystemTime { from_epoch_seconds(seconds) };
@@ -415,7 +455,7 @@ fn parse_credential(bytes: &[u8], path: PathBuf) -> Result<Option<Stored>, Store
         obtained_at: moments(read.obtained_at.min(read.expires_at)),
         generation: read.generation,
     };
-    Ok(Some(Stored { credential, source: read.source, remintable: read.remintable }))
+    Ok(Some(Stored { credential, source: read.source, remintable: read.remintable, principal: read.principal }))
 }
 
 #[cfg(test)]
@@ -508,12 +548,12 @@ mod tests {
         let holder = tempfile::tempdir().unwrap();
         let store = Store::at(&location(holder.path()));
         store.create().unwrap();
-        private_file::replace(&store.directory, CREDENTIAL, br#"{"version":2,"x":1}"#, &|_| {}).unwrap();
-        assert!(matches!(store.read(), Err(StoreError::Newer { version: 2, .. })));
+        private_file::replace(&store.directory, CREDENTIAL, br#"{"version":3,"x":1}"#, &|_| {}).unwrap();
+        assert!(matches!(store.read(), Err(StoreError::Newer { version: 3, .. })));
         assert_eq!(turn(&store).keep(credential("x")).access_token.expose(), "x", "what was bought is not lost");
         assert!(store.remove().is_err());
         let left = private_file::read(&store.directory.join(CREDENTIAL)).unwrap().unwrap();
-        assert_eq!(left.as_slice(), br#"{"version":2,"x":1}"#);
+        assert_eq!(left.as_slice(), br#"{"version":3,"x":1}"#);
     }
 
     #[test]

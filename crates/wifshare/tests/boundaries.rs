@@ -159,13 +159,13 @@ fn who_cannot_have_a_successor_is_served_what_is_usable_and_nothing_that_is_not(
 #[test]
 fn a_failure_that_may_pass_is_tried_three_times_with_growing_pauses_and_a_refusal_once() {
     for (faults, tries, told, pauses) in [
-        (vec![status(503, None); 5], 3, "endpoint-busy", vec![500..750, 1000..1500]),
+        (vec![status(503, None); 5], 3, "endpoint-busy", vec![500..1001, 1000..2001]),
         (vec![status(429, Some(4)); 5], 3, "endpoint-busy", vec![4000..4001, 4000..4001]),
         (vec![status(529, Some(3600)); 5], 3, "endpoint-busy", vec![10_000..10_001, 10_000..10_001]),
-        (vec![Fault::DropAfterCommit; 5], 3, "answer-lost", vec![500..750, 1000..1500]),
+        (vec![Fault::DropAfterCommit; 5], 3, "answer-lost", vec![500..1001, 1000..2001]),
         (vec![status(401, None); 5], 1, "exchange-refused", vec![]),
         (vec![Fault::NotJson; 5], 1, "answer-unexpected", vec![]),
-        (vec![status(503, None); 2], 3, "served", vec![500..750, 1000..1500]),
+        (vec![status(503, None); 2], 3, "served", vec![500..1001, 1000..2001]),
     ] {
         let world = World::new(knobs(faults));
         PAUSES.take();
@@ -190,9 +190,9 @@ fn no_further_try_is_begun_after_a_minute() {
 
 #[test]
 fn a_failure_is_remembered_for_as_long_as_it_is_sure() {
-    let forbidden = || Knobs { identity_token_faults: vec![status(403, None); 2], ..knobs(vec![]) };
-    let broken = || Knobs { identity_token_faults: vec![status(503, None); 3], ..knobs(vec![]) };
-    let busy = || Knobs { identity_token_faults: vec![status(429, None); 3], ..knobs(vec![]) };
+    let forbidden = || Knobs { identity_token_faults: vec![status(403, None); 50], ..knobs(vec![]) };
+    let broken = || Knobs { identity_token_faults: vec![status(503, None); 50], ..knobs(vec![]) };
+    let busy = || Knobs { identity_token_faults: vec![status(429, None); 50], ..knobs(vec![]) };
     for (knobs, told, remembered) in [
         (knobs(vec![status(401, None)]), "exchange-refused", 30),
         (

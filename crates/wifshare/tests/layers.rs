@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-const VOCABULARY: [&str; 18] = [
+const VOCABULARY: [&str; 19] = [
     "alarm",
     "backoff",
     "clock",
@@ -17,6 +17,7 @@ const VOCABULARY: [&str; 18] = [
     "id",
     "identity_token",
     "message",
+    "principal",
     "private_file",
     "resource",
     "secret",

@@ -21,6 +21,7 @@ mod gateway_ends;
 mod gateway_hostile;
 mod github;
 mod help;
+mod identities;
 mod inputs;
 mod internal_error;
 mod job;

@@ -108,6 +108,7 @@ pub(super) fn look_for_workload_identity(job: &Surroundings<'_>) -> Detected {
         answer: Answer::Json("/access_token"),
         signature: None,
         reach: super::Reach::Network,
+        named_by: super::NamedBy::Nothing,
         repeats: true,
         ends_at: None,
         end: None,

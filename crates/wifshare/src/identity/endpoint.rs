@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use http::{Method, Uri, header};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
 
 use super::{Answer, IdentityError, read};
 use crate::backoff::Backoff;
@@ -32,6 +33,8 @@ pub struct Endpoint {
     pub signature: Option<(&'static str, &'static str)>,
     /// How it is reached.
     pub reach: Reach,
+    /// What of it tells one job from another.
+    pub named_by: NamedBy,
     /// Whether it hands out the same token again until that one is old.
     pub repeats: bool,
     /// When it stops answering, where that can be known.
@@ -64,6 +67,17 @@ pub enum Question {
     },
 }
 
+/// What of an endpoint tells one job from another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NamedBy {
+    /// Its URL: each job has one of its own.
+    Url,
+    /// What it is asked with: each job has a token of its own.
+    Bearer,
+    /// Nothing: every job of the machine asks the same.
+    Nothing,
+}
+
 /// How an endpoint is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {
@@ -84,6 +98,7 @@ impl Endpoint {
             answer: Answer::Json("/value"),
             signature: None,
             reach: Reach::Network,
+            named_by: NamedBy::Url,
             repeats: false,
             // Most platforms hand out a JWT here; what it says of its end is good enough to tell.
             ends_at: Claims::peek(bearer).ok().and_then(|claims| claims.expires_at),
@@ -104,6 +119,7 @@ impl Endpoint {
             answer: Answer::Json("/access_token"),
             signature: None,
             reach: Reach::Link,
+            named_by: NamedBy::Nothing,
             repeats: true,
             ends_at: None,
             end: None,
@@ -113,10 +129,13 @@ impl Endpoint {
         }
     }
 
-    /// What distinguishes it from others.
+    /// What distinguishes it from others. Of what it is asked with it holds a hash at most.
     pub(super) fn identity(&self) -> String {
+        let headers = self.headers.iter().filter(|_| self.named_by == NamedBy::Bearer);
+        let asked_with: String =
+            headers.map(|(name, value)| format!(" {name} {:?}", Sha256::digest(value.expose()).as_slice())).collect();
         match &self.question {
-            Question::Get | Question::Post => format!("endpoint {}", self.url),
+            Question::Get | Question::Post => format!("endpoint {}{asked_with}", self.url),
             Question::ClientAssertion { file, client_id, scope } => {
                 format!("endpoint {} {client_id} {scope} {}", self.url, file.display())
             }

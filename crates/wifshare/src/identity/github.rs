@@ -7,7 +7,7 @@
 //! the job began.
 
 use super::endpoint::with_parameters;
-use super::{Detected, Endpoint, IdentitySource, Surroundings};
+use super::{Detected, Endpoint, IdentitySource, NamedBy, Surroundings};
 
 pub(super) const VARIABLES: [&str; 2] = ["ACTIONS_ID_TOKEN_REQUEST_URL", "ACTIONS_ID_TOKEN_REQUEST_TOKEN"];
 
@@ -19,6 +19,8 @@ struct Runner {
     refusal_hint: &'static str,
     forbidden_hint: &'static str,
     end: Option<&'static str>,
+    /// What tells its jobs apart: GitHub's URL names plan and job; the others have one URL for a whole run.
+    named_by: NamedBy,
 }
 
 const GITHUB: Runner = Runner {
@@ -30,6 +32,7 @@ const GITHUB: Runner = Runner {
     forbidden_hint: "look at `permissions` of the job and of the workflow that calls it (`id-token: write`), and at the status \
                      page of GitHub Actions; a job that has just begun may be refused for some seconds: run it again",
     end: Some("about six hours after the job began"),
+    named_by: NamedBy::Url,
 };
 
 const FORGEJO: Runner = Runner {
@@ -39,6 +42,7 @@ const FORGEJO: Runner = Runner {
     refusal_hint: "the request token ends with the job; look at the log of the Forgejo instance",
     forbidden_hint: "",
     end: None,
+    named_by: NamedBy::Bearer,
 };
 
 const GITEA: Runner = Runner {
@@ -48,6 +52,7 @@ const GITEA: Runner = Runner {
     refusal_hint: "the request token ends with the job; look at the log of the Gitea instance",
     forbidden_hint: "",
     end: None,
+    named_by: NamedBy::Bearer,
 };
 
 /// <https://github.com/nektos/act> runs workflows of GitHub's on a developer's machine.
@@ -59,6 +64,7 @@ const ACT: Runner = Runner {
     refusal_hint: "act issues no identity tokens: look at what set ACTIONS_ID_TOKEN_REQUEST_URL",
     forbidden_hint: "",
     end: None,
+    named_by: NamedBy::Bearer,
 };
 
 pub(super) fn look(job: &Surroundings<'_>) -> Detected {
@@ -75,6 +81,7 @@ pub(super) fn look(job: &Surroundings<'_>) -> Detected {
         (Some(url), Some(bearer)) => match with_parameters(url, &[("audience", job.audience)]) {
             Some(url) => Detected::Source(IdentitySource::Endpoint(Endpoint {
                 end: runner.end,
+                named_by: runner.named_by,
                 variables: &VARIABLES,
                 refusal_hint: runner.refusal_hint,
                 forbidden_hint: runner.forbidden_hint,
@@ -150,6 +157,20 @@ mod tests {
             };
             assert_eq!(source.description(), platform);
         }
+    }
+
+    #[test]
+    fn jobs_of_one_run_are_told_apart_by_their_request_token_where_the_url_is_the_same() {
+        let identity = |token: &str, more: (&str, &str)| {
+            let Detected::Source(source) = look(&[URL, (VARIABLES[1], token), more]) else { panic!("detected") };
+            assert!(source.names_its_job());
+            source.identity()
+        };
+        for runner in ["FORGEJO_ACTIONS", "GITEA_ACTIONS"] {
+            assert_ne!(identity("one", (runner, "true")), identity("two", (runner, "true")), "{runner}");
+            assert!(!identity("secret-of-the-job", (runner, "true")).contains("secret-of-the-job"));
+        }
+        assert_eq!(identity("one", ("X", "")), identity("two", ("X", "")), "GitHub's URL is enough");
     }
 
     #[test]

@@ -3,9 +3,12 @@
 use std::ffi::OsStr;
 use std::time::{Duration, SystemTime};
 
+use sha2::{Digest, Sha256};
+
 use super::{Detected, IdentityError, IdentitySource};
 use crate::environment::Environment;
 use crate::identity_token::{IdentityToken, Malformed};
+use crate::principal::Principal;
 use crate::secret::Secret;
 
 /// One token and the variable it stands in.
@@ -15,6 +18,18 @@ pub struct Given {
     pub variable: String,
     /// What it holds.
     pub text: Secret,
+}
+
+impl Given {
+    /// What identifies these texts without being them.
+    pub(crate) fn fingerprint(tokens: &[Given]) -> String {
+        let mut hash = Sha256::new();
+        for given in tokens {
+            hash.update((given.text.expose().len() as u64).to_be_bytes());
+            hash.update(given.text.expose());
+        }
+        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
 }
 
 /// The variable that every official client knows.
@@ -87,6 +102,17 @@ pub(super) fn unspent(
 ) -> Vec<IdentityToken> {
     let readable = tokens.iter().filter_map(|given| parsed(given).ok());
     readable.filter(|token| !is_over(token, now) && !is_spent(token)).collect()
+}
+
+/// Whom they are about, each once. What is no token says nothing.
+pub(super) fn principals(tokens: &[Given]) -> Vec<Principal> {
+    let mut principals = Vec::new();
+    for principal in tokens.iter().filter_map(|given| parsed(given).ok()).map(|token| Principal::of(&token)) {
+        if !principals.contains(&principal) {
+            principals.push(principal);
+        }
+    }
+    principals
 }
 
 /// "the variable A", "the variables A, B and C".

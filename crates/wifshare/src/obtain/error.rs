@@ -8,7 +8,6 @@ use crate::code::Code;
 use crate::diagnosis::Diagnosis;
 use crate::exchange::TokenError;
 use crate::identity::{IdentityError, Supply};
-use crate::message::whole_message;
 use crate::private_file::PrivateFileError;
 use crate::resource;
 use crate::store::{Refusal, Spent, StoreError};
@@ -58,6 +57,16 @@ pub enum ObtainError {
         subject: String,
         /// Whom it should be about.
         expected: String,
+    },
+    /// The source hands out tokens of somebody else than before.
+    #[error("{origin} now hands out an identity token of {theirs}, and this process acts for {ours}")]
+    OtherPrincipal {
+        /// The source, in words.
+        origin: String,
+        /// Whom this process acts for, safe to show.
+        ours: String,
+        /// Whom the token is about, safe to show.
+        theirs: String,
     },
     /// The token endpoint could not be reached; nothing was sent.
     #[error("could not reach the token endpoint; the identity token was not sent")]
@@ -155,6 +164,7 @@ impl ObtainError {
             ObtainError::TooOld { .. } => Code::IdentityExpired,
             ObtainError::Subject { .. } => Code::SubjectUnexpected,
             ObtainError::NotSent(NotSent { certificate: Some(_), .. }) => Code::CertificateRefused,
+            ObtainError::OtherPrincipal { .. } => Code::IdentityChanged,
             ObtainError::NotSent(_) => Code::EndpointUnreachable,
             ObtainError::MaybeSent { .. } => Code::AnswerLost,
             ObtainError::Token { source, .. } => match source {
@@ -182,6 +192,7 @@ impl ObtainError {
             | ObtainError::Spent { .. }
             | ObtainError::TooOld { .. }
             | ObtainError::Subject { .. }
+            | ObtainError::OtherPrincipal { .. }
             | ObtainError::NotSent(_)
             | ObtainError::MaybeSent { .. }
             | ObtainError::ShortLived { .. }
@@ -216,6 +227,11 @@ impl ObtainError {
                     .to_owned(),
             ),
             ObtainError::NotSent(NotSent { certificate: Some(fault), .. }) => Some(fault.cure()),
+            ObtainError::OtherPrincipal { .. } => Some(
+                "give each identity a run of its own: end this one (let its command end, or `wifshare stop`) and start \
+                 another; two jobs that share a file or a command need one each"
+                    .to_owned(),
+            ),
             ObtainError::NotSent(NotSent { cause, .. }) if resource::cure_in(cause).is_some() => {
                 resource::cure_in(cause).map(str::to_owned)
             }
@@ -253,9 +269,14 @@ impl ObtainError {
     pub(crate) fn is_passing(&self) -> bool {
         match self {
             ObtainError::Spent { supply, .. } => !matches!(supply, Supply::Fixed(_)),
-            ObtainError::Identity { .. } => {
-                self.is_worth_remembering_for().is_some_and(|lasting| lasting.as_secs() < 10)
-            }
+            ObtainError::Identity { source, .. } if source.certificate().is_some() => false,
+            ObtainError::Identity { source, .. } => match source {
+                IdentityError::Refused { status, .. } => status.is_server_error() || *status == 429,
+                IdentityError::Unreachable { .. }
+                | IdentityError::Unexpected { .. }
+                | IdentityError::Command { .. } => true,
+                IdentityError::File { .. } | IdentityError::Malformed { .. } | IdentityError::Interrupted(_) => false,
+            },
             ObtainError::RunNotRenewed { .. } => true,
             error => error.may_pass(),
         }
@@ -271,6 +292,7 @@ impl ObtainError {
             | ObtainError::Identity { .. }
             | ObtainError::TooOld { .. }
             | ObtainError::Subject { .. }
+            | ObtainError::OtherPrincipal { .. }
             | ObtainError::Remembered(..)
             | ObtainError::ShortLived { .. }
             | ObtainError::RunNotRenewed { .. }
@@ -290,24 +312,16 @@ impl ObtainError {
         backoff.pause(Duration::ZERO, LONGEST, asked).unwrap_or_default()
     }
 
-    /// How long the others need not try: the longer, the surer it is that they would hear the same.
+    /// How long the others need not try: the longer, the surer it is that they would hear the same. What only this process
+    /// may have met, a network that it does not reach or a command that it cannot start, is nobody else's failure.
     pub(super) fn is_worth_remembering_for(&self) -> Option<Duration> {
         const PASSING: Duration = Duration::from_secs(5);
         const LASTING: Duration = Duration::from_secs(30);
         match self {
             ObtainError::Token { source: TokenError::Refused { .. } | TokenError::Redirected(_), .. } => Some(LASTING),
-            // A limit of this process says nothing of the others.
-            ObtainError::NotSent(NotSent { cause, .. }) if resource::cure_in(cause).is_some() => None,
-            ObtainError::Identity { source: IdentityError::Unreachable { source, .. }, .. }
-                if resource::cure_in(&whole_message(&**source)).is_some() =>
-            {
-                None
-            }
-            // Whoever mends the roots wants to see it at once, and nothing was sent.
-            ObtainError::NotSent(NotSent { certificate: Some(_), .. }) => None,
+            // Whoever mends the roots wants to see it at once.
             ObtainError::Identity { source, .. } if source.certificate().is_some() => None,
             ObtainError::Token { source: TokenError::Busy { .. } | TokenError::Unexpected { .. }, .. }
-            | ObtainError::NotSent(_)
             | ObtainError::MaybeSent { .. } => Some(PASSING),
             // An endpoint that is down or busy has refused nobody.
             ObtainError::Identity { source: IdentityError::Refused { status, .. }, .. }
@@ -316,18 +330,15 @@ impl ObtainError {
                 Some(LASTING)
             }
             ObtainError::Identity {
-                source:
-                    IdentityError::Refused { .. }
-                    | IdentityError::Unreachable { .. }
-                    | IdentityError::Unexpected { .. }
-                    | IdentityError::Command { .. },
-                ..
+                source: IdentityError::Refused { .. } | IdentityError::Unexpected { .. }, ..
             } => Some(PASSING),
+            ObtainError::NotSent(_) => None,
             // A look at the ledger or at a file is cheap, and the next one may find it changed.
             ObtainError::Identity { .. }
             | ObtainError::Spent { .. }
             | ObtainError::TooOld { .. }
             | ObtainError::Subject { .. } => None,
+            ObtainError::OtherPrincipal { .. } => None,
             ObtainError::Store(_)
             | ObtainError::Remembered(..)
             | ObtainError::ShortLived { .. }

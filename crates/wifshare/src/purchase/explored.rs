@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 
-use super::model::{GUARDS, Removed, World};
+use super::model::{GUARDS, GUARDS_OF_PRINCIPALS, Removed, World};
 use super::*;
 
 const PROCESSES: usize = 3;
@@ -12,7 +12,21 @@ const TOKENS: usize = 5;
 
 /// Looks at every world that can come about; tells the first broken promise, or how many worlds there were.
 fn explore(can_be_asked_again: bool, removed: Removed) -> Result<usize, &'static str> {
-    let first = World::<PROCESSES, TOKENS>::new(can_be_asked_again);
+    explore_from(World::<PROCESSES, TOKENS>::new(1, can_be_asked_again), can_be_asked_again, removed)
+}
+
+/// The same for two processes that act for two principals, and fewer tokens: the stores are apart, and what one does in
+/// its own was explored above.
+fn explore_principals(can_be_asked_again: bool, removed: Removed) -> Result<usize, &'static str> {
+    let first = World::<2, 3> { crashes_left: 1, ..World::new(2, can_be_asked_again) };
+    explore_from(first, can_be_asked_again, removed)
+}
+
+fn explore_from<const PROCESSES: usize, const TOKENS: usize>(
+    first: World<PROCESSES, TOKENS>,
+    can_be_asked_again: bool,
+    removed: Removed,
+) -> Result<usize, &'static str> {
     let mut seen = HashSet::from([first.key()]);
     let mut left = vec![first];
     while let Some(world) = left.pop() {
@@ -28,7 +42,7 @@ fn explore(can_be_asked_again: bool, removed: Removed) -> Result<usize, &'static
     Ok(seen.len())
 }
 
-impl World<PROCESSES, TOKENS> {
+impl<const PROCESSES: usize, const TOKENS: usize> World<PROCESSES, TOKENS> {
     /// All of a world in one number, except who is who: worlds that differ in names alone are one.
     fn key(&self) -> u128 {
         let token = |token: Option<u8>| token.map_or(0, |token| u128::from(token) + 1);
@@ -36,30 +50,35 @@ impl World<PROCESSES, TOKENS> {
         for (number, process) in self.processes.iter().enumerate() {
             let Purchase { act, kind, tries, duplicates } = process.purchase;
             processes[number] = digits(&[
-                (act as u128, 14),
+                (act as u128, 15),
+                (process.principal.into(), 2),
+                (process.store.into(), 2),
                 (kind as u128, 3),
                 (tries.into(), 4),
                 (duplicates.into(), 5),
                 (token(process.token), TOKENS as u128 + 1),
                 (process.answer.map_or(0, |heard| heard as u128 + 1), 8),
                 (token(process.unsynced), TOKENS as u128 + 1),
-                ((self.lock == Some(number)).into(), 2),
+                ((self.stores[usize::from(process.store)].lock == Some(number)).into(), 2),
             ]);
         }
         processes.sort_unstable();
-        let [one, two, three] = processes.map(|process| (process, 1 << 19));
+        let processes = processes.map(|process| (process, 1 << 21));
+        let stores = self.stores.map(|stored| {
+            let digits = [(token(stored.credential), 3), (stored.was_refused.into(), 2), (stored.refusal.into(), 2)];
+            (self::digits(&digits), 12)
+        });
+        let about = self.about.map(|principal| (principal.into(), 2));
         let sent = self.sent.map(|times| (u128::from(times), 4));
         let ledger = self.ledger.map(|is_spent| (is_spent.into(), 2));
         let rest = [
-            (self.has_credential.into(), 2),
-            (self.was_refused.into(), 2),
-            (self.refusal.into(), 2),
             (self.is_lost.into(), 2),
+            (self.is_crossed.into(), 2),
             (self.issued.into(), TOKENS as u128 + 1),
             (self.crashes_left.into(), 3),
             (self.mishaps_left.into(), 2),
         ];
-        digits(&[&[one, two, three][..], &sent, &ledger, &rest].concat())
+        digits(&[&processes[..], &stores, &about, &sent, &ledger, &rest].concat())
     }
 }
 
@@ -83,6 +102,21 @@ fn three_processes_and_two_crashes_break_no_promise() {
 fn each_guard_is_needed() {
     for (removed, broken) in GUARDS {
         assert_eq!(explore(true, removed), Err(broken), "without {removed:?}");
+    }
+}
+
+#[test]
+fn processes_of_two_principals_break_no_promise() {
+    for can_be_asked_again in [true, false] {
+        let worlds = explore_principals(can_be_asked_again, Removed::Nothing).expect("every promise holds");
+        assert!(worlds > 500, "{worlds} worlds: the explorer has to get around");
+    }
+}
+
+#[test]
+fn each_guard_between_principals_is_needed() {
+    for (removed, broken) in GUARDS_OF_PRINCIPALS {
+        assert_eq!(explore_principals(true, removed), Err(broken), "without {removed:?}");
     }
 }
 

@@ -29,6 +29,10 @@ pub(super) enum Removed {
     Keeping,
     /// A token counts as unsent although it may have left.
     Certainty,
+    /// Nobody shows whom he acts for: all look into one store.
+    Proof,
+    /// A token is taken whomever it is about.
+    SamePrincipal,
 }
 
 /// Every guard, and the promise that breaks without it.
@@ -46,8 +50,21 @@ pub(super) const GUARDS: [(Removed, &str); 11] = [
     (Removed::Certainty, "an identity token was sent twice"),
 ];
 
+/// The guards that are missed where processes act for two principals, and what happens without them.
+pub(super) const GUARDS_OF_PRINCIPALS: [(Removed, &str); 2] =
+    [(Removed::Proof, CROSSED), (Removed::SamePrincipal, CROSSED)];
+
+const CROSSED: &str = "a credential crossed from one principal to another";
+
+/// A principal that processes act for, and so also the store that is theirs.
+type Principal = u8;
+const PRINCIPALS: usize = 2;
+
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Process {
+    pub(super) principal: Principal,
+    /// The store that it looks into.
+    pub(super) store: Principal,
     pub(super) purchase: Purchase,
     pub(super) token: Option<u8>,
     /// The answer that is on its way; a crash may come before it.
@@ -59,26 +76,39 @@ pub(super) struct Process {
 #[derive(Clone, Debug)]
 pub(super) struct World<const PROCESSES: usize, const TOKENS: usize> {
     pub(super) processes: [Process; PROCESSES],
-    pub(super) has_credential: bool,
-    pub(super) lock: Option<usize>,
+    /// How many principals there are; where there are two, a source can begin to speak for the other one.
+    pub(super) principals: u8,
+    pub(super) stores: [Stored; PRINCIPALS],
     pub(super) ledger: [bool; TOKENS],
-    /// Somebody's purchase failed a moment ago.
-    pub(super) was_refused: bool,
-    /// And that is remembered.
-    pub(super) refusal: bool,
     pub(super) issued: u8,
+    /// Whom each token is about.
+    pub(super) about: [Principal; TOKENS],
     pub(super) sent: [u8; TOKENS],
     /// Something was bought and is not there.
     pub(super) is_lost: bool,
+    /// Somebody was given what belongs to somebody else.
+    pub(super) is_crossed: bool,
     pub(super) crashes_left: u8,
     /// How often something may still end before its time, or fail on this machine.
     pub(super) mishaps_left: u8,
 }
 
+/// What lies under one identity key.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Stored {
+    /// A usable credential, and whose it is.
+    pub(super) credential: Option<Principal>,
+    pub(super) lock: Option<usize>,
+    /// Somebody's purchase failed a moment ago.
+    pub(super) was_refused: bool,
+    /// And that is remembered.
+    pub(super) refusal: bool,
+}
+
 impl Process {
-    fn new(can_be_asked_again: bool) -> Self {
+    fn new(principal: Principal, can_be_asked_again: bool) -> Self {
         let purchase = Purchase::by_exchange(can_be_asked_again);
-        Process { purchase, token: None, answer: None, unsynced: None }
+        Process { principal, store: 0, purchase, token: None, answer: None, unsynced: None }
     }
 
     pub(super) fn is_over(self) -> bool {
@@ -87,17 +117,18 @@ impl Process {
 }
 
 impl<const PROCESSES: usize, const TOKENS: usize> World<PROCESSES, TOKENS> {
-    pub(super) fn new(can_be_asked_again: bool) -> Self {
+    /// A world in which every second process acts for the second of two `principals`, or all for the one that there is.
+    pub(super) fn new(principals: u8, can_be_asked_again: bool) -> Self {
         World {
-            processes: [Process::new(can_be_asked_again); PROCESSES],
-            has_credential: false,
-            lock: None,
+            processes: std::array::from_fn(|number| Process::new(number as u8 % principals, can_be_asked_again)),
+            principals,
+            stores: [Stored::default(); PRINCIPALS],
             ledger: [false; TOKENS],
-            was_refused: false,
-            refusal: false,
             issued: 0,
+            about: [0; TOKENS],
             sent: [0; TOKENS],
             is_lost: false,
+            is_crossed: false,
             crashes_left: 2,
             mishaps_left: 1,
         }
@@ -112,21 +143,32 @@ impl<const PROCESSES: usize, const TOKENS: usize> World<PROCESSES, TOKENS> {
             change(&mut world);
             (world, heard)
         };
-        let looked = if self.has_credential { Heard::Acceptable } else { Heard::Unacceptable };
+        let key = usize::from(process.store);
+        let stored = self.stores[key];
+        let looked = if stored.credential.is_some() { Heard::Acceptable } else { Heard::Unacceptable };
         match process.purchase.act() {
+            Act::Prove => {
+                let shown = if removed == Removed::Proof { 0 } else { process.principal };
+                let proven = with(&|world| world.processes[number].store = shown, Heard::Done);
+                // Where the key says it, nothing can go wrong.
+                let failed = (self.principals > 1).then(|| (world(), Heard::Final));
+                std::iter::once(proven).chain(failed).collect()
+            }
             Act::Look => vec![(world(), looked)],
             Act::LookAgain if removed == Removed::SecondLook => vec![(world(), Heard::Unacceptable)],
             Act::LookAgain => vec![(world(), looked)],
             Act::Lock if removed == Removed::Lock => vec![(world(), Heard::Done)],
-            Act::Lock if self.lock.is_none() => vec![with(&|world| world.lock = Some(number), Heard::Done)],
+            Act::Lock if stored.lock.is_none() => {
+                vec![with(&|world| world.stores[key].lock = Some(number), Heard::Done)]
+            }
             // The holder may have kept or remembered something, and not let go yet; or it is of the time before.
             Act::Lock => {
-                let answered = self.has_credential.then(|| (world(), Heard::Acceptable));
-                let refused = self.refusal.then(|| (world(), Heard::Final));
+                let answered = stored.credential.map(|_| (world(), Heard::Acceptable));
+                let refused = stored.refusal.then(|| (world(), Heard::Final));
                 answered.into_iter().chain(refused).collect()
             }
             Act::Recall if removed == Removed::Recall => vec![(world(), Heard::Done)],
-            Act::Recall if self.refusal => vec![(world(), Heard::Final)],
+            Act::Recall if stored.refusal => vec![(world(), Heard::Final)],
             Act::Recall | Act::Pause => vec![(world(), Heard::Done)],
             Act::Ask => {
                 if let (Removed::NewToken, Some(_)) = (removed, process.token) {
@@ -137,12 +179,19 @@ impl<const PROCESSES: usize, const TOKENS: usize> World<PROCESSES, TOKENS> {
                 let fresh = (self.issued < newest).then_some(self.issued);
                 let again = self.issued.checked_sub(1);
                 let mut outcomes = vec![(world(), Heard::Final)];
-                for token in [fresh, again].into_iter().flatten() {
+                let fresh = fresh.into_iter().flat_map(|token| (0..self.principals).map(move |about| (token, about)));
+                let again = again.map(|token| (token, self.about[token as usize]));
+                for (token, about) in fresh.chain(again) {
                     let is_spent = self.ledger[token as usize] && removed != Removed::LedgerLook;
-                    let heard = if is_spent { Heard::AlreadySpent } else { Heard::Done };
+                    let heard = match is_spent {
+                        _ if about != process.principal && removed != Removed::SamePrincipal => Heard::Final,
+                        true => Heard::AlreadySpent,
+                        false => Heard::Done,
+                    };
                     outcomes.push(with(
                         &|world| {
                             world.issued = world.issued.max(token + 1);
+                            world.about[token as usize] = about;
                             world.processes[number].token = Some(token);
                         },
                         heard,
@@ -191,11 +240,14 @@ impl<const PROCESSES: usize, const TOKENS: usize> World<PROCESSES, TOKENS> {
                 None => vec![],
             },
             Act::Keep if removed == Removed::Keeping => vec![(world(), Heard::Done)],
-            Act::Keep => vec![with(&|world| world.has_credential = true, Heard::Done)],
+            Act::Keep => {
+                let bought = self.about[process.token.expect("sent before") as usize];
+                vec![with(&|world| world.stores[key].credential = Some(bought), Heard::Done)]
+            }
             Act::Remember => vec![with(
                 &|world| {
-                    world.was_refused = true;
-                    world.refusal = removed != Removed::Remembering;
+                    world.stores[key].was_refused = true;
+                    world.stores[key].refusal = removed != Removed::Remembering;
                 },
                 Heard::Done,
             )],
@@ -237,12 +289,16 @@ impl<const PROCESSES: usize, const TOKENS: usize> World<PROCESSES, TOKENS> {
                 }
             }
             for (mut world, heard) in self.outcomes(number, can_be_asked_again, removed) {
-                world.is_lost |= process.purchase.act() == Act::Keep && !world.has_credential;
+                let store = usize::from(world.processes[number].store);
+                let credential = world.stores[store].credential;
+                world.is_lost |= process.purchase.act() == Act::Keep && credential.is_none();
+                let is_given = heard == Heard::Acceptable || process.purchase.act() == Act::Keep;
+                world.is_crossed |= is_given && credential.is_some_and(|whose| whose != process.principal);
                 let next = &mut world.processes[number];
                 next.purchase = next.purchase.after(heard);
                 let lets_go = removed == Removed::LockToTheEnd && process.purchase.act() == Act::LookAgain;
-                if (next.is_over() || lets_go) && world.lock == Some(number) {
-                    world.lock = None;
+                if (next.is_over() || lets_go) && world.stores[store].lock == Some(number) {
+                    world.stores[store].lock = None;
                 }
                 successors.push(world);
             }
@@ -261,40 +317,56 @@ impl<const PROCESSES: usize, const TOKENS: usize> World<PROCESSES, TOKENS> {
             if let Some(token) = process.unsynced {
                 world.ledger[token as usize] = false;
             }
-            if world.lock == Some(number) {
-                world.lock = None;
+            let store = &mut world.stores[usize::from(process.store)];
+            if store.lock == Some(number) {
+                store.lock = None;
             }
-            world.processes[number] = Process::new(can_be_asked_again);
+            world.processes[number] = Process::new(process.principal, can_be_asked_again);
             successors.push(world);
         }
-        if self.has_credential && self.mishaps_left > 0 {
-            successors.push(World { has_credential: false, mishaps_left: self.mishaps_left - 1, ..self.clone() });
-        }
-        if self.was_refused && self.mishaps_left > 0 {
-            let forgotten = World { was_refused: false, refusal: false, ..self.clone() };
-            successors.push(World { mishaps_left: self.mishaps_left - 1, ..forgotten });
+        for (number, stored) in self.stores.iter().enumerate().filter(|_| self.mishaps_left > 0) {
+            let mut expire = |left: Stored| {
+                let mut world = World { mishaps_left: self.mishaps_left - 1, ..self.clone() };
+                world.stores[number] = left;
+                successors.push(world);
+            };
+            if stored.credential.is_some() {
+                expire(Stored { credential: None, ..*stored });
+            }
+            if stored.was_refused {
+                expire(Stored { was_refused: false, refusal: false, ..*stored });
+            }
         }
         successors
     }
 
     /// What is wrong with this world.
     pub(super) fn broken_promise(&self) -> Option<&'static str> {
-        let past_the_lock =
-            |process: &Process| !process.is_over() && !matches!(process.purchase.act(), Act::Look | Act::Lock);
+        let past_the_lock = |process: &Process| {
+            !process.is_over() && !matches!(process.purchase.act(), Act::Prove | Act::Look | Act::Lock)
+        };
         let knocks = |process: &Process| matches!(process.purchase.act(), Act::Ask | Act::Connect | Act::Send);
         if self.sent.iter().any(|count| *count > 1) {
             return Some("an identity token was sent twice");
         }
-        if self.processes.iter().filter(|process| past_the_lock(process)).count() > 1 {
+        let store_of = |process: &Process| self.stores[usize::from(process.store)];
+        let have_the_turn = |store: u8| {
+            self.processes.iter().filter(|process| past_the_lock(process) && process.store == store).count()
+        };
+        if (0..PRINCIPALS as u8).any(|store| have_the_turn(store) > 1) {
             return Some("two processes had the turn at once");
         }
-        if self.processes.iter().any(|process| process.purchase.act() == Act::Spend && self.has_credential) {
+        let exchanges = |process: &&Process| process.purchase.act() == Act::Spend;
+        if self.processes.iter().filter(exchanges).any(|process| store_of(process).credential.is_some()) {
             return Some("an exchange began beside a usable credential");
+        }
+        if self.is_crossed {
+            return Some(CROSSED);
         }
         if self.is_lost {
             return Some("a credential was bought and lost");
         }
-        if self.was_refused && self.processes.iter().any(knocks) {
+        if self.processes.iter().any(|process| store_of(process).was_refused && knocks(process)) {
             return Some("somebody knocked although all had been refused");
         }
         if self.processes.iter().any(|process| process.purchase.failures() >= u32::from(TRIES * DUPLICATES)) {

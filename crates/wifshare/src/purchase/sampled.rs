@@ -5,14 +5,14 @@ use proptest::collection::vec;
 use proptest::num::u16;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
 
-use super::model::{GUARDS, Removed, World};
+use super::model::{GUARDS, GUARDS_OF_PRINCIPALS, Removed, World};
 
 type Crowd = World<8, 24>;
 
 /// Follows an order: each choice is who goes on, or, one time in twelve, which misfortune happens. Afterwards everybody
 /// has to come to an end without any more of those.
-fn follow(order: &[u16], can_be_asked_again: bool, removed: Removed) -> Result<(), &'static str> {
-    let mut world = Crowd::new(can_be_asked_again);
+fn follow(order: &[u16], principals: u8, can_be_asked_again: bool, removed: Removed) -> Result<(), &'static str> {
+    let mut world = Crowd::new(principals, can_be_asked_again);
     world.crashes_left = 6;
     world.mishaps_left = 3;
     for choice in order {
@@ -24,8 +24,8 @@ fn follow(order: &[u16], can_be_asked_again: bool, removed: Removed) -> Result<(
         world = next;
         world.broken_promise().map_or(Ok(()), Err)?;
     }
-    // The longest way has three tries of six acts, with four spent tokens before each.
-    const LONGEST: usize = 8 * 3 * (6 + 4 * 2);
+    // The longest way has the proof and three tries of six acts, with four spent tokens before each.
+    const LONGEST: usize = 8 * (1 + 3 * (6 + 4 * 2));
     for _ in 0..LONGEST {
         let Some(next) = world.steps(can_be_asked_again, removed).pop() else { break };
         world = next;
@@ -38,11 +38,12 @@ fn follow(order: &[u16], can_be_asked_again: bool, removed: Removed) -> Result<(
 }
 
 /// The same orders each time: what a machine finds, every machine finds.
-fn sample(orders: u32, can_be_asked_again: bool, removed: Removed) -> Result<(), (String, usize)> {
+fn sample(orders: u32, principals: u8, can_be_asked_again: bool, removed: Removed) -> Result<(), (String, usize)> {
     let config = Config { cases: orders, failure_persistence: None, ..Config::default() };
     let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
-    let outcome = runner
-        .run(&vec(u16::ANY, 0..300), |order| follow(&order, can_be_asked_again, removed).map_err(TestCaseError::fail));
+    let outcome = runner.run(&vec(u16::ANY, 0..300), |order| {
+        follow(&order, principals, can_be_asked_again, removed).map_err(TestCaseError::fail)
+    });
     outcome.map_err(|error| match error {
         TestError::Fail(reason, order) => (reason.message().to_owned(), order.len()),
         TestError::Abort(reason) => panic!("{reason}"),
@@ -51,15 +52,17 @@ fn sample(orders: u32, can_be_asked_again: bool, removed: Removed) -> Result<(),
 
 #[test]
 fn eight_processes_and_six_crashes_break_no_promise() {
-    for can_be_asked_again in [true, false] {
-        sample(2_000, can_be_asked_again, Removed::Nothing).expect("every promise holds");
+    for (can_be_asked_again, principals) in [(true, 1), (false, 1), (true, 2), (false, 2)] {
+        sample(2_000, principals, can_be_asked_again, Removed::Nothing).expect("every promise holds");
     }
 }
 
 #[test]
 fn each_guard_is_missed_by_a_crowd() {
-    for (removed, broken) in GUARDS {
-        let (found, steps) = sample(20_000, true, removed).expect_err("a promise is broken");
+    let guards = GUARDS.map(|(removed, broken)| (1, removed, broken));
+    let of_principals = GUARDS_OF_PRINCIPALS.map(|(removed, broken)| (2, removed, broken));
+    for (principals, removed, broken) in guards.into_iter().chain(of_principals) {
+        let (found, steps) = sample(20_000, principals, true, removed).expect_err("a promise is broken");
         assert_eq!(found, broken, "without {removed:?}, in {steps} steps");
         assert!(steps < 80, "without {removed:?} it takes {steps} steps: the order was not shrunk");
     }

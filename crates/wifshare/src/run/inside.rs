@@ -11,8 +11,9 @@ use crate::config::{Config, endpoint};
 use crate::credential::Credential;
 use crate::delivery::Delivery;
 use crate::exchange::Grant;
-use crate::identity::IdentitySource;
+use crate::identity::{self, IdentitySource};
 use crate::obtain::ObtainError;
+use crate::principal::OwnPrincipal;
 use crate::step::Step;
 use crate::store::Store;
 use crate::transport::Transport;
@@ -51,9 +52,10 @@ impl Run {
         const PATIENCE: Duration = Duration::from_secs(30);
         let start = (self.clock.monotonic)();
         loop {
-            let stored = self.config.store().read()?;
+            let stored = self.config.store().read_with_principal()?;
             let now = self.clock.now();
-            if let Some(stored) = stored.filter(|stored| stored.is_usable(now)) {
+            if let Some((stored, principal)) = stored.filter(|(stored, _)| stored.is_usable(now)) {
+                principal.into_iter().for_each(|principal| self.config.principal.learn(principal));
                 return Ok(stored);
             }
             if (self.clock.monotonic)().saturating_sub(start) > PATIENCE || self.is_ending() {
@@ -83,6 +85,8 @@ fn config_of(around: &Path) -> Option<Config> {
         scope: None,
         expected_subject: None,
         source: IdentitySource::Given(Vec::new()),
+        job: identity::job(&inputs.iter().collect()),
+        principal: OwnPrincipal::default(),
         location: Store::of_run(around)?.location()?,
         memory: None,
     })

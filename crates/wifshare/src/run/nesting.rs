@@ -7,6 +7,7 @@ use sha2::{Digest, Sha256};
 
 use crate::delivery::Delivery;
 use crate::environment::Environment;
+use crate::identity;
 use crate::private_file;
 use crate::secret::Secret;
 use crate::store::{self, Store};
@@ -94,7 +95,9 @@ pub fn enclosing(environment: &Environment) -> Option<Enclosing> {
         let is_the_gateway = |said: &str| name == "ANTHROPIC_BASE_URL" && gateway.is_some_and(|ours| ours == said);
         environment.text(name).is_none_or(|said| is_ours(said) || is_the_gateway(said))
     };
-    if !IDENTITY_VARIABLES.iter().all(|name| agrees(name)) {
+    // A container may not have the job's ids; who has others is another job.
+    let is_same_job = |(name, said): &(&str, String)| inputs.get(*name).is_none_or(|ours| ours == said);
+    if !IDENTITY_VARIABLES.iter().all(|name| agrees(name)) || !identity::job(environment).ids.iter().all(is_same_job) {
         return None;
     }
     match gateway {
@@ -138,7 +141,8 @@ mod tests {
         let (root, key) = (holder.path().join("state"), "0123456789abcdef0123456789abcdef".to_owned());
         let store = Store::at(&Location { root, key, source: "a test".to_owned(), remintable: true });
         let lease = store.lease(Clock::system(), &|_| {}).unwrap();
-        let inputs = br#"{"ANTHROPIC_FEDERATION_RULE_ID":"fdrl_1","ANTHROPIC_BASE_URL":"https://a"}"#;
+        let inputs =
+            br#"{"ANTHROPIC_FEDERATION_RULE_ID":"fdrl_1","ANTHROPIC_BASE_URL":"https://a","BUILDKITE_JOB_ID":"1"}"#;
         private_file::replace(lease.directory(), INPUTS, inputs, &|_| {}).unwrap();
         let directory = lease.directory().to_owned();
         let joins = |variables: &[(&str, &str)]| {
@@ -157,6 +161,9 @@ mod tests {
             (&[][..], &ours),
             (&[("ANTHROPIC_FEDERATION_RULE_ID", "fdrl_1")], &ours),
             (&[("ANTHROPIC_WORKSPACE_ID", " ")], &ours),
+            (&[("BUILDKITE_JOB_ID", "1")], &ours),
+            (&[("CIRCLE_WORKFLOW_JOB_ID", "1")], &ours),
+            (&[("BUILDKITE_JOB_ID", "2")], &None),
             (&[("ANTHROPIC_FEDERATION_RULE_ID", "fdrl_2")], &None),
             (&[("ANTHROPIC_BASE_URL", "https://b")], &None),
             (&[("ANTHROPIC_WORKSPACE_ID", "default")], &None),

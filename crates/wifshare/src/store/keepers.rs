@@ -91,6 +91,11 @@ impl Keeper {
         said.all(|(name, value)| self.identity.get(name).is_some_and(|ours| ours == value))
     }
 
+    /// Whether something that is said is otherwise in this keeper's identity; what it does not know contradicts nothing.
+    pub fn contradicts<'a>(&self, mut said: impl Iterator<Item = (&'a str, &'a str)>) -> bool {
+        said.any(|(name, value)| self.identity.get(name).is_some_and(|ours| ours != value))
+    }
+
     /// Writes it down in the run's directory, from where later steps read it.
     pub(crate) fn announce(&self, watch: Watch<'_>) -> Result<(), StoreError> {
         let text = |(name, value): (&std::ffi::OsStr, &std::ffi::OsStr)| {
@@ -184,6 +189,8 @@ mod tests {
             let agrees = |name, value| one.agrees_with([(name, value)].into_iter());
             assert!(agrees("RULE", "fdrl_1") && one.agrees_with(std::iter::empty()));
             assert!(!agrees("RULE", "fdrl_2") && !agrees("ORGANIZATION", "fdrl_1"));
+            let contradicts = |name, value| one.contradicts([(name, value)].into_iter());
+            assert!(contradicts("RULE", "fdrl_2") && !contradicts("RULE", "fdrl_1") && !contradicts("JOB", "1"));
         }
         let directory = lease.directory().to_owned();
         lease.end(|| Afterwards::Remove).unwrap();

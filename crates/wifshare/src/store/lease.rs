@@ -270,6 +270,11 @@ fn remove_unfinished_of_nobody(key: &Path) {
     }
 }
 
+/// The directories of all identity keys of this state directory.
+pub fn keys(root: &Path) -> Vec<PathBuf> {
+    subdirectories(root).into_iter().filter(|path| is_key(path)).collect()
+}
+
 pub(super) fn subdirectories(path: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(path).into_iter().flatten().flatten();
     entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect()

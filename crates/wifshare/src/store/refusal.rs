@@ -30,6 +30,9 @@ pub struct Refusal {
     /// What could be told of it beside.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub diagnosis: Option<Diagnosis>,
+    /// What the source had given, as a hash: where it gives something else now, that is not refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub given: Option<String>,
     /// Who was refused.
     pub owner: Owner,
     /// When, in seconds since the epoch.
@@ -50,12 +53,18 @@ impl Refusal {
     pub fn new(code: &str, message: String, hint: Option<String>, now: SystemTime, lasting: Duration) -> Refusal {
         let at = epoch_seconds(now);
         let (code, until) = (code.to_owned(), at + lasting.as_secs());
-        Refusal { code, message, hint, diagnosis: None, owner: Owner::current(), at, until }
+        Refusal { code, message, hint, diagnosis: None, given: None, owner: Owner::current(), at, until }
     }
 
     /// The same with what could be told of it beside.
     pub fn with_diagnosis(mut self, diagnosis: Option<Diagnosis>) -> Refusal {
         self.diagnosis = diagnosis;
+        self
+    }
+
+    /// The same for what the source had given.
+    pub fn of_given(mut self, given: Option<String>) -> Refusal {
+        self.given = given;
         self
     }
 
