@@ -6,6 +6,7 @@ use std::time::Duration;
 use wifshare::{
     BASE_URL_VARIABLE, CAPABILITY_LIFE, Clock, ConfigError, Credential, DELIVERED_TOKENS, DELIVERED_VARIABLE,
     Enclosing, Environment, GATEWAY_VARIABLE, Keeper, ObtainError, RUN_VARIABLE, Store, delivered_token, enclosing,
+    is_gateway,
 };
 
 use crate::arguments::IdentityArguments;
@@ -121,7 +122,9 @@ pub(crate) fn as_before_the_run(environment: &Environment) -> Environment {
             environment.remove(name);
         }
     }
-    if environment.text("ANTHROPIC_BASE_URL").is_some_and(|url| environment.text(GATEWAY_VARIABLE) == Some(url)) {
+    if let (Some(gateway), Some(url)) = (environment.text(GATEWAY_VARIABLE), environment.text("ANTHROPIC_BASE_URL"))
+        && is_gateway(gateway, url)
+    {
         match environment.text(BASE_URL_VARIABLE).map(str::to_owned) {
             Some(before) => environment.set("ANTHROPIC_BASE_URL", before),
             None => environment.remove("ANTHROPIC_BASE_URL"),

@@ -38,6 +38,7 @@
 
 mod answer;
 mod assertion;
+mod batches;
 mod clock;
 pub mod conformance;
 mod fault;

@@ -107,7 +107,7 @@ const INPUT_TOKENS: u64 = 10;
 const OUTPUT_TOKENS: u64 = 6;
 const REPLY: [&str; 2] = ["Hello from ", "the wifshare sandbox."];
 
-fn message(model: &str) -> Value {
+pub(crate) fn message(model: &str) -> Value {
     json!({
         "id": random::name("msg_"),
         "type": "message",

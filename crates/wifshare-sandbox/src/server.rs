@@ -18,7 +18,7 @@ use tokio::net::{TcpListener, TcpSocket};
 
 use crate::{
     answer::{self, Body, HangUp, Outcome, Stop},
-    identity_endpoint, issuer, messages, platforms, random,
+    batches, identity_endpoint, issuer, messages, platforms, random,
     state::State,
     token_endpoint,
 };
@@ -157,6 +157,12 @@ async fn route(state: &State, request: Request<Incoming>, request_id: &str) -> O
             read(body, answer::BODY_LIMIT).await?;
             state.ledger().counters.other_calls_accepted += 1;
             ok(messages::count_tokens())
+        }
+        (&Method::GET | &Method::POST, path) if path.starts_with(batches::PATH) => {
+            messages::authorize(state, &head.headers)?;
+            read(body, answer::BODY_LIMIT).await?;
+            state.ledger().counters.other_calls_accepted += 1;
+            batches::answer(&state.base_url, &head.method, path)
         }
         (&Method::GET, "/v1/models") => {
             messages::authorize(state, &head.headers)?;

@@ -25,6 +25,7 @@ use crate::wire::Wire;
 
 mod admission;
 mod answer;
+mod batches;
 mod caller;
 mod connection;
 mod fault;

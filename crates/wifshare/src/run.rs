@@ -36,7 +36,7 @@ use inside::Supplier;
 pub(crate) use nesting::parse as parse_inputs;
 pub use nesting::{
     BASE_URL_VARIABLE, DELIVERED_TOKENS, DELIVERED_VARIABLE, Enclosing, GATEWAY_VARIABLE, IDENTITY_VARIABLES,
-    RUN_VARIABLE, delivered, delivered_token, delivery_around, enclosing,
+    RUN_VARIABLE, delivered, delivered_token, delivery_around, enclosing, is_gateway,
 };
 use nesting::{DELIVERY, GATEWAY, INPUTS};
 pub use passage::Opening;

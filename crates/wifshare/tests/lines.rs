@@ -619,3 +619,20 @@ fn no_answer_of_the_api_makes_the_gateway_panic() {
     assert_eq!(world.faults.load(Ordering::SeqCst), 0);
     assert!(world.told().iter().filter(|(_, status, ..)| *status == 200).count() > 50, "some of them are good answers");
 }
+
+/// RFC 9110 §9.2.2: a message that is paid for may have been worked on, and its client repeats it if it likes.
+#[test]
+fn reused_connection_that_breaks_repeats_what_is_idempotent_and_no_post() {
+    // It resets every second request of a connection.
+    static SEEN: Mutex<Vec<usize>> = Mutex::new(Vec::new());
+    let world = World::new(Limits::default(), |(number, _), stream| {
+        let mut seen = SEEN.lock().unwrap();
+        seen.push(*number);
+        seen.iter().filter(|other| *other == number).count() % 2 == 1 && say(stream, OK)
+    });
+    let statuses = |method: &str| -> Vec<String> {
+        (0..6).map(|_| world.ask(&format!("{method} /v1/x")).get(9..12).unwrap_or("none").to_owned()).collect()
+    };
+    assert_eq!(statuses("POST"), ["200", "502", "200", "502", "200", "502"], "as nginx 1.22 answers by default");
+    assert_eq!(statuses("GET"), ["200"; 6]);
+}

@@ -1,17 +1,19 @@
 //! Who may come in, and which paths lead out. Pure.
 
+use std::borrow::Cow;
+
 use crate::secret::Secret;
 
 /// Why a request is not let through: a status and a sentence for whoever sent it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Refusal {
     pub(super) status: u16,
-    pub(super) message: std::borrow::Cow<'static, str>,
+    pub(super) message: Cow<'static, str>,
 }
 
 impl Refusal {
     pub(super) const fn new(status: u16, message: &'static str) -> Refusal {
-        Refusal { status, message: std::borrow::Cow::Borrowed(message) }
+        Refusal { status, message: Cow::Borrowed(message) }
     }
 }
 
@@ -101,7 +103,8 @@ pub(super) enum Way {
 pub(super) fn way_of(target: &str) -> Result<Way, Refusal> {
     const NO_PATH: Refusal = Refusal::new(400, "the request target has to be a path");
     const ODD: Refusal = Refusal::new(400, "the path is not in its normal form");
-    const ELSEWHERE: Refusal = Refusal::new(404, "the gateway leads to the API's own paths alone");
+    const ELSEWHERE: Refusal =
+        Refusal::new(404, "the gateway leads to the API's own paths alone; its base URL has no path, or /v1");
     if !target.starts_with('/') {
         return Err(NO_PATH);
     }
@@ -123,6 +126,18 @@ pub(super) fn way_of(target: &str) -> Result<Way, Refusal> {
         _ if OF_CLAUDE_BELOW.iter().any(|prefix| path.starts_with(prefix)) => Ok(Way::Out),
         _ => Err(ELSEWHERE),
     }
+}
+
+/// A target as the API knows it, for clients that have the `/v1` in their base URL, or that add it to one that has it.
+pub(super) fn with_version(target: &str) -> Cow<'_, str> {
+    const RESOURCES: [&str; 2] = ["/messages", "/models"];
+    if let Some(rest) = target.strip_prefix("/v1/v1/") {
+        return format!("/v1/{rest}").into();
+    }
+    let is_of = |resource: &str| {
+        target.strip_prefix(resource).is_some_and(|rest| rest.is_empty() || rest.starts_with(['/', '?']))
+    };
+    if RESOURCES.into_iter().any(is_of) { format!("/v1{target}").into() } else { target.into() }
 }
 
 /// What claude asks for besides the API: whether there is a connection.
@@ -202,6 +217,27 @@ mod tests {
             let shown = Shown { authorization, api_key, ..Shown::default() };
             assert_eq!(door().has_capability(&shown).is_ok(), is_right, "{shown:?}");
         }
+    }
+
+    #[test]
+    fn a_target_is_the_same_with_the_version_in_the_base_url_or_without() {
+        for (target, expected) in [
+            ("/v1/messages?beta=true", "/v1/messages?beta=true"),
+            ("/messages", "/v1/messages"),
+            ("/messages?beta=true", "/v1/messages?beta=true"),
+            ("/messages/batches/x/results", "/v1/messages/batches/x/results"),
+            ("/models/m", "/v1/models/m"),
+            ("/v1/v1/messages", "/v1/messages"),
+            ("/messagesx", "/messagesx"),
+            ("/oauth/token", "/oauth/token"),
+            ("//messages", "//messages"),
+            ("/v1/v1", "/v1/v1"),
+            ("messages", "messages"),
+        ] {
+            assert_eq!(with_version(target), expected);
+        }
+        assert_eq!(way_of(&with_version("/v1/v1/oauth/token")), Ok(Way::Token));
+        assert!(way_of(&with_version("/messages/../admin")).is_err());
     }
 
     #[test]

@@ -17,7 +17,7 @@ use super::incoming::{Bounds, Failed, Incoming};
 use super::request::{self, Request};
 use super::upstream::Line;
 use super::visitors::{Doing, Visitor};
-use super::{Answering, Ended, House, Served, answer, http1, http2};
+use super::{Answering, Ended, House, Served, answer, batches, http1, http2};
 
 /// Serves one connection until it ends.
 pub(super) async fn attend<S>(mut stream: S, peer: Peer, visitor: Arc<Visitor>, house: Arc<House>)
@@ -146,6 +146,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
         account.bytes_in += there as u64;
         let mut may_reject = true;
         let mut must_be_new = false;
+        let hold_addresses = batches::hold_addresses(request.outgoing.method(), request.outgoing.path());
         loop {
             let line = match must_be_new {
                 true => self.house.upstream.new_line().await,
@@ -161,7 +162,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
             let kept_body = self.house.limits.kept_body;
             let bounds = Bounds { largest_body: self.house.limits.largest_body, kept_body };
             let can_send_again = request.body.is_over();
-            let incoming = Incoming::new(self.stream, &mut self.inbox, request, bounds, true);
+            let mut client = batches::Client::new(self.stream, hold_addresses);
+            let incoming = Incoming::new(&mut client, &mut self.inbox, request, bounds, true);
             let mut relay = match line {
                 Line::Http1(line, _) => Relay::Http1(http1::Relay::new(incoming, line, answering)),
                 Line::Http2(line) => {
@@ -215,8 +217,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
             account.bytes_in += incoming.bytes_in;
             let is_kept_whole = incoming.is_kept_whole();
             let line = relay.into_line();
+            let is_held = client.holds();
             match ended {
                 Ok(Ended::Answered { may_stay }) => {
+                    if let Some(answer) = client.answer() {
+                        let addresses = self.house.upstream.addresses(&self.house.door.host);
+                        let answer = addresses.replaced_in(answer);
+                        account.bytes_out = answer.len() as u64;
+                        if !answer::write(self.stream, &answer).await {
+                            return false;
+                        }
+                    }
                     if let Some(line) = line {
                         self.house.upstream.give_back(line);
                     }
@@ -231,7 +242,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
                 {
                     must_be_new = true;
                 }
-                Err(failed) => return self.fail(failed, has_begun, request, account).await,
+                // The client has heard nothing of an answer that broke off while it was held.
+                Err(Failed::Broken) if is_held => {
+                    return self.fail(Failed::BadAnswer, false, request, account).await;
+                }
+                Err(failed) => return self.fail(failed, has_begun && !is_held, request, account).await,
             }
         }
     }

@@ -7,7 +7,8 @@ use std::ops::Range;
 use httparse::{Header, Status};
 use zeroize::{Zeroize, Zeroizing};
 
-use super::admission::{Door, Refusal, Way, way_of};
+use super::admission::{Door, Refusal, Way, way_of, with_version};
+use super::batches;
 use super::framing::{Framing, Piece};
 use super::headers::{Headers, Kind, OAUTH_BETA, kind_of, names};
 
@@ -95,6 +96,7 @@ pub(super) fn read(
         "POST" | "PATCH" => false,
         _ => return Err(METHOD),
     };
+    let target = &*with_version(target);
     let way = way_of(target)?;
     if way == Way::Out {
         capability.clone()?;
@@ -162,10 +164,16 @@ impl Outgoing {
             let mut connections = headers.iter().filter(|header| kind_of(header.name) == Kind::Connection);
             connections.any(|header| names(header.value).any(|named| named.eq_ignore_ascii_case(name.as_bytes())))
         };
+        // An answer that is read has to be readable.
+        let is_read = batches::hold_addresses(method, target.split('?').next().unwrap_or_default());
+        if is_read {
+            put(&[b"accept-encoding: identity\r\n"]);
+        }
         let mut betas = 0;
         for header in headers {
             let (name, value) = (header.name, header.value);
             match kind_of(name) {
+                Kind::EndToEnd if is_read && name.eq_ignore_ascii_case("accept-encoding") => {}
                 Kind::EndToEnd | Kind::SecFetchMode if read.names_others && is_named(name) => {}
                 Kind::EndToEnd | Kind::SecFetchMode | Kind::Expect | Kind::Length | Kind::TransferEncoding => {
                     put(&[name.as_bytes(), b": ", value, b"\r\n"]);

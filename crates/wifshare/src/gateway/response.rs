@@ -48,7 +48,7 @@ pub(super) fn read(inbox: &mut Inbox, to_head: bool) -> Result<Option<Response>,
     }
     let (Some(status), Some(version)) = (head.code, head.version) else { return Err(Malformed) };
     let mut lines = Dropped::default();
-    let (mut length, mut chunked, mut named): (Option<&[u8]>, bool, Option<&[u8]>) = (None, false, None);
+    let (mut length, mut chunked, mut names_others): (Option<&[u8]>, bool, bool) = (None, false, false);
     let mut may_stay = version == 1;
     for header in &*head.headers {
         match header.name.len() {
@@ -60,7 +60,7 @@ pub(super) fn read(inbox: &mut Inbox, to_head: bool) -> Result<Option<Response>,
                     match name {
                         _ if name.eq_ignore_ascii_case(b"close") => may_stay = false,
                         _ if name.eq_ignore_ascii_case(b"keep-alive") => {}
-                        _ => named = Some(header.value),
+                        _ => names_others = true,
                     }
                 }
             }
@@ -79,10 +79,12 @@ pub(super) fn read(inbox: &mut Inbox, to_head: bool) -> Result<Option<Response>,
             _ => {}
         }
     }
-    if let Some(named) = named {
+    if names_others {
+        let connections = || head.headers.iter().filter(|header| header.name.eq_ignore_ascii_case("connection"));
+        let named = || connections().flat_map(|header| names(header.value));
         for header in &*head.headers {
             let is_framing = ["content-length", "transfer-encoding", "connection", "keep-alive", "upgrade"];
-            let is_named = names(named).any(|name| name.eq_ignore_ascii_case(header.name.as_bytes()));
+            let is_named = named().any(|name| name.eq_ignore_ascii_case(header.name.as_bytes()));
             if is_named && !is_framing.iter().any(|name| header.name.eq_ignore_ascii_case(name)) {
                 lines.add(bytes, header)?;
             }
@@ -190,6 +192,7 @@ mod tests {
             ("Proxy-Connection: keep-alive\r\nConnection: Proxy-Connection\r\n", ""),
             ("Connection: proxy-authenticate\r\nProxy-Authenticate: Basic\r\nx: 1\r\n", "x: 1\r\n"),
             ("Connection: x, x\r\nConnection: X\r\nx: 1\r\nx: 2\r\ny: 3\r\n", "y: 3\r\n"),
+            ("Connection: x\r\nConnection: y\r\nx: 1\r\ny: 2\r\nz: 3\r\n", "z: 3\r\n"),
             ("Connection: connection, upgrade, keep-alive\r\nUpgrade: a\r\nKeep-Alive: b\r\n", ""),
         ] {
             let mut inbox = inbox(format!("HTTP/1.1 200 OK\r\n{lines}content-length: 2\r\n\r\nhi").as_bytes());

@@ -14,6 +14,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 use tokio::sync::SemaphorePermit;
 
 use super::Limits;
+use super::batches::Addresses;
 use super::request::Destination;
 use crate::clock::Clock;
 use crate::wire::{BoxError, Stage, Stream, Wire, chain};
@@ -84,6 +85,11 @@ impl Upstream {
             connecting: tokio::sync::Semaphore::new(Self::AT_ONCE),
             speaks_http1: AtomicBool::new(base_url.scheme() == Some(&http::uri::Scheme::HTTP)),
         }
+    }
+
+    /// What the addresses in its answers become, for a gateway at this host.
+    pub(super) fn addresses<'a>(&'a self, gateway: &'a str) -> Addresses<'a> {
+        Addresses { api: &self.url, gateway }
     }
 
     /// As HTTP/2 wants to be told.

@@ -81,6 +81,12 @@ pub fn delivered_token(environment: &Environment, name: &str) -> Option<Secret> 
     (environment.text(DELIVERED_VARIABLE)? == delivered(&token)).then_some(token)
 }
 
+/// Whether a base URL is this gateway's: as it was given, or with the `/v1` that some clients want there.
+pub fn is_gateway(gateway: &str, base_url: &str) -> bool {
+    let base_url = base_url.strip_suffix('/').unwrap_or(base_url);
+    base_url.strip_suffix("/v1").unwrap_or(base_url) == gateway
+}
+
 /// The run that this process is inside of: one that the environment names, that lives, that shares a credential, and
 /// whose identity is not contradicted by the environment.
 pub fn enclosing(environment: &Environment) -> Option<Enclosing> {
@@ -92,7 +98,8 @@ pub fn enclosing(environment: &Environment) -> Option<Enclosing> {
     let gateway = inputs.get(GATEWAY);
     let agrees = |name: &str| {
         let is_ours = |said: &str| inputs.get(name).is_some_and(|ours| ours == said);
-        let is_the_gateway = |said: &str| name == "ANTHROPIC_BASE_URL" && gateway.is_some_and(|ours| ours == said);
+        let is_the_gateway =
+            |said: &str| name == "ANTHROPIC_BASE_URL" && gateway.is_some_and(|ours| is_gateway(ours, said));
         environment.text(name).is_none_or(|said| is_ours(said) || is_the_gateway(said))
     };
     // A container may not have the job's ids; who has others is another job.
@@ -178,6 +185,9 @@ mod tests {
         for (more, joined) in [
             (None, &ours),
             (Some(("ANTHROPIC_BASE_URL", "http://127.0.0.1:9")), &ours),
+            (Some(("ANTHROPIC_BASE_URL", "http://127.0.0.1:9/v1")), &ours),
+            (Some(("ANTHROPIC_BASE_URL", "http://127.0.0.1:9/v1/")), &ours),
+            (Some(("ANTHROPIC_BASE_URL", "http://127.0.0.1:9/v2")), &None),
             (Some(("ANTHROPIC_BASE_URL", "http://127.0.0.1:8")), &None),
             (Some(("ANTHROPIC_AUTH_TOKEN", "somebody's own")), &None),
         ] {
