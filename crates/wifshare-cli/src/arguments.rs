@@ -155,6 +155,18 @@ pub(crate) enum Command {
     Man(ManArguments),
 }
 
+impl Command {
+    /// Whether the command serves a gateway, whose credential stands in its memory and nowhere else.
+    pub(crate) fn keeps_a_credential_in_memory(&self) -> bool {
+        match self {
+            Command::Exec(arguments) => arguments.share.delivery == Some(Delivery::Gateway),
+            Command::Claude(arguments) => arguments.share.delivery == Some(Delivery::Gateway),
+            Command::Gateway(_) => true,
+            _ => false,
+        }
+    }
+}
+
 // Who signs in, and where. An option takes precedence over its variable.
 #[derive(Args, Clone, Debug, Serialize, Deserialize)]
 #[command(next_help_heading = "Identity options")]

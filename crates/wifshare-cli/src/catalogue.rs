@@ -526,6 +526,13 @@ pub(crate) const CATALOGUE: &[Entry] = &[
         cures: &["report the line, with the version and what the other side is"],
     },
     Entry {
+        code: "no-thread",
+        meaning: "The system gave no more threads to this process. Nothing was exchanged, and no command was started.",
+        causes: &["a limit of processes for this user, which counts threads too", "a limit of the container: pids"],
+        evidence: &["the system's reason in the message; `ulimit -u` shows the user's limit"],
+        cures: &["raise the limit: `ulimit -u` of this user, or `pids` of the container"],
+    },
+    Entry {
         code: "nothing-to-report",
         meaning: "There is no event to report of in the logs of this state directory.",
         causes: &[

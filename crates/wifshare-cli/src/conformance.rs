@@ -21,7 +21,7 @@ pub(crate) fn conformance(
     talk: Talk,
 ) -> Result<u8, Failure> {
     look_for(&command, environment)?;
-    signals::listen();
+    signals::listen()?;
     let subject = Subject {
         command: from_here(command),
         environment: environment.iter().map(|(name, value)| (name.into(), value.into())).collect(),

@@ -8,6 +8,7 @@ use wifshare::{Delivery, Environment, Listen, Opening, Provision, Secret, resolv
 use zeroize::Zeroizing;
 
 use crate::arguments::{GatewayArguments, GatewayFormat};
+use crate::background::{Thread, no_thread};
 use crate::catalogue::code;
 use crate::clock::clock;
 use crate::failure::Failure;
@@ -17,7 +18,7 @@ use crate::signals;
 use crate::talk::Talk;
 
 pub(crate) fn gateway(arguments: &GatewayArguments, environment: &Environment, talk: Talk) -> Result<u8, Failure> {
-    signals::listen();
+    signals::listen()?;
     let own = &joined::without_a_run(environment);
     let config = resolve(&arguments.identity.inputs(), own);
     let config = config.map_err(|error| joined::unconfigured(error, environment))?;
@@ -27,10 +28,11 @@ pub(crate) fn gateway(arguments: &GatewayArguments, environment: &Environment, t
     };
     let opening = Opening { listen, api_key: arguments.api_key, ..Opening::default() };
     let provision = Provision::Credential(Delivery::Gateway);
+    let freshener = Thread::prepare("renewal").map_err(|error| no_thread(&error))?;
     let (run, journal) = share::begin_at(opening, "gateway", config, provision, own, talk)?;
     let run = Arc::new(run);
     let keeper = Arc::clone(&run);
-    std::thread::spawn(move || keeper.keep_fresh(fastrand::f64()));
+    freshener.begin(move || keeper.keep_fresh(fastrand::f64()));
     let (base_url, capability) = run.gateway().expect("a run with this delivery has a gateway");
     talk.mask(capability.expose());
     let printed = share::guarded(&run, || {

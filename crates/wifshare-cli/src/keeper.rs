@@ -15,9 +15,10 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
-use wifshare::{Environment, IdentitySource, Opening, Owner, Provision, Purpose, Run, resolve_for};
+use wifshare::{Delivery, Environment, IdentitySource, Opening, Owner, Provision, Purpose, Run, resolve_for};
 
 use crate::arguments::IdentityArguments;
+use crate::background::{Thread, no_thread};
 use crate::catalogue::code;
 use crate::failure::Failure;
 use crate::hardening;
@@ -59,11 +60,14 @@ pub(crate) enum Answer {
 }
 
 pub(crate) fn keeper(environment: &Environment) -> Result<u8, Failure> {
+    let orders: Option<Orders> = environment.text(VARIABLE).and_then(|text| serde_json::from_str(text).ok());
+    if orders.as_ref().is_some_and(|orders| orders.provides == Delivery::Gateway.to_string()) {
+        hardening::begin_anew();
+    }
     hardening::close_what_was_inherited();
     // It fails for the leader of a group, which is what a person gets who starts a keeper by hand.
     let _ = rustix::process::setsid();
-    let orders = environment.text(VARIABLE).and_then(|text| serde_json::from_str(text).ok());
-    let Some(orders): Option<Orders> = orders else {
+    let Some(orders) = orders else {
         return Err(Failure::usage(
             "`keeper` is what `wifshare start` leaves behind, and nothing to be called".to_owned(),
             "call `wifshare start`",
@@ -71,20 +75,23 @@ pub(crate) fn keeper(environment: &Environment) -> Result<u8, Failure> {
     };
     let mut environment = environment.clone();
     environment.remove(VARIABLE);
-    let acknowledged = acknowledgement();
-    let begun = begin(&orders, &environment);
+    let threads = Thread::prepare("renewal").and_then(|freshener| Ok((freshener, Thread::prepare("answer")?)));
+    let begun = threads.map_err(|error| no_thread(&error)).and_then(|(freshener, reader)| {
+        let acknowledged = acknowledgement(reader);
+        Ok((begin(&orders, &environment)?, freshener, acknowledged))
+    });
     let answer = match &begun {
-        Ok((run, ..)) => Answer::Ready(run.directory().to_owned()),
+        Ok(((run, ..), ..)) => Answer::Ready(run.directory().to_owned()),
         Err(failure) => Answer::Failed(failure.clone()),
     };
     let told = tell(&answer);
-    let (run, signalled, journal) = match begun {
+    let ((run, signalled, journal), freshener, acknowledged) = match begun {
         Ok(begun) => begun,
         // Whoever started us tells it.
         Err(failure) => return Ok(failure.exit_code()),
     };
     if told.is_ok() && is_acknowledged(&acknowledged) {
-        share::guarded(&run, || keep(&run, &signalled, &orders));
+        share::guarded(&run, || keep(&run, freshener, &signalled, &orders));
     }
     // What later steps left behind may be in the middle of an answer.
     run.close_gateway(Duration::from_secs(2));
@@ -99,9 +106,7 @@ pub(crate) fn keeper(environment: &Environment) -> Result<u8, Failure> {
 
 fn begin(orders: &Orders, environment: &Environment) -> Result<(Arc<Run>, PipeReader, Journal), Failure> {
     let talk = Talk::new(u8::from(orders.verbose), None, None, environment);
-    let signalled = signals::listen_as_keeper().map_err(|error| {
-        Failure::new(code!("keeper"), format!("the keeper could not listen for signals: {error}"), None)
-    })?;
+    let signalled = signals::listen_as_keeper()?;
     let provision: Provision = orders.provides.parse().map_err(|error: wifshare::UnknownDelivery| {
         Failure::new(code!("keeper"), format!("the keeper was told to provide something unknown: {error}"), None)
     })?;
@@ -129,9 +134,9 @@ fn begin(orders: &Orders, environment: &Environment) -> Result<(Arc<Run>, PipeRe
 
 /// Reads the acknowledgement in a thread of its own, and lets go of standard input then. Whoever started us and has ended
 /// without it, whatever we were doing for them, has left us to nobody: that asks us to end.
-fn acknowledgement() -> Receiver<()> {
+fn acknowledgement(reader: Thread) -> Receiver<()> {
     let (tell, acknowledged) = channel();
-    std::thread::spawn(move || {
+    reader.begin(move || {
         let mut byte = [0];
         let read = io::stdin().lock().read_exact(&mut byte);
         if let Ok(nothing) = File::options().read(true).write(true).open("/dev/null") {
@@ -175,12 +180,12 @@ fn tell(answer: &Answer) -> io::Result<()> {
 
 /// Keeps what was delivered fresh until we are asked to end, our time is over, the watched process has ended, or the
 /// run's directory is gone.
-fn keep(run: &Arc<Run>, signalled: &PipeReader, orders: &Orders) {
+fn keep(run: &Arc<Run>, freshener: Thread, signalled: &PipeReader, orders: &Orders) {
     let Ok((gone, alive)) = io::pipe() else { return };
-    let freshener = Arc::clone(run);
+    let kept = Arc::clone(run);
     // Not joined, as for `exec`: a request that hangs must not keep us.
-    std::thread::spawn(move || {
-        freshener.keep_fresh(fastrand::f64());
+    freshener.begin(move || {
+        kept.keep_fresh(fastrand::f64());
         drop(alive);
     });
     let watched = match &orders.watched {
@@ -234,12 +239,13 @@ fn watched(owner: &Owner) -> Option<PipeReader> {
 
     let pid = Pid::from_raw(i32::try_from(owner.pid).ok()?)?;
     let (gone, alive) = io::pipe().ok()?;
-    std::thread::spawn(move || {
+    let thread = std::thread::Builder::new().spawn(move || {
         while test_kill_process(pid).is_ok() {
             std::thread::sleep(Duration::from_secs(5));
         }
         drop(alive);
     });
+    thread.ok()?;
     Some(gone)
 }
 

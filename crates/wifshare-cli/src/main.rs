@@ -2,6 +2,7 @@
 
 mod access_log;
 mod arguments;
+mod background;
 mod catalogue;
 mod claude;
 mod clock;
@@ -70,6 +71,9 @@ fn run() -> ExitCode {
         Err(said) => return not_a_command(&said, &environment),
     };
     let talk = Talk::new(verbose, log_format, mask, &environment);
+    if command.keeps_a_credential_in_memory() {
+        hardening::begin_anew();
+    }
     let ended = match command {
         Command::Exec(arguments) => exec::exec(arguments, &environment, talk),
         Command::Claude(arguments) => claude::claude(arguments, &environment, talk),

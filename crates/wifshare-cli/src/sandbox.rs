@@ -26,7 +26,7 @@ pub(crate) fn sandbox(arguments: SandboxArguments, environment: &Environment, ta
     if !command.is_empty() {
         look_for(&command, environment)?;
     }
-    signals::listen();
+    signals::listen()?;
     let sandbox = Sandbox::start_at(arguments.listen, knobs).map_err(|error| {
         Failure::new(
             code!("sandbox"),

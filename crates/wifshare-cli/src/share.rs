@@ -14,6 +14,7 @@ use wifshare::{
 
 use crate::access_log::AccessLog;
 use crate::arguments::ShareArguments;
+use crate::background::{Thread, no_thread};
 use crate::catalogue::code;
 use crate::clock::clock;
 use crate::failure::Failure;
@@ -32,7 +33,7 @@ pub(crate) fn share(
     work: impl FnOnce(&Environment, Option<&Journal>) -> Result<u8, Failure>,
 ) -> Result<u8, Failure> {
     arguments.check()?;
-    signals::listen();
+    signals::listen()?;
     if let Some(around) = joined::run_to_join(&arguments.identity, environment) {
         if let Some(delivery) = inner_delivery(arguments.delivery, environment, talk) {
             return run_inside(command, &around, delivery, arguments, environment, talk, work);
@@ -98,14 +99,14 @@ fn run_inside(
     let opening = Opening { api_key: arguments.api_key, record, ..Opening::default() };
     let own = joined::without_a_run(environment);
     let watch = Arc::new(move |step: &Step<'_>| talk.step(step));
+    let threads = Threads::prepare()?;
     let run = Run::begin_inside(directory, delivery, opening, Transport::new(&own), clock(), watch)?;
     if let Some(held) = run.held() {
         talk.mask(held.access_token.expose());
     }
     journal.note(began(command, run.config(), Provision::Credential(delivery)));
     let run = Arc::new(run);
-    let keeper = Arc::clone(&run);
-    std::thread::spawn(move || keeper.keep_fresh(fastrand::f64()));
+    threads.keep_fresh(&run);
     let worked =
         guarded(&run, || work(&run.environment(&own, &arguments.keep_env), Some(&journal).filter(|_| is_kept)));
     warn_of_survivors(&run, talk);
@@ -231,12 +232,11 @@ fn run(
     let source = config.source.description();
     // Moments in the log have milliseconds.
     let since = clock().now() - Duration::from_millis(1);
+    let threads = Threads::prepare()?;
     let (run, journal) = begin(command, config, provision, arguments.opening(), SignIn::InTime, environment, talk)?;
     let key = run.key_directory();
     let run = Arc::new(run);
-    let keeper = Arc::clone(&run);
-    // Not joined: a request that hangs must not keep a finished command from ending. `Run::end` sees to the rest.
-    std::thread::spawn(move || keeper.keep_fresh(fastrand::f64()));
+    threads.keep_fresh(&run);
     let worked = guarded(&run, || work(&run.environment(environment, &arguments.keep_env), Some(&journal)));
     warn_of_survivors(&run, talk);
     // What the command left behind may be in the middle of an answer.
@@ -257,6 +257,28 @@ fn run(
         Err(error) => talk.warning(&format!("could not remove what the run left: {error}")),
     }
     worked
+}
+
+/// What a run takes of the system's limit of threads and processes, before anything is bought for it.
+struct Threads {
+    freshener: Thread,
+    /// In the place of the command, until that is started.
+    command: Thread,
+}
+
+impl Threads {
+    fn prepare() -> Result<Threads, Failure> {
+        let prepare = |name| Thread::prepare(name).map_err(|error| no_thread(&error));
+        Ok(Threads { freshener: prepare("renewal")?, command: prepare("command")? })
+    }
+
+    /// Begins to keep the run fresh, and makes room for its command. Not joined: a request that hangs must not keep a
+    /// finished command from ending. `Run::end` sees to the rest.
+    fn keep_fresh(self, run: &Arc<Run>) {
+        drop(self.command);
+        let run = Arc::clone(run);
+        self.freshener.begin(move || run.keep_fresh(fastrand::f64()));
+    }
 }
 
 /// Does the work of a run. A panic ends the run before it ends this process.

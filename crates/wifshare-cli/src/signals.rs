@@ -6,14 +6,18 @@
 
 use std::io::{PipeReader, PipeWriter};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, Once, PoisonError};
+use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use wifshare::{Child, Interrupted};
 
+use crate::background::no_thread;
+use crate::catalogue::code;
+use crate::failure::Failure;
+
 /// The signal that asked us to end; 0 while none has.
 static ASKED: AtomicI32 = AtomicI32::new(0);
-static LISTENING: Once = Once::new();
+static LISTENING: OnceLock<std::io::Result<()>> = OnceLock::new();
 static IS_KEEPER: AtomicBool = AtomicBool::new(false);
 /// How many seconds after a signal this process ends in any case; 0 for as long as it takes.
 static GRACE: AtomicU64 = AtomicU64::new(0);
@@ -44,18 +48,20 @@ pub(crate) fn code_of_interruption() -> Option<u8> {
 
 /// For a keeper: the same, but what a closing terminal sends, and what means nothing to us, ends nothing. The returned
 /// pipe ends when a signal has asked us to end.
-pub(crate) fn listen_as_keeper() -> std::io::Result<PipeReader> {
-    let (ear, mouth) = std::io::pipe()?;
+pub(crate) fn listen_as_keeper() -> Result<PipeReader, Failure> {
+    let (ear, mouth) = std::io::pipe().map_err(|error| {
+        Failure::new(code!("keeper"), format!("the keeper could not listen for signals: {error}"), None)
+    })?;
     *EAR.lock().unwrap_or_else(PoisonError::into_inner) = Some(mouth);
     IS_KEEPER.store(true, Ordering::SeqCst);
-    listen();
+    listen()?;
     Ok(ear)
 }
 
 /// As [`listen`], and a signal ends this process after that time, whatever it waits for.
-pub(crate) fn listen_and_end_within(grace: Duration) {
+pub(crate) fn listen_and_end_within(grace: Duration) -> Result<(), Failure> {
     GRACE.store(grace.as_secs(), Ordering::SeqCst);
-    listen();
+    listen()
 }
 
 /// Asks this process to end, as a signal does.
@@ -64,8 +70,8 @@ pub(crate) fn ask_to_end() {
 }
 
 /// From now on signals do not end this process at once. It costs a thread, so it is done when it is needed.
-pub(crate) fn listen() {
-    LISTENING.call_once(platform::listen);
+pub(crate) fn listen() -> Result<(), Failure> {
+    LISTENING.get_or_init(platform::listen).as_ref().map_err(no_thread).copied()
 }
 
 /// Has a write beyond the largest size of a file (`ulimit -f`) fail with an error instead of ending this process. A program
@@ -101,8 +107,11 @@ mod platform {
     use signal_hook::low_level::siginfo::Cause;
 
     use super::*;
+    use crate::background::Thread;
 
-    pub(super) fn listen() {
+    pub(super) fn listen() -> std::io::Result<()> {
+        // Before anything is caught: what nobody hears must not be caught either.
+        let thread = Thread::prepare("signals")?;
         let ignored = ignored_signals();
         let wanted = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2];
         // What whoever started us had us ignore (nohup does), our child shall ignore as well.
@@ -116,8 +125,9 @@ mod platform {
             // Where the end of a child is ignored nobody can tell how it ended; a handler of ours undoes that.
             let _ = signal_hook::flag::register(SIGCHLD, Arc::default());
         }
-        let Ok(mut signals) = SignalsInfo::<WithOrigin>::new(ours) else { return };
-        std::thread::spawn(move || signals.forever().for_each(|origin| heard(&origin)));
+        let Ok(mut signals) = SignalsInfo::<WithOrigin>::new(ours) else { return Ok(()) };
+        thread.begin(move || signals.forever().for_each(|origin| heard(&origin)));
+        Ok(())
     }
 
     pub(super) fn ask_to_end() {
@@ -138,10 +148,14 @@ mod platform {
 
     /// Ends this process by this signal after that time. Whoever waits for what does not come is not asked.
     fn end_after(grace: Duration, signal: i32) {
-        std::thread::spawn(move || {
+        let end = move || {
             let _ = (wifshare::Clock::system().pause)(grace);
             let _ = emulate_default_handler(signal);
-        });
+        };
+        // Where there is no thread to wait, it does not wait.
+        if std::thread::Builder::new().spawn(end).is_err() {
+            let _ = emulate_default_handler(signal);
+        }
     }
 
     pub(super) fn survive_file_size_limit() {
@@ -219,7 +233,9 @@ mod platform {
     use super::*;
 
     pub(super) fn survive_file_size_limit() {}
-    pub(super) fn listen() {}
+    pub(super) fn listen() -> std::io::Result<()> {
+        Ok(())
+    }
     pub(super) fn ask_to_end() {}
     pub(super) fn pass_on_to(_child: &Child) {}
     pub(super) fn keep() {}

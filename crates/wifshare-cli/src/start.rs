@@ -11,6 +11,7 @@ use clap::ValueEnum;
 use wifshare::{Config, Delivery, Environment, Keeper, Owner, PATIENCE, Provision, Transport, delivery_around, prove};
 
 use crate::arguments::{HandOver, StartArguments, Watched};
+use crate::background::{Thread, no_thread};
 use crate::catalogue::code;
 use crate::clock::clock;
 use crate::failure::Failure;
@@ -27,9 +28,9 @@ use crate::talk::Talk;
 pub(crate) fn start(arguments: &StartArguments, environment: &Environment, talk: Talk) -> Result<u8, Failure> {
     // What waits for somebody else, such as a pipe that nobody reads, does not hold a start that is asked to end.
     const GRACE: Duration = Duration::from_secs(20);
-    signals::listen_and_end_within(GRACE);
+    let listening = signals::listen_and_end_within(GRACE);
     let format = arguments.format.unwrap_or_else(|| receiver(environment));
-    let started = begin(arguments, format, environment, talk);
+    let started = listening.and_then(|()| begin(arguments, format, environment, talk));
     let code = started.as_ref().map_or_else(Failure::exit_code, |code| *code);
     if code != 0 {
         fail_where_evaluated(format, code);
@@ -271,6 +272,7 @@ fn launch(
         Failure::new(code!("path-not-text"), message, Some("name files and directories by paths that are UTF-8 text"))
     })?;
     let program = std::env::current_exe().map_err(|error| failed("find the program of", &error))?;
+    let reader = Thread::prepare("answer").map_err(|error| no_thread(&error))?;
     let mut child = Command::new(program)
         .arg(NAME)
         .env_clear()
@@ -280,7 +282,7 @@ fn launch(
         .stdout(Stdio::piped())
         .spawn()
         .map_err(|error| failed("start", &error))?;
-    let text = answer(&mut child);
+    let text = answer(&mut child, reader);
     let answer = text.map(|text| serde_json::from_slice(&text));
     match (answer, child.stdin.take()) {
         (Some(Ok(Answer::Ready(directory))), Some(stdin)) => {
@@ -326,7 +328,7 @@ fn end(child: &mut Child) -> String {
 
 /// Reads what the keeper answers, to the end of the pipe: then it has let go of all that is ours. `None` if it took too
 /// long. A signal that asks us to end is passed on to it, and its answer tells the rest.
-fn answer(child: &mut Child) -> Option<Vec<u8>> {
+fn answer(child: &mut Child, reader: Thread) -> Option<Vec<u8>> {
     const LARGEST: u64 = 64 * 1024;
     const LOOK_FOR_SIGNALS: Duration = Duration::from_millis(50);
     // All that a sign-in waits for: the lock, the exchange with its tries, a token to spare.
@@ -335,7 +337,7 @@ fn answer(child: &mut Child) -> Option<Vec<u8>> {
     const GRACE: Duration = Duration::from_secs(10);
     let (done, read) = channel();
     let stdout = child.stdout.take();
-    std::thread::spawn(move || {
+    reader.begin(move || {
         let mut text = Vec::new();
         // What cannot be read is no answer.
         let _ = stdout.map(|stdout| stdout.take(LARGEST).read_to_end(&mut text));

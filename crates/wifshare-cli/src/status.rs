@@ -353,7 +353,7 @@ mod watch {
     const PACE: Duration = Duration::from_secs(1);
 
     pub(super) fn watch(arguments: &StatusArguments, root: &Path, terminal: Terminal) -> Result<u8, Failure> {
-        signals::listen();
+        signals::listen()?;
         if terminal.is_live && !arguments.json {
             return live(root);
         }

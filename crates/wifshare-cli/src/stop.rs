@@ -17,8 +17,7 @@ use crate::summary;
 use crate::talk::Talk;
 
 pub(crate) fn stop(arguments: &StopArguments, environment: &Environment, talk: Talk) -> Result<u8, Failure> {
-    signals::listen();
-    let stopped = end_and_undo(arguments, environment, talk);
+    let stopped = signals::listen().and_then(|()| end_and_undo(arguments, environment, talk));
     if let (Err(failure), Some(format)) = (&stopped, arguments.format) {
         start::fail_where_evaluated(format, failure.exit_code());
     }

@@ -91,10 +91,14 @@ mod platform {
             let heard = end.try_clone().ok()?;
             let (tell, done) = mpsc::channel();
             let (credential, openings) = (self.credential.clone(), self.openings.take());
-            std::thread::spawn(move || {
-                // Nobody listens where the run was given up.
-                let _ = tell.send(look_out(process, &heard, credential, openings, &journal));
-            });
+            // Without one nothing is seen, and the command works all the same.
+            let thread = std::thread::Builder::new().name("wifshare-witness".to_owned());
+            thread
+                .spawn(move || {
+                    // Nobody listens where the run was given up.
+                    let _ = tell.send(look_out(process, &heard, credential, openings, &journal));
+                })
+                .ok()?;
             Some(Watching { end, done })
         }
 
@@ -108,7 +112,8 @@ mod platform {
         fn drop(&mut self) {
             // Beside the end of the run, which does not wait for it.
             if let Some(openings) = self.openings.take() {
-                std::thread::spawn(move || drop(openings));
+                // Where there is no thread, it is dropped here and now.
+                drop(std::thread::Builder::new().spawn(move || drop(openings)));
             }
         }
     }

@@ -1,6 +1,7 @@
 //! The way to a host: its address, a proxy, TLS. Nothing of a message leaves here.
 
 use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
@@ -9,6 +10,7 @@ use std::time::Duration;
 use http::Uri;
 use http::uri::Scheme;
 use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::connect::dns::Name;
 use hyper_util::client::legacy::connect::proxy::Tunnel;
 use hyper_util::client::proxy::matcher::Intercept;
 use rustls::ClientConfig;
@@ -103,7 +105,7 @@ impl Wire {
         tls: impl FnOnce() -> Result<Arc<ClientConfig>, BoxError>,
         stage: &Stage,
     ) -> Result<Stream, BoxError> {
-        let mut tcp = HttpConnector::new();
+        let mut tcp = HttpConnector::new_with_resolver(Lookup);
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
         tcp.set_keepalive(Some(Duration::from_secs(30)));
@@ -140,6 +142,32 @@ impl Wire {
         let mut tls = self.roots.client_config()?;
         tls.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
         Ok(tls)
+    }
+}
+
+/// Looks up names in a thread for each, because the runtime panics where it cannot have one.
+#[derive(Clone, Debug)]
+struct Lookup;
+
+impl Service<Name> for Lookup {
+    type Response = std::vec::IntoIter<SocketAddr>;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = io::Result<Self::Response>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, name: Name) -> Self::Future {
+        Box::pin(async move {
+            let (tell, told) = tokio::sync::oneshot::channel();
+            let look = move || {
+                // Whoever asked may have given up.
+                let _ = tell.send((name.as_str(), 0).to_socket_addrs());
+            };
+            std::thread::Builder::new().name("wifshare-name".to_owned()).spawn(look)?;
+            told.await.map_err(|_| io::Error::other("the look-up ended without a result"))?
+        })
     }
 }
 

@@ -127,11 +127,16 @@ fn ask(program: &Path, arguments: &[&str], environment: &Environment) -> Option<
         .ok()?;
     let stdout = child.stdout.take()?;
     // A version is short; what comes after it is not waited for.
-    let reader = std::thread::spawn(move || {
+    let reader = std::thread::Builder::new().spawn(move || {
         let mut text = String::new();
         let _ = stdout.take(4096).read_to_string(&mut text);
         text
     });
+    let Ok(reader) = reader else {
+        let _ = child.kill();
+        let _ = child.wait();
+        return None;
+    };
     let clock = clock();
     let start = (clock.monotonic)();
     let status = loop {

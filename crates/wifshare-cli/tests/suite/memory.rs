@@ -1,0 +1,91 @@
+//! The memory of a gateway, opened by another process of the same user before the gateway could hide itself.
+#![cfg(target_os = "linux")]
+
+use crate::job::{Job, WIFSHARE, eventually, finish, knobs};
+
+/// Starts what its arguments say, opens the memory of the process that becomes the gateway as early and as often as it
+/// can, and prints how many of these views show an access token once the gateway has answered a request.
+const ATTACKER: &str = r#"
+import glob, os, re, subprocess, sys, time
+is_keeper, command = sys.argv[1] == "keeper", sys.argv[2:]
+known = set(glob.glob("/proc/[0-9]*"))
+child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+def gateways():
+    if not is_keeper:
+        return [f"/proc/{child.pid}"]
+    found = []
+    for process in set(glob.glob("/proc/[0-9]*")) - known:
+        try:
+            if b"keeper" in open(f"{process}/cmdline", "rb").read().split(b"\0")[1:2]:
+                found.append(process)
+        except OSError:
+            pass
+    return found
+
+views, end = [], time.monotonic() + (1.5 if is_keeper else 0.6)
+while time.monotonic() < end and len(views) < 400:
+    for process in gateways():
+        try:
+            views.append((os.open(f"{process}/mem", os.O_RDONLY), os.open(f"{process}/maps", os.O_RDONLY)))
+        except OSError:
+            pass
+    time.sleep(0.001)
+for line in child.stdout:
+    if "asked" in line:
+        break
+found = 0
+for mem, maps in views[:3] + views[len(views) // 2:][:1] + views[-3:]:
+    text = os.pread(maps, 1 << 20, 0).decode()
+    for start, stop, mode in re.findall(r"^([0-9a-f]+)-([0-9a-f]+) (\S+)", text, re.M):
+        if mode.startswith("rw"):
+            try:
+                if b"sk-ant-oat01-" in os.pread(mem, min(int(stop, 16) - int(start, 16), 1 << 26), int(start, 16)):
+                    found += 1
+            except OSError:
+                pass
+print("views", len(views), "found", found)
+open(os.environ["RUNNER_TEMP"] + "/over-" + str(os.getpid()), "w").close()
+child.wait()
+"#;
+
+const ASK: &str = r#"
+    curl -sS --fail-with-body -o /dev/null -H "x-api-key: $ANTHROPIC_API_KEY" "$ANTHROPIC_BASE_URL/v1/models" && echo asked
+    while ! [ -e "$RUNNER_TEMP/over-$ATTACKER" ]; do sleep 0.05; done"#;
+
+#[test]
+fn memory_opened_at_the_start_of_a_gateway_shows_no_access_token() {
+    if !rustix::process::geteuid().is_root() {
+        assert!(std::env::var_os("CI").is_none(), "only root can become somebody else");
+        return;
+    }
+    for (who, tries) in [("exec", 15), ("keeper", 4)] {
+        std::thread::scope(|scope| {
+            let attack = |_| {
+                scope.spawn(move || {
+                    let mut job = Job::new(knobs());
+                    let (directory, wifshare) = (job.path(""), job.path("bin"));
+                    rustix::fs::chmod(&directory, rustix::fs::Mode::from_raw_mode(0o777)).unwrap();
+                    std::fs::hard_link(WIFSHARE, &wifshare).or_else(|_| std::fs::copy(WIFSHARE, &wifshare).map(drop)).unwrap();
+                    job.set("W", wifshare.to_str().unwrap());
+                    job.set("ASK", ASK);
+                    let script = match who {
+                        "exec" => r#"ATTACKER=$PPID exec "$W" exec --delivery gateway --api-key -- sh -c "$ASK""#,
+                        _ => r#"set -e; ATTACKER=$PPID; eval "$("$W" start --delivery gateway --api-key --format env --watch-pid none)"; eval "$ASK"; "$W" stop --all"#,
+                    };
+                    let user = ["--reuid=65533", "--regid=65533", "--clear-groups"];
+                    let attack = ["python3", "-c", ATTACKER, who, "sh", "-c", script];
+                    let ended = finish(job.command("setpriv", &[&user[..], &attack].concat()).spawn().unwrap());
+                    assert_eq!(ended.code, 0, "{}{}", ended.stdout, ended.stderr);
+                    eventually("nothing is left", || job.files_with_secrets().is_empty());
+                    ended.stdout
+                })
+            };
+            let attacks: Vec<_> = (0..tries).map(attack).collect();
+            for attack in attacks {
+                let said = attack.join().unwrap();
+                assert!(said.trim().ends_with(" found 0"), "{who}: {said}");
+            }
+        });
+    }
+}
