@@ -3,7 +3,7 @@
 //! `beside PORT CAPABILITY SECONDS OTHERS` prints `RATE P50 P99`, in requests per second and microseconds. OTHERS is
 //! `nobody`, `droppers` (a thousand connections at a time that say nothing and leave), `strangers` (four that ask without
 //! the capability, each time on a new connection), `newcomers` (the good client itself connects for each request), or
-//! `sockets` (twenty thousand open connections elsewhere on this machine). Needs nothing but the standard library.
+//! `sockets` (sixteen thousand open sockets elsewhere on this machine). Needs nothing but the standard library.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -24,7 +24,7 @@ fn main() {
         "droppers" => vec![repeat(&is_over, address.clone(), droppers)],
         "strangers" => (0..4).map(|_| repeat(&is_over, address.clone(), stranger)).collect(),
         "sockets" => {
-            held = sockets(10_000);
+            held = sockets(8_000);
             Vec::new()
         }
         _ => panic!("{others} are not known"),

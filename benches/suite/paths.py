@@ -502,7 +502,7 @@ def gateway(ground, effort):
         "droppers": "beside 1,000 connections at a time that say nothing and leave",
         "strangers": "beside four strangers in a loop",
         "newcomers": "a new connection for each request",
-        "sockets": "with 20,000 other sockets open on the machine",
+        "sockets": "with 16,000 other sockets open on the machine",
     }
     for others, by_name in said["beside"].items():
         cells = [f"{rate:g}/s, p99 {p99:g} µs" for rate, _, p99 in (by_name[name] for name in ("nginx", "haproxy", "gateway"))]
