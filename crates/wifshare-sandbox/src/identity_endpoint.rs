@@ -39,21 +39,25 @@ pub(crate) async fn answer(state: &State, headers: &HeaderMap, query: &str) -> O
     let audience = form_urlencoded::parse(query.as_bytes())
         .find(|(name, value)| name == "audience" && !value.is_empty())
         .map_or_else(|| DEFAULT_AUDIENCE.to_owned(), |(_, value)| value.into_owned());
-    let (value, fault) = issue(state, &audience);
+    let (value, fault) = issue(state, &audience, query);
     fault.spoil(json!({"count": 1, "value": value})).await
 }
 
 /// Issues an identity token for this audience, or what the next fault puts in its place; what is left of the fault is
-/// for the answer as a whole.
-pub(crate) fn issue(state: &State, audience: &str) -> (Value, Fault) {
+/// for the answer as a whole. A duplicate is what the same caller, known by the query of its requests, got before.
+pub(crate) fn issue(state: &State, audience: &str, caller: &str) -> (Value, Fault) {
     const LARGER_THAN_ACCEPTED: usize = 16 << 10;
     let fault = state.take_fault(|knobs| &mut knobs.identity_token_faults);
     if fault != Fault::None {
         state.ledger().counters.identity_tokens_faulted += 1;
     }
-    let issue = || state.issue_identity_token(audience, |_| {});
+    let issue = || {
+        let identity_token = state.issue_identity_token(audience, |_| {});
+        state.ledger().identity_token_given(caller, &identity_token);
+        identity_token
+    };
     // Held apart from the match: a lock taken in its head would be held in its arms.
-    let previous = state.ledger().last_identity_token();
+    let previous = state.ledger().last_identity_token(caller);
     match fault {
         Fault::WrongTypes => (json!(42), Fault::None),
         Fault::DuplicateIdentityToken => (json!(previous.unwrap_or_else(issue)), Fault::None),

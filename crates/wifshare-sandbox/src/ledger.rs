@@ -96,10 +96,13 @@ pub(crate) struct Ledger {
     /// Hashes of the assertions that arrived.
     seen: HashSet<u64>,
     expires_at: HashMap<String, Duration>,
+    /// The subject of the identity token that each access token was issued for.
+    subjects: HashMap<String, String>,
     history: VecDeque<ExchangeRecord>,
     /// Every secret ever handed out; it only grows, for a leak is searched at the end.
     secrets: Vec<String>,
-    last_identity_token: Option<String>,
+    /// The identity token that each caller of the identity endpoint was given last.
+    last_identity_tokens: HashMap<String, String>,
 }
 
 impl Ledger {
@@ -125,17 +128,22 @@ impl Ledger {
     pub(crate) fn identity_token_issued(&mut self, identity_token: &str) {
         self.counters.identity_tokens_issued += 1;
         self.secrets.push(identity_token.to_owned());
-        self.last_identity_token = Some(identity_token.to_owned());
     }
 
-    /// The identity token handed out last.
-    pub(crate) fn last_identity_token(&self) -> Option<String> {
-        self.last_identity_token.clone()
+    /// Remembers which identity token this caller of the identity endpoint was given.
+    pub(crate) fn identity_token_given(&mut self, caller: &str, identity_token: &str) {
+        self.last_identity_tokens.insert(caller.to_owned(), identity_token.to_owned());
     }
 
-    /// Remembers an access token that was handed out, to be honoured until `expires_at`.
-    pub(crate) fn access_token_issued(&mut self, access_token: &str, expires_at: Duration) {
+    /// The identity token that this caller was given last.
+    pub(crate) fn last_identity_token(&self, caller: &str) -> Option<String> {
+        self.last_identity_tokens.get(caller).cloned()
+    }
+
+    /// Remembers an access token that was handed out to this subject, to be honoured until `expires_at`.
+    pub(crate) fn access_token_issued(&mut self, access_token: &str, subject: &str, expires_at: Duration) {
         self.secrets.push(access_token.to_owned());
+        self.subjects.insert(access_token.to_owned(), subject.to_owned());
         self.expires_at.insert(access_token.to_owned(), expires_at);
     }
 
@@ -152,6 +160,11 @@ impl Ledger {
     /// Whether this access token is honoured at this moment.
     pub(crate) fn is_live(&self, access_token: &str, now: Duration) -> bool {
         self.expires_at.get(access_token).is_some_and(|expires_at| now < *expires_at)
+    }
+
+    /// The subject that an access token was issued to, whether or not it is still honoured.
+    pub(crate) fn subject_of(&self, access_token: &str) -> Option<String> {
+        self.subjects.get(access_token).cloned()
     }
 
     /// Forgets the access tokens, so that none issued so far is honoured.
@@ -202,12 +215,13 @@ mod tests {
     fn an_access_token_lives_until_its_last_second_or_revocation() {
         let mut ledger = Ledger::default();
         let second = Duration::from_secs(1);
-        ledger.access_token_issued("t", second);
+        ledger.access_token_issued("t", "s", second);
         assert!(ledger.is_live("t", Duration::from_millis(999)));
         assert!(!ledger.is_live("t", second));
         assert!(!ledger.is_live("u", Duration::from_millis(999)));
         ledger.revoke();
         assert!(!ledger.is_live("t", Duration::from_millis(999)));
+        assert_eq!((ledger.subject_of("t").as_deref(), ledger.subject_of("u")), (Some("s"), None));
     }
 
     #[test]

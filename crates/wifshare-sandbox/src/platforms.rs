@@ -42,7 +42,7 @@ pub(crate) async fn azure_pipelines(state: &State, headers: &HeaderMap, query: &
             json!({"$id": "1", "message": "No api-version was supplied for the request."}),
         );
     }
-    let (token, fault) = identity_endpoint::issue(state, &state.knobs().rule.audience);
+    let (token, fault) = identity_endpoint::issue(state, &state.knobs().rule.audience, "");
     fault.spoil(json!({"oidcToken": token})).await
 }
 
@@ -54,7 +54,7 @@ pub(crate) async fn google_cloud(state: &State, headers: &HeaderMap, query: &str
     let Some(audience) = parameter(query, "audience") else {
         return refused(state, StatusCode::BAD_REQUEST, json!({"error": "non-empty audience parameter required"}));
     };
-    let (token, fault) = identity_endpoint::issue(state, &audience);
+    let (token, fault) = identity_endpoint::issue(state, &audience, "");
     let mut response = match (fault, token) {
         (Fault::None, Value::String(token)) => answer::plain(StatusCode::OK, token),
         // An error of the metadata server is signed as well.
@@ -123,7 +123,7 @@ pub(crate) async fn entra(state: &State, body: &[u8]) -> Outcome {
             invalid("invalid_resource", "AADSTS500011: The resource principal was not found in the tenant."),
         );
     }
-    let (token, fault) = identity_endpoint::issue(state, &audience);
+    let (token, fault) = identity_endpoint::issue(state, &audience, "");
     fault
         .spoil(json!({"token_type": "Bearer", "expires_in": 3599, "ext_expires_in": 3599, "access_token": token}))
         .await
@@ -145,7 +145,7 @@ async fn managed_identity(state: &State, query: &str, version: &str) -> Outcome 
             invalid("invalid_resource", "AADSTS500011: The resource principal was not found in the tenant."),
         );
     }
-    let (token, fault) = identity_endpoint::issue(state, &resource);
+    let (token, fault) = identity_endpoint::issue(state, &resource, "");
     let answer = json!({
         "access_token": token,
         "client_id": parameter(query, "client_id").unwrap_or_else(|| "00000000-0000-4000-8000-00000000c11e".to_owned()),

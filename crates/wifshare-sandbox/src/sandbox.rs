@@ -115,6 +115,11 @@ impl Sandbox {
         self.state.ledger().revoke();
     }
 
+    /// The subject of the identity token that this access token was issued for; `None` for any other text.
+    pub fn subject_of(&self, access_token: &str) -> Option<String> {
+        self.state.ledger().subject_of(access_token)
+    }
+
     /// Every request token, identity token and access token ever handed out: canaries, to be searched for in logs,
     /// output and errors.
     pub fn secrets(&self) -> Vec<String> {

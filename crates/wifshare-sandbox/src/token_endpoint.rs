@@ -216,7 +216,11 @@ fn decide(
         access_token: format!("sk-ant-oat01-{}", random::secret(48)),
         expires_in: expires_in(knobs, claims.remaining(now)),
     };
-    ledger.access_token_issued(&grant.access_token, now.saturating_add(Duration::from_secs(grant.expires_in)));
+    ledger.access_token_issued(
+        &grant.access_token,
+        &claims.sub,
+        now.saturating_add(Duration::from_secs(grant.expires_in)),
+    );
     Ok(grant)
 }
 
