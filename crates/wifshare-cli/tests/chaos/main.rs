@@ -6,11 +6,12 @@
 //! ```
 //!
 //! Every decision comes from one seed, which is printed and can be given again as `WIFSHARE_CHAOS_SEED`; how the
-//! processes meet is the machine's own. Time alternates between *calm*, when processes are killed and ended, identity
-//! tokens come twice and single requests fail, and *storms*, when whole endpoints fail, processes are stopped for longer
+//! processes meet is the machine's own. Time alternates between *calm*, when processes, keepers and gateways are killed and
+//! ended, identity tokens come twice and single requests fail, and *storms*, when whole endpoints fail, processes are stopped for longer
 //! than a token lives, tokens are revoked, and the clock of all processes steps. What has to hold:
 //!
-//! - always: no identity token is sent twice, no secret is in any output, every state file can be read;
+//! - always: no identity token is sent twice, no secret is in any output, every state file can be read, and each of two
+//!   subjects is served its own credential;
 //! - in calm: every process that was not killed, ended or stopped is served, and no request of a child is refused;
 //! - in a storm and [`RECOVERY`] after it: whoever is not served says one of [`EXCUSED`];
 //! - afterwards: one more run of each key, and nothing secret is left.
@@ -23,13 +24,16 @@ mod clock;
 #[path = "../suite/job.rs"]
 #[expect(dead_code, reason = "what the suite needs of it and we do not")]
 mod job;
+mod kinds;
 mod processes;
+mod subjects;
 mod weather;
 
 use std::time::{Duration, SystemTime};
 
-use job::{Job, living};
-use processes::{Crowd, KEYS};
+use job::{Job, finish, living};
+use processes::Crowd;
+use subjects::Subjects;
 use weather::Weather;
 
 /// How a process may fail in a storm, by the name of its error: an endpoint was busy, silent or out of order, or it
@@ -64,11 +68,14 @@ fn chaos() {
     eprintln!("chaos: {seconds} s, WIFSHARE_CHAOS_SEED={seed}");
     let mut random = fastrand::Rng::with_seed(seed);
     let mut job = Job::new(living(6));
+    let mut subjects = Subjects::new();
+    kinds::let_users_in(&mut job, &subjects);
     clock::replace(&mut job);
     let (mut weather, mut crowd) = (Weather::new(seconds), Crowd::new(&job));
     while now() < weather.end() {
         weather.change(&job, &mut crowd, &mut random);
-        crowd.change(&job, weather.is_stormy(), &mut random);
+        subjects.restock(&job);
+        crowd.change(&job, &subjects, weather.is_stormy(), &mut random);
         crowd.judge(&job, &weather);
         std::thread::sleep(Duration::from_millis(40));
     }
@@ -76,18 +83,19 @@ fn chaos() {
     eprintln!("storms began and ended at {}", weather.storms());
     crowd.wait_for_all(&job, &weather);
     std::thread::sleep(Duration::from_secs_f64((weather.well_from() - now()).max(0.0)));
-    for key in KEYS {
-        let ended = job.exec(key, "true");
-        assert_eq!(ended.code, 0, "the run after everything, {key:?}: {}", ended.stderr);
+    subjects.restock(&job);
+    for mut last in kinds::last_of_each(&job, &subjects, crowd.bereft()) {
+        let ended = finish(last.spawn().unwrap());
+        assert_eq!(ended.code, 0, "the run after everything, {last:?}: {}", ended.stderr);
     }
     let left = crowd.left_behind(&job);
     crowd.look_at_state(&job);
     eprintln!("{}", weather.figures(&crowd.figures(&job, left.len())));
     let never_met = weather.never_met();
     eprintln!("faults that were in no answer: {never_met:?}");
+    crowd.assert_well();
     job.assert_nothing_sent_twice();
     assert!(left.is_empty(), "secrets were left in {left:#?}");
-    crowd.assert_well();
     assert!(crowd.is_worth_its_name(), "the run was too short or the machine too slow to say anything");
     assert!(seconds < LONG || never_met.is_empty(), "a run of ten minutes meets every fault, but for {never_met:?}");
 }

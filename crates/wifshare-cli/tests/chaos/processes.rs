@@ -3,48 +3,47 @@
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::Stdio;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use crate::job::{Ended, Job, files, finish};
+use crate::kinds::{self, Start, Work};
+use crate::subjects::Subjects;
 use crate::weather::Weather;
 use crate::{EXCUSED, now};
 
-/// Three identities that share one state directory and one ledger.
-pub(crate) const KEYS: [&[&str]; 3] = [&[], &["--workspace-id", "default"], &["--workspace-id", "wrkspc_two"]];
+/// The subject of the mock server's identity tokens.
+const JOBS_OWN: &str = "repo:octo-org/octo-repo:ref:refs/heads/main";
 
 /// How many live at a time.
 const CROWD: usize = 20;
-
-/// Asks through a gateway where there is one, and with the profile otherwise. Tells when the API refused, and goes on.
-const ASK: &str = r#"
-    through_gateway() {
-        LD_PRELOAD= curl -sS --fail --output /dev/null --max-time 60 "$ANTHROPIC_BASE_URL/v1/models" \
-            -H "authorization: Bearer $ANTHROPIC_AUTH_TOKEN" -H "anthropic-version: 2023-06-01"
-    }
-    ask() {
-        if [ "$ANTHROPIC_AUTH_TOKEN" ]; then through_gateway; else "$WIFSHARE" demo --child shared; fi ||
-            echo "refused $(LD_PRELOAD= date +%s.%N)"
-    }
-"#;
 
 pub(crate) struct Crowd {
     living: BTreeMap<u64, Process>,
     ended: (Sender<End>, Receiver<End>),
     base_url: String,
     started: u64,
-    keepers: u64,
+    with_a_server: u64,
+    /// Jobs whose keeper was killed: nobody ends the run that it kept.
+    bereft: Vec<u64>,
     served: u64,
     excused: u64,
     kills: u64,
     ends: u64,
     stops: u64,
+    /// Keepers and gateways that were killed, and not the job that they serve.
+    servers_killed: u64,
+    errors_into_files: u64,
+    refused: u64,
+    subjects_seen: u64,
+    subjects_confused: u64,
     requests_refused_in_storms: u64,
     /// What may not be, in words.
     complaints: Vec<String>,
@@ -62,6 +61,9 @@ struct Process {
     pid: Pid,
     what: Work,
     arguments: String,
+    subject: Option<&'static str>,
+    refused_with: Option<&'static str>,
+    server: Option<PathBuf>,
     begun: f64,
     fate: Fate,
     goes_on_at: Option<f64>,
@@ -76,16 +78,8 @@ enum Fate {
     Ended,
     /// It was stopped for a while.
     Stopped,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Work {
-    /// Prints an access token.
-    Token,
-    /// The same, out of a child's environment.
-    Environment,
-    /// Asks the API again and again, below `exec` or after `start`.
-    Run,
+    /// Its keeper or gateway was killed: requests fail from then on, and a later command has to be served.
+    Bereft,
 }
 
 struct End {
@@ -103,12 +97,18 @@ impl Crowd {
             ended: channel(),
             base_url: job.sandbox.base_url(),
             started: 0,
-            keepers: 0,
+            with_a_server: 0,
+            bereft: Vec::new(),
             served: 0,
             excused: 0,
             kills: 0,
             ends: 0,
             stops: 0,
+            servers_killed: 0,
+            errors_into_files: 0,
+            refused: 0,
+            subjects_seen: 0,
+            subjects_confused: 0,
             requests_refused_in_storms: 0,
             complaints: Vec::new(),
             unserved: 0,
@@ -123,9 +123,9 @@ impl Crowd {
     }
 
     /// New ones come, one is killed or ended now and then, and the stopped go on.
-    pub(crate) fn change(&mut self, job: &Job, is_stormy: bool, random: &mut fastrand::Rng) {
+    pub(crate) fn change(&mut self, job: &Job, subjects: &Subjects, is_stormy: bool, random: &mut fastrand::Rng) {
         if self.living.len() < CROWD {
-            self.start(job, random);
+            self.start(job, subjects, random);
         }
         let moment = now();
         let due = |process: &&mut Process| process.goes_on_at.is_some_and(|at| moment >= at);
@@ -134,7 +134,10 @@ impl Crowd {
         }
         if moment >= self.next_violence {
             self.next_violence = moment + if is_stormy { 0.2 } else { 0.4 } + 0.4 * random.f64();
-            self.lay_hands_on_one(random);
+            match random.u8(0..6) {
+                0 => self.kill_a_server(random),
+                _ => self.lay_hands_on_one(random),
+            }
         }
         if moment >= self.next_look {
             self.next_look = moment + 0.5;
@@ -145,63 +148,42 @@ impl Crowd {
         }
     }
 
-    fn start(&mut self, job: &Job, random: &mut fastrand::Rng) {
-        let key = KEYS[random.usize(0..KEYS.len())];
-        let few = random.u32(1..=3);
-        let delivery = ["profile", "federation", "gateway"][random.usize(0..3)];
-        let kind = random.u8(0..11);
-        if kind == 10 {
-            return self.start_a_keeper(job, delivery, few);
-        }
-        let (what, arguments, script) = match kind {
-            0..=4 => (Work::Token, vec!["token"], None),
-            5 => {
-                let script = r#"printf '%s\n' "$ANTHROPIC_AUTH_TOKEN""#.to_owned();
-                (Work::Environment, vec!["exec", "--delivery", "environment"], Some(script))
-            }
-            6 => {
-                let script = format!(
-                    r#"{ASK} ask; "$WIFSHARE" exec -- "$WIFSHARE" exec -- "$WIFSHARE" demo --child shared || echo "refused $(LD_PRELOAD= date +%s.%N)"
-                    "$WIFSHARE" token > /dev/null || echo "refused $(LD_PRELOAD= date +%s.%N)"; ask"#
-                );
-                (Work::Run, vec!["exec"], Some(script))
-            }
-            kind => {
-                let asks = if kind == 9 { random.u32(12..=24) } else { few };
-                let script = format!("{ASK} for i in $(seq {asks}); do ask; sleep 0.5; done");
-                (Work::Run, vec!["exec", "--delivery", delivery], Some(script))
-            }
-        };
-        let mut arguments = [&arguments[..], key].concat();
-        if let Some(script) = &script {
-            arguments.extend(["--", "sh", "-c", script]);
-        }
-        self.watch(job.wifshare(&arguments), what, arguments.join(" "));
-    }
-
-    /// A job of several commands with a keeper of its own, which nobody else's end takes away. It is not in the group of
-    /// those that are killed and stopped: it has to notice.
-    fn start_a_keeper(&mut self, job: &Job, delivery: &str, asks: u32) {
-        let identity = format!("--workspace-id wrkspc_job{}", self.started);
-        let script = format!(
-            r#"keeper=$("$WIFSHARE" start --delivery {delivery} {identity} --watch-pid $$ --format env) || exit
-            {ASK} (eval "$keeper"; for i in $(seq {asks}); do ask; sleep 0.5; done)
-            "$WIFSHARE" stop {identity}"#
-        );
-        self.keepers += 1;
-        self.watch(job.command("sh", &["-c", &script]), Work::Run, script);
-    }
-
-    fn watch(&mut self, mut command: Command, what: Work, arguments: String) {
-        let child = command.process_group(0).spawn().unwrap();
-        let pid = Pid::from_child(&child);
+    fn start(&mut self, job: &Job, subjects: &Subjects, random: &mut fastrand::Rng) {
         self.started += 1;
-        let (number, sender, base_url) = (self.started, self.ended.0.clone(), self.base_url.clone());
-        self.living.insert(number, Process { pid, what, arguments, begun: now(), fate: Fate::None, goes_on_at: None });
+        let number = self.started;
+        let Start { mut command, work: what, described: arguments, subject, refused_with, server } =
+            kinds::any(job, subjects, number, random);
+        self.with_a_server += u64::from(server.is_some());
+        // What a step with `2> file` leaves: there no line may mask a secret by showing it.
+        let errors = (random.u8(0..4) == 0).then(|| job.path(&format!("errors-{number}")));
+        if let Some(path) = &errors {
+            self.errors_into_files += 1;
+            command.env("GITHUB_ACTIONS", "true").stderr(std::fs::File::create(path).unwrap());
+        } else {
+            command.stderr(Stdio::piped());
+        }
+        let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).process_group(0).spawn().unwrap();
+        let pid = Pid::from_child(&child);
+        let process = Process {
+            pid,
+            what,
+            arguments,
+            subject,
+            refused_with,
+            server,
+            begun: now(),
+            fate: Fate::None,
+            goes_on_at: None,
+        };
+        self.living.insert(number, process);
+        let (sender, base_url) = (self.ended.0.clone(), self.base_url.clone());
         std::thread::spawn(move || {
-            let ended = finish(child);
+            let mut ended = finish(child);
+            if let Some(path) = errors {
+                ended.stderr = String::from_utf8_lossy(&std::fs::read(&path).unwrap()).into_owned();
+            }
             let status = match what {
-                Work::Token | Work::Environment if ended.code == 0 => ask(&base_url, ended.stdout.trim()),
+                Work::Token if ended.code == 0 => ask(&base_url, ended.stdout.trim()),
                 _ => None,
             };
             // Nobody waits any more when the test has failed already.
@@ -232,6 +214,22 @@ impl Crowd {
         }
     }
 
+    /// Kills a keeper or a gateway that serves a job, which goes on.
+    fn kill_a_server(&mut self, random: &mut fastrand::Rng) {
+        let untouched = self.living.iter_mut().filter(|(_, process)| process.fate == Fate::None);
+        let served = untouched.filter_map(|(number, process)| Some((*number, process.server()?, process)));
+        let Some((number, server, process)) = random.choice(served.collect::<Vec<_>>()) else { return };
+        if kill_process(server, Signal::KILL).is_ok() {
+            process.fate = Fate::Bereft;
+            self.servers_killed += 1;
+            self.bereft.push(number);
+        }
+    }
+
+    pub(crate) fn bereft(&self) -> &[u64] {
+        &self.bereft
+    }
+
     /// Stops a few for about as long as a token lives, wherever they are: holding a lock, say.
     pub(crate) fn stop_some(&mut self, random: &mut fastrand::Rng) {
         for process in self.living.values_mut().filter(|process| process.fate == Fate::None) {
@@ -255,7 +253,8 @@ impl Crowd {
     pub(crate) fn wait_for_all(&mut self, job: &Job, weather: &Weather) {
         let start = now();
         while !self.living.is_empty() {
-            assert!(now() - start < 200.0, "these hang: {:?}", self.living.keys());
+            let living = || self.living.values().map(|process| (process.fate, &process.arguments)).collect::<Vec<_>>();
+            assert!(now() - start < 200.0, "these hang: {:#?}", living());
             self.judge(job, weather);
             std::thread::sleep(Duration::from_millis(40));
         }
@@ -297,9 +296,13 @@ impl Crowd {
         if process.fate == Fate::Killed || process.fate == Fate::Ended {
             return;
         }
+        self.judge_subject(job, process, end);
         let was_stopped = process.fate == Fate::Stopped;
         for line in stdout.lines().filter(|_| process.what == Work::Run) {
-            let at = line.strip_prefix("refused ").and_then(|at| at.parse::<f64>().ok());
+            if process.fate == Fate::Bereft && line.starts_with("refused ") {
+                continue;
+            }
+            let at = line.split_once(' ').and_then(|(_, at)| at.parse::<f64>().ok());
             match at.is_some_and(|at| was_stopped || weather.excuses(at - 1.0, at)) {
                 true => self.requests_refused_in_storms += 1,
                 false => {
@@ -311,13 +314,20 @@ impl Crowd {
                 }
             }
         }
+        if process.fate == Fate::Bereft {
+            return;
+        }
         let is_excusable = was_stopped || weather.excuses(process.begun, end.at);
         let is_served = match process.what {
             Work::Run => *code == 0,
-            Work::Token | Work::Environment => *code == 0 && (end.status == Some(200) || is_excusable),
+            Work::Token => *code == 0 && (end.status == Some(200) || is_excusable),
         };
-        let error = stderr.lines().find_map(|line| line.strip_prefix("error[")?.split(']').next());
+        let error = stderr.lines().find_map(|line| line.split_once("error[")?.1.split(']').next());
         let is_excused = is_excusable && *code == 125 && error.is_some_and(|error| EXCUSED.contains(&error));
+        if *code == 125 && process.refused_with.is_some() && error == process.refused_with {
+            self.refused += 1;
+            return;
+        }
         match (is_served, is_excused) {
             (true, _) => self.served += 1,
             (false, true) => self.excused += 1,
@@ -331,11 +341,28 @@ impl Crowd {
         }
     }
 
+    /// Whoever printed an access token got that of its own subject.
+    fn judge_subject(&mut self, job: &Job, process: &Process, end: &End) {
+        if process.what != Work::Token || end.ended.code != 0 {
+            return;
+        }
+        let own = process.subject.map_or_else(|| JOBS_OWN.to_owned(), Subjects::claim);
+        let bought_for = job.sandbox.subject_of(end.ended.stdout.trim());
+        self.subjects_seen += u64::from(process.subject.is_some());
+        if bought_for.as_deref() != Some(own.as_str()) {
+            self.subjects_confused += 1;
+            self.complaints.push(format!(
+                "number {}, {:?}, {:?}: was served what {bought_for:?} bought",
+                end.number, process.arguments, process.fate
+            ));
+        }
+    }
+
     /// Every credential is whole, and so is every line of the ledger. A line that is being written is looked at again.
     pub(crate) fn look_at_state(&mut self, job: &Job) {
         self.looks_at_state += 1;
         let is_whole = || {
-            files(&job.state()).into_iter().all(|path| {
+            states(job).iter().flat_map(|state| files(state)).all(|path| {
                 let Ok(bytes) = std::fs::read(&path) else { return true };
                 let is_json = |bytes: &[u8]| serde_json::from_slice::<serde_json::Value>(bytes).is_ok();
                 match path.file_name().and_then(|name| name.to_str()) {
@@ -358,8 +385,9 @@ impl Crowd {
     fn plant_a_damaged_file(&mut self, job: &Job, random: &mut fastrand::Rng) {
         let secrets = job.sandbox.secrets();
         let Some(secret) = secrets.iter().rev().find(|secret| secret.starts_with("sk-ant-")) else { return };
-        let keys = std::fs::read_dir(job.state()).into_iter().flatten().flatten().map(|entry| entry.path());
-        let Some(key) = random.choice(keys.filter(|path| path.is_dir()).collect::<Vec<_>>()) else { return };
+        let keys = states(job).into_iter().flat_map(|state| std::fs::read_dir(state).into_iter().flatten().flatten());
+        let keys = keys.map(|entry| entry.path()).filter(|path| path.is_dir());
+        let Some(key) = random.choice(keys.collect::<Vec<_>>()) else { return };
         let path = key.join(format!(".new-{:06}", random.u32(..1_000_000)));
         let mut options = std::fs::OpenOptions::new();
         let planted = options.write(true).create_new(true).mode(0o600).open(path);
@@ -372,11 +400,15 @@ impl Crowd {
         let counters = job.counters();
         [
             ("processes started", self.started),
-            ("of them jobs with a keeper", self.keepers),
+            ("of them jobs with a keeper or gateway of their own", self.with_a_server),
+            ("standard error in a file", self.errors_into_files),
+            ("access tokens of two subjects looked at", self.subjects_seen),
             ("served", self.served),
+            ("refused with the code that is due", self.refused),
             ("not served in a storm, for a reason that excuses it", self.excused),
             ("killed with SIGKILL", self.kills),
             ("ended with SIGTERM", self.ends),
+            ("keepers and gateways killed with SIGKILL", self.servers_killed),
             ("stopped for a while", self.stops),
             ("damaged temporary files planted", self.damaged_files_planted),
             ("looks at the whole state", self.looks_at_state),
@@ -389,6 +421,7 @@ impl Crowd {
             ("CREDENTIALS LOST: not served", self.unserved),
             ("CREDENTIALS LOST: requests refused", self.requests_refused),
             ("CREDENTIALS LOST: bought and not stored", self.not_kept),
+            ("CREDENTIALS CONFUSED: served to another subject", self.subjects_confused),
             ("SECRETS FOUND: in outputs", self.secrets_found),
             ("SECRETS FOUND: files left behind", files_with_secrets as u64),
         ]
@@ -401,16 +434,34 @@ impl Crowd {
     }
 
     pub(crate) fn is_worth_its_name(&self) -> bool {
-        self.served > 20 && self.kills > 5 && self.stops > 0
+        self.served > 20 && self.kills > 5 && self.stops > 0 && self.servers_killed > 0 && self.subjects_seen > 0
     }
 }
 
 impl Process {
+    /// The keeper or gateway, once it serves: a keeper's run directory begins with its process id.
+    fn server(&self) -> Option<Pid> {
+        let named = std::fs::read_to_string(self.server.as_ref()?).ok()?;
+        let name = named.trim().rsplit('/').next()?;
+        Pid::from_raw(name.split('-').next()?.parse().ok()?)
+    }
+
     fn go_on(&mut self) {
         if self.goes_on_at.take().is_some() {
             let _ = kill_process_group(self.pid, Signal::CONT);
         }
     }
+}
+
+/// The state directories: of each user, and in the places that processes were given.
+fn states(job: &Job) -> Vec<PathBuf> {
+    let inside = |place: &PathBuf| -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(place).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
+    };
+    let is_state = |path: &PathBuf| path.file_name().is_some_and(|name| name.as_bytes().starts_with(b"wifshare"));
+    let places = inside(&job.path("."));
+    places.iter().flat_map(inside).chain(places.clone()).filter(is_state).collect()
 }
 
 /// Asks the API with a token that somebody was served, and tells the status. A short program of our own: the answer
