@@ -36,15 +36,19 @@ pub(crate) async fn answer(state: &State, headers: &HeaderMap, query: &str) -> O
         ));
     }
 
-    let audience = form_urlencoded::parse(query.as_bytes())
-        .find(|(name, value)| name == "audience" && !value.is_empty())
-        .map_or_else(|| DEFAULT_AUDIENCE.to_owned(), |(_, value)| value.into_owned());
-    let (value, fault) = issue(state, &audience, query);
+    let parameter = |wanted: &str| {
+        form_urlencoded::parse(query.as_bytes())
+            .find(|(name, value)| name == wanted && !value.is_empty())
+            .map(|(_, value)| value.into_owned())
+    };
+    let audience = parameter("audience").unwrap_or_else(|| DEFAULT_AUDIENCE.to_owned());
+    let (value, fault) = issue(state, &audience, &parameter("caller").unwrap_or_default());
     fault.spoil(json!({"count": 1, "value": value})).await
 }
 
 /// Issues an identity token for this audience, or what the next fault puts in its place; what is left of the fault is
-/// for the answer as a whole. A duplicate is what the same caller, known by the query of its requests, got before.
+/// for the answer as a whole. A duplicate is what the same caller got before: who gives no other
+/// name in the query (`caller`) is the same.
 pub(crate) fn issue(state: &State, audience: &str, caller: &str) -> (Value, Fault) {
     const LARGER_THAN_ACCEPTED: usize = 16 << 10;
     let fault = state.take_fault(|knobs| &mut knobs.identity_token_faults);
