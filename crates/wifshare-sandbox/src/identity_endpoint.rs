@@ -47,8 +47,8 @@ pub(crate) async fn answer(state: &State, headers: &HeaderMap, query: &str) -> O
 }
 
 /// Issues an identity token for this audience, or what the next fault puts in its place; what is left of the fault is
-/// for the answer as a whole. A duplicate is what the same caller got before: who gives no other
-/// name in the query (`caller`) is the same.
+/// for the answer as a whole. A duplicate is what the same caller got before; all are one caller but those that name
+/// themselves in the query (`caller`).
 pub(crate) fn issue(state: &State, audience: &str, caller: &str) -> (Value, Fault) {
     const LARGER_THAN_ACCEPTED: usize = 16 << 10;
     let fault = state.take_fault(|knobs| &mut knobs.identity_token_faults);

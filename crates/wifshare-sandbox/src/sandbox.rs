@@ -81,7 +81,9 @@ impl Sandbox {
 
     /// A fresh identity token for the rule's audience, ready to be exchanged.
     pub fn issue_identity_token(&self) -> String {
-        self.issue_identity_token_with(|_| {})
+        let identity_token = self.issue_identity_token_with(|_| {});
+        self.state.ledger().identity_token_given("", &identity_token);
+        identity_token
     }
 
     /// A fresh identity token whose claims are edited before they are signed.
