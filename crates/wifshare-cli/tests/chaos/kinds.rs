@@ -122,7 +122,8 @@ fn keeper(job: &Job, number: u64, random: &mut fastrand::Rng) -> Start {
     let script = format!(
         r#"keeper=$("$WIFSHARE" start --delivery {delivery} {identity} --watch-pid $$ --format env) || exit
         (eval "$keeper"; echo "$WIFSHARE_RUN" > server-{number}; ask_often {asks})
-        (eval "$keeper"; "$WIFSHARE" token > /dev/null || echo "unserved $(now)")
+        (eval "$keeper"; errors=$("$WIFSHARE" token 2>&1 > /dev/null) && exit
+         case $errors in *"error[run-over]"*) echo "over $(now)" ;; *) echo "unserved $(now) $errors" ;; esac)
         "$WIFSHARE" stop {identity}"#
     );
     served_by(job, number, script)

@@ -299,10 +299,11 @@ impl Crowd {
         self.judge_subject(job, process, end);
         let was_stopped = process.fate == Fate::Stopped;
         for line in stdout.lines().filter(|_| process.what == Work::Run) {
-            if process.fate == Fate::Bereft && line.starts_with("refused ") {
+            // A keeper that was killed and swept took what a later command could sign in with: it has to say so.
+            if process.fate == Fate::Bereft && (line.starts_with("refused ") || line.starts_with("over ")) {
                 continue;
             }
-            let at = line.split_once(' ').and_then(|(_, at)| at.parse::<f64>().ok());
+            let at = line.split(' ').nth(1).and_then(|at| at.parse::<f64>().ok());
             match at.is_some_and(|at| was_stopped || weather.excuses(at - 1.0, at)) {
                 true => self.requests_refused_in_storms += 1,
                 false => {
