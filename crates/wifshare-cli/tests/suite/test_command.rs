@@ -32,6 +32,7 @@ fn copy(job: &Job) -> PathBuf {
         ("tests/tools/install", nothing),
         ("tests/clients/install", nothing),
         ("tests/lint/run", nothing),
+        ("packaging/book/check", nothing),
         ("target/tools/bin/mdbook", nothing),
         ("benches/instructions", nothing),
     ] {

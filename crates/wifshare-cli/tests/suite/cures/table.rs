@@ -424,7 +424,7 @@ pub(super) fn rows() -> Vec<Row> {
         cured(
             "state-damaged",
             nothing,
-            "wifshare token > /dev/null; printf 'damage\\n{}\\n' >> wifshare/spent; wifshare stop; wifshare token",
+            "wifshare token > /dev/null; printf 'damage\\n{}\\n' | tee -a wifshare-*/spent > /dev/null; wifshare stop; wifshare token",
             "once those of before have expired",
             Cure::Backticks("rm "),
             "wifshare token",
@@ -454,7 +454,7 @@ pub(super) fn rows() -> Vec<Row> {
         cured(
             "state-newer",
             nothing,
-            r#"wifshare token > /dev/null; sed -i 's/"version": *[0-9]*/"version": 99/' wifshare/*/credential.json; wifshare token"#,
+            r#"wifshare token > /dev/null; sed -i 's/"version": *[0-9]*/"version": 99/' wifshare-*/*/credential.json; wifshare token"#,
             "--state-dir or WIFSHARE_STATE_DIR",
             Cure::Job(another_directory),
             "wifshare token",
@@ -489,6 +489,11 @@ pub(super) fn rows() -> Vec<Row> {
             Cure::Script,
             "chmod +x script; wifshare exec -- ./script",
         ),
+        elsewhere(
+            "identity-changed",
+            "end the run and start another one; identities.rs carries a run to another subject",
+        ),
+        elsewhere("no-thread", "needs a plain user with a limit of processes; gateway_clients.rs has one"),
         elsewhere("child-lost", "something else in this process has to wait for the command"),
         cured("stdout", nothing, "wifshare token > /dev/full", "", Cure::Script, "wifshare token > /dev/null"),
         elsewhere("internal", "a bug of wifshare's own"),
