@@ -1,12 +1,13 @@
 //! What clients ask of the gateway besides messages, as their own packages ask it; and what a limit of processes does.
 
-use crate::clients::job_with_clients;
+use crate::clients::{job_with_clients, node};
 use crate::job::{Job, WIFSHARE, finish, knobs};
 
 /// Both SDKs follow the address of a batch's results, which the API gives as its own.
 #[test]
 fn results_of_a_batch_are_read_through_the_gateway_by_both_sdks() {
-    let Some(job) = job_with_clients(knobs()) else { return };
+    let Some(mut job) = job_with_clients(knobs()) else { return };
+    job.set("NODE", node().to_str().unwrap());
     let script = r#"
         "$CLIENTS/../python/bin/python" - <<'EOF' || exit 1
 import anthropic
@@ -26,7 +27,7 @@ const texts = [];
 for await (const line of await client.messages.batches.results('msgbatch_x')) texts.push(line.result.message.content[0].text);
 console.log('typescript', texts);
 EOF
-        node "$RUNNER_TEMP/batch.mjs""#;
+        "$NODE" "$RUNNER_TEMP/batch.mjs""#;
     let ended = job.exec(&["--delivery", "gateway"], script);
     assert_eq!(ended.code, 0, "{}{}", ended.stdout, ended.stderr);
     assert_eq!(
