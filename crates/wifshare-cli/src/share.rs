@@ -420,6 +420,7 @@ fn tell_how_long(run: &Run, provision: Provision, supply: Supply, source: &str, 
     if let Some(outlook) = run.outlook() {
         outlook_of(&outlook, supply, left, talk);
     }
+    warn_of_short_life(provision, held.lifetime(), talk);
     if provision == Provision::Credential(Delivery::Environment) {
         talk.notice(&format!(
             "ANTHROPIC_AUTH_TOKEN is good for {}; a child that runs longer has to ask anew",
@@ -429,6 +430,20 @@ fn tell_how_long(run: &Run, provision: Provision, supply: Supply, source: &str, 
     if provision == Provision::Credential(Delivery::Federation) && !run.hands_out_identity_tokens() {
         talk.warning(&format!(
             "{source} cannot be asked for a token to spare, so a client that federates by itself finds a spent one"
+        ));
+    }
+}
+
+/// Warns where a credential lives so short that clients, which refuse what has 30 s left (docs/protocol.md §4.1), find
+/// none that they accept for part of the time. Behind the gateway no client looks at its end.
+fn warn_of_short_life(provision: Provision, lifetime: Duration, talk: Talk) {
+    const LONG_ENOUGH: Duration = Duration::from_secs(60);
+    let reads_its_end = matches!(provision, Provision::Credential(Delivery::Profile | Delivery::Federation));
+    if reads_its_end && lifetime < LONG_ENOUGH {
+        talk.warning(&format!(
+            "credentials of this rule live {}, and clients refuse one with 30 s left or less: use --delivery gateway, or \
+             raise the rule's token lifetime in the Claude Console",
+            whole(lifetime)
         ));
     }
 }

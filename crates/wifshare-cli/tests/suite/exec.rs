@@ -24,6 +24,25 @@ fn a_command_finds_the_credential_and_nothing_is_left_behind() {
 }
 
 #[test]
+fn short_lived_credential_warns_where_clients_read_its_end() {
+    let warned = |lifetime, delivery| {
+        let knobs = Knobs { access_token_lifetime_s: lifetime, access_token_lifetime_floor_s: 1, ..knobs() };
+        let ended = Job::new(knobs).exec(&["--delivery", delivery], "true");
+        assert_eq!(ended.code, 0, "{}", ended.stderr);
+        ended.stderr.contains("use --delivery gateway")
+    };
+    for (lifetime, delivery, expected) in [
+        (40, "profile", true),
+        (59, "federation", true),
+        (60, "profile", false),
+        (40, "gateway", false),
+        (40, "environment", false),
+    ] {
+        assert_eq!(warned(lifetime, delivery), expected, "{delivery}, {lifetime} s");
+    }
+}
+
+#[test]
 fn under_a_profile_a_child_inherits_nothing_that_could_buy_a_credential() {
     let job = Job::new(knobs());
     let ended = job.exec(&[], "env | cut -d= -f1 | grep -E 'ANTHROPIC|ACTIONS' | sort | xargs");
@@ -219,7 +238,7 @@ fn a_source_with_one_token_warns_once_and_not_without_end() {
     job.set("ANTHROPIC_IDENTITY_TOKEN", &token);
     let ended = job.exec(&[], "sleep 10");
     assert_eq!(ended.code, 0, "{}", ended.stderr);
-    assert_eq!(ended.stderr.matches("warning").count(), 1, "{}", ended.stderr);
+    assert_eq!(ended.stderr.matches("could not be renewed").count(), 1, "{}", ended.stderr);
     assert!(ended.stderr.contains("has ended and could not be renewed"), "{}", ended.stderr);
     job.assert_exchanges(1);
 }
