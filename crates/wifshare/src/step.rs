@@ -66,7 +66,7 @@ pub enum Step<'a> {
     Sending,
     /// An answer came back.
     Answered,
-    /// The exchange bought this credential. A CI masks it here. It is not in the store yet.
+    /// The exchange bought this credential. A CI masks it here. It is in the store, unless [`NotKept`](Step::NotKept) follows.
     Exchanged(&'a Credential),
     /// A private file was written and synced under a temporary name; it is about to be renamed to this one.
     Written(&'static str),

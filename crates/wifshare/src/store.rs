@@ -319,9 +319,11 @@ impl Turn<'_> {
         private_file::remove_unfinished(&self.store.directory);
         let stored = self.store.read();
         credential.generation = stored.as_ref().map_or(0, |stored| stored.as_ref().map_or(0, |it| it.generation)) + 1;
-        (self.watch)(&Step::Exchanged(&credential));
         self.doing("storing");
-        match stored.and_then(|_| self.store.write(&credential, self.watch)) {
+        let written = stored.and_then(|_| self.store.write(&credential, self.watch));
+        // Stored first: an observer may take its time, and must not stand between the purchase and those who wait for it.
+        (self.watch)(&Step::Exchanged(&credential));
+        match written {
             // What is remembered of an older failure is outdated; where it cannot be removed, its end is near.
             Ok(()) => drop(refusal::forget(&self.store.directory)),
             Err(error) => (self.watch)(&Step::NotKept(whole_message(&error))),
