@@ -222,6 +222,8 @@ fn of_a_user(job: &Job, as_root_of_a_namespace: bool, of_ours: &Command) -> Comm
         .envs(variables)
         .env_remove("LD_PRELOAD")
         .env("HOME", job.path(HOME_OF_USER))
+        // The root of a namespace finds the real root's state in the job's directory, and takes the next place.
+        .env("TMPDIR", job.path(HOME_OF_USER))
         .current_dir(job.path("."));
     command.env(REQUEST_URL, request_url_of(job, if as_root_of_a_namespace { "namespace" } else { "user" }));
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
