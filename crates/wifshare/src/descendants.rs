@@ -78,9 +78,13 @@ impl Descendants {
         if known.is_some_and(|names| names.kernel == status.name) {
             return None;
         }
-        let program = platform::program(pid).unwrap_or_else(|| status.name.clone());
+        // In the middle of execve(2) the kernel has the new name and no command line yet: the next look asks again.
+        let (kernel, program) = match platform::program(pid) {
+            Some(program) => (status.name, program),
+            None => (String::new(), status.name),
+        };
         let is_news = known.is_none_or(|names| names.told != program);
-        self.seen.insert((pid, status.started), Names { kernel: status.name, told: program.clone() });
+        self.seen.insert((pid, status.started), Names { kernel, told: program.clone() });
         is_news.then_some(Sighting::Seen { pid, started: status.started, parent: status.parent, program })
     }
 }

@@ -76,6 +76,21 @@ fn stages_after_a_failed_one_run_and_the_end_lists_failures() {
     assert_eq!(log, "error: unused variable\n");
 }
 
+/// The output ends with `./test`, though a process that a stage left behind holds it open.
+#[test]
+fn process_left_by_a_stage_holds_nobody_up() {
+    let job = Job::new(knobs());
+    let place = copy(&job);
+    std::fs::write(place.join("tests/lint/run"), "#!/bin/sh\nsleep 300 &\necho $! > left\n").unwrap();
+    let started = std::time::Instant::now();
+    let ended = run(&place, &["lint"]);
+    let took = started.elapsed();
+    let left = std::fs::read_to_string(place.join("left")).unwrap();
+    Command::new("kill").arg(left.trim()).status().unwrap();
+    assert_eq!(ended.code, 0, "{}", ended.stdout);
+    assert!(took.as_secs() < 200, "waited for what was left behind: {took:?}");
+}
+
 #[test]
 fn named_stages_run_alone() {
     let job = Job::new(knobs());
