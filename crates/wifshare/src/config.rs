@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 use crate::code::Code;
 use crate::environment::Environment;
 use crate::exchange::Grant;
+use crate::hexadecimal::hexadecimal;
 use crate::id::{self, BadForm};
 use crate::identity::{self, Detected, IdentitySource, Job, Places, Program, Reach, Supply, Surroundings};
 use crate::message;
@@ -468,19 +469,19 @@ fn key(
     if let (Some(parts), Some(expected)) = (parts.as_array_mut(), expected_subject) {
         parts.push(expected.as_str().into());
     }
-    hexadecimal(&parts.to_string(), KEY_LENGTH)
+    first_digits(&parts.to_string(), KEY_LENGTH)
 }
 
 /// The keys of one configuration begin alike, so that whoever cleans up finds the keys of all its principals.
 fn key_of(principal: &Principal, key: &str) -> String {
     let parts = serde_json::json!([key, principal]).to_string();
     let common = &key[..COMMON_LENGTH];
-    format!("{common}{}", hexadecimal(&parts, KEY_LENGTH - COMMON_LENGTH))
+    format!("{common}{}", first_digits(&parts, KEY_LENGTH - COMMON_LENGTH))
 }
 
 /// The first digits of the text's SHA-256.
-fn hexadecimal(text: &str, digits: usize) -> String {
-    let mut hash: String = Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect();
+fn first_digits(text: &str, digits: usize) -> String {
+    let mut hash = hexadecimal(&Sha256::digest(text));
     hash.truncate(digits);
     hash
 }

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use crate::clock::from_epoch_seconds;
+use crate::hexadecimal::hexadecimal;
 use crate::message::safe_text;
 use crate::secret::Secret;
 use crate::wrapping::Wrapping;
@@ -248,7 +249,7 @@ impl Fingerprint {
 /// Lower-case hexadecimal, as it stands in the ledger.
 impl fmt::Display for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        f.write_str(&hexadecimal(&self.0))
     }
 }
 

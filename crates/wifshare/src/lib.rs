@@ -30,6 +30,7 @@ mod diagnosis;
 mod environment;
 mod event;
 mod github_subject;
+mod hexadecimal;
 mod id;
 mod identity_token;
 mod message;

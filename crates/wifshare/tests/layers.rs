@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-const VOCABULARY: [&str; 19] = [
+const VOCABULARY: [&str; 20] = [
     "alarm",
     "backoff",
     "clock",
@@ -14,6 +14,7 @@ const VOCABULARY: [&str; 19] = [
     "environment",
     "event",
     "github_subject",
+    "hexadecimal",
     "id",
     "identity_token",
     "message",

@@ -10,6 +10,7 @@ use zeroize::Zeroizing;
 use crate::clock::{epoch_seconds, from_epoch_seconds};
 use crate::credential::{Credential, is_bearer_token};
 use crate::environment::Environment;
+use crate::hexadecimal::hexadecimal;
 use crate::private_file::{self, PrivateFileError};
 use crate::secret::Secret;
 use crate::step::Watch;
@@ -128,7 +129,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Option<InPlace> {
 /// issued for something else.
 pub fn fingerprint(inputs: [Option<&str>; 6]) -> String {
     let hash = Sha256::digest(json!(inputs).to_string());
-    format!("config-{}", hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect::<String>())
+    format!("config-{}", hexadecimal(&hash[..8]))
 }
 
 fn pretty(value: &serde_json::Value) -> Zeroizing<Vec<u8>> {
@@ -165,7 +166,7 @@ mod tests {
     }
 
     fn hex_of(text: &str) -> String {
-        Sha256::digest(text).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+        hexadecimal(&Sha256::digest(text)[..8])
     }
 
     #[test]

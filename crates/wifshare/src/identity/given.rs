@@ -7,6 +7,7 @@ use sha2::{Digest, Sha256};
 
 use super::{Detected, IdentityError, IdentitySource};
 use crate::environment::Environment;
+use crate::hexadecimal::hexadecimal;
 use crate::identity_token::{IdentityToken, Malformed};
 use crate::principal::Principal;
 use crate::secret::Secret;
@@ -28,7 +29,7 @@ impl Given {
             hash.update((given.text.expose().len() as u64).to_be_bytes());
             hash.update(given.text.expose());
         }
-        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        hexadecimal(&hash.finalize())
     }
 }
 

@@ -7,6 +7,7 @@ use sha2::{Digest, Sha256};
 
 use crate::delivery::Delivery;
 use crate::environment::Environment;
+use crate::hexadecimal::hexadecimal;
 use crate::identity;
 use crate::private_file;
 use crate::secret::Secret;
@@ -69,7 +70,7 @@ impl Enclosing {
 
 /// What marks an access token as delivered: the SHA-256 of it, in hexadecimal. It tells nothing of the token.
 pub fn delivered(access_token: &Secret) -> String {
-    Sha256::digest(access_token.expose()).iter().map(|byte| format!("{byte:02x}")).collect()
+    hexadecimal(&Sha256::digest(access_token.expose()))
 }
 
 /// The variables in which a run delivers an access token or a capability.
