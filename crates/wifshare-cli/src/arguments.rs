@@ -308,7 +308,7 @@ impl StateArguments {
 pub(crate) struct StatusArguments {
     #[command(flatten)]
     pub(crate) state: StateArguments,
-    /// Print a JSON object; docs/report.md describes it
+    /// Print a JSON object; docs/reference/report.md describes it
     #[arg(long)]
     pub(crate) json: bool,
     /// Keep running and print again when something changes; on a terminal, q quits
@@ -341,7 +341,7 @@ pub(crate) enum ReportFormat {
     Html,
     /// The timeline as an SVG image
     Svg,
-    /// A JSON object; docs/report.md describes it
+    /// A JSON object; docs/reference/report.md describes it
     Json,
 }
 
@@ -760,7 +760,7 @@ fn duration_or_none(text: &str) -> Result<Duration, String> {
         _ => None,
     };
     let whole = number.parse::<u64>().ok().zip(seconds).and_then(|(number, seconds)| number.checked_mul(seconds));
-    // Longer than any token lives (docs/protocol.md §5.3), and short enough to be added to any moment.
+    // Longer than any token lives (docs/reference/protocol.md §5.3), and short enough to be added to any moment.
     const LONGEST: u64 = 7 * 86_400;
     whole
         .filter(|seconds| *seconds <= LONGEST)

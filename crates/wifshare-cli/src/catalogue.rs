@@ -1,7 +1,8 @@
 //! Every error that wifshare can end with: its stable code, what it means, why it happens, where to look, what to do.
 //!
-//! The one source: `wifshare explain` prints it, `docs/errors.md` is made of it, and a failure cannot be built with a code
-//! that is not listed here: [`code!`] and the check at the end of this file are decided while compiling.
+//! The one source: `wifshare explain` prints it, `docs/reference/errors.md` is made of it, and a failure cannot be
+//! built with a code that is not listed here: [`code!`] and the check at the end of this file are decided while
+//! compiling.
 
 /// One error.
 #[derive(Debug)]
@@ -78,7 +79,7 @@ pub(crate) const CATALOGUE: &[Entry] = &[
         evidence: &["in GitHub Actions: are ACTIONS_ID_TOKEN_REQUEST_URL and ACTIONS_ID_TOKEN_REQUEST_TOKEN set?"],
         cures: &[
             "add `id-token: write` (and `contents: read`) to the job's `permissions`",
-            "do what the hint says for the CI that was recognised; docs/ci has a page for each",
+            "do what the hint says for the CI that was recognised; docs/guides/ci has a page for each",
             "on a machine of a cloud, name it with --identity-source",
             "elsewhere, set one of the two variables, or name a program with --identity-command",
             "where a job may run without the credential, pass --optional",
@@ -95,7 +96,7 @@ pub(crate) const CATALOGUE: &[Entry] = &[
             "GitLab: the job's `id_tokens` are meant for another audience",
         ],
         evidence: &["the message says which part is missing or wrong"],
-        cures: &["pass all of it on as the CI sets it; docs/ci has a page for each"],
+        cures: &["pass all of it on as the CI sets it; docs/guides/ci has a page for each"],
     },
     Entry {
         code: "base-url",

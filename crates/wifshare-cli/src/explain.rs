@@ -140,7 +140,7 @@ fn entry(entry: &Entry) -> String {
     text
 }
 
-/// `docs/errors.md`.
+/// `docs/reference/errors.md`.
 fn page() -> String {
     let mut text = String::from(
         "<!-- Made by `wifshare explain --markdown`; edit crates/wifshare-cli/src/catalogue.rs. -->\n# Errors\n\n\

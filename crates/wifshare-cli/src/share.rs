@@ -434,8 +434,8 @@ fn tell_how_long(run: &Run, provision: Provision, supply: Supply, source: &str, 
     }
 }
 
-/// Warns where a credential lives so short that clients, which refuse what has 30 s left (docs/protocol.md §4.1), find
-/// none that they accept for part of the time. Behind the gateway no client looks at its end.
+/// Warns where a credential lives so short that clients, which refuse what has 30 s left (docs/reference/protocol.md
+/// §4.1), find none that they accept for part of the time. Behind the gateway no client looks at its end.
 fn warn_of_short_life(provision: Provision, lifetime: Duration, talk: Talk) {
     const LONG_ENOUGH: Duration = Duration::from_secs(60);
     let reads_its_end = matches!(provision, Provision::Credential(Delivery::Profile | Delivery::Federation));

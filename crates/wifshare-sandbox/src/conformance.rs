@@ -176,7 +176,7 @@ impl Case {
                 Knobs::with_exchange_faults([Fault::Redirect { status: 307, location }])
             }
             // As short as the real endpoint gives it, and within the 120 s before the end in which the SDKs already
-            // look for another one (docs/protocol.md §4.1).
+            // look for another one (docs/reference/protocol.md §4.1).
             Self::ShortLife => Knobs { access_token_lifetime_s: 60, ..Knobs::default() },
             Self::WithoutJti => Knobs { issue_jti: false, ..Knobs::default() },
             Self::Reflected => Knobs::with_exchange_faults(vec![Fault::ReflectAssertion; ALWAYS]),

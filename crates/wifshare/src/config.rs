@@ -107,12 +107,14 @@ pub enum Proof {
 pub enum Arrangement {
     /// Nothing: the way is free.
     None,
-    /// This variable holds a credential that every client prefers to federation (docs/protocol.md §3.1 and §3.2).
+    /// This variable holds a credential that every client prefers to federation (docs/reference/protocol.md §3.1 and
+    /// §3.2).
     Shadowed(&'static str),
     /// This variable selects the operator's own profile.
     OwnProfile(&'static str),
     /// `ANTHROPIC_CONFIG_DIR` is set beside complete federation variables, and no profile is named: the variables win
-    /// (docs/protocol.md §3.4), and SDKs from before October 2026 would have used the active profile of that directory.
+    /// (docs/reference/protocol.md §3.4), and SDKs from before October 2026 would have used the active profile of that
+    /// directory.
     UnnamedProfile,
 }
 
@@ -389,7 +391,7 @@ fn source(inputs: &Inputs, environment: &Environment, audience: &str) -> Result<
                 "ANTHROPIC_IDENTITY_TOKEN_FILE is not set, and no token for the Claude API is projected at {}",
                 inputs.places.kubernetes_volume.join("token").display()
             ),
-            hint: "mount a projected volume with a serviceAccountToken there (docs/ci/kubernetes.md), \
+            hint: "mount a projected volume with a serviceAccountToken there (docs/guides/ci/kubernetes.md), \
                    or name another source with --identity-source"
                 .to_owned(),
         }),

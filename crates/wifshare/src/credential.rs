@@ -29,10 +29,11 @@ pub enum Freshness {
     Expired,
 }
 
-/// The SDKs re-read a credential file at 120 s left, so the successor has to lie there before (docs/protocol.md §4.1).
+/// The SDKs re-read a credential file at 120 s left, so the successor has to lie there before
+/// (docs/reference/protocol.md §4.1).
 const CLIENTS_LOOK_AGAIN: Duration = Duration::from_secs(150);
 
-/// The SDKs refuse a credential with 30 s left or less (docs/protocol.md §4.1).
+/// The SDKs refuse a credential with 30 s left or less (docs/reference/protocol.md §4.1).
 const CLIENTS_REFUSE: Duration = Duration::from_secs(30);
 
 /// What they accept for certain, with the time that an exchange takes.

@@ -63,7 +63,7 @@ const FEDERATION: [&str; 6] = [
 ];
 
 /// The variables that clients prefer to a profile, even where they are blank: the Python SDK takes a blank key for a
-/// choice and then fails for lack of authentication (docs/protocol.md §3.3).
+/// choice and then fails for lack of authentication (docs/reference/protocol.md §3.3).
 const PREFERRED: [&str; 3] = ["ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN"];
 
 /// Every variable that a delivery may take away, besides those that ask a platform.

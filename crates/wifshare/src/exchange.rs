@@ -1,7 +1,7 @@
 //! The jwt-bearer grant (RFC 7523 §2.1) as the Anthropic token endpoint speaks it: one message out, one message in.
 //!
 //! Pure: a request is built, a response is parsed; nothing is sent here. The body is JSON and not the form of
-//! RFC 6749, as in every official SDK (docs/protocol.md §1.1).
+//! RFC 6749, as in every official SDK (docs/reference/protocol.md §1.1).
 
 use std::time::{Duration, SystemTime};
 

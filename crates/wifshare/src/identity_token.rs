@@ -161,7 +161,7 @@ impl IdentityToken {
     }
 
     /// What the token endpoint requires of every identity token and this one lacks, whatever the rule says
-    /// (docs/protocol.md §5.1); in sentences that are safe to show.
+    /// (docs/reference/protocol.md §5.1); in sentences that are safe to show.
     pub fn complaints(&self) -> Vec<String> {
         /// The longest life that an issuer allows unless it is registered with another.
         const USUAL_MAXIMUM: Duration = Duration::from_secs(3600);
@@ -287,7 +287,7 @@ impl Claims {
     }
 }
 
-/// The signature algorithms that the endpoint takes (docs/protocol.md §5.1).
+/// The signature algorithms that the endpoint takes (docs/reference/protocol.md §5.1).
 fn is_accepted(algorithm: &str) -> bool {
     let (family, bits) = algorithm.split_at_checked(2).unwrap_or_default();
     ["RS", "PS", "ES"].contains(&family) && ["256", "384", "512"].contains(&bits)

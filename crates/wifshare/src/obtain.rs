@@ -370,7 +370,8 @@ fn send(
 }
 
 /// A metadata service hands out the same token until that is old. The token endpoint counts uses by the `jti`, so one
-/// without it is taken as often as it comes (docs/protocol.md §5.2), and waiting for another would end the job.
+/// without it is taken as often as it comes (docs/reference/protocol.md §5.2), and waiting for another would end the
+/// job.
 fn may_be_sent_again(identity_token: &IdentityToken, config: &Config) -> bool {
     config.source.repeats() && identity_token.claims().jti.is_none()
 }

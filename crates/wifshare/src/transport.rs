@@ -70,7 +70,7 @@ pub enum SendError {
     MaybeSent(#[from] MaybeSent),
 }
 
-/// The largest answer that is read, in bytes (docs/protocol.md §1.5).
+/// The largest answer that is read, in bytes (docs/reference/protocol.md §1.5).
 const LARGEST_ANSWER: usize = 1 << 20;
 
 impl Transport {

@@ -1,6 +1,6 @@
 //! Which claude is installed here, which packages ([`packages`]), and what is known of how each behaves.
 //!
-//! What is said of a version was measured (`docs/conformance.md`, `docs/tools.md`).
+//! What is said of a version was measured (`docs/evidence/conformance.md`, `docs/guides/tools.md`).
 
 use std::io::Read;
 use std::path::Path;

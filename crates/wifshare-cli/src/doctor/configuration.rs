@@ -87,7 +87,7 @@ pub(super) fn blanks(environment: &Environment) -> Vec<Finding> {
     )]
 }
 
-/// What clients prefer to federation, whoever provides it (docs/protocol.md §3.2).
+/// What clients prefer to federation, whoever provides it (docs/reference/protocol.md §3.2).
 pub(super) fn shadows(arrangement: Arrangement, environment: &Environment) -> Vec<Finding> {
     const CLOUDS: [&str; 3] = ["CLAUDE_CODE_USE_BEDROCK", "CLAUDE_CODE_USE_VERTEX", "CLAUDE_CODE_USE_FOUNDRY"];
     let mut findings = Vec::new();

@@ -111,7 +111,7 @@ fn validity(token: &IdentityToken, life: Option<Duration>, left: Option<Duration
         "it lives {} s, {} s left: a credential bought now lives at most {}",
         life.as_secs(),
         left.as_secs(),
-        // The server's own arithmetic (docs/protocol.md §5.3).
+        // The server's own arithmetic (docs/reference/protocol.md §5.3).
         whole((left * 2).max(SHORTEST))
     );
     Finding::ok("identity token", evidence)

@@ -1,7 +1,7 @@
 //! The Python and Node packages here that talk to the API, and the delivery under which each finds the credential.
 //!
 //! They are found by the names of directories and by manifests; no code of a package runs. What is said of a package was
-//! measured by `tests/clients/matrix`, whose table is in docs/tools.md.
+//! measured by `tests/clients/matrix`, whose table is in docs/guides/tools.md.
 
 use std::collections::BTreeMap;
 use std::io::Read;

@@ -1,7 +1,7 @@
 //! A federation rule, judged offline against one identity token: does it match, and what would come of it?
 //!
 //! The rule is a JSON object as the Admin API has it (its matchers stand in `match`), or its matchers alone
-//! (docs/protocol.md §5.5).
+//! (docs/reference/protocol.md §5.5).
 
 use std::collections::BTreeMap;
 use std::io::Read;

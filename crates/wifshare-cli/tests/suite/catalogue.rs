@@ -6,7 +6,7 @@ use crate::job::{Job, knobs};
 
 #[test]
 fn the_page_of_errors_is_what_the_catalogue_says() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/errors.md");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/reference/errors.md");
     let made = Job::new(knobs()).run(&["explain", "--markdown"]);
     assert_eq!((made.code, made.stderr.as_str()), (0, ""));
     crate::job::same_or_blessed(&path, &made.stdout);

@@ -112,7 +112,7 @@ print(urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request,
     job.assert_exchanges(1);
 }
 
-/// As docs/containers.md has it, with the state of this job as the volume.
+/// As docs/guides/containers.md has it, with the state of this job as the volume.
 const SIDECAR: &str = r#"
     trap '"$WIFSHARE" stop; exit 0' TERM INT
     "$WIFSHARE" start --watch-pid none --max-life 168h --format env > .job.env && mv .job.env job.env

@@ -50,7 +50,7 @@ fn the_page_of_mistakes_is_what_the_scenarios_say() {
     let mut page = String::from(
         "<!-- Made of the folders in scenarios/: WIFSHARE_BLESS=1 cargo test -p wifshare-cli --test suite documents -->\n\
          # Classic mistakes\n\n\
-         What people get wrong, and exactly what wifshare tells them. Each is a folder in [scenarios](../scenarios/README.md)\n\
+         What people get wrong, and exactly what wifshare tells them. Each is a folder in [scenarios](../../scenarios/README.md)\n\
          that the tests run against the binary; what differs from run to run stands in brackets. Of `wifshare doctor` the\n\
          lines that are not as they should be are shown.\n\n| mistake | told by |\n|---|---|\n",
     );
@@ -66,18 +66,21 @@ fn the_page_of_mistakes_is_what_the_scenarios_say() {
             page += &shown(folder);
         }
     }
-    same_or_blessed(&root().join("docs/mistakes.md"), &page);
+    same_or_blessed(&root().join("docs/guides/mistakes.md"), &page);
 }
 
 #[test]
 fn matrix_of_clients_has_a_row_for_each_client() {
     let read = |path: &str| std::fs::read_to_string(root().join(path)).unwrap();
     let clients: Vec<Value> = serde_json::from_str(&read("tests/clients/matrix.d/clients.json")).unwrap();
-    let page = read("docs/tools.md");
+    let page = read("docs/guides/tools.md");
     for client in &clients {
         let name = client["name"].as_str().unwrap();
         let is_there = |line: &str| line.starts_with(&format!("| {name} ")) || line.starts_with(&format!("- {name}: "));
-        assert!(page.lines().any(is_there), "docs/tools.md has no row for {name}; run tests/clients/matrix --write");
+        assert!(
+            page.lines().any(is_there),
+            "docs/guides/tools.md has no row for {name}; run tests/clients/matrix --write"
+        );
         // A version that is not pinned would be another one tomorrow.
         for package in client["packages"].as_array().unwrap() {
             let package = package.as_str().unwrap();
@@ -94,7 +97,8 @@ fn shown(folder: &str) -> String {
     let words = |value: &Value| -> Vec<String> {
         value.as_array().unwrap().iter().map(|word| word.as_str().unwrap().to_owned()).collect()
     };
-    let mut text = format!("\n{} ([{folder}](../scenarios/{folder}))\n\n```text\n", scenario["why"].as_str().unwrap());
+    let mut text =
+        format!("\n{} ([{folder}](../../scenarios/{folder}))\n\n```text\n", scenario["why"].as_str().unwrap());
     for before in scenario["before"].as_array().into_iter().flatten().filter(|before| before["run"].is_object()) {
         let _ = writeln!(text, "$ wifshare {}", words(&before["run"]["arguments"]).join(" "));
     }
@@ -240,7 +244,7 @@ fn the_library_costs_as_many_crates_as_it_says() {
     let tree = String::from_utf8(tree.stdout).unwrap();
     let crates: BTreeSet<&str> = tree.lines().map(|line| line.trim_end_matches(" (*)")).collect();
     assert!(!crates.iter().any(|name| name.starts_with("clap ") || name.starts_with("rsa ")), "{crates:#?}");
-    let path = root().join("docs/library.md");
+    let path = root().join("docs/reference/library.md");
     let page = std::fs::read_to_string(&path).unwrap();
     let (before, rest) = page.split_once("compiles ").unwrap();
     let (_, after) = rest.split_once(" crates").unwrap();

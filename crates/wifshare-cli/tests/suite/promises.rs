@@ -11,7 +11,7 @@ fn sources(directory: &Path) -> Vec<PathBuf> {
 #[test]
 fn every_test_that_a_promise_names_exists() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let text = std::fs::read_to_string(root.join("docs/promises.md")).unwrap();
+    let text = std::fs::read_to_string(root.join("docs/evidence/promises.md")).unwrap();
     let code: String =
         sources(&root.join("crates")).iter().map(|path| std::fs::read_to_string(path).unwrap()).collect();
     let is_name =
@@ -19,6 +19,9 @@ fn every_test_that_a_promise_names_exists() {
     let named: Vec<_> = text.split('`').skip(1).step_by(2).filter(|word| is_name(word)).collect();
     assert!(named.len() > 20, "{named:?}");
     for name in named {
-        assert!(code.contains(&format!("fn {name}(")), "docs/promises.md names {name}, and there is no such test");
+        assert!(
+            code.contains(&format!("fn {name}(")),
+            "docs/evidence/promises.md names {name}, and there is no such test"
+        );
     }
 }

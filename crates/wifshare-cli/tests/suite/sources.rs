@@ -165,7 +165,7 @@ fn a_gitlab_job_of_several_steps_is_served_by_start_and_stop() {
         let token = job.sandbox.issue_identity_token();
         job.set(name, &token);
     }
-    // As docs/ci/gitlab.md has it: one script, several commands, each of which finds the credential.
+    // As docs/guides/ci/gitlab.md has it: one script, several commands, each of which finds the credential.
     let script = r#"set -e
         eval "$("$WIFSHARE" start --format env)"
         [ -z "$CLAUDE_ONE$CLAUDE_TWO" ]

@@ -1,4 +1,5 @@
-//! A configuration directory as the official clients read it: one profile and its credential (docs/protocol.md §2).
+//! A configuration directory as the official clients read it: one profile and its credential
+//! (docs/reference/protocol.md §2).
 
 use std::path::PathBuf;
 use std::time::SystemTime;
@@ -125,8 +126,8 @@ pub(crate) fn parse(bytes: &[u8]) -> Option<InPlace> {
 }
 
 /// The published action's name for a directory of these inputs: the first 16 hexadecimal digits of the SHA-256 of
-/// their JSON (docs/protocol.md §4.2). Another input is another directory, so that no client finds a credential that was
-/// issued for something else.
+/// their JSON (docs/reference/protocol.md §4.2). Another input is another directory, so that no client finds a
+/// credential that was issued for something else.
 pub fn fingerprint(inputs: [Option<&str>; 6]) -> String {
     let hash = Sha256::digest(json!(inputs).to_string());
     format!("config-{}", hexadecimal(&hash[..8]))

@@ -19,7 +19,7 @@ impl IdentitySource {
     /// How long a job that holds this credential can stay signed in.
     ///
     /// A given token buys a credential that lives as long as the one held, or twice as long as the token still has
-    /// itself, whichever is less (docs/protocol.md §5.3).
+    /// itself, whichever is less (docs/reference/protocol.md §5.3).
     pub fn outlook(&self, held: &Credential, is_spent: impl Fn(&IdentityToken) -> bool, now: SystemTime) -> Outlook {
         match self {
             IdentitySource::Endpoint(endpoint) => Outlook {

@@ -12,7 +12,7 @@ use crate::identity::Supply;
 use crate::identity_token::{Claims, IdentityToken};
 use crate::message::safe_text;
 
-/// What the server allows between its clock and the issuer's (docs/protocol.md §5.1).
+/// What the server allows between its clock and the issuer's (docs/reference/protocol.md §5.1).
 const LEEWAY: Duration = Duration::from_secs(30);
 
 /// What is known of an exchange before its token is moved away to be spent.
