@@ -49,10 +49,11 @@ fn root() -> PathBuf {
 fn the_page_of_mistakes_is_what_the_scenarios_say() {
     let mut page = String::from(
         "<!-- Made of the folders in scenarios/: WIFSHARE_BLESS=1 cargo test -p wifshare-cli --test suite documents -->\n\
-         # Classic mistakes\n\n\
-         What people get wrong, and exactly what wifshare tells them. Each is a folder in [scenarios](../../scenarios/README.md)\n\
-         that the tests run against the binary; what differs from run to run stands in brackets. Of `wifshare doctor` the\n\
-         lines that are not as they should be are shown.\n\n| mistake | told by |\n|---|---|\n",
+         # Common mistakes\n\n\
+         Mistakes that many people make, and the exact output of wifshare. Each one is a folder in\n\
+         [scenarios](../../scenarios/README.md), which the tests run against the binary. Brackets mark values that differ\n\
+         from run to run. Of the output of `wifshare doctor`, only warnings and failures are shown.\n\n\
+         | mistake | found by |\n|---|---|\n",
     );
     for (title, folders) in MISTAKES {
         let by: BTreeSet<&str> =

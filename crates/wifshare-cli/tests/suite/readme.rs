@@ -1,4 +1,4 @@
-//! Every command of the README is run, or a reason stands here why not.
+//! Runs every command of the README and of the first steps, or says here why not.
 
 use std::path::Path;
 use std::process::Command;
@@ -17,10 +17,12 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("wifshare sandbox --conformance -- ./client", "conformance.rs runs the kit with several clients"),
 ];
 
-/// The commands in the README's `sh` blocks, without their comments.
+/// The commands in the `sh` blocks, without their comments.
 fn commands() -> Vec<String> {
-    let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../README.md")).unwrap();
-    let blocks = readme.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap().to_owned());
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let page = |name: &str| std::fs::read_to_string(root.join(name)).unwrap();
+    let pages = page("README.md") + &page("docs/getting-started/first-steps.md");
+    let blocks = pages.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap().to_owned());
     let lines: Vec<String> =
         blocks.flat_map(|block| block.replace("|\n", "| ").lines().map(str::to_owned).collect::<Vec<_>>()).collect();
     let bare = |line: String| {
@@ -62,18 +64,18 @@ fn shell(job: &Job, line: &str) -> Ended {
 }
 
 #[test]
-fn every_command_of_the_readme_does_what_it_says() {
+fn commands_of_the_readme_and_first_steps_work() {
     let commands = commands();
     assert!(commands.len() >= 6, "{commands:?}");
     for (command, _) in ELSEWHERE {
-        assert!(commands.iter().any(|it| it == command), "`{command}` is no longer in the README");
+        assert!(commands.iter().any(|it| it == command), "`{command}` is on neither page");
     }
     for command in commands.iter().filter(|command| ELSEWHERE.iter().all(|(elsewhere, _)| elsewhere != command)) {
         let Some(mut job) = job_with_clients(knobs()) else { return };
         reader(&mut job);
         job.may_keep_credential();
         match command.as_str() {
-            serving if serving.starts_with("wifshare sandbox") => serves(&job, serving),
+            serving if serving.starts_with("wifshare sandbox --knobs") => serves(&job, serving),
             "wifshare start" => {
                 let ended = shell(&job, command);
                 assert_eq!(ended.code, 0, "{command}: {}", ended.stderr);

@@ -311,7 +311,7 @@ fn recipes_in_the_documents_fail_with_the_sign_in_and_clean_up_after_failures() 
         assert!(!text.contains(r#"eval "$(wifshare start"#), "{}", page.display());
         for block in text.split("```").skip(1).step_by(2).filter(|block| block.contains("eval \"$started\"")) {
             let cleans_up = ["trap 'wifshare stop", "after_script", "always()"].iter().any(|way| block.contains(way));
-            assert!(cleans_up || page.ends_with("commands.md"), "{}: {block}", page.display());
+            assert!(cleans_up || page.ends_with("runs.md"), "{}: {block}", page.display());
             assert!(block.contains("set -e") || block.contains("script:"), "{}: {block}", page.display());
         }
     }
