@@ -6,7 +6,10 @@ use std::ffi::OsStr;
 use std::io::Write;
 use std::path::Path;
 
-use wifshare::{DELIVERED_VARIABLE, Delivery, Environment, Keeper, RUN_VARIABLE, Store, delivered, open_to_append};
+use wifshare::{
+    DELIVERED_VARIABLE, Delivery, Environment, Keeper, RUN_VARIABLE, Store, credential_of_run, delivered,
+    open_to_append,
+};
 use zeroize::Zeroizing;
 
 use crate::arguments::{HandOver, IdentityArguments};
@@ -100,7 +103,7 @@ fn changes(
                 Some("start it again"),
             )
         })?;
-        let credential = joined::credential(&store, None, clock())?;
+        let credential = credential_of_run(&keeper.directory, &store, None, clock())?;
         talk.mask(credential.access_token.expose());
         gives.set("ANTHROPIC_AUTH_TOKEN", credential.access_token.expose());
         gives.set(DELIVERED_VARIABLE, delivered(&credential.access_token));

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use wifshare::{
     BASE_URL_VARIABLE, CAPABILITY_LIFE, Clock, ConfigError, Credential, DELIVERED_TOKENS, DELIVERED_VARIABLE,
-    Enclosing, Environment, GATEWAY_VARIABLE, Keeper, ObtainError, RUN_VARIABLE, Store, delivered_token, enclosing,
+    Enclosing, Environment, GATEWAY_VARIABLE, Keeper, RUN_VARIABLE, credential_of_run, delivered_token, enclosing,
     is_gateway,
 };
 
@@ -28,34 +28,12 @@ pub(crate) fn keeper_around(environment: &Environment) -> Option<Keeper> {
 /// What the run around us shares: its credential, or the capability of its gateway, which is good for as long as the run.
 pub(crate) fn shared_by(run: &Enclosing, min_life: Option<Duration>, clock: Clock) -> Result<Credential, Failure> {
     match run {
-        Enclosing::Store(store) => credential(store, min_life, clock),
+        Enclosing::Store { store, run } => Ok(credential_of_run(run, store, min_life, clock)?),
         Enclosing::Gateway { capability, .. } => {
             let now = clock.now();
             let expires_at = now + CAPABILITY_LIFE.max(min_life.unwrap_or_default());
             Ok(Credential { access_token: capability.clone(), expires_at, obtained_at: now, generation: 0 })
         }
-    }
-}
-
-/// The run's credential. Its supervisor renews, and we have nothing to renew with: when a successor is due it is waited
-/// for.
-pub(crate) fn credential(store: &Store, min_life: Option<Duration>, clock: Clock) -> Result<Credential, Failure> {
-    const PATIENCE: Duration = Duration::from_secs(30);
-    let start = (clock.monotonic)();
-    loop {
-        let now = clock.now();
-        let stored = store.read()?;
-        let lasts =
-            |stored: &&Credential| stored.is_usable(now) && min_life.is_none_or(|asked| stored.remaining(now) >= asked);
-        if let Some(stored) = stored.as_ref().filter(lasts) {
-            return Ok(stored.clone());
-        }
-        let is_due = stored.as_ref().is_none_or(|stored| now >= stored.refresh_at());
-        if !is_due || (clock.monotonic)() - start > PATIENCE {
-            let left = stored.map_or(Duration::ZERO, |stored| stored.remaining(now));
-            return Err(ObtainError::RunNotRenewed { left }.into());
-        }
-        (clock.pause)(Duration::from_millis(100)).map_err(ObtainError::from)?;
     }
 }
 

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use wifshare::{
-    Arrangement, Claims, Config, ConfigError, DELIVERED_VARIABLE, Delivery, Enclosing, Ending, Environment, Living,
-    Opening, Outlook, Provision, Purpose, RUN_VARIABLE, Run, Step, StoreError, Supply, Transport, What, arrangement,
-    delivered, delivery_around, prove, resolve_for, variables_of_the_cis, without_what_buys,
+    Arrangement, Claims, Config, ConfigError, DELIVERED_TOKENS, DELIVERED_VARIABLE, Delivery, Enclosing, Ending,
+    Environment, Living, Opening, Outlook, Provision, Purpose, RUN_VARIABLE, Run, Step, StoreError, Supply, Transport,
+    What, arrangement, delivered, delivered_token, delivery_around, prove, resolve_for, variables_of_the_cis,
+    without_what_buys,
 };
 
 use crate::access_log::AccessLog;
@@ -136,20 +137,30 @@ fn join(
     if is_kept {
         // A CI gives these to each of its steps anew, whatever the keeper took.
         without_what_buys(&mut joined, &arguments.keep_env, &variables_of_the_cis().collect::<Vec<_>>());
-        if let Enclosing::Store(store) = around
+        if let Enclosing::Store { store, .. } = around
             && let Ok(Some(held)) = store.read()
         {
             // It may have been renewed since the last step, and this log has not seen its mask.
             talk.mask(held.access_token.expose());
         }
     }
+    let is_own = |name: &&str| environment.has(name) && delivered_token(environment, name).is_none();
+    let has_own_token = DELIVERED_TOKENS.iter().any(is_own);
     match (delivery_around(environment), around) {
-        // The one that the step was given may have been renewed since.
-        (Some(Delivery::Environment), _) if arguments.delivery == Some(Delivery::Environment) => {
-            let credential = joined::shared_by(around, None, clock())?;
-            talk.mask(credential.access_token.expose());
-            joined.set("ANTHROPIC_AUTH_TOKEN", credential.access_token.expose());
-            joined.set(DELIVERED_VARIABLE, delivered(&credential.access_token));
+        // The one that this process was given may have ended since. A token of the operator's own stays.
+        (Some(Delivery::Environment), _) if arguments.delivery.is_some() || !has_own_token => {
+            match joined::shared_by(around, None, clock()) {
+                Ok(credential) => {
+                    talk.mask(credential.access_token.expose());
+                    joined.set("ANTHROPIC_AUTH_TOKEN", credential.access_token.expose());
+                    joined.set(DELIVERED_VARIABLE, delivered(&credential.access_token));
+                }
+                // The command may not need it.
+                Err(failure) if arguments.delivery.is_none() => {
+                    talk.warning(&format!("the command gets the token of before: {}", failure.message));
+                }
+                Err(failure) => return Err(failure),
+            }
         }
         (_, Enclosing::Gateway { capability, .. }) if arguments.api_key => {
             joined.set("ANTHROPIC_API_KEY", capability.expose());

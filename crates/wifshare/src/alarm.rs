@@ -34,7 +34,8 @@ impl Alarm {
     }
 
     /// From now on a wait ends when this happens there. Tells whether it can be noticed: not on every system, and a user
-    /// may have so and so many watches. To be called again for a directory that may be another one by now.
+    /// may have so and so many watches. To be called again for a directory that may be another one by now, and for each
+    /// thing that is to be noticed there.
     pub fn watch(&self, directory: &Path, happening: Happening) -> bool {
         self.0.watch(directory, happening)
     }
@@ -96,7 +97,7 @@ mod platform {
                 Happening::Arrival => On::MOVED_TO | On::CLOSE_WRITE,
                 Happening::Removal => On::DELETE | On::MOVED_FROM | On::DELETE_SELF | On::MOVE_SELF,
             };
-            inotify::add_watch(watches, directory, on | On::ONLYDIR).is_ok()
+            inotify::add_watch(watches, directory, on | On::ONLYDIR | On::MASK_ADD).is_ok()
         }
 
         pub(super) fn knows_the_wall_clock(&self) -> bool {

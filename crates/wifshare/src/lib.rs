@@ -98,7 +98,8 @@ pub use private_file::{PrivateFileError, open_regular, open_to_append};
 pub use renew::renew;
 pub use run::{
     BASE_URL_VARIABLE, DELIVERED_TOKENS, DELIVERED_VARIABLE, Enclosing, Ending, GATEWAY_VARIABLE, IDENTITY_VARIABLES,
-    Opening, Provision, RUN_VARIABLE, Run, delivered, delivered_token, delivery_around, enclosing, is_gateway,
+    Opening, Provision, RUN_VARIABLE, Run, credential_of_run, delivered, delivered_token, delivery_around, enclosing,
+    is_gateway, renews_on_request,
 };
 pub use secret::Secret;
 pub use step::{Step, Watch};

@@ -29,6 +29,7 @@ mod keeping;
 mod nesting;
 mod passage;
 mod provision;
+mod request;
 mod schedule;
 
 use inside::Supplier;
@@ -42,6 +43,7 @@ use nesting::{DELIVERY, GATEWAY, INPUTS};
 pub use passage::Opening;
 use passage::Passage;
 pub use provision::Provision;
+pub use request::{credential_of_run, renews_on_request};
 
 /// A job's work with the shared credential, from the lease to the clean-up.
 ///
@@ -410,9 +412,9 @@ impl Run {
 
     /// The credential that a run begins with: bought where the store has none, or taken from the run around it.
     fn first_credential(&self) -> Result<Credential, ObtainError> {
-        match self.supplier {
+        match &self.supplier {
             Supplier::Itself => obtain::obtain(&self.config, &self.transport, self.clock, self.watch()),
-            Supplier::TheRunAround => self.credential_of_the_run_around(),
+            Supplier::TheRunAround(around) => self.credential_of_the_run_around(around),
         }
     }
 
@@ -459,7 +461,7 @@ impl Run {
         if !self.config.store().has_file() {
             return Afterwards::Remove;
         }
-        if self.supplier == Supplier::TheRunAround {
+        if let Supplier::TheRunAround(_) = self.supplier {
             // The run around us is gone before us; what it stored is as good as its source says.
             return if self.config.location.remintable { Afterwards::Remove } else { Afterwards::Keep };
         }

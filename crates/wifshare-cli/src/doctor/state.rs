@@ -52,7 +52,7 @@ pub(super) fn look(config: &Config) -> (Vec<Finding>, Option<Credential>) {
 
 /// Inside a run: what the run shares.
 pub(super) fn of_the_run(run: &Enclosing) -> Vec<Finding> {
-    let Enclosing::Store(store) = run else {
+    let Enclosing::Store { store, run } = run else {
         let found = "inside a run of wifshare behind its gateway; `exec` joins it, and `token` prints its capability";
         return vec![Finding::ok("run", found)];
     };
@@ -65,6 +65,10 @@ pub(super) fn of_the_run(run: &Enclosing) -> Vec<Finding> {
                 credential.generation,
                 whole(credential.remaining(now))
             ),
+        ),
+        Ok(_) if wifshare::renews_on_request(run) => Finding::ok(
+            "run",
+            "inside a run of wifshare whose credential has ended; the next `exec` or `token` inside it has it renewed",
         ),
         Ok(_) => Finding::failed(
             "run",

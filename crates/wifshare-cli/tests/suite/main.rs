@@ -35,6 +35,7 @@ mod plugins;
 mod promises;
 mod readme;
 mod recovery;
+mod renewal_on_request;
 mod report;
 mod runner;
 mod runs;

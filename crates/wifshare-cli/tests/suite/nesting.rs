@@ -22,7 +22,8 @@ const DELIVERIES: [&str; 4] = ["gateway", "environment", "profile", "federation"
 /// One request by way of whatever the environment names.
 const ASK: &str = r#""$WIFSHARE" demo --child shared"#;
 
-fn ask_the_gateway(job: &Job) -> String {
+/// One request by way of the gateway that the environment names.
+pub(crate) fn ask_the_gateway(job: &Job) -> String {
     assert!(job.sandbox.knobs().exchange_latency_ms < 1000);
     r#"python3 - <<'END'
 import json, os, urllib.request

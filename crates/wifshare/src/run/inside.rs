@@ -1,10 +1,11 @@
 //! A run inside a run, with a delivery of its own: it signs nobody in, and serves what the run around it keeps fresh.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::nesting::read_inputs;
+use super::request::Request;
 use super::{Opening, Provision, Run};
 use crate::clock::Clock;
 use crate::config::{Config, endpoint};
@@ -19,12 +20,12 @@ use crate::store::Store;
 use crate::transport::Transport;
 
 /// Whether a run buys its credentials.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Supplier {
     /// It does, from its source.
     Itself,
-    /// It takes what the run around it stores.
-    TheRunAround,
+    /// It takes what the run with this directory stores.
+    TheRunAround(PathBuf),
 }
 
 impl Run {
@@ -44,13 +45,14 @@ impl Run {
     ) -> Result<Run, ObtainError> {
         let config = config_of(around).ok_or(ObtainError::RunNotRenewed { left: Duration::ZERO })?;
         let provision = Provision::Credential(delivery);
-        Run::begin_as(Supplier::TheRunAround, config, provision, opening, transport, clock, watch)
+        Run::begin_as(Supplier::TheRunAround(around.to_owned()), config, provision, opening, transport, clock, watch)
     }
 
     /// The credential of the run around this one; where a successor is due it is waited for.
-    pub(super) fn credential_of_the_run_around(&self) -> Result<Credential, ObtainError> {
+    pub(super) fn credential_of_the_run_around(&self, around: &Path) -> Result<Credential, ObtainError> {
         const PATIENCE: Duration = Duration::from_secs(30);
         let start = (self.clock.monotonic)();
+        let mut request = Request::to(around);
         loop {
             let stored = self.config.store().read_with_principal()?;
             let now = self.clock.now();
@@ -61,6 +63,7 @@ impl Run {
             if (self.clock.monotonic)().saturating_sub(start) > PATIENCE || self.is_ending() {
                 return Err(ObtainError::RunNotRenewed { left: Duration::ZERO });
             }
+            request.send();
             (self.clock.pause)(Duration::from_millis(100))?;
         }
     }

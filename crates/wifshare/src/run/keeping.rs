@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use super::inside::Supplier;
+use super::request::Request;
 use super::schedule::Schedule;
 use super::{Provision, Run, lock};
 use crate::alarm::Happening;
@@ -55,13 +56,31 @@ impl Run {
         }
         self.restore(schedule);
         self.look_at_what_children_did(schedule);
-        if schedule.is_due(self) {
-            match self.config.source.supply() {
-                Supply::Remintable | Supply::Rotating => self.renew(schedule),
-                Supply::Fixed(_) if obtain::tokens_left(&self.config, self.clock) > 0 => self.renew(schedule),
-                Supply::Fixed(_) => self.follow(schedule),
-            }
+        if self.renews_on_request() {
+            self.renew_if_requested(schedule);
+        } else if schedule.is_due(self) {
+            self.renew_or_follow(schedule);
         }
+    }
+
+    fn renew_or_follow(&self, schedule: &mut Schedule) {
+        match self.config.source.supply() {
+            Supply::Remintable | Supply::Rotating => self.renew(schedule),
+            Supply::Fixed(_) if obtain::tokens_left(&self.config, self.clock) > 0 => self.renew(schedule),
+            Supply::Fixed(_) => self.follow(schedule),
+        }
+    }
+
+    /// Renews for those who asked, unless what they find is fresh by now, and answers them.
+    fn renew_if_requested(&self, schedule: &mut Schedule) {
+        if !self.is_renewal_requested() {
+            return;
+        }
+        if !matches!(self.is_stored_fresh(), Ok(true)) {
+            self.renew_or_follow(schedule);
+        }
+        // Where it stays, the next look answers it.
+        drop(self.answer_renewal_request());
     }
 
     /// After a panic: a failure like any other, and the next try follows after a pause.
@@ -282,6 +301,10 @@ impl Run {
 
     /// A source with nothing more to give is not asked; a successor can only come from elsewhere.
     fn follow(&self, schedule: &mut Schedule) {
+        if let Supplier::TheRunAround(around) = &self.supplier {
+            // It is answered by the time of the next try.
+            Request::to(around).send();
+        }
         let (Some(held), stored) = (self.held(), self.config.store().read()) else { return };
         let now = self.clock.now();
         match stored {
@@ -297,9 +320,9 @@ impl Run {
                 if !held.is_usable(now) {
                     self.tell_the_end(
                         schedule,
-                        match self.supplier {
+                        match &self.supplier {
                             Supplier::Itself => "its source has no identity token left",
-                            Supplier::TheRunAround => "the run around this command has not renewed it",
+                            Supplier::TheRunAround(_) => "the run around this command has not renewed it",
                         },
                     );
                 }
@@ -345,11 +368,11 @@ impl Run {
     const SOON: Duration = Duration::from_millis(500);
 
     /// The kernel takes ten milliseconds to end a watch, and no short command shall wait for that at its end: until then
-    /// we look. What a child puts in place is to be seen at once, and whoever lives for long shall not wake up for nothing.
+    /// we look. What a child puts in place or asks for is to be seen at once, and whoever lives for long shall not wake up for nothing.
     fn watched_from(&self) -> Duration {
         const LATER: Duration = Duration::from_secs(60);
         let adopts = self.provision == Provision::Credential(Delivery::Federation);
-        if adopts || self.ends_with_its_directory { Self::SOON } else { LATER }
+        if adopts || self.renews_on_request() || self.ends_with_its_directory { Self::SOON } else { LATER }
     }
 
     /// Watches what others may do to our files. Tells whether all of it can be noticed.
@@ -357,7 +380,8 @@ impl Run {
         let removal = self.alarm.watch(&self.directory, Happening::Removal);
         let adopted = self.profile.as_ref().filter(|_| self.provision == Provision::Credential(Delivery::Federation));
         let arrival = adopted.is_none_or(|profile| self.alarm.watch(&profile.credentials(), Happening::Arrival));
-        removal && arrival
+        let request = !self.renews_on_request() || self.alarm.watch(&self.directory, Happening::Arrival);
+        removal && arrival && request
     }
 
     /// Whether there is nothing more to keep fresh.

@@ -47,8 +47,13 @@ pub(super) const DELIVERY: &str = "delivery";
 /// How a run around us shares its credential.
 #[derive(Clone, Debug)]
 pub enum Enclosing {
-    /// By a file in this store.
-    Store(Store),
+    /// By a file in a store.
+    Store {
+        /// The store.
+        store: Store,
+        /// The directory of the run.
+        run: PathBuf,
+    },
     /// By a gateway, to whoever shows this capability.
     Gateway {
         /// What its children were given.
@@ -62,7 +67,7 @@ impl Enclosing {
     /// The directory of its identity key.
     pub fn directory(&self) -> &Path {
         match self {
-            Enclosing::Store(store) => store.directory(),
+            Enclosing::Store { store, .. } => store.directory(),
             Enclosing::Gateway { directory, .. } => directory,
         }
     }
@@ -115,13 +120,18 @@ pub fn enclosing(environment: &Environment) -> Option<Enclosing> {
             let capability = DELIVERED_TOKENS.iter().find_map(|name| delivered_token(environment, name))?;
             Some(Enclosing::Gateway { capability, directory })
         }
-        None => Store::of_run(directory).map(Enclosing::Store),
+        None => Store::of_run(directory).map(|store| Enclosing::Store { store, run: directory.to_owned() }),
     }
 }
 
 /// What the run that the environment names gives to its children; `None` where that is not a delivery of the credential.
 pub fn delivery_around(environment: &Environment) -> Option<Delivery> {
-    read_inputs(Path::new(environment.os(RUN_VARIABLE)?))?.get(DELIVERY)?.parse().ok()
+    delivery_of(Path::new(environment.os(RUN_VARIABLE)?))
+}
+
+/// What the run with this directory gives to its children.
+pub(super) fn delivery_of(run: &Path) -> Option<Delivery> {
+    read_inputs(run)?.get(DELIVERY)?.parse().ok()
 }
 
 /// What the run with this directory wrote down of itself.

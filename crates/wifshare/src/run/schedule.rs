@@ -92,11 +92,15 @@ impl Schedule {
     /// itself is looked at often (files that children write), or now and then (the clock, a directory).
     pub(super) fn next(&self, run: &Run, is_watched: bool) -> (Option<SystemTime>, Duration) {
         const LOOK_AT_FILES: Duration = Duration::from_millis(100);
+        const LOOK_FOR_REQUESTS: Duration = Duration::from_millis(500);
         const LOOK_NOW_AND_THEN: Duration = Duration::from_secs(5);
         const SOONEST: Duration = Duration::from_millis(10);
         let (wall_now, now) = (run.clock.now(), (run.clock.monotonic)());
         let mut longest = self.due_monotonic.saturating_sub(now);
         let mut moment = run.held().map(|_| self.due_wall);
+        if run.renews_on_request() {
+            (longest, moment) = (Duration::MAX, None);
+        }
         if run.handed_out.is_some() {
             match run.desk().token_due {
                 Some(due) if !self.token_was_read && due > wall_now => {
@@ -113,8 +117,11 @@ impl Schedule {
             longest = longest.min(later - now);
         }
         if !is_watched {
-            let files = run.provision == Provision::Credential(Delivery::Federation);
-            longest = longest.min(if files { LOOK_AT_FILES } else { LOOK_NOW_AND_THEN });
+            longest = longest.min(match run.provision {
+                Provision::Credential(Delivery::Federation) => LOOK_AT_FILES,
+                Provision::Credential(Delivery::Environment) => LOOK_FOR_REQUESTS,
+                _ => LOOK_NOW_AND_THEN,
+            });
         }
         if !run.alarm.knows_the_wall_clock() {
             longest = longest.min(LOOK_NOW_AND_THEN);
@@ -293,7 +300,7 @@ pub(super) mod tests {
 
     /// A run that holds a credential for so many seconds.
     fn run(lifetime: u64) -> (Run, Sandbox, tempfile::TempDir) {
-        run_of(Provision::Credential(Delivery::Environment), lifetime)
+        run_of(Provision::Credential(Delivery::Profile), lifetime)
     }
 
     /// The same, with this provision.
@@ -376,6 +383,14 @@ pub(super) mod tests {
         assert_eq!(schedule.next(&run, true).0, Some(due));
         run.desk().token_due = Some(CLOCK.now());
         assert_eq!(schedule.next(&run, true), (Some(schedule.due_wall), ms(150)), "it is due itself");
+    }
+
+    #[test]
+    fn environment_run_waits_for_requests_alone() {
+        let (run, ..) = run_of(Provision::Credential(Delivery::Environment), 600);
+        let schedule = Schedule::new(&run, 0.0);
+        assert_eq!(schedule.next(&run, true), (None, Duration::MAX));
+        assert_eq!(schedule.next(&run, false), (None, ms(500)), "where nothing can be watched");
     }
 
     #[test]
