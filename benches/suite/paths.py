@@ -43,7 +43,7 @@ class Table:
 
 
 def timed(base):
-    return Table(["", "median", "quartiles", f"ratio to {base} (95 %)", "of it processor time", "rounds"])
+    return Table(["", "median", "quartiles", f"ratio to {base} (95 %)", "processor time", "rounds"])
 
 
 def client(name):
@@ -116,7 +116,7 @@ def execute(ground, effort):
 
 
 def peak(arguments, environment):
-    """KiB that the supervisor of a command has had in memory at most, as its child sees it."""
+    """KiB that the supervisor of a command has had in peak memory, as its child sees it."""
     argv = [WIFSHARE, *arguments, "--", "sh", "-c", "grep VmHWM /proc/$PPID/status"]
     shown = subprocess.run(argv, env=environment, capture_output=True, text=True, check=True).stdout
     return int(shown.split()[1])
@@ -261,8 +261,8 @@ def thousand(ground, effort):
     table.rows.append([f"one cold `wifshare token` (the exchange takes {latency} ms)", text(Times(exchanges).median), shown(exchanges)])
     table.rows.append([f"**{number} cold `wifshare token`**", text(total), shown(ours)])
     last = [max(late, default=0.0) for late in waits]
-    table.rows.append(["processes that were there before the credential", str(statistics.median(map(len, waits))), ", ".join(str(len(late)) for late in waits)])
-    table.rows.append(["the last of them answered after the credential was written by", text(max(0.0, Times(last).median)), shown(last)])
+    table.rows.append(["processes that started before the credential existed", str(statistics.median(map(len, waits))), ", ".join(str(len(late)) for late in waits)])
+    table.rows.append(["time from the stored credential to the last answer", text(max(0.0, Times(last).median)), shown(last)])
     table.rows.append(["exchanges in each round", str(statistics.median(crowded)), ", ".join(map(str, crowded))])
     table.goal("at most 1.5 × (the `cat`s and the exchange)", f"{total / limit:.2f} ×", total <= 1.5 * limit)
     table.goal("no process waits longer than 100 ms after the exchange", text(max(0.0, Times(last).median)), Times(last).median <= 0.1)
@@ -299,12 +299,12 @@ def library(ground, effort):
     held, read, clock = (Times([round[index] * 1e-9 for round in rounds]) for index in range(3))
     table = timed("the read")
     table.times("reading an `RwLock<Option<String>>` (the peer)", read, read)
-    table.times("`SystemTime::now()`, which tells whether it is fresh", clock, read)
+    table.times("`SystemTime::now()`, for the freshness check", clock, read)
     table.times("**`Holder::credential`**, the clock included", held, read)
     table.goal("under 50 ns", text(held.median), held.median < 50e-9)
     few, many = (allocations(ground, calls) for calls in (100, 10_000))
     table.goal("no allocation", f"{(many - few) / 9900:.4f} for each call", many == few)
-    table.notes.append("A million calls a round. Allocations are counted by valgrind: those of 10,000 calls less those of 100.")
+    table.notes.append("A million calls a round. valgrind counts allocations: those of 10,000 calls minus those of 100.")
     return table
 
 
@@ -355,11 +355,11 @@ def claude(ground, effort):
     shown = lambda values: ", ".join(text(value) for value in values)
     table.rows.append(["claude's own five processes, added up", text(Times(sums).median), shown(sums)])
     table.rows.append(["**`wifshare claude`**, all of it", text(Times(totals).median), shown(totals)])
-    table.rows.append(["what is ours", text(Times(overheads).median), shown(overheads)])
+    table.rows.append(["wifshare's part", text(Times(overheads).median), shown(overheads)])
     share = statistics.median(over / total for over, total in zip(overheads, sums))
     table.goal("our overhead under 2 % of claude's own time", f"{share:.1%}", share < 0.02)
-    table.notes.append(f"claude 2.1.330. A shim around claude takes the times; its own five starts, {text(shims)} as measured around `true`, are taken off.")
-    table.notes.append("The published base action cannot be had from a package registry; it is measured by hand, see the end.")
+    table.notes.append(f"claude 2.1.330. A shim around claude measures the times. Its own five starts ({text(shims)}, measured around `true`) are subtracted.")
+    table.notes.append("The published base action is not in a package registry. It was measured by hand, see the end.")
     return table
 
 
@@ -399,13 +399,13 @@ def first_request(ground, effort):
     table.times("**agent and exchange under `--delivery gateway`**", times["gateway"], longer)
     ratio = times["gateway"].ratio(longer)
     table.goal("behind the gateway, within 5 % of the longer of child start and exchange", f"{ratio:.2f} ×", ratio <= 1.05)
-    table.notes.append("The agent is a program of the TypeScript SDK. Its time is the one from its start to the answer of its first request, which it prints.")
+    table.notes.append("The agent is a program of the TypeScript SDK. Its time runs from its start to the response to its first request. It prints this time.")
     return table
 
 
 def keeper(ground, effort):
-    """A keeper at rest"""
-    table = Table(["", "memory at most", "wake-ups in twenty seconds"])
+    """An idle keeper"""
+    table = Table(["", "peak memory", "wake-ups in twenty seconds"])
     ground.turn()
     if not has_option("start", "--watch-pid"):
         table.notes.append("This build has no `start`.")
@@ -431,7 +431,7 @@ def keeper(ground, effort):
         os.kill(pids["sleep"], 15)
         measure.end(pids["sleep"])
     for delivery in deliveries:
-        what = f"**the keeper that `wifshare start` leaves behind, `--delivery {delivery}`**"
+        what = f"**the keeper of `wifshare start`, `--delivery {delivery}`**"
         table.rows.append([what, f"{memory[delivery] / 1024:.1f} MiB", str(woken[delivery])])
     table.rows.append(["`sleep`", f"{memory['sleep'] / 1024:.1f} MiB", str(woken["sleep"])])
     most, wakes = max(memory[name] for name in deliveries), max(woken[name] for name in deliveries)
@@ -470,7 +470,7 @@ def binary(ground, effort):
 
 
 def gateway(ground, effort):
-    """The gateway beside nginx and haproxy"""
+    """The gateway compared with nginx and haproxy"""
     table = Table(["", "nginx", "haproxy", "**gateway**"])
     program = ROOT / "benches/gateway/run"
     if not program.exists():
@@ -488,19 +488,19 @@ def gateway(ground, effort):
         ("requests_per_second_at_32", "requests per second, 32 connections", "/s", max),
         ("added_median_latency_us_at_1", "median latency added, one connection", " µs", min),
         ("first_event_us", "from the API's first event to the client's", " µs", min),
-        ("peak_memory_mib_at_1000", "memory at most, 1,000 connections", " MiB", min),
+        ("peak_memory_mib_at_1000", "peak memory, 1,000 connections", " MiB", min),
     ):
         nginx, haproxy, ours = (said[key][name] for name in ("nginx", "haproxy", "gateway"))
         table.rows.append([what, *(f"{value:g}{unit}" for value in (nginx, haproxy, ours))])
         peer = is_better(nginx, haproxy)
         met = is_better(ours, peer) == ours
-        table.goal(f"{what}: at least the better peer", f"{ours:g}{unit} beside {peer:g}{unit}", met)
+        table.goal(f"{what}: at least the better peer", f"{ours:g}{unit}, best peer {peer:g}{unit}", met)
     memory = said["peak_memory_mib_at_1000"]["gateway"]
     table.goal("memory under 16 MiB, 1,000 connections", f"{memory:g} MiB", memory < 16)
     words = {
         "nobody": "alone",
-        "droppers": "beside 1,000 connections at a time that say nothing and leave",
-        "strangers": "beside four strangers in a loop",
+        "droppers": "with 1,000 connections at a time that send nothing and close",
+        "strangers": "with four unauthenticated clients in a loop",
         "newcomers": "a new connection for each request",
         "sockets": "with 16,000 other sockets open on the machine",
     }
@@ -508,19 +508,19 @@ def gateway(ground, effort):
         cells = [f"{rate:g}/s, p99 {p99:g} µs" for rate, _, p99 in (by_name[name] for name in ("nginx", "haproxy", "gateway"))]
         table.rows.append([f"one good client {words[others]}", *cells])
         peer, ours = max(by_name["nginx"][0], by_name["haproxy"][0]), by_name["gateway"][0]
-        table.goal(f"one good client {words[others]}: at least half of the better peer", f"{ours:g}/s beside {peer:g}/s", ours >= peer / 2)
+        table.goal(f"one good client {words[others]}: at least half of the better peer", f"{ours:g}/s, best peer {peer:g}/s", ours >= peer / 2)
     points, growth = said["by_connections"], {}
     for name in ("gateway", "nginx"):
         shown = "; ".join(f"{number}: {rate}/s, {cost:g} µs" for number, rate, cost in points[name])
-        table.notes.append(f"By the number of connections, with the processor time of a request, {name}: {shown}.")
+        table.notes.append(f"Requests per second and processor time per request, by number of connections, {name}: {shown}.")
         few, many = (next(cost for number, _, cost in points[name] if number == wanted) for wanted in (32, 512))
         growth[name] = many / few
     told = f"{growth['gateway']:.2f} × from 32 to 512 connections; nginx {growth['nginx']:.2f} ×"
-    table.goal("a request costs no more among many, or no more than the peer's", told, growth["gateway"] <= max(1.15, growth["nginx"]))
+    table.goal("the processor time per request does not grow with the connections, or not more than the peer's", told, growth["gateway"] <= max(1.15, growth["nginx"]))
     rates, costs = ({name: [(point[0], point[index]) for point in points[name]] for name in ("nginx", "gateway")} for index in (1, 2))
     table.curves = {
         "The gateway's requests": ("connections", "requests per second", rates),
         "What a request costs it": ("connections", "µs of a processor", costs),
     }
-    table.notes.append("By `benches/gateway/run`, which can also be run alone: the same work and the same API, one worker each, in turns.")
+    table.notes.append("`benches/gateway/run` measures this, and can be run alone: the same work and the same API, one worker each, alternating.")
     return table

@@ -17,7 +17,7 @@ def processes(ground, effort):
     """Cost by the number of cold processes at once"""
     numbers = [1, 10, 100, 1000, 5000] if effort(100) >= 100 else [1, 10, 100]
     latency = 200
-    table = Table(["processes", "`cat`, all of them", "**cold `wifshare token`**, all of them", "of that beyond the exchange, for each process"])
+    table = Table(["processes", "`cat`, all of them", "**cold `wifshare token`**, all of them", "of that, beyond the exchange, per process"])
     cats, tokens = [], []
     shared = Path("/dev/shm") if os.path.isdir("/dev/shm") else ground.directory
     for number in numbers:
@@ -68,11 +68,11 @@ def ledger(ground, effort):
     # By the processor's time, which the disk does not blur; less what an empty ledger costs.
     (few, less), (many, more) = ((number, cpu - costs[0][1]) for number, cpu in costs[-2:])
     growth = (more / max(less, 1e-4)) / (many / few)
-    table.goal("a look is not worse than linear", f"from {few} to {many} entries: {growth:.2f} × of linear", growth <= 1.15)
+    table.goal("a lookup grows at most linearly", f"from {few} to {many} entries: {growth:.2f} × of linear", growth <= 1.15)
     week = weekly(ground)
     largest = max(size for _, _, size in week)
     late = Times([taken for _, taken, _ in week[-24:]]).median / Times([taken for _, taken, _ in week[:24]][1:]).median
-    table.rows.append(["a token each minute for a week: 10,080", f"{largest / 1024:.0f} KiB at most", f"{text(week[-1][1] * 1e-6)} to write one down, in memory"])
+    table.rows.append(["a token each minute for a week: 10,080", f"{largest / 1024:.0f} KiB at most", f"{text(week[-1][1] * 1e-6)} to write one entry, in memory"])
     table.goal("the ledger forgets what has expired", f"at most {largest / 1024:.0f} KiB in a week of 10,080 tokens; the last day is {late:.2f} × the first", largest < 256 * 1024)
     table.curves = {
         "The ledger": ("living entries", "seconds", {"wifshare token, cold": points}),
