@@ -144,8 +144,8 @@ fn entry(entry: &Entry) -> String {
 fn page() -> String {
     let mut text = String::from(
         "<!-- Made by `wifshare explain --markdown`; edit crates/wifshare-cli/src/catalogue.rs. -->\n# Errors\n\n\
-         Every failure of wifshare has a stable code, which stands in brackets: `error[exchange-refused]`. This page is\n\
-         what `wifshare explain CODE` prints, for all of them. In each list the usual comes first.\n\n\
+         Every failure of wifshare has a stable code in brackets: `error[exchange-refused]`. This page has the output of\n\
+         `wifshare explain CODE` for all codes. Each list starts with the most common entry.\n\n\
          | code | meaning |\n|---|---|\n",
     );
     for entry in CATALOGUE {

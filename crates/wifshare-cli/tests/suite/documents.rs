@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use serde_json::Value;
 
@@ -193,6 +194,40 @@ fn the_book_has_every_page_once() {
 }
 
 #[test]
+fn documents_named_in_code_exist() {
+    let root = root();
+    let listed = Command::new("git").args(["ls-files"]).current_dir(&root).output().unwrap();
+    let mut missing = Vec::new();
+    for file in String::from_utf8(listed.stdout).unwrap().lines().filter(|file| !file.ends_with(".md")) {
+        // Not every file is text.
+        let Ok(text) = std::fs::read_to_string(root.join(file)) else { continue };
+        for (start, _) in text.match_indices("docs/") {
+            let is_path = |it: char| it.is_ascii_alphanumeric() || "/-_.".contains(it);
+            // The end of a longer path, or of an address.
+            if text[..start].ends_with(is_path) {
+                continue;
+            }
+            let path = text[start..].split(|it| !is_path(it)).next().unwrap().trim_end_matches('.');
+            if (path.ends_with(".md") || path.ends_with(".svg")) && !root.join(path).exists() {
+                missing.push(format!("{file}: {path}"));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "{}", missing.join("\n"));
+}
+
+#[test]
+fn contributing_names_a_message_of_the_code() {
+    let read = |path: &str| std::fs::read_to_string(root().join(path)).unwrap();
+    let page = read("CONTRIBUTING.md");
+    let (_, rest) = page.split_once("git grep -n \"").unwrap();
+    let (message, _) = rest.split_once('"').unwrap();
+    for file in ["crates/wifshare/src/config.rs", "scenarios/nothing-is-configured/stderr"] {
+        assert!(read(file).contains(message), "{file} does not contain {message:?}, and CONTRIBUTING.md says so");
+    }
+}
+
+#[test]
 fn links_and_headings_are_read_as_they_are_shown() {
     let text =
         "# A `b` c!\n[x](y.md#z) `[no](code)`\n```text\n[no](block)\n# no heading\n```\n## A `b` c!\n[two\nlines](a)";
@@ -235,7 +270,7 @@ fn slug(heading: &str) -> String {
 
 #[test]
 fn the_library_costs_as_many_crates_as_it_says() {
-    let tree = std::process::Command::new(env!("CARGO"))
+    let tree = Command::new(env!("CARGO"))
         .args(["tree", "--offline", "--locked", "-p", "wifshare", "-e", "normal", "--prefix", "none", "--target"])
         .args(["x86_64-unknown-linux-gnu", "--format", "{p}"])
         .current_dir(root())
