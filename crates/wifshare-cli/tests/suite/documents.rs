@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::job::same_or_blessed;
 
-/// The mistakes that everybody makes, and the folder of `scenarios/` for each.
+/// Common mistakes, and the folders of `scenarios/` for each.
 const MISTAKES: &[(&str, &[&str])] = &[
     (
         "The job lacks `id-token: write`",
@@ -32,7 +32,7 @@ const MISTAKES: &[(&str, &[&str])] = &[
         "A temporary folder that cannot be written",
         &["the-state-directory-cannot-be-made", "doctor-finds-a-file-in-the-way"],
     ),
-    ("Loose modes", &["the-state-directory-is-open-to-others", "doctor-finds-loose-modes"]),
+    ("Permissions that are too open", &["the-state-directory-is-open-to-others", "doctor-finds-loose-modes"]),
     ("The state directory on NFS", &["the-state-directory-is-on-nfs", "doctor-finds-a-network-file-system"]),
     ("The wrong workspace, or none", &["the-rule-needs-a-workspace", "doctor-finds-a-missing-workspace"]),
     ("A malformed rule id", &["the-rule-id-is-something-else"]),
