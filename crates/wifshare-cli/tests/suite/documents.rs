@@ -132,7 +132,8 @@ fn shown(folder: &str) -> String {
 fn pages() -> Vec<PathBuf> {
     let root = root();
     let mut pages: Vec<PathBuf> = Vec::new();
-    let mut directories = vec![root.clone(), root.join("scenarios"), root.join("docs")];
+    let mut directories: Vec<PathBuf> =
+        ["", "scenarios", "docs", "fuzz", "crates/wifshare", "crates/wifshare-sandbox"].map(|it| root.join(it)).into();
     while let Some(directory) = directories.pop() {
         for path in std::fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().path()) {
             if path.extension().is_some_and(|it| it == "md") {
