@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use wifshare::{
     Arrangement, Claims, Config, ConfigError, DELIVERED_TOKENS, DELIVERED_VARIABLE, Delivery, Enclosing, Ending,
-    Environment, Living, Opening, Outlook, Provision, Purpose, RUN_VARIABLE, Run, Step, StoreError, Supply, Transport,
+    Environment, Living, Opening, Outlook, Provision, Purpose, RUN_VARIABLE, Reissue, Run, Step, StoreError, Transport,
     What, arrangement, delivered, delivered_token, delivery_around, prove, resolve_for, variables_of_the_cis,
     without_what_buys,
 };
@@ -218,16 +218,16 @@ pub(crate) fn decide(arguments: &ShareArguments, environment: &Environment, talk
         let delivery = arguments.delivery.unwrap_or_default();
         return Ok(Decision::Begin(Box::new(config), Provision::Credential(delivery)));
     };
-    let provided = match config.source.supply() {
-        Supply::Remintable => "only an identity token file is provided",
-        Supply::Rotating | Supply::Fixed(_) => "the command runs as it is",
+    let provided = match config.source.reissue() {
+        Reissue::OnDemand => "only an identity token file is provided",
+        Reissue::Rotated | Reissue::Limited(_) => "the command runs as it is",
     };
     talk.warning(&format!(
         "{name} is set, and your own profile is left as it is: nothing is exchanged, and {provided}"
     ));
-    match config.source.supply() {
-        Supply::Remintable => Ok(Decision::Begin(Box::new(config), Provision::IdentityToken)),
-        Supply::Rotating | Supply::Fixed(_) => Ok(Decision::AsItIs),
+    match config.source.reissue() {
+        Reissue::OnDemand => Ok(Decision::Begin(Box::new(config), Provision::IdentityToken)),
+        Reissue::Rotated | Reissue::Limited(_) => Ok(Decision::AsItIs),
     }
 }
 
@@ -342,7 +342,7 @@ pub(crate) fn begin(
     environment: &Environment,
     talk: Talk,
 ) -> Result<(Run, Journal), Failure> {
-    let supply = config.source.supply();
+    let reissue = config.source.reissue();
     let source = config.source.description();
     let (run, journal) = begin_at(opening, command, config, provision, environment, talk)?;
     if sign_in == SignIn::First
@@ -351,7 +351,7 @@ pub(crate) fn begin(
         journal.note(ended(&run.end()));
         return Err(error.into());
     }
-    tell_how_long(&run, provision, supply, &source, talk);
+    tell_how_long(&run, provision, reissue, &source, talk);
     Ok((run, journal))
 }
 
@@ -423,13 +423,13 @@ pub(crate) fn ended(ending: &Result<Ending, StoreError>) -> What {
     What::RunEnded { credential: credential.to_owned() }
 }
 
-fn tell_how_long(run: &Run, provision: Provision, supply: Supply, source: &str, talk: Talk) {
+fn tell_how_long(run: &Run, provision: Provision, reissue: Reissue, source: &str, talk: Talk) {
     let Some(held) = run.held() else { return };
     // Another run may have bought it, and this log has not seen its mask.
     talk.mask(held.access_token.expose());
     let left: Duration = held.remaining(clock().now());
     if let Some(outlook) = run.outlook() {
-        outlook_of(&outlook, supply, left, talk);
+        outlook_of(&outlook, reissue, left, talk);
     }
     warn_of_short_life(provision, held.lifetime(), talk);
     if provision == Provision::Credential(Delivery::Environment) {
@@ -460,7 +460,7 @@ fn warn_of_short_life(provision: Provision, lifetime: Duration, talk: Talk) {
 }
 
 /// How long the job can stay signed in, and why: said aloud where there is an end within sight.
-fn outlook_of(outlook: &Outlook, supply: Supply, left: Duration, talk: Talk) {
+fn outlook_of(outlook: &Outlook, reissue: Reissue, left: Duration, talk: Talk) {
     const SIGHT: Duration = Duration::from_secs(3600);
     let because = &outlook.because;
     let Some(ends_at) = outlook.ends_at else {
@@ -470,10 +470,10 @@ fn outlook_of(outlook: &Outlook, supply: Supply, left: Duration, talk: Talk) {
         ));
     };
     let until_then = ends_at.duration_since(clock().now()).unwrap_or_default();
-    let (about, is_aloud) = match supply {
-        Supply::Fixed(0 | 1) => ("", true),
-        Supply::Fixed(_) => ("about ", true),
-        Supply::Remintable | Supply::Rotating => ("about ", until_then < SIGHT),
+    let (about, is_aloud) = match reissue {
+        Reissue::Limited(0 | 1) => ("", true),
+        Reissue::Limited(_) => ("about ", true),
+        Reissue::OnDemand | Reissue::Rotated => ("about ", until_then < SIGHT),
     };
     let text = format!("this command can stay signed in for {about}{}, because {because}", whole(until_then.max(left)));
     if is_aloud { talk.notice(&text) } else { talk.detail(&text) }

@@ -12,7 +12,7 @@ use crate::environment::Environment;
 use crate::exchange::Grant;
 use crate::hexadecimal::hexadecimal;
 use crate::id::{self, BadForm};
-use crate::identity::{self, Detected, IdentitySource, Job, Places, Program, Reach, Supply, Surroundings};
+use crate::identity::{self, Detected, IdentitySource, Job, Places, Program, Reach, Reissue, Surroundings};
 use crate::message;
 use crate::principal::{OwnPrincipal, Principal};
 use crate::store::{self, Location, Memory, Store};
@@ -245,7 +245,7 @@ pub fn resolve_for(purpose: Purpose, inputs: &Inputs, environment: &Environment)
         root: inputs.working_directory.join(state_directory(inputs.state_dir.as_deref(), environment)),
         key: key(&base_url, &grant, &audience, &source, &job, expected_subject.as_ref()),
         source: source.description(),
-        remintable: source.supply() == Supply::Remintable,
+        remintable: source.reissue() == Reissue::OnDemand,
     };
     Ok(Config {
         base_url,

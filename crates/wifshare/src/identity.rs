@@ -99,15 +99,15 @@ pub enum IdentitySource {
     Given(Vec<Given>),
 }
 
-/// What a source can do after it has handed out a token.
+/// Whether a source issues another token after the first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Supply {
+pub enum Reissue {
     /// A new token whenever it is asked.
-    Remintable,
-    /// A new token when somebody replaces the old one.
-    Rotating,
-    /// That many tokens, and no more.
-    Fixed(usize),
+    OnDemand,
+    /// A new token when the old one is replaced from outside.
+    Rotated,
+    /// This many tokens and no more.
+    Limited(usize),
 }
 
 /// What a look at the environment found.
@@ -263,11 +263,11 @@ impl IdentitySource {
     }
 
     /// What it can do after it has handed out a token.
-    pub fn supply(&self) -> Supply {
+    pub fn reissue(&self) -> Reissue {
         match self {
-            IdentitySource::Endpoint(_) | IdentitySource::Command(_) => Supply::Remintable,
-            IdentitySource::File { .. } => Supply::Rotating,
-            IdentitySource::Given(tokens) => Supply::Fixed(tokens.len()),
+            IdentitySource::Endpoint(_) | IdentitySource::Command(_) => Reissue::OnDemand,
+            IdentitySource::File { .. } => Reissue::Rotated,
+            IdentitySource::Given(tokens) => Reissue::Limited(tokens.len()),
         }
     }
 
@@ -453,11 +453,11 @@ mod tests {
         assert_eq!(source.description(), "the file /t");
         let Detected::Source(source) = with(("ANTHROPIC_IDENTITY_TOKEN", "t")) else { panic!("found") };
         assert_eq!(
-            (source.description().as_str(), source.supply()),
-            ("the variable ANTHROPIC_IDENTITY_TOKEN", Supply::Fixed(1))
+            (source.description().as_str(), source.reissue()),
+            ("the variable ANTHROPIC_IDENTITY_TOKEN", Reissue::Limited(1))
         );
         let Detected::Source(source) = detected(&platform) else { panic!("found") };
-        assert_eq!((source.description().as_str(), source.supply()), ("GitHub Actions", Supply::Remintable));
+        assert_eq!((source.description().as_str(), source.reissue()), ("GitHub Actions", Reissue::OnDemand));
     }
 
     #[test]

@@ -88,7 +88,7 @@ pub use holder::Holder;
 pub use id::{BadForm, complaint};
 pub use identity::{
     Answer, Detected, Endpoint, Given, IdentityError, IdentitySource, Job, NamedBy, Outlook, Places, Program, Question,
-    Reach, Supply, Surroundings, choose, detect, job, platforms, variables_of_the_cis,
+    Reach, Reissue, Surroundings, choose, detect, job, platforms, variables_of_the_cis,
 };
 pub use identity_token::{Claims, Fingerprint, IdentityToken, Malformed};
 pub use message::{Request, Response, answered_at, safe_text, whole_message};

@@ -10,7 +10,7 @@ use crate::config::{Config, Proof};
 use crate::credential::{Credential, Freshness};
 use crate::diagnosis::Diagnosis;
 use crate::exchange;
-use crate::identity::{Given, IdentityError, IdentitySource, Supply};
+use crate::identity::{Given, IdentityError, IdentitySource, Reissue};
 use crate::identity_token::IdentityToken;
 use crate::message::{answered_at, safe_text, whole_message};
 use crate::principal::Principal;
@@ -120,10 +120,10 @@ pub(crate) fn replace_unless(
     clock: Clock,
     watch: Watch<'_>,
 ) -> Result<Credential, ObtainError> {
-    let can_be_asked_again = match config.source.supply() {
-        Supply::Remintable => true,
-        Supply::Rotating => false,
-        Supply::Fixed(_) => tokens_left(config, clock) > 1,
+    let can_be_asked_again = match config.source.reissue() {
+        Reissue::OnDemand => true,
+        Reissue::Rotated => false,
+        Reissue::Limited(_) => tokens_left(config, clock) > 1,
     };
     let purchase = Purchase::by_exchange(can_be_asked_again);
     carry_out(purchase, None, acceptable, may_keep, config, transport, patience, clock, watch)
@@ -357,15 +357,15 @@ fn send(
     watch(&Step::Sending);
     let response = connection.send(exchange::request(&config.grant, identity_token)).map_err(|error| match error {
         SendError::NotSent(source) => ObtainError::NotSent(source),
-        SendError::MaybeSent(source) => ObtainError::MaybeSent { supply: config.source.supply(), source },
+        SendError::MaybeSent(source) => ObtainError::MaybeSent { reissue: config.source.reissue(), source },
     })?;
     watch(&Step::Answered);
-    let (endpoint, supply) = (config.grant.token_endpoint.to_string(), config.source.supply());
+    let (endpoint, reissue) = (config.grant.token_endpoint.to_string(), config.source.reissue());
     exchange::parse(&response, sent_at).map_err(|source| {
         let is_about_the_token = response.status() == http::StatusCode::UNAUTHORIZED;
         let judge = || evidence.judge(config, answered_at(&response), clock.now());
         let diagnosis = Box::new(if is_about_the_token { judge() } else { Diagnosis::default() });
-        ObtainError::Token { endpoint, supply, diagnosis, source }
+        ObtainError::Token { endpoint, reissue, diagnosis, source }
     })
 }
 
@@ -377,8 +377,8 @@ fn may_be_sent_again(identity_token: &IdentityToken, config: &Config) -> bool {
 }
 
 fn already_spent(spent: Spent, config: &Config, now: SystemTime) -> ObtainError {
-    let (origin, supply) = (config.source.description(), config.source.supply());
-    ObtainError::Spent { origin, supply, spent: Box::new(spent), now }
+    let (origin, reissue) = (config.source.description(), config.source.reissue());
+    ObtainError::Spent { origin, reissue, spent: Box::new(spent), now }
 }
 
 /// What the source gives, as a hash: the given tokens, the token in the file, or what an asked one says that lasts.

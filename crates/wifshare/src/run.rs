@@ -14,7 +14,7 @@ use crate::credential::{Credential, Freshness};
 use crate::delivery::{self, Delivery, HandedOutToken, Handout, ProfileDirectory};
 use crate::environment::Environment;
 use crate::events::EventLog;
-use crate::identity::{Outlook, Supply};
+use crate::identity::{Outlook, Reissue};
 use crate::identity_token::IdentityToken;
 use crate::message::whole_message;
 use crate::obtain::{self, ObtainError};
@@ -395,7 +395,7 @@ impl Run {
             Provision::Credential(Delivery::Profile | Delivery::Environment | Delivery::Gateway) => false,
         };
         // A source that cannot be asked again has no token to spare.
-        if wants_identity_token && self.config.source.supply() == Supply::Remintable {
+        if wants_identity_token && self.config.source.reissue() == Reissue::OnDemand {
             let directory = self.directory.join("identity");
             self.handed_out = Some(HandedOutToken::create(directory)?);
             match (self.hand_out_token(), self.provision) {
@@ -465,10 +465,10 @@ impl Run {
             // The run around us is gone before us; what it stored is as good as its source says.
             return if self.config.location.remintable { Afterwards::Remove } else { Afterwards::Keep };
         }
-        match self.config.source.supply() {
-            Supply::Remintable => Afterwards::Remove,
-            Supply::Fixed(_) => Afterwards::Keep,
-            Supply::Rotating => {
+        match self.config.source.reissue() {
+            Reissue::OnDemand => Afterwards::Remove,
+            Reissue::Limited(_) => Afterwards::Keep,
+            Reissue::Rotated => {
                 let token = obtain::ask(&self.config, &self.transport, self.clock, &|_| {});
                 match token.ok().and_then(|token| self.config.store().spent(&token).ok()) {
                     Some(Some(_spent)) => Afterwards::Keep,

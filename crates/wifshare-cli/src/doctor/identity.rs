@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use wifshare::{Config, Credential, IdentityToken, Supply, Transport, safe_text, whole_message};
+use wifshare::{Config, Credential, IdentityToken, Reissue, Transport, safe_text, whole_message};
 
 use super::finding::Finding;
 use super::network::Date;
@@ -11,11 +11,11 @@ use crate::talk::whole;
 
 /// Where tokens come from, and what can be asked again.
 pub(super) fn source(config: &Config) -> Finding {
-    let again = match config.source.supply() {
-        Supply::Remintable => "it gives a new token whenever it is asked",
-        Supply::Rotating => "it has a new token only when somebody replaces the old one",
-        Supply::Fixed(1) => "it has one token, and so one exchange for the whole job",
-        Supply::Fixed(_) => "it has a few tokens, and one exchange for each",
+    let again = match config.source.reissue() {
+        Reissue::OnDemand => "it gives a new token whenever it is asked",
+        Reissue::Rotated => "it has a new token only when somebody replaces the old one",
+        Reissue::Limited(1) => "it has one token, and so one exchange for the whole job",
+        Reissue::Limited(_) => "it has a few tokens, and one exchange for each",
     };
     Finding::ok("identity source", format!("{}: {again}", config.source.description()))
 }
@@ -129,8 +129,8 @@ pub(super) fn ledger(token: &IdentityToken, config: &Config, stored: Option<&Cre
         return vec![Finding::ok("ledger", "this identity token was not used by wifshare on this host")];
     };
     let evidence = format!("this identity token was already {}", spent.story(now));
-    vec![match (config.source.supply(), stored) {
-        (Supply::Remintable, _) => Finding::warning(
+    vec![match (config.source.reissue(), stored) {
+        (Reissue::OnDemand, _) => Finding::warning(
             "ledger",
             evidence,
             "the source repeats itself; wifshare asks again until it has a new one",
@@ -139,7 +139,7 @@ pub(super) fn ledger(token: &IdentityToken, config: &Config, stored: Option<&Cre
             "ledger",
             format!("{evidence}; what it bought is shared and good for {}", whole(credential.remaining(now))),
         ),
-        (Supply::Rotating | Supply::Fixed(_), None) => Finding::failed(
+        (Reissue::Rotated | Reissue::Limited(_), None) => Finding::failed(
             "ledger",
             evidence,
             Some("wrap all that shares it in one `wifshare exec`, or run the job again for a new token".to_owned()),

@@ -24,14 +24,14 @@ pub(super) fn look(job: &Surroundings<'_>) -> Detected {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Supply, surroundings::tests};
+    use super::super::{Reissue, surroundings::tests};
     use super::*;
 
     #[test]
     fn a_step_has_one_token_or_is_told_how_to_have_one() {
         let look = |variables: &[(&str, &str)]| tests::look(look, variables, &[], false);
         let Detected::Source(source) = look(&[("BITBUCKET_STEP_OIDC_TOKEN", "t")]) else { panic!("found") };
-        assert_eq!(source.supply(), Supply::Fixed(1));
+        assert_eq!(source.reissue(), Reissue::Limited(1));
         let Detected::Withheld { hint, .. } = look(&[("BITBUCKET_PIPELINE_UUID", "{x}")]) else { panic!("recognised") };
         assert!(hint.contains("oidc: true"), "{hint}");
         assert!(matches!(look(&[]), Detected::Absent));

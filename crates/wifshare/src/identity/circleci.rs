@@ -43,7 +43,7 @@ pub(super) fn look(job: &Surroundings<'_>) -> Detected {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Supply, surroundings::tests};
+    use super::super::{Reissue, surroundings::tests};
     use super::*;
 
     const JOB: [(&str, &str); 3] = [("CIRCLECI", "true"), ("CIRCLE_OIDC_TOKEN_V2", "t"), ("PATH", "/bin")];
@@ -51,11 +51,11 @@ mod tests {
     #[test]
     fn the_program_is_asked_where_it_is_and_the_variable_is_used_where_it_is_not() {
         let Detected::Source(source) = tests::look(look, &JOB, &["/bin/circleci"], false) else { panic!("found") };
-        assert_eq!((source.supply(), source.description().as_str()), (Supply::Remintable, "CircleCI"));
+        assert_eq!((source.reissue(), source.description().as_str()), (Reissue::OnDemand, "CircleCI"));
         let IdentitySource::Command(program) = source else { panic!("a program") };
         assert_eq!(program.argv.last().unwrap(), r#"{"aud":"https://api.anthropic.com"}"#);
         let Detected::Source(source) = tests::look(look, &JOB, &[], false) else { panic!("found") };
-        assert_eq!(source.supply(), Supply::Fixed(1));
+        assert_eq!(source.reissue(), Reissue::Limited(1));
         assert!(matches!(tests::look(look, &JOB[2..], &["/bin/circleci"], false), Detected::Absent));
         assert!(matches!(tests::look(look, &JOB[..1], &[], false), Detected::Withheld { .. }));
     }

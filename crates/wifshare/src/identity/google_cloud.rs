@@ -34,7 +34,7 @@ pub(super) fn look(job: &Surroundings<'_>) -> Detected {
 #[cfg(test)]
 mod tests {
     use super::super::surroundings::tests;
-    use super::super::{Reach, Supply};
+    use super::super::{Reach, Reissue};
     use super::*;
 
     #[test]
@@ -42,7 +42,7 @@ mod tests {
         let look = |variables: &[(&str, &str)], is_chosen| tests::look(look, variables, &[], is_chosen);
         for name in SPEAK_FOR_IT {
             let Detected::Source(source) = look(&[(name, "x")], false) else { panic!("{name}") };
-            assert_eq!((source.supply(), source.reach(), source.repeats()), (Supply::Remintable, Reach::Link, true));
+            assert_eq!((source.reissue(), source.reach(), source.repeats()), (Reissue::OnDemand, Reach::Link, true));
         }
         let Detected::Source(IdentitySource::Endpoint(endpoint)) = look(&[("GCE_METADATA_HOST", "evil")], true) else {
             panic!("found")

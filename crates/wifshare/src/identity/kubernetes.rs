@@ -33,7 +33,7 @@ pub(super) fn look(job: &Surroundings<'_>) -> Detected {
 #[cfg(test)]
 mod tests {
     use super::super::surroundings::tests::look;
-    use super::super::{Supply, platforms};
+    use super::super::{Reissue, platforms};
     use super::*;
 
     #[test]
@@ -41,7 +41,7 @@ mod tests {
         let pod = [("KUBERNETES_SERVICE_HOST", "10.0.0.1")];
         let file = "/var/run/secrets/anthropic.com/token";
         let Detected::Source(source) = look(super::look, &pod, &[file], false) else { panic!("found") };
-        assert_eq!(source.supply(), Supply::Rotating);
+        assert_eq!(source.reissue(), Reissue::Rotated);
         let volume = "/var/run/secrets/anthropic.com";
         assert!(matches!(look(super::look, &pod, &[volume], false), Detected::Broken { .. }));
         assert!(matches!(look(super::look, &pod, &[], false), Detected::Absent), "a pod has other ways");

@@ -7,7 +7,7 @@ use crate::clock::{Interrupted, epoch_seconds};
 use crate::code::Code;
 use crate::diagnosis::Diagnosis;
 use crate::exchange::TokenError;
-use crate::identity::{IdentityError, Supply};
+use crate::identity::{IdentityError, Reissue};
 use crate::private_file::PrivateFileError;
 use crate::resource;
 use crate::store::{Refusal, Spent, StoreError};
@@ -34,7 +34,7 @@ pub enum ObtainError {
         /// The source, in words.
         origin: String,
         /// What the source can do again.
-        supply: Supply,
+        reissue: Reissue,
         /// What the ledger says.
         spent: Box<Spent>,
         /// When we looked.
@@ -75,7 +75,7 @@ pub enum ObtainError {
     #[error("lost the answer of the token endpoint; the identity token counts as spent")]
     MaybeSent {
         /// What the source can do again.
-        supply: Supply,
+        reissue: Reissue,
         /// What happened.
         #[source]
         source: MaybeSent,
@@ -86,7 +86,7 @@ pub enum ObtainError {
         /// Where it was sent.
         endpoint: String,
         /// What the source can do again.
-        supply: Supply,
+        reissue: Reissue,
         /// What can be told of a refusal from here.
         diagnosis: Box<Diagnosis>,
         /// What it said.
@@ -215,7 +215,7 @@ impl ObtainError {
         match self {
             ObtainError::Store(error) => error.hint(),
             ObtainError::Identity { source, .. } => source.hint(),
-            ObtainError::Spent { supply, .. } => Some(how_to_go_on(*supply)),
+            ObtainError::Spent { reissue, .. } => Some(how_to_go_on(*reissue)),
             ObtainError::TooOld { .. } => Some(
                 "take the identity token right before it is used, or let wifshare ask the CI for it; \
                  look at the clock of this host too"
@@ -239,10 +239,10 @@ impl ObtainError {
                 "look whether this host reaches ANTHROPIC_BASE_URL; HTTPS_PROXY, NO_PROXY and SSL_CERT_FILE are honoured"
                     .to_owned(),
             ),
-            ObtainError::MaybeSent { supply, .. } => Some(how_to_go_on(*supply)),
+            ObtainError::MaybeSent { reissue, .. } => Some(how_to_go_on(*reissue)),
             // Whoever has one identity token has none for another try.
-            ObtainError::Token { source: TokenError::Busy { .. }, supply, .. } if *supply != Supply::Remintable => {
-                Some(how_to_go_on(*supply))
+            ObtainError::Token { source: TokenError::Busy { .. }, reissue, .. } if *reissue != Reissue::OnDemand => {
+                Some(how_to_go_on(*reissue))
             }
             ObtainError::Token { source, .. } => Some(source.hint()),
             ObtainError::Remembered(refusal, _) => refusal.hint.clone(),
@@ -268,7 +268,7 @@ impl ObtainError {
     /// Whether somebody who asks again in a moment may fare better.
     pub(crate) fn is_passing(&self) -> bool {
         match self {
-            ObtainError::Spent { supply, .. } => !matches!(supply, Supply::Fixed(_)),
+            ObtainError::Spent { reissue, .. } => !matches!(reissue, Reissue::Limited(_)),
             ObtainError::Identity { source, .. } if source.certificate().is_some() => false,
             ObtainError::Identity { source, .. } => match source {
                 IdentityError::Refused { status, .. } => status.is_server_error() || *status == 429,
@@ -349,17 +349,17 @@ impl ObtainError {
     }
 }
 
-fn how_to_go_on(supply: Supply) -> String {
-    match supply {
-        Supply::Remintable => {
+fn how_to_go_on(reissue: Reissue) -> String {
+    match reissue {
+        Reissue::OnDemand => {
             "each identity token is accepted once; run the command again, and wifshare asks for a new one".to_owned()
         }
-        Supply::Rotating => {
+        Reissue::Rotated => {
             "each identity token is accepted once; wait until the file is replaced by whoever writes it, \
              or let wifshare ask the CI itself (unset ANTHROPIC_IDENTITY_TOKEN_FILE)"
                 .to_owned()
         }
-        Supply::Fixed(_) => "each identity token is accepted once, and this job was given no other; \
+        Reissue::Limited(_) => "each identity token is accepted once, and this job was given no other; \
              wrap all its steps in one `wifshare exec`, or run the job again for a new token"
             .to_owned(),
     }
@@ -373,7 +373,7 @@ mod tests {
 
     fn answered(source: TokenError) -> ObtainError {
         let diagnosis = Box::new(Diagnosis { likely: vec!["the rule".to_owned()], ruled_out: Vec::new() });
-        ObtainError::Token { endpoint: "e".to_owned(), supply: Supply::Remintable, diagnosis, source }
+        ObtainError::Token { endpoint: "e".to_owned(), reissue: Reissue::OnDemand, diagnosis, source }
     }
 
     #[test]

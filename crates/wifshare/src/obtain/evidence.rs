@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use crate::config::{Config, DEFAULT_AUDIENCE};
 use crate::diagnosis::Diagnosis;
 use crate::github_subject::{is_immutable, without_ids};
-use crate::identity::Supply;
+use crate::identity::Reissue;
 use crate::identity_token::{Claims, IdentityToken};
 use crate::message::safe_text;
 
@@ -33,7 +33,7 @@ impl Evidence {
         self.judge_audience(&config.audience, &mut diagnosis);
         diagnosis.likely.extend(self.complaints.iter().cloned());
         // From here on nothing is proved; the order is that of experience.
-        self.judge_reuse(config.source.supply(), &mut diagnosis);
+        self.judge_reuse(config.source.reissue(), &mut diagnosis);
         if config.grant.workspace_id.is_none() {
             let workspace = "ANTHROPIC_WORKSPACE_ID is not set, and a rule that covers several workspaces needs it";
             diagnosis.likely.push(workspace.to_owned());
@@ -102,16 +102,16 @@ impl Evidence {
         }
     }
 
-    fn judge_reuse(&self, supply: Supply, diagnosis: &mut Diagnosis) {
-        match (&self.claims.jti, supply) {
+    fn judge_reuse(&self, reissue: Reissue, diagnosis: &mut Diagnosis) {
+        match (&self.claims.jti, reissue) {
             (None, _) => diagnosis
                 .ruled_out
                 .push("reuse: the identity token has no `jti`, and is accepted more than once".to_owned()),
-            (Some(_), Supply::Remintable) => diagnosis.ruled_out.push(
+            (Some(_), Reissue::OnDemand) => diagnosis.ruled_out.push(
                 "reuse (jti_reused): the identity token was asked for just now, was in no ledger and was sent once"
                     .to_owned(),
             ),
-            (Some(_), Supply::Rotating | Supply::Fixed(_)) => diagnosis.likely.push(
+            (Some(_), Reissue::Rotated | Reissue::Limited(_)) => diagnosis.likely.push(
                 "something other than wifshare exchanged this identity token before (jti_reused); our ledger did not \
                  know it"
                     .to_owned(),

@@ -14,7 +14,7 @@ use crate::backoff::Backoff;
 use crate::clock::{Interrupted, epoch_seconds, from_epoch_seconds};
 use crate::credential::{Credential, Freshness};
 use crate::delivery::{Delivery, HandedOutToken};
-use crate::identity::Supply;
+use crate::identity::Reissue;
 use crate::identity_token::IdentityToken;
 use crate::message::whole_message;
 use crate::obtain::{self, ObtainError};
@@ -64,10 +64,10 @@ impl Run {
     }
 
     fn renew_or_follow(&self, schedule: &mut Schedule) {
-        match self.config.source.supply() {
-            Supply::Remintable | Supply::Rotating => self.renew(schedule),
-            Supply::Fixed(_) if obtain::tokens_left(&self.config, self.clock) > 0 => self.renew(schedule),
-            Supply::Fixed(_) => self.follow(schedule),
+        match self.config.source.reissue() {
+            Reissue::OnDemand | Reissue::Rotated => self.renew(schedule),
+            Reissue::Limited(_) if obtain::tokens_left(&self.config, self.clock) > 0 => self.renew(schedule),
+            Reissue::Limited(_) => self.follow(schedule),
         }
     }
 
@@ -131,9 +131,9 @@ impl Run {
     fn replace(&self, rejected: &Credential, schedule: &mut Schedule) {
         let is_held = self.held().is_some_and(|held| held == *rejected);
         if is_held && schedule.may_replace(self.clock) {
-            match self.config.source.supply() {
-                Supply::Remintable | Supply::Rotating => self.renew(schedule),
-                Supply::Fixed(_) => self.follow(schedule),
+            match self.config.source.reissue() {
+                Reissue::OnDemand | Reissue::Rotated => self.renew(schedule),
+                Reissue::Limited(_) => self.follow(schedule),
             }
         }
         // Whatever came of it, those who wait for it shall wait no longer.
@@ -260,8 +260,8 @@ impl Run {
                 drop(desk);
                 watch(&Step::AlreadySpent);
                 if tries == TRIES {
-                    let (origin, supply) = (self.config.source.description(), self.config.source.supply());
-                    return Err(ObtainError::Spent { origin, supply, spent: Box::new(spent), now });
+                    let (origin, reissue) = (self.config.source.description(), self.config.source.reissue());
+                    return Err(ObtainError::Spent { origin, reissue, spent: Box::new(spent), now });
                 }
                 (self.clock.pause)(pauses.pause(Duration::ZERO, Duration::MAX, None).unwrap_or_default())?;
                 continue;
