@@ -9,7 +9,7 @@ use clap::builder::{PossibleValue, PossibleValuesParser, StringValueParser, Type
 use clap::{Arg, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, ValueHint};
 use serde::{Deserialize, Serialize};
 use wifshare::{
-    Delivery, Environment, Inputs, Opening, Places, RUN_VARIABLE, SubjectPattern, platforms, state_directory,
+    Delivery, Environment, FixedEndpoints, Inputs, Opening, RUN_VARIABLE, SubjectPattern, platforms, state_directory,
 };
 use wifshare_sandbox::conformance::Case;
 
@@ -231,7 +231,7 @@ impl IdentityArguments {
             identity_command: self.identity_command.as_ref().map(words).filter(|words: &Vec<_>| !words.is_empty()),
             identity_source: self.identity_source.clone(),
             expected_subject: self.expect_subject.as_deref().map(SubjectPattern::new),
-            places: places(),
+            endpoints: endpoints(),
             state_dir: self.state_dir.clone(),
             // Without one, an absolute path still leads somewhere, and a relative one fails where it is used.
             working_directory: std::env::current_dir().unwrap_or_default(),
@@ -697,22 +697,22 @@ fn commands() -> Vec<&'static str> {
 /// builds do not have it.
 #[cfg(debug_assertions)]
 #[expect(clippy::disallowed_methods, reason = "a switch of debug builds, for tests with a platform of their own")]
-fn places() -> Places {
+fn endpoints() -> FixedEndpoints {
     let given = |name: &str| std::env::var(name).ok();
-    let mut places = Places::default();
+    let mut endpoints = FixedEndpoints::default();
     if let Some(address) = given("WIFSHARE_TEST_METADATA") {
-        places.google_metadata.clone_from(&address);
-        places.azure_metadata = address;
+        endpoints.google_metadata.clone_from(&address);
+        endpoints.azure_metadata = address;
     }
     if let Some(volume) = given("WIFSHARE_TEST_KUBERNETES") {
-        places.kubernetes_volume = volume.into();
+        endpoints.kubernetes_volume = volume.into();
     }
-    places
+    endpoints
 }
 
 #[cfg(not(debug_assertions))]
-fn places() -> Places {
-    Places::default()
+fn endpoints() -> FixedEndpoints {
+    FixedEndpoints::default()
 }
 
 /// One variable, by its name alone.

@@ -12,7 +12,7 @@ use crate::environment::Environment;
 use crate::exchange::Grant;
 use crate::hexadecimal::hexadecimal;
 use crate::id::{self, BadForm};
-use crate::identity::{self, Detected, IdentitySource, Job, Places, Program, Reach, Reissue, Surroundings};
+use crate::identity::{self, Detected, DetectionInput, FixedEndpoints, IdentitySource, Job, Network, Program, Reissue};
 use crate::message;
 use crate::principal::{OwnPrincipal, Principal};
 use crate::store::{self, Location, Memory, Store};
@@ -50,7 +50,7 @@ pub struct Inputs {
     /// The subject that the identity token has to have (`WIFSHARE_EXPECT_SUBJECT`).
     pub expected_subject: Option<SubjectPattern>,
     /// Where the platforms have what never moves.
-    pub places: Places,
+    pub endpoints: FixedEndpoints,
     /// Where state is kept (`WIFSHARE_STATE_DIR`).
     pub state_dir: Option<PathBuf>,
     /// What a relative path begins at. A child may work elsewhere, and a key means one file.
@@ -266,9 +266,9 @@ impl Config {
     /// service is nearer still, and whoever waits for it waits for a machine that has none.
     pub fn way_to_the_source(&self, transport: &Transport) -> Transport {
         let seconds = Duration::from_secs;
-        match self.source.reach() {
-            Reach::Network => transport.clone().with_patience(seconds(5), seconds(15)),
-            Reach::Link => transport.clone().without_proxies().with_patience(seconds(1), seconds(5)),
+        match self.source.network() {
+            Network::Routed => transport.clone().with_patience(seconds(5), seconds(15)),
+            Network::LinkLocal => transport.clone().without_proxies().with_patience(seconds(1), seconds(5)),
         }
     }
 
@@ -369,14 +369,19 @@ fn source(inputs: &Inputs, environment: &Environment, audience: &str) -> Result<
     if let Some(path) = &inputs.identity_token_file {
         return token_file(path.clone(), inputs);
     }
-    let surroundings =
-        Surroundings { environment, audience, places: &inputs.places, exists: &|path| path.exists(), is_chosen: false };
+    let input = DetectionInput {
+        environment,
+        audience,
+        endpoints: &inputs.endpoints,
+        exists: &|path| path.exists(),
+        is_chosen: false,
+    };
     let detected = match &inputs.identity_source {
-        Some(name) => identity::choose(name, &surroundings).ok_or_else(|| ConfigError::UnknownSource {
+        Some(name) => identity::choose(name, &input).ok_or_else(|| ConfigError::UnknownSource {
             name: message::safe_text(name),
             known: identity::platforms().collect::<Vec<_>>().join(", "),
         })?,
-        None => identity::detect(&surroundings),
+        None => identity::detect(&input),
     };
     let is_named = |path: &Path| environment.os("ANTHROPIC_IDENTITY_TOKEN_FILE") == Some(path.as_os_str());
     match detected {
@@ -389,7 +394,7 @@ fn source(inputs: &Inputs, environment: &Environment, audience: &str) -> Result<
         Detected::Absent if environment.has("KUBERNETES_SERVICE_HOST") => Err(ConfigError::NoSource {
             reason: format!(
                 "ANTHROPIC_IDENTITY_TOKEN_FILE is not set, and no token for the Claude API is projected at {}",
-                inputs.places.kubernetes_volume.join("token").display()
+                inputs.endpoints.kubernetes_volume.join("token").display()
             ),
             hint: "mount a projected volume with a serviceAccountToken there (docs/guides/ci/kubernetes.md), \
                    or name another source with --identity-source"

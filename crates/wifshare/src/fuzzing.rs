@@ -16,7 +16,7 @@ use crate::environment::Environment;
 use crate::event::Event;
 use crate::exchange;
 use crate::gateway;
-use crate::identity::{Detected, IdentityError, IdentitySource, Places, Surroundings, detect};
+use crate::identity::{Detected, DetectionInput, FixedEndpoints, IdentityError, IdentitySource, detect};
 use crate::identity_token::{IdentityToken, LARGEST, Malformed};
 use crate::message::{Body, Response, is_secure, safe_text, whole_message};
 use crate::run::parse_inputs;
@@ -123,10 +123,10 @@ pub fn identity_response(bytes: &[u8]) {
 /// A job of GitHub's that is to ask at this URL.
 fn github(url: &str) -> Detected {
     let variables = [("ACTIONS_ID_TOKEN_REQUEST_URL", url), ("ACTIONS_ID_TOKEN_REQUEST_TOKEN", "t")];
-    detect(&Surroundings {
+    detect(&DetectionInput {
         environment: &Environment::from_iter(variables),
         audience: "https://api.anthropic.com",
-        places: &Places::default(),
+        endpoints: &FixedEndpoints::default(),
         exists: &|_| false,
         is_chosen: false,
     })

@@ -16,12 +16,12 @@ use crate::step::Watch;
 use crate::wire::CertificateFault;
 
 mod answer;
+mod detection;
 mod endpoint;
 mod given;
 mod job;
 mod outlook;
 mod program;
-mod surroundings;
 // -- platforms, one file each: what they are recognised by, and what is asked of them --
 mod aws;
 mod azure;
@@ -36,18 +36,18 @@ mod kubernetes;
 mod spiffe;
 
 pub use answer::Answer;
-pub use endpoint::{Endpoint, NamedBy, Question, Reach};
+pub use detection::{DetectionInput, FixedEndpoints};
+pub use endpoint::{Endpoint, NamedBy, Network, Question};
 pub use given::Given;
 pub use job::{Job, job};
 pub use outlook::Outlook;
 pub use program::Program;
-pub use surroundings::{Places, Surroundings};
 
 /// A platform that hands out identity tokens.
 struct Platform {
     /// What it is chosen by.
     name: &'static str,
-    look: fn(&Surroundings<'_>) -> Detected,
+    look: fn(&DetectionInput<'_>) -> Detected,
 }
 
 /// The platforms, in the order in which they are looked for: first the CIs, of which a job has one; then what was laid
@@ -155,7 +155,7 @@ pub enum IdentityError {
         /// The endpoint's host.
         host: String,
         /// How it was to be reached.
-        reach: Reach,
+        network: Network,
         /// The last failure.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
@@ -180,7 +180,7 @@ pub enum IdentityError {
         /// What was wrong.
         what: String,
         /// How it was reached.
-        reach: Reach,
+        network: Network,
     },
     /// The token file could not be read.
     #[error("could not read the identity token file {}", path.display())]
@@ -217,27 +217,27 @@ pub enum IdentityError {
 }
 
 /// Finds the source: a token file first, tokens in variables next, then the platforms.
-pub fn detect(surroundings: &Surroundings<'_>) -> Detected {
-    if let Some(path) = surroundings.environment.os("ANTHROPIC_IDENTITY_TOKEN_FILE") {
+pub fn detect(input: &DetectionInput<'_>) -> Detected {
+    if let Some(path) = input.environment.os("ANTHROPIC_IDENTITY_TOKEN_FILE") {
         return Detected::Source(IdentitySource::file(path.into()));
     }
-    match given::detect(surroundings.environment) {
+    match given::detect(input.environment) {
         Detected::Absent => {}
         detected => return detected,
     }
     PLATFORMS
         .iter()
-        .map(|platform| (platform.look)(surroundings))
+        .map(|platform| (platform.look)(input))
         .find(|detected| !matches!(detected, Detected::Absent))
         .unwrap_or(Detected::Absent)
 }
 
 /// Looks for this platform alone; `None` where no platform has that name.
-pub fn choose(name: &str, surroundings: &Surroundings<'_>) -> Option<Detected> {
+pub fn choose(name: &str, input: &DetectionInput<'_>) -> Option<Detected> {
     let platform = PLATFORMS.iter().find(|platform| platform.name == name)?;
-    let is_elsewhere = matches!((platform.look)(surroundings), Detected::Absent);
+    let is_elsewhere = matches!((platform.look)(input), Detected::Absent);
     let explained = |reason| format!("{name} was named, and nothing says that this job runs there: {reason}");
-    Some(match (platform.look)(&Surroundings { is_chosen: true, ..*surroundings }) {
+    Some(match (platform.look)(&DetectionInput { is_chosen: true, ..*input }) {
         Detected::Withheld { reason, hint } if is_elsewhere => Detected::Withheld { reason: explained(reason), hint },
         Detected::Broken { reason, hint } if is_elsewhere => Detected::Broken { reason: explained(reason), hint },
         detected => detected,
@@ -282,10 +282,10 @@ impl IdentitySource {
     }
 
     /// How it is reached.
-    pub fn reach(&self) -> Reach {
+    pub fn network(&self) -> Network {
         match self {
-            IdentitySource::Endpoint(endpoint) => endpoint.reach,
-            IdentitySource::Command(_) | IdentitySource::File { .. } | IdentitySource::Given(_) => Reach::Network,
+            IdentitySource::Endpoint(endpoint) => endpoint.network,
+            IdentitySource::Command(_) | IdentitySource::File { .. } | IdentitySource::Given(_) => Network::Routed,
         }
     }
 
@@ -399,18 +399,18 @@ impl IdentityError {
             IdentityError::File { source, .. } if resource::cure(source).is_some() => {
                 resource::cure(source).unwrap_or_default()
             }
-            IdentityError::Unreachable { reach: Reach::Network, .. } => {
+            IdentityError::Unreachable { network: Network::Routed, .. } => {
                 "look whether this host reaches it; HTTPS_PROXY, NO_PROXY and SSL_CERT_FILE are honoured"
             }
-            IdentityError::Unreachable { reach: Reach::Link, .. } => {
+            IdentityError::Unreachable { network: Network::LinkLocal, .. } => {
                 "look whether this is such a machine, and whether it lets this user or container reach its metadata service \
                  (no proxy is used for it); for another source there is --identity-source"
             }
             IdentityError::Refused { hint, .. } => hint,
-            IdentityError::Unexpected { reach: Reach::Link, .. } => {
+            IdentityError::Unexpected { network: Network::LinkLocal, .. } => {
                 "something else answers at that address; look whether this is such a machine"
             }
-            IdentityError::Unexpected { reach: Reach::Network, .. } => {
+            IdentityError::Unexpected { network: Network::Routed, .. } => {
                 "something between this host and the platform answers in its place; a proxy?"
             }
             IdentityError::File { hint, .. } | IdentityError::Command { hint, .. } => hint,
@@ -436,7 +436,7 @@ fn text(source: impl Read) -> io::Result<Secret> {
 
 #[cfg(test)]
 mod tests {
-    use super::surroundings::tests::look;
+    use super::detection::tests::look;
     use super::*;
     use crate::environment::Environment;
 
@@ -471,17 +471,17 @@ mod tests {
     #[test]
     fn every_platform_is_chosen_by_its_name_and_explains_itself_where_it_is_not() {
         let environment = Environment::default();
-        let surroundings = Surroundings {
+        let input = DetectionInput {
             environment: &environment,
             audience: "a",
-            places: &Places::default(),
+            endpoints: &FixedEndpoints::default(),
             exists: &|_| false,
             is_chosen: false,
         };
         for name in platforms() {
-            match choose(name, &surroundings) {
+            match choose(name, &input) {
                 Some(Detected::Source(source)) => {
-                    assert_eq!(source.reach(), Reach::Link, "{name} needs nothing to speak for it");
+                    assert_eq!(source.network(), Network::LinkLocal, "{name} needs nothing to speak for it");
                 }
                 Some(Detected::Withheld { reason, hint } | Detected::Broken { reason, hint }) => {
                     assert!(!reason.is_empty() && !hint.is_empty(), "{name}");
@@ -489,7 +489,7 @@ mod tests {
                 other => panic!("{name}: {other:?}"),
             }
         }
-        assert!(choose("GitHub", &surroundings).is_none());
+        assert!(choose("GitHub", &input).is_none());
     }
 
     #[test]
@@ -508,15 +508,15 @@ mod tests {
     fn a_platform_that_was_named_says_so_only_where_the_job_does_not_run_there() {
         let chosen = |name: &str, variables: &[(&str, &str)]| {
             let environment: Environment = variables.iter().copied().collect();
-            let places = Places::default();
-            let surroundings = Surroundings {
+            let endpoints = FixedEndpoints::default();
+            let input = DetectionInput {
                 environment: &environment,
                 audience: "a",
-                places: &places,
+                endpoints: &endpoints,
                 exists: &|_| false,
                 is_chosen: false,
             };
-            choose(name, &surroundings).expect("a platform")
+            choose(name, &input).expect("a platform")
         };
         let reason = |detected| match detected {
             Detected::Withheld { reason, .. } | Detected::Broken { reason, .. } => reason,

@@ -8,7 +8,7 @@
 //! <https://docs.aws.amazon.com/STS/latest/APIReference/API_GetWebIdentityToken.html> (regional endpoints alone have
 //! it), and <https://platform.claude.com/docs/en/manage-claude/wif-providers/aws>.
 
-use super::{Answer, Detected, IdentitySource, Program, Surroundings};
+use super::{Answer, Detected, DetectionInput, IdentitySource, Program};
 
 /// Set in CodeBuild; and in Lambda, ECS and CloudShell.
 const SPEAK_FOR_IT: [&str; 2] = ["CODEBUILD_BUILD_ARN", "AWS_EXECUTION_ENV"];
@@ -35,7 +35,7 @@ const TOLD_APART_BY: [&str; 5] = [
     "AWS_CONTAINER_CREDENTIALS_FULL_URI",
 ];
 
-pub(super) fn look(job: &Surroundings<'_>) -> Detected {
+pub(super) fn look(job: &DetectionInput<'_>) -> Detected {
     let speaks = SPEAK_FOR_IT.iter().find(|name| job.environment.has(name));
     if !job.is_chosen && speaks.is_none() {
         return Detected::Absent;
@@ -78,7 +78,7 @@ pub(super) fn look(job: &Surroundings<'_>) -> Detected {
 
 #[cfg(test)]
 mod tests {
-    use super::super::surroundings::tests;
+    use super::super::detection::tests;
     use super::*;
 
     #[test]

@@ -8,7 +8,7 @@
 //! metadata services hand out the same one until it is old, for up to a day.
 
 use super::endpoint::{on_the_link, with_parameters};
-use super::{Answer, Detected, Endpoint, IdentitySource, Question, Surroundings};
+use super::{Answer, Detected, DetectionInput, Endpoint, IdentitySource, Question};
 use crate::secret::Secret;
 
 const OF_APP_SERVICE: [&str; 4] = ["IDENTITY_HEADER", "IDENTITY_ENDPOINT", "MSI_SECRET", "MSI_ENDPOINT"];
@@ -18,7 +18,7 @@ const AUDIENCE: &str = "ANTHROPIC_OIDC_AUDIENCE (--audience) has to be the appli
                         tenant, api://…, and the identity has to exist; AZURE_CLIENT_ID chooses among several";
 
 /// App Service, Functions and Container Apps: an endpoint on the machine, and a secret for it.
-pub(super) fn look_for_app_service(job: &Surroundings<'_>) -> Detected {
+pub(super) fn look_for_app_service(job: &DetectionInput<'_>) -> Detected {
     let secret = job.environment.text("IDENTITY_HEADER");
     match (job.environment.text("IDENTITY_ENDPOINT"), secret) {
         (Some(url), Some(secret)) => {
@@ -53,11 +53,11 @@ pub(super) fn look_for_app_service(job: &Surroundings<'_>) -> Detected {
 }
 
 /// A virtual machine's metadata service. No variable speaks for it.
-pub(super) fn look_for_vm(job: &Surroundings<'_>) -> Detected {
+pub(super) fn look_for_vm(job: &DetectionInput<'_>) -> Detected {
     if !job.is_chosen {
         return Detected::Absent;
     }
-    let url = format!("{}/metadata/identity/oauth2/token", job.places.azure_metadata);
+    let url = format!("{}/metadata/identity/oauth2/token", job.endpoints.azure_metadata);
     let parameters = with_client(job, vec![("api-version", "2018-02-01"), ("resource", job.audience)]);
     let Some(url) = on_the_link(&url, &parameters) else {
         return Detected::broken("the metadata service has no usable address", "leave it where it is");
@@ -70,7 +70,7 @@ pub(super) fn look_for_vm(job: &Surroundings<'_>) -> Detected {
 }
 
 /// AKS: the token that Kubernetes projected speaks for an application, and Entra answers with a token of its own.
-pub(super) fn look_for_workload_identity(job: &Surroundings<'_>) -> Detected {
+pub(super) fn look_for_workload_identity(job: &DetectionInput<'_>) -> Detected {
     const NEEDED: [&str; 2] = ["AZURE_CLIENT_ID", "AZURE_TENANT_ID"];
     const CURE: &str = "the pod needs the label `azure.workload.identity/use: \"true\"`, and its service account the annotation \
                         `azure.workload.identity/client-id`";
@@ -107,7 +107,7 @@ pub(super) fn look_for_workload_identity(job: &Surroundings<'_>) -> Detected {
         headers: Vec::new(),
         answer: Answer::Json("/access_token"),
         signature: None,
-        reach: super::Reach::Network,
+        network: super::Network::Routed,
         named_by: super::NamedBy::Nothing,
         repeats: true,
         ends_at: None,
@@ -119,14 +119,14 @@ pub(super) fn look_for_workload_identity(job: &Surroundings<'_>) -> Detected {
     }))
 }
 
-fn with_client<'a>(job: &Surroundings<'a>, mut parameters: Vec<(&'a str, &'a str)>) -> Vec<(&'a str, &'a str)> {
+fn with_client<'a>(job: &DetectionInput<'a>, mut parameters: Vec<(&'a str, &'a str)>) -> Vec<(&'a str, &'a str)> {
     parameters.extend(job.environment.text("AZURE_CLIENT_ID").map(|id| ("client_id", id)));
     parameters
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::surroundings::tests::look;
+    use super::super::detection::tests::look;
     use super::*;
 
     fn endpoint(detected: Detected) -> Endpoint {

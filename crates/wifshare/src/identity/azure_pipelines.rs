@@ -8,12 +8,12 @@
 //! the pipeline.
 
 use super::endpoint::with_parameters;
-use super::{Answer, Detected, Endpoint, IdentitySource, Question, Surroundings};
+use super::{Answer, Detected, DetectionInput, Endpoint, IdentitySource, Question};
 use crate::secret::Secret;
 
 pub(super) const VARIABLES: [&str; 2] = ["SYSTEM_ACCESSTOKEN", "SYSTEM_OIDCREQUESTURI"];
 
-pub(super) fn look(job: &Surroundings<'_>) -> Detected {
+pub(super) fn look(job: &DetectionInput<'_>) -> Detected {
     if !job.is_chosen && !job.says_yes("TF_BUILD") && !job.environment.has("SYSTEM_OIDCREQUESTURI") {
         return Detected::Absent;
     }
@@ -52,7 +52,7 @@ pub(super) fn look(job: &Surroundings<'_>) -> Detected {
 
 #[cfg(test)]
 mod tests {
-    use super::super::surroundings::tests;
+    use super::super::detection::tests;
     use super::*;
 
     const JOB: [(&str, &str); 3] = [

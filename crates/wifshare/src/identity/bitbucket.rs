@@ -3,12 +3,12 @@
 //! Source: <https://support.atlassian.com/bitbucket-cloud/docs/integrate-pipelines-with-resource-servers-using-oidc/>;
 //! `oidc: audiences:` names other audiences than the workspace's own.
 
-use super::{Detected, Given, IdentitySource, Surroundings};
+use super::{Detected, DetectionInput, Given, IdentitySource};
 use crate::secret::Secret;
 
 pub(super) const VARIABLES: [&str; 1] = ["BITBUCKET_STEP_OIDC_TOKEN"];
 
-pub(super) fn look(job: &Surroundings<'_>) -> Detected {
+pub(super) fn look(job: &DetectionInput<'_>) -> Detected {
     match job.environment.text(VARIABLES[0]) {
         Some(token) => {
             let given = Given { variable: VARIABLES[0].to_owned(), text: Secret::new(token.to_owned()) };
@@ -24,7 +24,7 @@ pub(super) fn look(job: &Surroundings<'_>) -> Detected {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Reissue, surroundings::tests};
+    use super::super::{Reissue, detection::tests};
     use super::*;
 
     #[test]

@@ -2,11 +2,11 @@
 //!
 //! Source: <https://buildkite.com/docs/agent/v3/cli-oidc> and <https://buildkite.com/docs/pipelines/security/oidc>.
 
-use super::{Answer, Detected, IdentitySource, Program, Surroundings};
+use super::{Answer, Detected, DetectionInput, IdentitySource, Program};
 
 pub(super) const VARIABLES: [&str; 1] = ["BUILDKITE_AGENT_ACCESS_TOKEN"];
 
-pub(super) fn look(job: &Surroundings<'_>) -> Detected {
+pub(super) fn look(job: &DetectionInput<'_>) -> Detected {
     if !job.is_chosen && !job.says_yes("BUILDKITE") {
         return Detected::Absent;
     }
@@ -43,7 +43,7 @@ pub(super) fn look(job: &Surroundings<'_>) -> Detected {
 
 #[cfg(test)]
 mod tests {
-    use super::super::surroundings::tests;
+    use super::super::detection::tests;
     use super::*;
 
     const JOB: [(&str, &str); 4] = [

@@ -5,7 +5,7 @@
 //! <https://circleci.com/docs/openid-connect-tokens/>. Of the two variables, V2 says more in its subject, and a rule is
 //! written for one of them; so the other is no second round.
 
-use super::{Answer, Detected, Given, IdentitySource, Program, Surroundings};
+use super::{Answer, Detected, DetectionInput, Given, IdentitySource, Program};
 use crate::secret::Secret;
 
 pub(super) const VARIABLES: [&str; 2] = ["CIRCLE_OIDC_TOKEN_V2", "CIRCLE_OIDC_TOKEN"];
@@ -13,7 +13,7 @@ pub(super) const VARIABLES: [&str; 2] = ["CIRCLE_OIDC_TOKEN_V2", "CIRCLE_OIDC_TO
 const FORKS: &str = "CircleCI issues no identity tokens for forks unless `Pass secrets to builds from forked pull requests` is \
                      set (--optional runs the command without the credential there)";
 
-pub(super) fn look(job: &Surroundings<'_>) -> Detected {
+pub(super) fn look(job: &DetectionInput<'_>) -> Detected {
     if !job.is_chosen && !job.says_yes("CIRCLECI") {
         return Detected::Absent;
     }
@@ -43,7 +43,7 @@ pub(super) fn look(job: &Surroundings<'_>) -> Detected {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Reissue, surroundings::tests};
+    use super::super::{Reissue, detection::tests};
     use super::*;
 
     const JOB: [(&str, &str); 3] = [("CIRCLECI", "true"), ("CIRCLE_OIDC_TOKEN_V2", "t"), ("PATH", "/bin")];

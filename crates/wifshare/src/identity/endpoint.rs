@@ -32,7 +32,7 @@ pub struct Endpoint {
     /// A header that every answer of the platform has, so that nobody else can answer in its place unnoticed.
     pub signature: Option<(&'static str, &'static str)>,
     /// How it is reached.
-    pub reach: Reach,
+    pub network: Network,
     /// What of it tells one job from another.
     pub named_by: NamedBy,
     /// Whether it hands out the same token again until that one is old.
@@ -78,13 +78,13 @@ pub enum NamedBy {
     Nothing,
 }
 
-/// How an endpoint is reached.
+/// Which network an endpoint is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reach {
-    /// Like any other, proxies included.
-    Network,
-    /// Over this machine's own link: without proxies, and it answers at once or never.
-    Link,
+pub enum Network {
+    /// Any routed network. Proxies are used.
+    Routed,
+    /// The machine's own link, such as a cloud's metadata service. It answers at once or never, and no proxy is used.
+    LinkLocal,
 }
 
 impl Endpoint {
@@ -97,7 +97,7 @@ impl Endpoint {
             headers: vec![("authorization", Secret::new(format!("Bearer {bearer}")))],
             answer: Answer::Json("/value"),
             signature: None,
-            reach: Reach::Network,
+            network: Network::Routed,
             named_by: NamedBy::Url,
             repeats: false,
             // Most platforms hand out a JWT here; what it says of its end is good enough to tell.
@@ -118,7 +118,7 @@ impl Endpoint {
             headers,
             answer: Answer::Json("/access_token"),
             signature: None,
-            reach: Reach::Link,
+            network: Network::LinkLocal,
             named_by: NamedBy::Nothing,
             repeats: true,
             ends_at: None,
@@ -161,13 +161,13 @@ impl Endpoint {
                     let failure = IdentityError::Unreachable {
                         platform: self.platform,
                         host: self.url.host().unwrap_or_default().to_owned(),
-                        reach: self.reach,
+                        network: self.network,
                         source: Box::new(error),
                     };
-                    let budget = match self.reach {
+                    let budget = match self.network {
                         _ if failure.certificate().is_some() => Duration::ZERO,
-                        Reach::Network => PATIENCE,
-                        Reach::Link => SHORT_PATIENCE,
+                        Network::Routed => PATIENCE,
+                        Network::LinkLocal => SHORT_PATIENCE,
                     };
                     (failure, budget, None)
                 }
@@ -194,7 +194,7 @@ impl Endpoint {
             403 if may_pass(response) => Some(PATIENCE),
             403 => Some(SHORT_PATIENCE),
             // A metadata service that is being updated (Azure's documentation names both).
-            404 | 410 if self.reach == Reach::Link => Some(SHORT_PATIENCE),
+            404 | 410 if self.network == Network::LinkLocal => Some(SHORT_PATIENCE),
             _ => None,
         }
     }
@@ -256,7 +256,7 @@ impl Endpoint {
     }
 
     fn unexpected(&self, what: String) -> IdentityError {
-        IdentityError::Unexpected { platform: self.platform, what, reach: self.reach }
+        IdentityError::Unexpected { platform: self.platform, what, network: self.network }
     }
 
     fn refusal(&self, response: &Response) -> IdentityError {
@@ -400,7 +400,7 @@ mod tests {
         for (status, body) in [(401, PENDING), (400, "{}"), (404, "{}"), (302, ""), (200, "{}")] {
             assert_eq!(asked(&endpoint(), status, body), (1, Duration::ZERO), "HTTP {status}");
         }
-        let metadata = Endpoint { reach: Reach::Link, ..endpoint() };
+        let metadata = Endpoint { network: Network::LinkLocal, ..endpoint() };
         assert_eq!(asked(&metadata, 410, "{}").1, SHORT_PATIENCE);
     }
 

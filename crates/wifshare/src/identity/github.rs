@@ -7,7 +7,7 @@
 //! the job began.
 
 use super::endpoint::with_parameters;
-use super::{Detected, Endpoint, IdentitySource, NamedBy, Surroundings};
+use super::{Detected, DetectionInput, Endpoint, IdentitySource, NamedBy};
 
 pub(super) const VARIABLES: [&str; 2] = ["ACTIONS_ID_TOKEN_REQUEST_URL", "ACTIONS_ID_TOKEN_REQUEST_TOKEN"];
 
@@ -67,7 +67,7 @@ const ACT: Runner = Runner {
     named_by: NamedBy::Bearer,
 };
 
-pub(super) fn look(job: &Surroundings<'_>) -> Detected {
+pub(super) fn look(job: &DetectionInput<'_>) -> Detected {
     // All of them set GitHub's variable too.
     let runner = match () {
         () if job.says_yes("FORGEJO_ACTIONS") => FORGEJO,
@@ -109,7 +109,7 @@ pub(super) fn look(job: &Surroundings<'_>) -> Detected {
 
 #[cfg(test)]
 mod tests {
-    use super::super::surroundings::tests;
+    use super::super::detection::tests;
     use super::*;
 
     fn look(variables: &[(&str, &str)]) -> Detected {

@@ -4,14 +4,14 @@
 //! Source: <https://docs.gitlab.com/ci/secrets/id_token_authentication/>. Whatever they are called, those that this
 //! GitLab issued for our audience are found by what they say of themselves.
 
-use super::{Detected, Given, IdentitySource, Surroundings};
+use super::{Detected, DetectionInput, Given, IdentitySource};
 use crate::identity_token::IdentityToken;
 use crate::secret::Secret;
 
 const CURE: &str = "declare one in .gitlab-ci.yml: `id_tokens: { ANTHROPIC_IDENTITY_TOKEN: { aud: https://api.anthropic.com } }`; \
                     each is accepted once, so a job longer than one credential's life needs several";
 
-pub(super) fn look(job: &Surroundings<'_>) -> Detected {
+pub(super) fn look(job: &DetectionInput<'_>) -> Detected {
     if !job.is_chosen && !job.says_yes("GITLAB_CI") {
         return Detected::Absent;
     }
@@ -51,8 +51,8 @@ pub(super) fn look(job: &Surroundings<'_>) -> Detected {
 
 #[cfg(test)]
 mod tests {
+    use super::super::detection::tests;
     use super::super::given::tests::token;
-    use super::super::surroundings::tests;
     use super::*;
 
     fn look(variables: &[(&str, &str)]) -> Detected {

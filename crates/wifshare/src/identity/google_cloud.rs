@@ -7,17 +7,18 @@
 //! to be named.
 
 use super::endpoint::on_the_link;
-use super::{Answer, Detected, Endpoint, IdentitySource, Surroundings};
+use super::{Answer, Detected, DetectionInput, Endpoint, IdentitySource};
 use crate::secret::Secret;
 
 /// Set in Cloud Run services and functions, Cloud Run jobs, and App Engine.
 const SPEAK_FOR_IT: [&str; 3] = ["K_SERVICE", "CLOUD_RUN_JOB", "GAE_SERVICE"];
 
-pub(super) fn look(job: &Surroundings<'_>) -> Detected {
+pub(super) fn look(job: &DetectionInput<'_>) -> Detected {
     if !job.is_chosen && !SPEAK_FOR_IT.iter().any(|name| job.environment.has(name)) {
         return Detected::Absent;
     }
-    let url = format!("{}/computeMetadata/v1/instance/service-accounts/default/identity", job.places.google_metadata);
+    let url =
+        format!("{}/computeMetadata/v1/instance/service-accounts/default/identity", job.endpoints.google_metadata);
     let Some(url) = on_the_link(&url, &[("audience", job.audience), ("format", "full")]) else {
         return Detected::broken("the metadata server has no usable address", "leave it where it is");
     };
@@ -33,8 +34,8 @@ pub(super) fn look(job: &Surroundings<'_>) -> Detected {
 
 #[cfg(test)]
 mod tests {
-    use super::super::surroundings::tests;
-    use super::super::{Reach, Reissue};
+    use super::super::detection::tests;
+    use super::super::{Network, Reissue};
     use super::*;
 
     #[test]
@@ -42,7 +43,10 @@ mod tests {
         let look = |variables: &[(&str, &str)], is_chosen| tests::look(look, variables, &[], is_chosen);
         for name in SPEAK_FOR_IT {
             let Detected::Source(source) = look(&[(name, "x")], false) else { panic!("{name}") };
-            assert_eq!((source.reissue(), source.reach(), source.repeats()), (Reissue::OnDemand, Reach::Link, true));
+            assert_eq!(
+                (source.reissue(), source.network(), source.repeats()),
+                (Reissue::OnDemand, Network::LinkLocal, true)
+            );
         }
         let Detected::Source(IdentitySource::Endpoint(endpoint)) = look(&[("GCE_METADATA_HOST", "evil")], true) else {
             panic!("found")

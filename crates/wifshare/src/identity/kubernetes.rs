@@ -5,10 +5,10 @@
 //! <https://platform.claude.com/docs/en/manage-claude/wif-providers/kubernetes>. Elsewhere ANTHROPIC_IDENTITY_TOKEN_FILE
 //! names it. The pod's default token is meant for the API server, and is left alone.
 
-use super::{Detected, IdentitySource, Surroundings};
+use super::{Detected, DetectionInput, IdentitySource};
 
-pub(super) fn look(job: &Surroundings<'_>) -> Detected {
-    let volume = &job.places.kubernetes_volume;
+pub(super) fn look(job: &DetectionInput<'_>) -> Detected {
+    let volume = &job.endpoints.kubernetes_volume;
     let path = volume.join("token");
     match (job.is_chosen || job.environment.has("KUBERNETES_SERVICE_HOST"), (job.exists)(&path)) {
         (true, true) => Detected::Source(IdentitySource::File {
@@ -32,7 +32,7 @@ pub(super) fn look(job: &Surroundings<'_>) -> Detected {
 
 #[cfg(test)]
 mod tests {
-    use super::super::surroundings::tests::look;
+    use super::super::detection::tests::look;
     use super::super::{Reissue, platforms};
     use super::*;
 

@@ -9,11 +9,11 @@
 //! <https://platform.claude.com/docs/en/manage-claude/wif-providers/spiffe>. The agent hands out the same token until half
 //! of its life is over.
 
-use super::{Answer, Detected, IdentitySource, Program, Surroundings};
+use super::{Answer, Detected, DetectionInput, IdentitySource, Program};
 
 const VARIABLES: [&str; 1] = ["SPIFFE_ENDPOINT_SOCKET"];
 
-pub(super) fn look(job: &Surroundings<'_>) -> Detected {
+pub(super) fn look(job: &DetectionInput<'_>) -> Detected {
     let Some(socket) = job.environment.text(VARIABLES[0]) else {
         return match job.is_chosen {
             true => Detected::withheld(
@@ -53,7 +53,7 @@ pub(super) fn look(job: &Surroundings<'_>) -> Detected {
 
 #[cfg(test)]
 mod tests {
-    use super::super::surroundings::tests;
+    use super::super::detection::tests;
     use super::*;
 
     #[test]

@@ -1,29 +1,29 @@
-//! What a platform is recognised by, as values: variables, what exists, and where the platforms have what never moves.
+//! The input of platform detection, as values: environment, existing files, fixed endpoints.
 
 use std::path::{Path, PathBuf};
 
 use crate::environment::Environment;
 
-/// A job as a platform's file looks at it. Looking asks nobody and reads nothing.
+/// What platform detection may look at. Detection sends no request and reads no file.
 #[derive(Clone, Copy)]
-pub struct Surroundings<'a> {
+pub struct DetectionInput<'a> {
     /// The variables.
     pub environment: &'a Environment,
-    /// For whom the identity token shall be meant, where the platform can be told.
+    /// The audience to request, where the platform lets a job choose it.
     pub audience: &'a str,
-    /// Where the platforms have what never moves.
-    pub places: &'a Places,
-    /// Whether there is such a file or directory.
+    /// Addresses and paths that no variable can change.
+    pub endpoints: &'a FixedEndpoints,
+    /// Whether a file or directory exists.
     pub exists: &'a dyn Fn(&Path) -> bool,
-    /// Whether the user named the platform, so that no variable has to speak for it.
+    /// Whether the user named the platform. Then no variable has to indicate it.
     pub is_chosen: bool,
 }
 
-/// The addresses and paths that the platforms document as fixed. No variable moves them: whoever can set a job's
-/// variables must not be able to answer in a metadata service's place. A test has doubles elsewhere.
+/// Addresses and paths that the platforms document as fixed. No variable changes them: a party that can set a job's
+/// variables must not be able to impersonate a metadata service. Tests use other addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Places {
-    /// Google Cloud's metadata server, by its address, so that no resolver has a say.
+pub struct FixedEndpoints {
+    /// Google Cloud's metadata server, by IP address, so that name resolution cannot redirect it.
     pub google_metadata: String,
     /// The Azure Instance Metadata Service.
     pub azure_metadata: String,
@@ -31,9 +31,9 @@ pub struct Places {
     pub kubernetes_volume: PathBuf,
 }
 
-impl Default for Places {
+impl Default for FixedEndpoints {
     fn default() -> Self {
-        Places {
+        FixedEndpoints {
             google_metadata: "http://169.254.169.254".to_owned(),
             azure_metadata: "http://169.254.169.254".to_owned(),
             kubernetes_volume: "/var/run/secrets/anthropic.com".into(),
@@ -41,7 +41,7 @@ impl Default for Places {
     }
 }
 
-impl Surroundings<'_> {
+impl DetectionInput<'_> {
     /// Whether this variable says yes, as CIs say it: `true`, `True`.
     pub(super) fn says_yes(&self, name: &str) -> bool {
         self.environment.text(name).is_some_and(|value| value.eq_ignore_ascii_case("true"))
@@ -60,16 +60,16 @@ pub(super) mod tests {
 
     /// What a platform's file finds in these variables, where these files exist.
     pub(in crate::identity) fn look(
-        platform: fn(&Surroundings<'_>) -> Detected,
+        platform: fn(&DetectionInput<'_>) -> Detected,
         variables: &[(&str, &str)],
         files: &[&str],
         is_chosen: bool,
     ) -> Detected {
         let environment: Environment = variables.iter().copied().collect();
-        platform(&Surroundings {
+        platform(&DetectionInput {
             environment: &environment,
             audience: "https://api.anthropic.com",
-            places: &Places::default(),
+            endpoints: &FixedEndpoints::default(),
             exists: &|path| files.iter().any(|file| path == Path::new(file)),
             is_chosen,
         })
@@ -78,20 +78,20 @@ pub(super) mod tests {
     #[test]
     fn a_program_is_not_found_in_a_checked_out_repository() {
         let environment = Environment::from_iter([("PATH", "bin:.:/opt/a:/opt/b")]);
-        let surroundings = Surroundings {
+        let input = DetectionInput {
             environment: &environment,
             audience: "",
-            places: &Places::default(),
+            endpoints: &FixedEndpoints::default(),
             exists: &|path| path != Path::new("/opt/a/agent"),
             is_chosen: false,
         };
-        assert_eq!(surroundings.program("agent"), Some("/opt/b/agent".into()));
+        assert_eq!(input.program("agent"), Some("/opt/b/agent".into()));
     }
 
     #[test]
     fn a_metadata_service_is_asked_at_its_own_address() {
-        let places = Places::default();
-        assert_eq!(places.google_metadata, "http://169.254.169.254");
-        assert_eq!(places.azure_metadata, "http://169.254.169.254");
+        let endpoints = FixedEndpoints::default();
+        assert_eq!(endpoints.google_metadata, "http://169.254.169.254");
+        assert_eq!(endpoints.azure_metadata, "http://169.254.169.254");
     }
 }
