@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use wifshare::{
     Arrangement, Claims, Config, ConfigError, DELIVERED_TOKENS, DELIVERED_VARIABLE, Delivery, Enclosing, Ending,
-    Environment, Living, Opening, Outlook, Provision, Purpose, RUN_VARIABLE, Reissue, Run, Step, StoreError, Transport,
-    What, arrangement, delivered, delivered_token, delivery_around, prove, resolve_for, variables_of_the_cis,
-    without_what_buys,
+    Environment, Living, Opening, Provision, Purpose, RUN_VARIABLE, Reissue, RenewalOutlook, Run, Step, StoreError,
+    Transport, What, arrangement, delivered, delivered_token, delivery_around, prove, resolve_for,
+    variables_of_the_cis, without_what_buys,
 };
 
 use crate::access_log::AccessLog;
@@ -460,7 +460,7 @@ fn warn_of_short_life(provision: Provision, lifetime: Duration, talk: Talk) {
 }
 
 /// How long the job can stay signed in, and why: said aloud where there is an end within sight.
-fn outlook_of(outlook: &Outlook, reissue: Reissue, left: Duration, talk: Talk) {
+fn outlook_of(outlook: &RenewalOutlook, reissue: Reissue, left: Duration, talk: Talk) {
     const SIGHT: Duration = Duration::from_secs(3600);
     let because = &outlook.because;
     let Some(ends_at) = outlook.ends_at else {

@@ -12,7 +12,9 @@ use crate::environment::Environment;
 use crate::exchange::Grant;
 use crate::hexadecimal::hexadecimal;
 use crate::id::{self, BadForm};
-use crate::identity::{self, Detected, DetectionInput, FixedEndpoints, IdentitySource, Job, Network, Program, Reissue};
+use crate::identity::{
+    self, Detected, DetectionInput, FixedEndpoints, IdentityCommand, IdentitySource, Job, Network, Reissue,
+};
 use crate::message;
 use crate::principal::{OwnPrincipal, Principal};
 use crate::store::{self, Location, Memory, Store};
@@ -364,7 +366,7 @@ pub(crate) fn endpoint(base_url: &str) -> Result<(String, Uri), ConfigError> {
 
 fn source(inputs: &Inputs, environment: &Environment, audience: &str) -> Result<IdentitySource, ConfigError> {
     if let Some(argv) = &inputs.identity_command {
-        return Ok(IdentitySource::Command(Program::of_the_user(argv.clone(), environment.clone())));
+        return Ok(IdentitySource::Command(IdentityCommand::of_the_user(argv.clone(), environment.clone())));
     }
     if let Some(path) = &inputs.identity_token_file {
         return token_file(path.clone(), inputs);

@@ -16,12 +16,12 @@ use crate::step::Watch;
 use crate::wire::CertificateFault;
 
 mod answer;
+mod command;
 mod detection;
 mod endpoint;
-mod given;
 mod job;
 mod outlook;
-mod program;
+mod variables;
 // -- platforms, one file each: what they are recognised by, and what is asked of them --
 mod aws;
 mod azure;
@@ -36,12 +36,12 @@ mod kubernetes;
 mod spiffe;
 
 pub use answer::Answer;
+pub use command::IdentityCommand;
 pub use detection::{DetectionInput, FixedEndpoints};
 pub use endpoint::{Endpoint, NamedBy, Network, Question};
-pub use given::Given;
 pub use job::{Job, job};
-pub use outlook::Outlook;
-pub use program::Program;
+pub use outlook::RenewalOutlook;
+pub use variables::TokenVariable;
 
 /// A platform that hands out identity tokens.
 struct Platform {
@@ -87,7 +87,7 @@ pub enum IdentitySource {
     Endpoint(Endpoint),
     /// A program that prints a token. It is started directly, without a shell, and only where the user named it or
     /// where the variables of a platform's agent speak for it.
-    Command(Program),
+    Command(IdentityCommand),
     /// A file that holds a token and that somebody may replace. It is read anew each time.
     File {
         /// The file.
@@ -96,7 +96,7 @@ pub enum IdentitySource {
         hint: &'static str,
     },
     /// Tokens that were handed to the job in variables.
-    Given(Vec<Given>),
+    Variables(Vec<TokenVariable>),
 }
 
 /// Whether a source issues another token after the first.
@@ -221,7 +221,7 @@ pub fn detect(input: &DetectionInput<'_>) -> Detected {
     if let Some(path) = input.environment.os("ANTHROPIC_IDENTITY_TOKEN_FILE") {
         return Detected::Source(IdentitySource::file(path.into()));
     }
-    match given::detect(input.environment) {
+    match variables::detect(input.environment) {
         Detected::Absent => {}
         detected => return detected,
     }
@@ -267,7 +267,7 @@ impl IdentitySource {
         match self {
             IdentitySource::Endpoint(_) | IdentitySource::Command(_) => Reissue::OnDemand,
             IdentitySource::File { .. } => Reissue::Rotated,
-            IdentitySource::Given(tokens) => Reissue::Limited(tokens.len()),
+            IdentitySource::Variables(tokens) => Reissue::Limited(tokens.len()),
         }
     }
 
@@ -277,7 +277,7 @@ impl IdentitySource {
         match self {
             IdentitySource::Endpoint(endpoint) => endpoint.repeats,
             IdentitySource::Command(program) => program.repeats,
-            IdentitySource::File { .. } | IdentitySource::Given(_) => false,
+            IdentitySource::File { .. } | IdentitySource::Variables(_) => false,
         }
     }
 
@@ -285,7 +285,7 @@ impl IdentitySource {
     pub fn network(&self) -> Network {
         match self {
             IdentitySource::Endpoint(endpoint) => endpoint.network,
-            IdentitySource::Command(_) | IdentitySource::File { .. } | IdentitySource::Given(_) => Network::Routed,
+            IdentitySource::Command(_) | IdentitySource::File { .. } | IdentitySource::Variables(_) => Network::Routed,
         }
     }
 
@@ -293,10 +293,10 @@ impl IdentitySource {
     pub fn description(&self) -> String {
         match self {
             IdentitySource::Endpoint(endpoint) => endpoint.platform.to_owned(),
-            IdentitySource::Command(Program { platform: Some(platform), .. }) => (*platform).to_owned(),
+            IdentitySource::Command(IdentityCommand { platform: Some(platform), .. }) => (*platform).to_owned(),
             IdentitySource::Command(program) => format!("the command `{}`", program.name()),
             IdentitySource::File { path, .. } => format!("the file {}", path.display()),
-            IdentitySource::Given(tokens) => given::described(tokens),
+            IdentitySource::Variables(tokens) => variables::described(tokens),
         }
     }
 
@@ -307,7 +307,7 @@ impl IdentitySource {
             IdentitySource::Endpoint(endpoint) => endpoint.identity(),
             IdentitySource::Command(program) => program.identity(),
             IdentitySource::File { path, .. } => format!("file {}", path.display()),
-            IdentitySource::Given(tokens) => format!("given {:?}", given::principals(tokens)),
+            IdentitySource::Variables(tokens) => format!("given {:?}", variables::principals(tokens)),
         }
     }
 
@@ -316,7 +316,7 @@ impl IdentitySource {
     pub fn names_its_job(&self) -> bool {
         match self {
             IdentitySource::Endpoint(endpoint) => endpoint.named_by != NamedBy::Nothing,
-            IdentitySource::Given(_) => true,
+            IdentitySource::Variables(_) => true,
             IdentitySource::Command(_) | IdentitySource::File { .. } => false,
         }
     }
@@ -328,7 +328,7 @@ impl IdentitySource {
             IdentitySource::Endpoint(endpoint) => endpoint.variables.iter().map(|name| (*name).to_owned()).collect(),
             IdentitySource::Command(program) => program.variables.iter().map(|name| (*name).to_owned()).collect(),
             IdentitySource::File { .. } => Vec::new(),
-            IdentitySource::Given(tokens) => tokens.iter().map(|given| given.variable.clone()).collect(),
+            IdentitySource::Variables(tokens) => tokens.iter().map(|given| given.variable.clone()).collect(),
         };
         let of_the_cis = variables_of_the_cis().map(str::to_owned);
         let mut all: Vec<String> = of_the_cis.chain(own).filter(|name| name != "ANTHROPIC_IDENTITY_TOKEN").collect();
@@ -341,14 +341,14 @@ impl IdentitySource {
     pub(crate) fn file_token(&self) -> Option<IdentityToken> {
         match self {
             IdentitySource::File { path, .. } => IdentityToken::parse(&read(path).ok()?).ok(),
-            IdentitySource::Endpoint(_) | IdentitySource::Command(_) | IdentitySource::Given(_) => None,
+            IdentitySource::Endpoint(_) | IdentitySource::Command(_) | IdentitySource::Variables(_) => None,
         }
     }
 
     /// How many of its tokens can still be exchanged; `None` where it can be asked for new ones.
     pub fn tokens_left(&self, is_spent: impl Fn(&IdentityToken) -> bool, now: SystemTime) -> Option<usize> {
         match self {
-            IdentitySource::Given(tokens) => Some(given::unspent(tokens, is_spent, now).len()),
+            IdentitySource::Variables(tokens) => Some(variables::unspent(tokens, is_spent, now).len()),
             IdentitySource::Endpoint(_) | IdentitySource::Command(_) | IdentitySource::File { .. } => None,
         }
     }
@@ -371,7 +371,7 @@ impl IdentitySource {
             IdentitySource::File { path, hint } => {
                 read(path).map_err(|source| IdentityError::File { path: path.clone(), hint, source })?
             }
-            IdentitySource::Given(tokens) => return given::next(tokens, is_spent, clock.now()),
+            IdentitySource::Variables(tokens) => return variables::next(tokens, is_spent, clock.now()),
         };
         let malformed = |reason| IdentityError::Malformed { origin: self.description(), reason };
         IdentityToken::parse(&text).map_err(malformed)

@@ -87,8 +87,9 @@ pub use github_subject::{is_immutable, with_ids_of, without_ids};
 pub use holder::Holder;
 pub use id::{BadForm, complaint};
 pub use identity::{
-    Answer, Detected, DetectionInput, Endpoint, FixedEndpoints, Given, IdentityError, IdentitySource, Job, NamedBy,
-    Network, Outlook, Program, Question, Reissue, choose, detect, job, platforms, variables_of_the_cis,
+    Answer, Detected, DetectionInput, Endpoint, FixedEndpoints, IdentityCommand, IdentityError, IdentitySource, Job,
+    NamedBy, Network, Question, Reissue, RenewalOutlook, TokenVariable, choose, detect, job, platforms,
+    variables_of_the_cis,
 };
 pub use identity_token::{Claims, Fingerprint, IdentityToken, Malformed};
 pub use message::{Request, Response, answered_at, safe_text, whole_message};

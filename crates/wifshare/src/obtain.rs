@@ -10,7 +10,7 @@ use crate::config::{Config, Proof};
 use crate::credential::{Credential, Freshness};
 use crate::diagnosis::Diagnosis;
 use crate::exchange;
-use crate::identity::{Given, IdentityError, IdentitySource, Reissue};
+use crate::identity::{IdentityError, IdentitySource, Reissue, TokenVariable};
 use crate::identity_token::IdentityToken;
 use crate::message::{answered_at, safe_text, whole_message};
 use crate::principal::Principal;
@@ -385,7 +385,7 @@ fn already_spent(spent: Spent, config: &Config, now: SystemTime) -> ObtainError 
 /// `None` where the source would have to be asked for it.
 fn given_by(config: &Config, token: Option<&IdentityToken>) -> Option<String> {
     let fingerprint = match &config.source {
-        IdentitySource::Given(tokens) => return Some(Given::fingerprint(tokens)),
+        IdentitySource::Variables(tokens) => return Some(TokenVariable::fingerprint(tokens)),
         IdentitySource::File { .. } => match token {
             Some(token) => token.fingerprint(),
             None => config.source.file_token()?.fingerprint(),
@@ -403,7 +403,7 @@ fn given_by(config: &Config, token: Option<&IdentityToken>) -> Option<String> {
 fn concerns(refusal: &Refusal, config: &Config) -> bool {
     let now = given_by(config, None);
     match config.source {
-        IdentitySource::Given(_) | IdentitySource::File { .. } => refusal.given.is_none() || refusal.given == now,
+        IdentitySource::Variables(_) | IdentitySource::File { .. } => refusal.given.is_none() || refusal.given == now,
         IdentitySource::Endpoint(_) | IdentitySource::Command(_) => {
             refusal.given.is_none() || now.is_none() || refusal.given == now
         }
@@ -469,7 +469,7 @@ mod tests {
     use crate::clock::from_epoch_seconds;
     use crate::config::{Inputs, resolve};
     use crate::environment::Environment;
-    use crate::identity::{Given, IdentitySource};
+    use crate::identity::{IdentitySource, TokenVariable};
     use crate::private_file;
     use crate::secret::Secret;
 
@@ -544,7 +544,7 @@ mod tests {
         let spent = hand_out().unwrap();
         assert!(already_spent(spent.clone(), &config, clock.now()).is_passing());
         let (variable, text) = ("A".to_owned(), Secret::new("b".to_owned()));
-        config.source = IdentitySource::Given(vec![Given { variable, text }]);
+        config.source = IdentitySource::Variables(vec![TokenVariable { variable, text }]);
         assert!(!already_spent(spent, &config, clock.now()).is_passing());
     }
 

@@ -14,7 +14,7 @@ use crate::credential::{Credential, Freshness};
 use crate::delivery::{self, Delivery, HandedOutToken, Handout, ProfileDirectory};
 use crate::environment::Environment;
 use crate::events::EventLog;
-use crate::identity::{Outlook, Reissue};
+use crate::identity::{Reissue, RenewalOutlook};
 use crate::identity_token::IdentityToken;
 use crate::message::whole_message;
 use crate::obtain::{self, ObtainError};
@@ -282,7 +282,7 @@ impl Run {
     }
 
     /// How long the job can stay signed in, as far as the source knows; `None` where nothing is held.
-    pub fn outlook(&self) -> Option<Outlook> {
+    pub fn outlook(&self) -> Option<RenewalOutlook> {
         let is_spent = |token: &IdentityToken| obtain::is_spent(token, &self.config);
         Some(self.config.source.outlook(&self.held()?, is_spent, self.clock.now()))
     }

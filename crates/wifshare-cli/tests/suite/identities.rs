@@ -36,7 +36,7 @@ enum Gives {
     /// This variable holds one.
     Variable(&'static str),
     /// This program in the job's directory prints one, between these texts.
-    Program(&'static str, &'static str, &'static str),
+    IdentityCommand(&'static str, &'static str, &'static str),
 }
 
 const NONE: Source = Source { name: "", options: &[], variables: &[], own: &[], gives: Gives::Endpoint };
@@ -52,7 +52,7 @@ const SOURCES: [Source; 17] = [
     Source {
         name: "a command",
         options: &["--identity-command", "[DIRECTORY]/bin/print"],
-        gives: Gives::Program("print", "", ""),
+        gives: Gives::IdentityCommand("print", "", ""),
         ..NONE
     },
     Source {
@@ -101,33 +101,33 @@ const SOURCES: [Source; 17] = [
         name: "Buildkite",
         variables: &[("BUILDKITE", "true"), ("BUILDKITE_AGENT_ACCESS_TOKEN", "t")],
         own: &[("BUILDKITE_JOB_ID", ["11", "12"])],
-        gives: Gives::Program("buildkite-agent", "", ""),
+        gives: Gives::IdentityCommand("buildkite-agent", "", ""),
         ..NONE
     },
     Source {
         name: "CircleCI",
         variables: &[("CIRCLECI", "true")],
         own: &[("CIRCLE_WORKFLOW_JOB_ID", ["11", "12"])],
-        gives: Gives::Program("circleci", "", ""),
+        gives: Gives::IdentityCommand("circleci", "", ""),
         ..NONE
     },
     // An older agent, which names no job.
     Source {
         name: "CircleCI without a job id",
         variables: &[("CIRCLECI", "true")],
-        gives: Gives::Program("circleci", "", ""),
+        gives: Gives::IdentityCommand("circleci", "", ""),
         ..NONE
     },
     Source {
         name: "AWS",
         variables: &[("CODEBUILD_BUILD_ARN", "arn:aws:codebuild:eu-west-1:1:build/x")],
-        gives: Gives::Program("aws", r#"{"WebIdentityToken": ""#, r#""}"#),
+        gives: Gives::IdentityCommand("aws", r#"{"WebIdentityToken": ""#, r#""}"#),
         ..NONE
     },
     Source {
         name: "SPIFFE",
         variables: &[("SPIFFE_ENDPOINT_SOCKET", "unix:///run/spire/agent.sock")],
-        gives: Gives::Program("spire-agent", r#"[{"svids":[{"svid":""#, r#""}]}]"#),
+        gives: Gives::IdentityCommand("spire-agent", r#"[{"svids":[{"svid":""#, r#""}]}]"#),
         ..NONE
     },
     Source {
@@ -175,7 +175,7 @@ impl Host {
         for directory in ["bin", "pod"] {
             std::fs::create_dir(job.path(directory)).unwrap();
         }
-        if let Gives::Program(name, before, after) = source.gives {
+        if let Gives::IdentityCommand(name, before, after) = source.gives {
             let script = format!(
                 "#!/bin/sh\nset -e\nnext=$(ls {0}/$WHO | head -n 1)\nprintf '%s' '{before}'\ncat {0}/$WHO/$next\nprintf '%s' '{after}'\nrm {0}/$WHO/$next\n",
                 unspent.path().display()
@@ -208,7 +208,7 @@ impl Host {
                 .set_knobs(Knobs { identity_token_subject: SUBJECTS[who].to_owned(), ..self.job.sandbox.knobs() }),
             Gives::File(path) => std::fs::write(self.job.path(path), self.token_of(who)).unwrap(),
             Gives::Variable(name) => drop(command.env(name, self.token_of(who))),
-            Gives::Program(..) => {
+            Gives::IdentityCommand(..) => {
                 let directory = self.unspent.path().join(who.to_string());
                 drop(std::fs::remove_dir_all(&directory));
                 std::fs::create_dir_all(&directory).unwrap();

@@ -8,7 +8,7 @@
 //! <https://docs.aws.amazon.com/STS/latest/APIReference/API_GetWebIdentityToken.html> (regional endpoints alone have
 //! it), and <https://platform.claude.com/docs/en/manage-claude/wif-providers/aws>.
 
-use super::{Answer, Detected, DetectionInput, IdentitySource, Program};
+use super::{Answer, Detected, DetectionInput, IdentityCommand, IdentitySource};
 
 /// Set in CodeBuild; and in Lambda, ECS and CloudShell.
 const SPEAK_FOR_IT: [&str; 2] = ["CODEBUILD_BUILD_ARN", "AWS_EXECUTION_ENV"];
@@ -63,7 +63,7 @@ pub(super) fn look(job: &DetectionInput<'_>) -> Detected {
         "--output",
         "json",
     ];
-    Detected::Source(IdentitySource::Command(Program {
+    Detected::Source(IdentitySource::Command(IdentityCommand {
         platform: Some("AWS STS"),
         argv: std::iter::once(program.into()).chain(arguments.map(Into::into)).collect(),
         environment,

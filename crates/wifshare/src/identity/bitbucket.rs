@@ -3,7 +3,7 @@
 //! Source: <https://support.atlassian.com/bitbucket-cloud/docs/integrate-pipelines-with-resource-servers-using-oidc/>;
 //! `oidc: audiences:` names other audiences than the workspace's own.
 
-use super::{Detected, DetectionInput, Given, IdentitySource};
+use super::{Detected, DetectionInput, IdentitySource, TokenVariable};
 use crate::secret::Secret;
 
 pub(super) const VARIABLES: [&str; 1] = ["BITBUCKET_STEP_OIDC_TOKEN"];
@@ -11,8 +11,8 @@ pub(super) const VARIABLES: [&str; 1] = ["BITBUCKET_STEP_OIDC_TOKEN"];
 pub(super) fn look(job: &DetectionInput<'_>) -> Detected {
     match job.environment.text(VARIABLES[0]) {
         Some(token) => {
-            let given = Given { variable: VARIABLES[0].to_owned(), text: Secret::new(token.to_owned()) };
-            Detected::Source(IdentitySource::Given(vec![given]))
+            let given = TokenVariable { variable: VARIABLES[0].to_owned(), text: Secret::new(token.to_owned()) };
+            Detected::Source(IdentitySource::Variables(vec![given]))
         }
         None if job.is_chosen || job.environment.has("BITBUCKET_PIPELINE_UUID") => Detected::withheld(
             "this Bitbucket step holds no identity token",

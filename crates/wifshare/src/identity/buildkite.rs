@@ -2,7 +2,7 @@
 //!
 //! Source: <https://buildkite.com/docs/agent/v3/cli-oidc> and <https://buildkite.com/docs/pipelines/security/oidc>.
 
-use super::{Answer, Detected, DetectionInput, IdentitySource, Program};
+use super::{Answer, Detected, DetectionInput, IdentityCommand, IdentitySource};
 
 pub(super) const VARIABLES: [&str; 1] = ["BUILDKITE_AGENT_ACCESS_TOKEN"];
 
@@ -28,7 +28,7 @@ pub(super) fn look(job: &DetectionInput<'_>) -> Detected {
             "let the agent's program reach this process; a container of the docker plugin has it with `mount-buildkite-agent: true`",
         );
     };
-    Detected::Source(IdentitySource::Command(Program {
+    Detected::Source(IdentitySource::Command(IdentityCommand {
         platform: Some("Buildkite"),
         argv: vec![program.into(), "oidc".into(), "request-token".into(), "--audience".into(), job.audience.into()],
         environment: job.environment.clone(),

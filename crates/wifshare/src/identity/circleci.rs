@@ -5,7 +5,7 @@
 //! <https://circleci.com/docs/openid-connect-tokens/>. Of the two variables, V2 says more in its subject, and a rule is
 //! written for one of them; so the other is no second round.
 
-use super::{Answer, Detected, DetectionInput, Given, IdentitySource, Program};
+use super::{Answer, Detected, DetectionInput, IdentityCommand, IdentitySource, TokenVariable};
 use crate::secret::Secret;
 
 pub(super) const VARIABLES: [&str; 2] = ["CIRCLE_OIDC_TOKEN_V2", "CIRCLE_OIDC_TOKEN"];
@@ -20,7 +20,7 @@ pub(super) fn look(job: &DetectionInput<'_>) -> Detected {
     // A job that was given no token gets none from the program either.
     if let Some(program) = job.program("circleci").filter(|_| job.says_yes("CIRCLECI")) {
         let claims = serde_json::json!({ "aud": job.audience }).to_string();
-        return Detected::Source(IdentitySource::Command(Program {
+        return Detected::Source(IdentitySource::Command(IdentityCommand {
             platform: Some("CircleCI"),
             argv: vec![program.into(), "run".into(), "oidc".into(), "get".into(), "--claims".into(), claims.into()],
             environment: job.environment.clone(),
@@ -33,10 +33,10 @@ pub(super) fn look(job: &DetectionInput<'_>) -> Detected {
     }
     let given = VARIABLES.iter().find_map(|name| {
         let text = Secret::new(job.environment.text(name)?.to_owned());
-        Some(Given { variable: (*name).to_owned(), text })
+        Some(TokenVariable { variable: (*name).to_owned(), text })
     });
     match given {
-        Some(given) => Detected::Source(IdentitySource::Given(vec![given])),
+        Some(given) => Detected::Source(IdentitySource::Variables(vec![given])),
         None => Detected::withheld("this CircleCI job holds no identity token", FORKS),
     }
 }

@@ -4,7 +4,7 @@
 //! Source: <https://docs.gitlab.com/ci/secrets/id_token_authentication/>. Whatever they are called, those that this
 //! GitLab issued for our audience are found by what they say of themselves.
 
-use super::{Detected, DetectionInput, Given, IdentitySource};
+use super::{Detected, DetectionInput, IdentitySource, TokenVariable};
 use crate::identity_token::IdentityToken;
 use crate::secret::Secret;
 
@@ -28,7 +28,7 @@ pub(super) fn look(job: &DetectionInput<'_>) -> Detected {
             continue;
         }
         match claims.audience.iter().any(|audience| audience == job.audience) {
-            true => given.push(Given { variable: name.to_owned(), text }),
+            true => given.push(TokenVariable { variable: name.to_owned(), text }),
             false if for_others.is_none() => {
                 for_others = claims.audience.first().map(|audience| (name.to_owned(), audience.clone()));
             }
@@ -36,7 +36,7 @@ pub(super) fn look(job: &DetectionInput<'_>) -> Detected {
         }
     }
     match (given.is_empty(), for_others) {
-        (false, _) => Detected::Source(IdentitySource::Given(given)),
+        (false, _) => Detected::Source(IdentitySource::Variables(given)),
         (true, Some((name, audience))) => Detected::broken(
             &format!(
                 "the identity token in {name} is meant for {}, and none is meant for {}",
@@ -52,7 +52,7 @@ pub(super) fn look(job: &DetectionInput<'_>) -> Detected {
 #[cfg(test)]
 mod tests {
     use super::super::detection::tests;
-    use super::super::given::tests::token;
+    use super::super::variables::tests::token;
     use super::*;
 
     fn look(variables: &[(&str, &str)]) -> Detected {
@@ -67,7 +67,7 @@ mod tests {
         let vault = token(r#"{"iss":"https://gitlab.example","aud":"https://vault.example","jti":"2"}"#);
         let foreign = token(r#"{"iss":"https://other.example","aud":"https://api.anthropic.com","jti":"3"}"#);
         let variables = [JOB[0], JOB[1], ("CLAUDE_B", &ours), ("CLAUDE_A", &ours), ("VAULT", &vault), ("X", &foreign)];
-        let Detected::Source(IdentitySource::Given(given)) = look(&variables) else { panic!("found") };
+        let Detected::Source(IdentitySource::Variables(given)) = look(&variables) else { panic!("found") };
         let names: Vec<_> = given.iter().map(|given| given.variable.as_str()).collect();
         assert_eq!(names, ["CLAUDE_A", "CLAUDE_B"]);
         let Detected::Broken { reason, .. } = look(&[JOB[0], JOB[1], ("VAULT", &vault)]) else { panic!("half of it") };

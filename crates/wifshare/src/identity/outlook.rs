@@ -2,13 +2,13 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::{IdentitySource, given};
+use super::{IdentitySource, variables};
 use crate::credential::Credential;
 use crate::identity_token::IdentityToken;
 
 /// How long a job can stay signed in.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Outlook {
+pub struct RenewalOutlook {
     /// Until when; `None` where no end is known.
     pub ends_at: Option<SystemTime>,
     /// Why, in words that follow "because".
@@ -20,9 +20,14 @@ impl IdentitySource {
     ///
     /// A given token buys a credential that lives as long as the one held, or twice as long as the token still has
     /// itself, whichever is less (docs/reference/protocol.md §5.3).
-    pub fn outlook(&self, held: &Credential, is_spent: impl Fn(&IdentityToken) -> bool, now: SystemTime) -> Outlook {
+    pub fn outlook(
+        &self,
+        held: &Credential,
+        is_spent: impl Fn(&IdentityToken) -> bool,
+        now: SystemTime,
+    ) -> RenewalOutlook {
         match self {
-            IdentitySource::Endpoint(endpoint) => Outlook {
+            IdentitySource::Endpoint(endpoint) => RenewalOutlook {
                 ends_at: endpoint.ends_at,
                 because: match (endpoint.ends_at, endpoint.end) {
                     (Some(_), _) => format!("what the job asks {} with ends then", endpoint.platform),
@@ -32,19 +37,19 @@ impl IdentitySource {
                     (None, None) => format!("{} issues an identity token whenever it is asked", endpoint.platform),
                 },
             },
-            IdentitySource::Command(_) => Outlook {
+            IdentitySource::Command(_) => RenewalOutlook {
                 ends_at: None,
                 because: format!("{} issues an identity token whenever it is asked", self.description()),
             },
-            IdentitySource::File { .. } => Outlook {
+            IdentitySource::File { .. } => RenewalOutlook {
                 ends_at: None,
                 because: format!(
                     "{} is read anew each time, and whoever writes it has to replace its token",
                     self.description()
                 ),
             },
-            IdentitySource::Given(tokens) => {
-                let unspent = given::unspent(tokens, is_spent, now);
+            IdentitySource::Variables(tokens) => {
+                let unspent = variables::unspent(tokens, is_spent, now);
                 let unused = match unspent.len() {
                     0 => "all of them used".to_owned(),
                     left => format!("{left} of them unused"),
@@ -58,7 +63,7 @@ impl IdentitySource {
                         )
                     }
                 };
-                Outlook { ends_at: Some(last_of(held, &unspent)), because }
+                RenewalOutlook { ends_at: Some(last_of(held, &unspent)), because }
             }
         }
     }
@@ -79,8 +84,8 @@ fn last_of(held: &Credential, unspent: &[IdentityToken]) -> SystemTime {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Given;
-    use super::super::given::tests::token;
+    use super::super::TokenVariable;
+    use super::super::variables::tests::token;
     use super::*;
     use crate::clock::from_epoch_seconds;
     use crate::secret::Secret;
@@ -96,11 +101,11 @@ mod tests {
     }
 
     fn ends_after(exps: &[u64]) -> u64 {
-        let given = exps.iter().enumerate().map(|(number, exp)| Given {
+        let given = exps.iter().enumerate().map(|(number, exp)| TokenVariable {
             variable: format!("T{number}"),
             text: Secret::new(token(&format!(r#"{{"jti":"{number}","exp":{exp}}}"#))),
         });
-        let source = IdentitySource::Given(given.collect());
+        let source = IdentitySource::Variables(given.collect());
         let is_first = |token: &IdentityToken| token.claims().jti.as_deref() == Some("0");
         let outlook = source.outlook(&held(), is_first, from_epoch_seconds(1000));
         crate::clock::epoch_seconds(outlook.ends_at.expect("an end"))
@@ -121,8 +126,8 @@ mod tests {
 
     #[test]
     fn an_end_is_told_with_its_reason() {
-        let given = Given { variable: "T".to_owned(), text: Secret::new(token("{}")) };
-        let source = IdentitySource::Given(vec![given]);
+        let given = TokenVariable { variable: "T".to_owned(), text: Secret::new(token("{}")) };
+        let source = IdentitySource::Variables(vec![given]);
         let outlook = source.outlook(&held(), |_| true, from_epoch_seconds(1000));
         assert_eq!(outlook.because, "the variable T holds one identity token and each is accepted once");
         let outlook = IdentitySource::file("/t".into()).outlook(&held(), |_| true, from_epoch_seconds(1000));

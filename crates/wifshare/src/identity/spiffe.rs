@@ -9,7 +9,7 @@
 //! <https://platform.claude.com/docs/en/manage-claude/wif-providers/spiffe>. The agent hands out the same token until half
 //! of its life is over.
 
-use super::{Answer, Detected, DetectionInput, IdentitySource, Program};
+use super::{Answer, Detected, DetectionInput, IdentityCommand, IdentitySource};
 
 const VARIABLES: [&str; 1] = ["SPIFFE_ENDPOINT_SOCKET"];
 
@@ -38,7 +38,7 @@ pub(super) fn look(job: &DetectionInput<'_>) -> Detected {
         );
     };
     let arguments = ["api", "fetch", "jwt", "-audience", job.audience, "-socketPath", path, "-output", "json"];
-    Detected::Source(IdentitySource::Command(Program {
+    Detected::Source(IdentitySource::Command(IdentityCommand {
         platform: Some("the SPIFFE Workload API"),
         argv: std::iter::once(program.into()).chain(arguments.map(Into::into)).collect(),
         environment: job.environment.clone(),

@@ -87,7 +87,7 @@ fn config_of(around: &Path) -> Option<Config> {
         audience: String::new(),
         scope: None,
         expected_subject: None,
-        source: IdentitySource::Given(Vec::new()),
+        source: IdentitySource::Variables(Vec::new()),
         job: identity::job(&inputs.iter().collect()),
         principal: OwnPrincipal::default(),
         location: Store::of_run(around)?.location()?,

@@ -15,7 +15,7 @@ use crate::step::{Step, Watch};
 
 /// A program and how it is started: directly, without a shell.
 #[derive(Clone, Debug)]
-pub struct Program {
+pub struct IdentityCommand {
     /// The platform's name as people say it; `None` where the user named the command.
     pub platform: Option<&'static str>,
     /// The program and its arguments.
@@ -34,10 +34,10 @@ pub struct Program {
     pub failure_hint: &'static str,
 }
 
-impl Program {
+impl IdentityCommand {
     /// The command that the user named.
-    pub fn of_the_user(argv: Vec<OsString>, environment: Environment) -> Program {
-        Program {
+    pub fn of_the_user(argv: Vec<OsString>, environment: Environment) -> IdentityCommand {
+        IdentityCommand {
             platform: None,
             argv,
             environment,
@@ -176,9 +176,9 @@ fn end(child: &mut Child) {
 mod tests {
     use super::*;
 
-    fn program(words: &[&str]) -> Program {
+    fn program(words: &[&str]) -> IdentityCommand {
         let environment = Environment::from_iter([("PATH", "/usr/bin:/bin"), ("T", "abc")]);
-        Program::of_the_user(words.iter().map(OsString::from).collect(), environment)
+        IdentityCommand::of_the_user(words.iter().map(OsString::from).collect(), environment)
     }
 
     #[test]
@@ -209,14 +209,14 @@ mod tests {
         let watch = |step: &Step<'_>| {
             paused.fetch_add(u32::from(matches!(step, Step::Retrying { .. })), std::sync::atomic::Ordering::SeqCst);
         };
-        let agent = Program { platform: Some("Test CI"), ..command };
+        let agent = IdentityCommand { platform: Some("Test CI"), ..command };
         assert_eq!(agent.token(Clock::system(), &watch).expect("the third run").expose().trim(), "t");
         assert_eq!((runs(), paused.into_inner()), (3, 1));
     }
 
     #[test]
     fn a_token_is_taken_out_of_what_a_program_prints() {
-        let printing = |text: &'static str| Program {
+        let printing = |text: &'static str| IdentityCommand {
             answer: Answer::Json("/0/svids/0/svid"),
             ..program(&["printf", "%s", text])
         };
@@ -277,7 +277,7 @@ mod tests {
     fn commands_are_told_apart_by_their_words_and_by_what_they_are_asked_with() {
         let plain = program(&["a", "b"]);
         assert_eq!(plain.identity(), r#"command ["a", "b"]"#);
-        let asked = Program { told_apart_by: &["T", "U"], ..plain };
+        let asked = IdentityCommand { told_apart_by: &["T", "U"], ..plain };
         assert_eq!(asked.identity(), r#"command ["a", "b"] ["abc", ""]"#);
     }
 }

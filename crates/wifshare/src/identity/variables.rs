@@ -14,16 +14,16 @@ use crate::secret::Secret;
 
 /// One token and the variable it stands in.
 #[derive(Clone, Debug)]
-pub struct Given {
+pub struct TokenVariable {
     /// The variable's name.
     pub variable: String,
     /// What it holds.
     pub text: Secret,
 }
 
-impl Given {
+impl TokenVariable {
     /// What identifies these texts without being them.
-    pub(crate) fn fingerprint(tokens: &[Given]) -> String {
+    pub(crate) fn fingerprint(tokens: &[TokenVariable]) -> String {
         let mut hash = Sha256::new();
         for given in tokens {
             hash.update((given.text.expose().len() as u64).to_be_bytes());
@@ -46,21 +46,21 @@ pub(super) fn detect(environment: &Environment) -> Detected {
     let given = |variable: &str| {
         // One that is not Unicode is refused with its reason later; it must not count as unset.
         let text = Secret::new(environment.os(variable)?.to_string_lossy().trim().to_owned());
-        Some(Given { variable: variable.to_owned(), text })
+        Some(TokenVariable { variable: variable.to_owned(), text })
     };
     let Some(list) = environment.text(LIST) else {
         let mut numbered: Vec<(usize, &str)> = environment.iter().filter_map(|(name, _)| numbered(name)).collect();
         numbered.sort_unstable();
         let names = std::iter::once(FIRST).chain(numbered.into_iter().map(|(_, name)| name));
-        let tokens: Vec<Given> = names.filter_map(given).collect();
+        let tokens: Vec<TokenVariable> = names.filter_map(given).collect();
         return match tokens.is_empty() {
             true => Detected::Absent,
-            false => Detected::Source(IdentitySource::Given(tokens)),
+            false => Detected::Source(IdentitySource::Variables(tokens)),
         };
     };
     let names: Vec<&str> = list.split([',', ' ', '\n', '\t']).filter(|name| !name.is_empty()).take(MOST).collect();
-    match names.iter().map(|name| given(name).ok_or(name)).collect::<Result<Vec<Given>, _>>() {
-        Ok(tokens) => Detected::Source(IdentitySource::Given(tokens)),
+    match names.iter().map(|name| given(name).ok_or(name)).collect::<Result<Vec<TokenVariable>, _>>() {
+        Ok(tokens) => Detected::Source(IdentitySource::Variables(tokens)),
         Err(missing) => Detected::Broken {
             reason: format!("{LIST} names {missing}, which is not set"),
             hint: format!("declare {missing} where the job's identity tokens are declared, or take it from the list"),
@@ -79,7 +79,7 @@ fn numbered(name: &OsStr) -> Option<(usize, &str)> {
 
 /// The first that is neither spent nor over. Where there is none it is the last one, which tells why.
 pub(super) fn next(
-    tokens: &[Given],
+    tokens: &[TokenVariable],
     is_spent: impl Fn(&IdentityToken) -> bool,
     now: SystemTime,
 ) -> Result<IdentityToken, IdentityError> {
@@ -97,7 +97,7 @@ pub(super) fn next(
 
 /// Those that can still be exchanged.
 pub(super) fn unspent(
-    tokens: &[Given],
+    tokens: &[TokenVariable],
     is_spent: impl Fn(&IdentityToken) -> bool,
     now: SystemTime,
 ) -> Vec<IdentityToken> {
@@ -106,7 +106,7 @@ pub(super) fn unspent(
 }
 
 /// Whom they are about, each once. What is no token says nothing.
-pub(super) fn principals(tokens: &[Given]) -> Vec<Principal> {
+pub(super) fn principals(tokens: &[TokenVariable]) -> Vec<Principal> {
     let mut principals = Vec::new();
     for principal in tokens.iter().filter_map(|given| parsed(given).ok()).map(|token| Principal::of(&token)) {
         if !principals.contains(&principal) {
@@ -117,7 +117,7 @@ pub(super) fn principals(tokens: &[Given]) -> Vec<Principal> {
 }
 
 /// "the variable A", "the variables A, B and C".
-pub(super) fn described(tokens: &[Given]) -> String {
+pub(super) fn described(tokens: &[TokenVariable]) -> String {
     let names: Vec<&str> = tokens.iter().map(|given| given.variable.as_str()).collect();
     match &names[..] {
         [] => "no variable".to_owned(),
@@ -126,7 +126,7 @@ pub(super) fn described(tokens: &[Given]) -> String {
     }
 }
 
-fn parsed(given: &Given) -> Result<IdentityToken, IdentityError> {
+fn parsed(given: &TokenVariable) -> Result<IdentityToken, IdentityError> {
     IdentityToken::parse(&given.text)
         .map_err(|reason| IdentityError::Malformed { origin: format!("the variable {}", given.variable), reason })
 }
@@ -149,7 +149,7 @@ pub(super) mod tests {
     }
 
     fn names(detected: Detected) -> Vec<String> {
-        let Detected::Source(IdentitySource::Given(tokens)) = detected else { panic!("{detected:?}") };
+        let Detected::Source(IdentitySource::Variables(tokens)) = detected else { panic!("{detected:?}") };
         tokens.into_iter().map(|given| given.variable).collect()
     }
 
@@ -182,12 +182,13 @@ pub(super) mod tests {
 
     #[test]
     fn the_first_that_is_neither_spent_nor_over_is_next() {
-        let given = |name: &str, claims: &str| Given { variable: name.to_owned(), text: Secret::new(token(claims)) };
+        let given =
+            |name: &str, claims: &str| TokenVariable { variable: name.to_owned(), text: Secret::new(token(claims)) };
         let tokens = [
             given("A", r#"{"jti":"1","exp":500}"#),
             given("B", r#"{"jti":"2","exp":2000}"#),
             given("C", r#"{"jti":"3","exp":2000}"#),
-            Given { variable: "D".to_owned(), text: Secret::new("nonsense".to_owned()) },
+            TokenVariable { variable: "D".to_owned(), text: Secret::new("nonsense".to_owned()) },
         ];
         let now = from_epoch_seconds(1000);
         let is_two = |token: &IdentityToken| token.claims().jti.as_deref() == Some("2");
@@ -212,7 +213,7 @@ pub(super) mod tests {
 
     #[test]
     fn a_token_that_is_spent_is_worth_more_to_tell_than_what_is_none() {
-        let given = |name: &str, text: String| Given { variable: name.to_owned(), text: Secret::new(text) };
+        let given = |name: &str, text: String| TokenVariable { variable: name.to_owned(), text: Secret::new(text) };
         let spent = given("A", token(r#"{"jti":"1"}"#));
         let (nonsense, more) = (given("B", "nonsense".to_owned()), given("C", "nonsense".to_owned()));
         let last = next(&[spent, nonsense.clone(), more.clone()], |_| true, SystemTime::UNIX_EPOCH);
