@@ -9,7 +9,8 @@ use clap::builder::{PossibleValue, PossibleValuesParser, StringValueParser, Type
 use clap::{Arg, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, ValueHint};
 use serde::{Deserialize, Serialize};
 use wifshare::{
-    Delivery, Environment, FixedEndpoints, Inputs, Opening, RUN_VARIABLE, SubjectPattern, platforms, state_directory,
+    Delivery, Environment, FixedEndpoints, GatewayOptions, Inputs, RUN_VARIABLE, SubjectPattern, platforms,
+    state_directory,
 };
 use wifshare_sandbox::conformance::Case;
 
@@ -393,8 +394,8 @@ impl ShareArguments {
     }
 
     /// How the gateway of a run is opened, if there is one.
-    pub(crate) fn opening(&self) -> Opening {
-        Opening { api_key: self.api_key, ..Opening::default() }
+    pub(crate) fn options(&self) -> GatewayOptions {
+        GatewayOptions { api_key: self.api_key, ..GatewayOptions::default() }
     }
 }
 

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
-use wifshare::{Delivery, Environment, Listen, Opening, Provision, Secret, resolve};
+use wifshare::{Delivery, Environment, GatewayOptions, Listen, Provision, Secret, resolve};
 use zeroize::Zeroizing;
 
 use crate::arguments::{GatewayArguments, GatewayFormat};
@@ -26,10 +26,10 @@ pub(crate) fn gateway(arguments: &GatewayArguments, environment: &Environment, t
         Some(path) => Listen::Unix(path.clone()),
         None => Listen::Loopback(arguments.listen),
     };
-    let opening = Opening { listen, api_key: arguments.api_key, ..Opening::default() };
+    let options = GatewayOptions { listen, api_key: arguments.api_key, ..GatewayOptions::default() };
     let provision = Provision::Credential(Delivery::Gateway);
     let freshener = Thread::prepare("renewal").map_err(|error| no_thread(&error))?;
-    let (run, journal) = share::begin_at(opening, "gateway", config, provision, own, talk)?;
+    let (run, journal) = share::begin_at(options, "gateway", config, provision, own, talk)?;
     let run = Arc::new(run);
     let keeper = Arc::clone(&run);
     freshener.begin(move || keeper.keep_fresh(fastrand::f64()));

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
-use wifshare::{Delivery, Environment, IdentitySource, Opening, Owner, Provision, Purpose, Run, resolve_for};
+use wifshare::{Delivery, Environment, GatewayOptions, IdentitySource, Owner, Provision, Purpose, Run, resolve_for};
 
 use crate::arguments::IdentityArguments;
 use crate::background::{Thread, no_thread};
@@ -119,8 +119,8 @@ fn begin(orders: &Orders, environment: &Environment) -> Result<(Arc<Run>, PipeRe
     if !matches!(config.source, IdentitySource::Command { .. }) {
         let _ = rustix::process::chdir("/");
     }
-    let opening = Opening { api_key: orders.api_key, ..Opening::default() };
-    let (run, journal) = share::begin("start", config, provision, opening, SignIn::First, environment, talk)?;
+    let options = GatewayOptions { api_key: orders.api_key, ..GatewayOptions::default() };
+    let (run, journal) = share::begin("start", config, provision, options, SignIn::First, environment, talk)?;
     let run = Arc::new(run.ending_with_its_directory());
     let until = wifshare::extend(run.directory(), crate::clock::clock().now() + orders.longest);
     match until.map_err(Failure::from).and_then(|()| Ok(run.announce(environment, &orders.keep)?)) {

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use wifshare::{
     Arrangement, Claims, Config, ConfigError, DELIVERED_TOKENS, DELIVERED_VARIABLE, Delivery, Enclosing, Ending,
-    Environment, Living, Opening, Provision, Purpose, RUN_VARIABLE, Reissue, RenewalOutlook, Run, Step, StoreError,
-    Transport, What, arrangement, delivered, delivered_token, delivery_around, prove, resolve_for,
+    Environment, GatewayOptions, Living, Provision, Purpose, RUN_VARIABLE, Reissue, RenewalOutlook, Run, Step,
+    StoreError, Transport, What, arrangement, delivered, delivered_token, delivery_around, prove, resolve_for,
     variables_of_the_cis, without_what_buys,
 };
 
@@ -97,11 +97,11 @@ fn run_inside(
     let directory = Path::new(environment.os(RUN_VARIABLE).unwrap_or_default());
     let access_log = AccessLog::of(journal.clone());
     let record = Box::new(move |served: &wifshare::Served<'_>| access_log.take_down(served));
-    let opening = Opening { api_key: arguments.api_key, record, ..Opening::default() };
+    let options = GatewayOptions { api_key: arguments.api_key, record, ..GatewayOptions::default() };
     let own = joined::without_a_run(environment);
     let watch = Arc::new(move |step: &Step<'_>| talk.step(step));
     let threads = Threads::prepare()?;
-    let run = Run::begin_inside(directory, delivery, opening, Transport::new(&own), clock(), watch)?;
+    let run = Run::begin_inside(directory, delivery, options, Transport::new(&own), clock(), watch)?;
     if let Some(held) = run.held() {
         talk.mask(held.access_token.expose());
     }
@@ -244,7 +244,7 @@ fn run(
     // Moments in the log have milliseconds.
     let since = clock().now() - Duration::from_millis(1);
     let threads = Threads::prepare()?;
-    let (run, journal) = begin(command, config, provision, arguments.opening(), SignIn::InTime, environment, talk)?;
+    let (run, journal) = begin(command, config, provision, arguments.options(), SignIn::InTime, environment, talk)?;
     let key = run.key_directory();
     let run = Arc::new(run);
     threads.keep_fresh(&run);
@@ -337,14 +337,14 @@ pub(crate) fn begin(
     command: &'static str,
     config: Config,
     provision: Provision,
-    opening: Opening,
+    options: GatewayOptions,
     sign_in: SignIn,
     environment: &Environment,
     talk: Talk,
 ) -> Result<(Run, Journal), Failure> {
     let reissue = config.source.reissue();
     let source = config.source.description();
-    let (run, journal) = begin_at(opening, command, config, provision, environment, talk)?;
+    let (run, journal) = begin_at(options, command, config, provision, environment, talk)?;
     if sign_in == SignIn::First
         && let Err(error) = run.obtain_first()
     {
@@ -357,7 +357,7 @@ pub(crate) fn begin(
 
 /// The same without a word.
 pub(crate) fn begin_at(
-    opening: Opening,
+    options: GatewayOptions,
     command: &'static str,
     config: Config,
     provision: Provision,
@@ -380,8 +380,8 @@ pub(crate) fn begin_at(
         crate::exec::die_if_told_to(step);
     });
     let access_log = AccessLog::of(journal.clone());
-    let opening = Opening { record: Box::new(move |served| access_log.take_down(served)), ..opening };
-    let run = Run::begin_with(config, provision, opening, transport, clock(), watch);
+    let options = GatewayOptions { record: Box::new(move |served| access_log.take_down(served)), ..options };
+    let run = Run::begin_with(config, provision, options, transport, clock(), watch);
     let run = run.inspect_err(|_| journal.note(ended(&Ok(Ending::Nothing))))?;
     Ok((run, journal))
 }

@@ -26,29 +26,29 @@ use crate::wire::Wire;
 mod admission;
 mod answer;
 mod batches;
+mod buffer;
 mod caller;
 mod connection;
+mod connections;
+mod credential_state;
 mod fault;
 mod framing;
 mod headers;
 mod http1;
 mod http2;
-mod inbox;
 mod incoming;
 mod listener;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod parsers;
 mod request;
 mod response;
-mod standing;
 mod upstream;
-mod visitors;
 
-use admission::{Door, Refusal};
+use admission::{AccessPolicy, Refusal};
 pub use answer::CAPABILITY_LIFE;
 pub use caller::Caller;
 use caller::Lookups;
-pub use standing::{Board, Standing};
+pub use credential_state::{CredentialPublisher, CredentialState};
 use upstream::Upstream;
 
 /// Where a gateway listens.
@@ -61,7 +61,7 @@ pub enum Listen {
 }
 
 /// What a gateway is handed.
-pub struct Terms {
+pub struct GatewayConfig {
     /// The one place where requests go.
     pub upstream: Uri,
     /// How it is reached.
@@ -69,7 +69,7 @@ pub struct Terms {
     /// What whoever comes in has to show.
     pub capability: Secret,
     /// The credential as it stands.
-    pub standing: watch::Receiver<Standing>,
+    pub credential_state: watch::Receiver<CredentialState>,
     /// Told of a credential that is not good any more: the API refused it, or it has ended. What comes of that is told
     /// by way of `standing`.
     pub reject: Box<dyn Fn(&Credential) + Send + Sync>,
@@ -154,7 +154,7 @@ pub struct Gateway {
 
 impl Gateway {
     /// Listens, and serves in a thread of its own.
-    pub fn open(listen: &Listen, terms: Terms) -> io::Result<Gateway> {
+    pub fn open(listen: &Listen, config: GatewayConfig) -> io::Result<Gateway> {
         let (close, closing) = oneshot::channel();
         let (report, opened) = mpsc::channel();
         let listen = listen.clone();
@@ -163,7 +163,7 @@ impl Gateway {
                 Ok(runtime) => runtime,
                 Err(error) => return drop(report.send(Err(error))),
             };
-            runtime.block_on(listener::serve(&listen, terms, &report, closing));
+            runtime.block_on(listener::serve(&listen, config, &report, closing));
             // A name look-up that hangs in its thread must not hold us.
             runtime.shutdown_background();
         })?;
@@ -210,10 +210,10 @@ pub fn new_capability() -> io::Result<Secret> {
 }
 
 /// What all connections share.
-struct House {
-    door: Door,
+struct Shared {
+    policy: AccessPolicy,
     upstream: Upstream,
-    standing: watch::Receiver<Standing>,
+    credential_state: watch::Receiver<CredentialState>,
     reject: Box<dyn Fn(&Credential) + Send + Sync>,
     record: Box<dyn Fn(&Served<'_>) + Send + Sync>,
     fault: Box<dyn Fn() + Send + Sync>,
@@ -223,11 +223,11 @@ struct House {
     is_closing: AtomicBool,
 }
 
-impl House {
+impl Shared {
     /// A credential that may be served at this moment.
     fn held_now(&self) -> Option<Arc<Credential>> {
         let now = self.clock.now();
-        self.standing.borrow().held.as_ref().filter(|held| held.is_usable(now)).map(Arc::clone)
+        self.credential_state.borrow().held.as_ref().filter(|held| held.is_usable(now)).map(Arc::clone)
     }
 
     /// The same, waited for: the first one, or the successor of one that has ended.
@@ -238,23 +238,23 @@ impl House {
             return Ok(held);
         }
         let (before, told) = {
-            let standing = self.standing.borrow();
-            (standing.held.clone(), standing.told)
+            let credential_state = self.credential_state.borrow();
+            (credential_state.held.clone(), credential_state.told)
         };
         if let Some(ended) = &before {
             (self.reject)(ended);
         }
-        let is_told = |standing: &Standing| {
+        let is_told = |credential_state: &CredentialState| {
             let now = self.clock.now();
-            standing.refused.is_some()
-                || standing.held.as_ref().is_some_and(|held| held.is_usable(now))
-                || (before.is_some() && standing.told > told)
+            credential_state.refused.is_some()
+                || credential_state.held.as_ref().is_some_and(|held| held.is_usable(now))
+                || (before.is_some() && credential_state.told > told)
         };
-        let mut standing = self.standing.clone();
-        match tokio::time::timeout(self.limits.credential, standing.wait_for(is_told)).await {
-            Ok(Ok(standing)) => {
+        let mut credential_state = self.credential_state.clone();
+        match tokio::time::timeout(self.limits.credential, credential_state.wait_for(is_told)).await {
+            Ok(Ok(credential_state)) => {
                 let now = self.clock.now();
-                match (standing.held.as_ref().filter(|held| held.is_usable(now)), &standing.refused) {
+                match (credential_state.held.as_ref().filter(|held| held.is_usable(now)), &credential_state.refused) {
                     (Some(held), _) => Ok(Arc::clone(held)),
                     (None, Some(refused)) => Err(refused.clone().into()),
                     (None, None) => Err(ENDED),
@@ -267,11 +267,13 @@ impl House {
     /// What takes the place of a credential that the API refused, if anything does.
     async fn successor_of(&self, rejected: &Arc<Credential>) -> Option<Arc<Credential>> {
         const PATIENCE: Duration = Duration::from_secs(60);
-        let told = self.standing.borrow().told;
+        let told = self.credential_state.borrow().told;
         self.reject(rejected);
-        let is_another = |standing: &Standing| standing.held.as_ref().is_some_and(|held| held != rejected);
-        let mut standing = self.standing.clone();
-        let waiting = standing.wait_for(|standing| is_another(standing) || standing.told > told);
+        let is_another =
+            |credential_state: &CredentialState| credential_state.held.as_ref().is_some_and(|held| held != rejected);
+        let mut credential_state = self.credential_state.clone();
+        let waiting =
+            credential_state.wait_for(|credential_state| is_another(credential_state) || credential_state.told > told);
         let held = tokio::time::timeout(PATIENCE, waiting).await.ok()?.ok()?.held.clone();
         held.filter(|held| held != rejected && held.is_usable(self.clock.now()))
     }

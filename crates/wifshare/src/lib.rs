@@ -82,7 +82,10 @@ pub use environment::Environment;
 pub use event::{Event, What, moment};
 pub use events::EventLog;
 pub use exchange::{Grant, TokenError};
-pub use gateway::{Board, CAPABILITY_LIFE, Caller, Gateway, Limits, Listen, Served, Standing, Terms, new_capability};
+pub use gateway::{
+    CAPABILITY_LIFE, Caller, CredentialPublisher, CredentialState, Gateway, GatewayConfig, Limits, Listen, Served,
+    new_capability,
+};
 pub use github_subject::{is_immutable, with_ids_of, without_ids};
 pub use holder::Holder;
 pub use id::{BadForm, complaint};
@@ -98,9 +101,9 @@ pub use principal::{OwnPrincipal, Principal};
 pub use private_file::{PrivateFileError, open_regular, open_to_append};
 pub use renew::renew;
 pub use run::{
-    BASE_URL_VARIABLE, DELIVERED_TOKENS, DELIVERED_VARIABLE, Enclosing, Ending, GATEWAY_VARIABLE, IDENTITY_VARIABLES,
-    Opening, Provision, RUN_VARIABLE, Run, credential_of_run, delivered, delivered_token, delivery_around, enclosing,
-    is_gateway, renews_on_request,
+    BASE_URL_VARIABLE, DELIVERED_TOKENS, DELIVERED_VARIABLE, Enclosing, Ending, GATEWAY_VARIABLE, GatewayOptions,
+    IDENTITY_VARIABLES, Provision, RUN_VARIABLE, Run, credential_of_run, delivered, delivered_token, delivery_around,
+    enclosing, is_gateway, renews_on_request,
 };
 pub use secret::Secret;
 pub use step::{Step, Watch};

@@ -24,14 +24,16 @@ use crate::step::{Step, Watch};
 use crate::store::{self, Afterwards, Keeper, Lease, Memory, Owner, PATIENCE, StoreError};
 use crate::transport::Transport;
 
+mod gateway;
 mod inside;
 mod keeping;
 mod nesting;
-mod passage;
 mod provision;
 mod request;
 mod schedule;
 
+pub use gateway::GatewayOptions;
+use gateway::RunGateway;
 use inside::Supplier;
 #[cfg(any(test, fuzzing))]
 pub(crate) use nesting::parse as parse_inputs;
@@ -40,8 +42,6 @@ pub use nesting::{
     RUN_VARIABLE, delivered, delivered_token, delivery_around, enclosing, is_gateway,
 };
 use nesting::{DELIVERY, GATEWAY, INPUTS};
-pub use passage::Opening;
-use passage::Passage;
 pub use provision::Provision;
 pub use request::{credential_of_run, renews_on_request};
 
@@ -59,7 +59,7 @@ pub struct Run {
     directory: PathBuf,
     profile: Option<ProfileDirectory>,
     handed_out: Option<HandedOutToken>,
-    passage: Option<Passage>,
+    gateway: Option<RunGateway>,
     /// Guards everything that a run writes: whoever has it may write, unless the run is over.
     desk: Mutex<Desk>,
     /// Never notified: the end of the run looks at a renewal in flight now and then.
@@ -111,26 +111,26 @@ impl Run {
         clock: Clock,
         watch: Arc<dyn Fn(&Step<'_>) + Send + Sync>,
     ) -> Result<Run, ObtainError> {
-        Run::begin_with(config, provision, Opening::default(), transport, clock, watch)
+        Run::begin_with(config, provision, GatewayOptions::default(), transport, clock, watch)
     }
 
     /// The same, with a gateway that is opened like this, if it is one.
     pub fn begin_with(
         config: Config,
         provision: Provision,
-        opening: Opening,
+        options: GatewayOptions,
         transport: Transport,
         clock: Clock,
         watch: Arc<dyn Fn(&Step<'_>) + Send + Sync>,
     ) -> Result<Run, ObtainError> {
-        Run::begin_as(Supplier::Itself, config, provision, opening, transport, clock, watch)
+        Run::begin_as(Supplier::Itself, config, provision, options, transport, clock, watch)
     }
 
     fn begin_as(
         supplier: Supplier,
         mut config: Config,
         provision: Provision,
-        opening: Opening,
+        options: GatewayOptions,
         transport: Transport,
         clock: Clock,
         watch: Arc<dyn Fn(&Step<'_>) + Send + Sync>,
@@ -166,13 +166,13 @@ impl Run {
             desk: Mutex::new(desk),
             idle: Condvar::new(),
             alarm: Arc::new(Alarm::new()),
-            passage: None,
+            gateway: None,
             rejected: Arc::default(),
             renewing: Mutex::new(()),
             over: AtomicBool::new(false),
             ends_with_its_directory: false,
         };
-        match catch_unwind(AssertUnwindSafe(|| run.prepare(opening))) {
+        match catch_unwind(AssertUnwindSafe(|| run.prepare(options))) {
             Ok(Ok(())) => Ok(run),
             Ok(Err(error)) => {
                 // The error that stopped us is the one to tell; what cannot be removed now is left to the next start.
@@ -243,8 +243,8 @@ impl Run {
     /// The environment for a child of this run, made of its parent's. A variable named in `keep` is not taken away.
     pub fn environment(&self, parent: &Environment, keep: &[String]) -> Environment {
         let variables = self.federation_variables();
-        if let Some(passage) = &self.passage {
-            return passage.environment(parent, keep, &self.config.source.variables(), &self.directory);
+        if let Some(gateway) = &self.gateway {
+            return gateway.environment(parent, keep, &self.config.source.variables(), &self.directory);
         }
         let mut child = delivery::environment(
             match (&self.provision, &self.profile, &self.handed_out, &self.desk().held) {
@@ -289,12 +289,12 @@ impl Run {
 
     /// Where the gateway of this run listens, and what it wants to see.
     pub fn gateway(&self) -> Option<(&str, &Secret)> {
-        self.passage.as_ref().map(|passage| (&*passage.base_url, &passage.capability))
+        self.gateway.as_ref().map(|gateway| (&*gateway.base_url, &gateway.capability))
     }
 
     /// Closes the gateway: nobody is let in any more, and what is under way has this long to finish.
     pub fn close_gateway(&self, grace: Duration) {
-        let gateway = self.passage.as_ref().and_then(|passage| lock(&passage.gateway).take());
+        let gateway = self.gateway.as_ref().and_then(|gateway| lock(&gateway.gateway).take());
         if let Some(gateway) = gateway {
             gateway.close(grace);
         }
@@ -330,7 +330,7 @@ impl Run {
                 Err(TryLockError::WouldBlock) => {
                     let waited = (self.clock.monotonic)().saturating_sub(start);
                     // What is bought for a memory that is about to end is of no use to anybody.
-                    if self.passage.is_some() || waited > LONGEST || (waited > GRACE && !lease.is_shared()) {
+                    if self.gateway.is_some() || waited > LONGEST || (waited > GRACE && !lease.is_shared()) {
                         break None;
                     }
                     // Not the clock's pause: a signal that comes now must not turn this wait into a spin.
@@ -349,11 +349,11 @@ impl Run {
         })
     }
 
-    fn prepare(&mut self, opening: Opening) -> Result<(), ObtainError> {
+    fn prepare(&mut self, options: GatewayOptions) -> Result<(), ObtainError> {
         /// For the ledger's entry, the stored credential and the delivered one, with blocks of 4 KiB.
         const ROOM: usize = 32 * 1024;
         if self.provision == Provision::Credential(Delivery::Gateway) {
-            self.passage = Some(self.open_gateway(opening)?);
+            self.gateway = Some(self.open_gateway(options)?);
             return Ok(self.write_inputs()?);
         }
         let watch = self.watch();
@@ -424,7 +424,7 @@ impl Run {
     }
 
     fn write_inputs(&self) -> Result<(), PrivateFileError> {
-        let gateway = self.passage.as_ref().map(|passage| (GATEWAY, passage.base_url.clone()));
+        let gateway = self.gateway.as_ref().map(|gateway| (GATEWAY, gateway.base_url.clone()));
         let delivery = (DELIVERY, self.provision.to_string());
         let inputs: BTreeMap<_, _> = self.identity_variables().into_iter().chain(gateway).chain([delivery]).collect();
         let inputs = serde_json::to_vec(&inputs).expect("texts become JSON");
@@ -449,8 +449,8 @@ impl Run {
         if let Some(profile) = &self.profile {
             profile.publish(&credential, self.watch())?;
         }
-        if let Some(passage) = &self.passage {
-            passage.board.hold(&credential);
+        if let Some(gateway) = &self.gateway {
+            gateway.publisher.hold(&credential);
         }
         desk.is_delivered = true;
         Ok(())

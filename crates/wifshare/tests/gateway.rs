@@ -13,7 +13,9 @@ use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
-use wifshare::{Board, Clock, Credential, Environment, Gateway, Limits, Listen, Secret, Terms, Wire};
+use wifshare::{
+    Clock, Credential, CredentialPublisher, Environment, Gateway, GatewayConfig, Limits, Listen, Secret, Wire,
+};
 
 /// What an HTTP/2 API of a test heard: head, content and trailers.
 #[derive(Debug)]
@@ -27,7 +29,7 @@ struct Heard {
 struct World {
     gateway: Gateway,
     address: SocketAddr,
-    board: Arc<Board>,
+    publisher: Arc<CredentialPublisher>,
     heard: Arc<Mutex<Vec<Heard>>>,
     connections: Arc<AtomicUsize>,
     /// How many of them are over.
@@ -110,15 +112,15 @@ impl World {
             environment.set("HTTPS_PROXY", format!("http://{}", proxy_to(port, Arc::clone(&tunnels))));
             upstream = "https://api.example/base".to_owned();
         }
-        let board = Arc::new(Board::new());
+        let publisher = Arc::new(CredentialPublisher::new());
         let rejected = Arc::new(AtomicUsize::new(0));
         let served = Arc::new(Mutex::new(Vec::new()));
-        let (again, count, record) = (Arc::clone(&board), Arc::clone(&rejected), Arc::clone(&served));
-        let terms = Terms {
+        let (again, count, record) = (Arc::clone(&publisher), Arc::clone(&rejected), Arc::clone(&served));
+        let config = GatewayConfig {
             upstream: upstream.parse().unwrap(),
             wire: Wire::new(&environment),
             capability: Secret::new("c4p4".to_owned()),
-            standing: board.follow(),
+            credential_state: publisher.follow(),
             reject: Box::new(move |_| {
                 count.fetch_add(1, Ordering::SeqCst);
                 again.hold(&credential("second"));
@@ -130,10 +132,21 @@ impl World {
             clock: Clock::system(),
             limits,
         };
-        let gateway = Gateway::open(&Listen::Loopback(([127, 0, 0, 1], 0).into()), terms).unwrap();
-        board.hold(&credential("first"));
+        let gateway = Gateway::open(&Listen::Loopback(([127, 0, 0, 1], 0).into()), config).unwrap();
+        publisher.hold(&credential("first"));
         let address = gateway.base_url().strip_prefix("http://").unwrap().parse().unwrap();
-        World { gateway, address, board, heard, connections, ended, rejected, tunnels, served, _directory: directory }
+        World {
+            gateway,
+            address,
+            publisher,
+            heard,
+            connections,
+            ended,
+            rejected,
+            tunnels,
+            served,
+            _directory: directory,
+        }
     }
 
     fn connect(&self) -> TcpStream {
@@ -525,7 +538,7 @@ fn a_401_is_answered_by_another_credential_and_the_same_request() {
     assert!(heard.iter().all(|heard| heard.content == body));
     drop(heard);
     // What was not kept cannot be sent again: the 401 is passed on, and the credential is replaced all the same.
-    world.board.hold(&credential("first"));
+    world.publisher.hold(&credential("first"));
     let body = vec![7; 3_000_000];
     let answer = world.ask("POST /v1/x", "Content-Length: 3000000\r\n", &body);
     assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
@@ -601,21 +614,21 @@ fn a_large_answer_waits_for_its_reader() {
 fn requests_to_an_api_that_cannot_be_reached_do_not_wait_for_one_another() {
     // It takes the connection, and says nothing of TLS.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let board = Board::new();
-    board.hold(&credential("first"));
+    let publisher = CredentialPublisher::new();
+    publisher.hold(&credential("first"));
     let patience = Duration::from_millis(300);
-    let terms = Terms {
+    let config = GatewayConfig {
         upstream: format!("https://{}", silent.local_addr().unwrap()).parse().unwrap(),
         wire: Wire::new(&Environment::default()),
         capability: Secret::new("c4p4".to_owned()),
-        standing: board.follow(),
+        credential_state: publisher.follow(),
         reject: Box::new(|_| {}),
         record: Box::new(|_| {}),
         fault: Box::new(|| {}),
         clock: Clock::system(),
         limits: Limits { connect: patience, ..Limits::default() },
     };
-    let gateway = Gateway::open(&Listen::Loopback(([127, 0, 0, 1], 0).into()), terms).unwrap();
+    let gateway = Gateway::open(&Listen::Loopback(([127, 0, 0, 1], 0).into()), config).unwrap();
     let address: SocketAddr = gateway.base_url().strip_prefix("http://").unwrap().parse().unwrap();
     let ask = format!("GET /v1/models HTTP/1.1\r\nHost: {address}\r\nx-api-key: c4p4\r\nConnection: close\r\n\r\n");
     // One after another they would take sixty times as long as one.

@@ -9,7 +9,9 @@ use std::sync::{Arc, Mutex};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use wifshare::{Board, Clock, Credential, Environment, Gateway, Limits, Listen, Secret, Terms, Wire};
+use wifshare::{
+    Clock, Credential, CredentialPublisher, Environment, Gateway, GatewayConfig, Limits, Listen, Secret, Wire,
+};
 
 /// Of a request that is over: its method, its status, bytes in and bytes out.
 type Told = (String, u16, u64, u64);
@@ -21,7 +23,7 @@ type Heard = (usize, String);
 struct World {
     gateway: Option<Gateway>,
     address: SocketAddr,
-    board: Arc<Board>,
+    publisher: Arc<CredentialPublisher>,
     heard: Arc<Mutex<Vec<Heard>>>,
     served: Arc<Mutex<Vec<Told>>>,
     /// How many connections ended by a panic.
@@ -31,11 +33,11 @@ struct World {
 impl World {
     /// `answer` writes what it likes to the request with this path, and says whether the connection goes on.
     fn new(limits: Limits, answer: fn(&Heard, &mut TcpStream) -> bool) -> World {
-        World::with(limits, answer, Board::nothing_new)
+        World::with(limits, answer, CredentialPublisher::nothing_new)
     }
 
     /// The same, and what happens when the gateway says that its credential is no good.
-    fn with(limits: Limits, answer: fn(&Heard, &mut TcpStream) -> bool, rejected: fn(&Board)) -> World {
+    fn with(limits: Limits, answer: fn(&Heard, &mut TcpStream) -> bool, rejected: fn(&CredentialPublisher)) -> World {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let upstream = format!("http://{}", listener.local_addr().unwrap());
         let heard = Arc::new(Mutex::new(Vec::new()));
@@ -54,15 +56,15 @@ impl World {
                 });
             }
         });
-        let (board, served) = (Arc::new(Board::new()), Arc::new(Mutex::new(Vec::new())));
+        let (publisher, served) = (Arc::new(CredentialPublisher::new()), Arc::new(Mutex::new(Vec::new())));
         let faults = Arc::new(AtomicUsize::new(0));
         let fault = Arc::clone(&faults);
-        let (told, record) = (Arc::clone(&board), Arc::clone(&served));
-        let terms = Terms {
+        let (told, record) = (Arc::clone(&publisher), Arc::clone(&served));
+        let config = GatewayConfig {
             upstream: upstream.parse().unwrap(),
             wire: Wire::new(&Environment::default()),
             capability: Secret::new("c4p4".to_owned()),
-            standing: board.follow(),
+            credential_state: publisher.follow(),
             reject: Box::new(move |_| rejected(&told)),
             fault: Box::new(move || {
                 fault.fetch_add(1, Ordering::SeqCst);
@@ -75,10 +77,10 @@ impl World {
             clock: Clock::system(),
             limits,
         };
-        let gateway = Gateway::open(&Listen::Loopback(([127, 0, 0, 1], 0).into()), terms).unwrap();
+        let gateway = Gateway::open(&Listen::Loopback(([127, 0, 0, 1], 0).into()), config).unwrap();
         let address = gateway.base_url().strip_prefix("http://").unwrap().parse().unwrap();
-        board.hold(&credential("first", 600));
-        World { gateway: Some(gateway), address, board, heard, served, faults }
+        publisher.hold(&credential("first", 600));
+        World { gateway: Some(gateway), address, publisher, heard, served, faults }
     }
 
     fn connect(&self) -> TcpStream {
@@ -372,7 +374,7 @@ fn a_401_before_the_end_of_the_body_is_answered_with_all_of_it_where_it_can_be_k
     }
     for (kept_body, status, lines) in [(20, 200, &[0, 1][..]), (19, 401, &[0])] {
         let limits = Limits { kept_body, ..Limits::default() };
-        let world = World::with(limits, answer, |board| board.hold(&credential("second", 600)));
+        let world = World::with(limits, answer, |publisher| publisher.hold(&credential("second", 600)));
         let mut client = world.connect();
         let head = world.head("POST /v1/messages", "Content-Length: 20\r\n");
         client.write_all(format!("{head}{}", "x".repeat(5)).as_bytes()).unwrap();
@@ -383,7 +385,7 @@ fn a_401_before_the_end_of_the_body_is_answered_with_all_of_it_where_it_can_be_k
         assert_eq!(world.lines(), lines);
     }
     // Whoever waits for a word sends no body before there is one.
-    let world = World::with(Limits::default(), answer, |board| board.hold(&credential("second", 600)));
+    let world = World::with(Limits::default(), answer, |publisher| publisher.hold(&credential("second", 600)));
     let mut client = world.connect();
     let begun = Instant::now();
     let lines = "Content-Length: 20\r\nExpect: 100-continue\r\n";
@@ -396,22 +398,22 @@ fn a_401_before_the_end_of_the_body_is_answered_with_all_of_it_where_it_can_be_k
 fn a_request_waits_for_the_first_credential_and_for_the_successor_of_one_that_has_ended() {
     let world =
         |rejected| World::with(Limits { credential: Duration::from_secs(40), ..Limits::default() }, ok, rejected);
-    let later = |board: &Arc<Board>, tell: fn(&Board)| {
-        let board = Arc::clone(board);
+    let later = |publisher: &Arc<CredentialPublisher>, tell: fn(&CredentialPublisher)| {
+        let publisher = Arc::clone(publisher);
         std::thread::spawn(move || {
             sleep(Duration::from_millis(300));
-            tell(&board);
+            tell(&publisher);
         })
     };
     // It has ended and nothing is known of another: somebody is asked, and whatever comes of it ends the wait.
     for (tell, expected) in [
-        ((|board| board.hold(&credential("second", 600))) as fn(&Board), "ok"),
-        (Board::nothing_new, "the credential has ended and could not be renewed"),
-        (|board| board.refuse("nobody may".to_owned(), false), "nobody may"),
+        ((|publisher| publisher.hold(&credential("second", 600))) as fn(&CredentialPublisher), "ok"),
+        (CredentialPublisher::nothing_new, "the credential has ended and could not be renewed"),
+        (|publisher| publisher.refuse("nobody may".to_owned(), false), "nobody may"),
     ] {
         let world = world(|_| {});
-        world.board.hold(&credential("ended", 0));
-        let (begun, teller) = (Instant::now(), later(&world.board, tell));
+        world.publisher.hold(&credential("ended", 0));
+        let (begun, teller) = (Instant::now(), later(&world.publisher, tell));
         let answer = world.ask("GET /v1/models");
         assert!(answer.contains(expected), "{answer}");
         let took = begun.elapsed();

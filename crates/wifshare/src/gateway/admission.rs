@@ -19,7 +19,7 @@ impl Refusal {
 
 /// What a request must show at the door.
 #[derive(Debug)]
-pub(super) struct Door {
+pub(super) struct AccessPolicy {
     /// The listener as a `Host` header names it, literally: a name that a web page could have its browser resolve to us
     /// is not it.
     pub(super) host: String,
@@ -29,7 +29,7 @@ pub(super) struct Door {
 
 /// What a request showed, as far as the door is concerned.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Shown<'a> {
+pub(super) struct RequestCredentials<'a> {
     pub(super) host: Option<&'a [u8]>,
     pub(super) authorization: Option<&'a [u8]>,
     pub(super) api_key: Option<&'a [u8]>,
@@ -39,33 +39,33 @@ pub(super) struct Shown<'a> {
     pub(super) of_a_proxy: bool,
 }
 
-impl Door {
+impl AccessPolicy {
     /// Whether whoever asks may ask at all, capability or not.
-    pub(super) fn is_local(&self, shown: &Shown<'_>) -> Result<(), Refusal> {
+    pub(super) fn is_local(&self, credentials: &RequestCredentials<'_>) -> Result<(), Refusal> {
         const FOREIGN_HOST: Refusal = Refusal::new(403, "the Host header does not name this gateway's address");
         const BROWSER: Refusal = Refusal::new(403, "requests of web pages are not served");
         const PROXY: Refusal = Refusal::new(403, "requests by way of another proxy are not served");
-        if shown.host != Some(self.host.as_bytes()) {
+        if credentials.host != Some(self.host.as_bytes()) {
             return Err(FOREIGN_HOST);
         }
-        if shown.of_a_browser {
+        if credentials.of_a_browser {
             return Err(BROWSER);
         }
-        if shown.of_a_proxy { Err(PROXY) } else { Ok(()) }
+        if credentials.of_a_proxy { Err(PROXY) } else { Ok(()) }
     }
 
     /// Whether it showed the capability, as a bearer token or as an API key, and nothing else beside it.
-    pub(super) fn has_capability(&self, shown: &Shown<'_>) -> Result<(), Refusal> {
+    pub(super) fn has_capability(&self, credentials: &RequestCredentials<'_>) -> Result<(), Refusal> {
         const MISSING: Refusal = Refusal::new(
             401,
             "the gateway wants the capability of its run, which its children find in ANTHROPIC_AUTH_TOKEN",
         );
         const WRONG: Refusal = Refusal::new(401, "this is not the capability of this gateway's run");
-        let bearer = match shown.authorization.filter(|value| !value.is_empty()) {
+        let bearer = match credentials.authorization.filter(|value| !value.is_empty()) {
             Some(value) => Some(bearer(value).ok_or(WRONG)?),
             None => None,
         };
-        let api_key = shown.api_key.filter(|value| !value.is_empty());
+        let api_key = credentials.api_key.filter(|value| !value.is_empty());
         if bearer.is_none() && api_key.is_none() {
             return Err(MISSING);
         }
@@ -170,8 +170,8 @@ fn is_normal(segment: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn door() -> Door {
-        Door { host: "127.0.0.1:4711".to_owned(), capability: Secret::new("c4p4".to_owned()) }
+    fn policy() -> AccessPolicy {
+        AccessPolicy { host: "127.0.0.1:4711".to_owned(), capability: Secret::new("c4p4".to_owned()) }
     }
 
     #[test]
@@ -186,12 +186,15 @@ mod tests {
             (Some(""), false),
             (None, false),
         ] {
-            let shown = Shown { host: host.map(str::as_bytes), ..Shown::default() };
-            assert_eq!(door().is_local(&shown).is_ok(), is_ours, "{host:?}");
+            let credentials = RequestCredentials { host: host.map(str::as_bytes), ..RequestCredentials::default() };
+            assert_eq!(policy().is_local(&credentials).is_ok(), is_ours, "{host:?}");
         }
-        let shown = Shown { host: Some(b"127.0.0.1:4711"), of_a_browser: true, ..Shown::default() };
-        assert!(door().is_local(&shown).is_err());
-        assert!(door().is_local(&Shown { of_a_browser: false, of_a_proxy: true, ..shown }).is_err());
+        let credentials =
+            RequestCredentials { host: Some(b"127.0.0.1:4711"), of_a_browser: true, ..RequestCredentials::default() };
+        assert!(policy().is_local(&credentials).is_err());
+        assert!(
+            policy().is_local(&RequestCredentials { of_a_browser: false, of_a_proxy: true, ..credentials }).is_err()
+        );
     }
 
     #[test]
@@ -214,8 +217,8 @@ mod tests {
             (None, None, false),
         ] {
             let [authorization, api_key] = [authorization, api_key].map(|value| value.map(str::as_bytes));
-            let shown = Shown { authorization, api_key, ..Shown::default() };
-            assert_eq!(door().has_capability(&shown).is_ok(), is_right, "{shown:?}");
+            let credentials = RequestCredentials { authorization, api_key, ..RequestCredentials::default() };
+            assert_eq!(policy().has_capability(&credentials).is_ok(), is_right, "{credentials:?}");
         }
     }
 

@@ -10,26 +10,26 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep, sleep};
 
-use super::admission::{Door, Refusal, Way};
+use super::admission::{AccessPolicy, Refusal, Way};
+use super::buffer::ReadBuffer;
 use super::caller::{Caller, Peer};
-use super::inbox::Inbox;
+use super::connections::{ConnectionEntry, Doing};
 use super::incoming::{Bounds, Failed, Incoming};
 use super::request::{self, Request};
 use super::upstream::Line;
-use super::visitors::{Doing, Visitor};
-use super::{Answering, Ended, House, Served, answer, batches, http1, http2};
+use super::{Answering, Ended, Served, Shared, answer, batches, http1, http2};
 
 /// Serves one connection until it ends.
-pub(super) async fn attend<S>(mut stream: S, peer: Peer, visitor: Arc<Visitor>, house: Arc<House>)
+pub(super) async fn attend<S>(mut stream: S, peer: Peer, entry: Arc<ConnectionEntry>, shared: Arc<Shared>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
     let mut connection = Connection {
         stream: &mut stream,
-        inbox: Inbox::default(),
+        buffer: ReadBuffer::default(),
         watchdog: Watchdog::new(),
-        house: &house,
-        visitor: &visitor,
+        shared: &shared,
+        entry: &entry,
         caller: Arc::new(Caller::at(peer)),
         is_known: false,
     };
@@ -40,10 +40,10 @@ where
 
 struct Connection<'a, S> {
     stream: &'a mut S,
-    inbox: Inbox,
+    buffer: ReadBuffer,
     watchdog: Watchdog,
-    house: &'a House,
-    visitor: &'a Visitor,
+    shared: &'a Shared,
+    entry: &'a ConnectionEntry,
     caller: Arc<Caller>,
     /// Whether it has shown the capability before.
     is_known: bool,
@@ -61,11 +61,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
     /// Serves request after request. Says whether something may still be unread when it ends.
     async fn attend(&mut self) -> bool {
         loop {
-            self.visitor.is(if self.is_known { Doing::Idle } else { Doing::Stranger });
+            self.entry.is(if self.is_known { Doing::Idle } else { Doing::Unauthenticated });
             let mut request = match self.request().await {
                 Some(Ok(request)) => request,
                 Some(Err(refusal)) => {
-                    let start = (self.house.clock.monotonic)();
+                    let start = (self.shared.clock.monotonic)();
                     let answer = answer::refusal(&refusal, true);
                     answer::write(self.stream, &answer).await;
                     let account =
@@ -75,13 +75,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
                 }
                 None => return false,
             };
-            self.inbox.consume(request.head_length);
-            self.visitor.is(Doing::Busy);
+            self.buffer.consume(request.head_length);
+            self.entry.is(Doing::Busy);
             if request.capability.is_ok() && !self.is_known {
                 self.is_known = true;
-                self.house.lookups.find(&self.caller);
+                self.shared.lookups.find(&self.caller);
             }
-            let mut account = Account { start: (self.house.clock.monotonic)(), status: 0, bytes_in: 0, bytes_out: 0 };
+            let mut account = Account { start: (self.shared.clock.monotonic)(), status: 0, bytes_in: 0, bytes_out: 0 };
             let may_stay = match request.way {
                 Way::Token => Box::pin(self.token(&mut request, &mut account)).await,
                 Way::Out => self.forward(&mut request, &mut account).await,
@@ -90,7 +90,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
             if !may_stay {
                 return true;
             }
-            if self.house.is_closing.load(Ordering::Relaxed) {
+            if self.shared.is_closing.load(Ordering::Relaxed) {
                 return false;
             }
         }
@@ -99,29 +99,29 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
     /// The next request; `None` where the client has left, or has kept us waiting too long.
     async fn request(&mut self) -> Option<Result<Request, Refusal>> {
         const TOO_LONG: Refusal = Refusal::new(431, "the head of the request is too large");
-        let limits = &self.house.limits;
+        let limits = &self.shared.limits;
         let idle = if self.is_known { limits.idle } else { limits.head };
         self.watchdog.begin();
         poll_fn(|cx| {
             loop {
-                if !self.inbox.is_empty() {
-                    let bytes = self.inbox.bytes();
-                    let destination = &self.house.upstream.destination;
-                    match request::read(bytes, &self.house.door, destination, limits.largest_body) {
+                if !self.buffer.is_empty() {
+                    let bytes = self.buffer.bytes();
+                    let destination = &self.shared.upstream.destination;
+                    match request::read(bytes, &self.shared.policy, destination, limits.largest_body) {
                         Ok(Some(request)) => return Poll::Ready(Some(Ok(request))),
                         Err(refusal) => return Poll::Ready(Some(Err(refusal))),
-                        Ok(None) if self.inbox.is_full() => return Poll::Ready(Some(Err(TOO_LONG))),
+                        Ok(None) if self.buffer.is_full() => return Poll::Ready(Some(Err(TOO_LONG))),
                         Ok(None) => {}
                     }
                 }
-                let was_empty = self.inbox.is_empty();
-                match self.inbox.poll_fill(cx, self.stream) {
+                let was_empty = self.buffer.is_empty();
+                match self.buffer.poll_fill(cx, self.stream) {
                     Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(None),
                     // Each byte of a head does not buy more time: what counts is when it began.
                     Poll::Ready(Ok(_)) if was_empty => self.watchdog.begin(),
                     Poll::Ready(Ok(_)) => {}
                     Poll::Pending => {
-                        let patience = if self.inbox.is_empty() { idle } else { limits.head };
+                        let patience = if self.buffer.is_empty() { idle } else { limits.head };
                         ready!(self.watchdog.poll(cx, patience));
                         return Poll::Ready(None);
                     }
@@ -133,41 +133,41 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
 
     /// Sends a request on and its answer back. Says whether the connection is in order for another one.
     async fn forward(&mut self, request: &mut Request, account: &mut Account) -> bool {
-        let mut held = match self.house.credential().await {
+        let mut held = match self.shared.credential().await {
             Ok(held) => held,
             Err(refusal) => return self.refuse(&refusal, request, account).await,
         };
         request.outgoing.set_access_token(held.access_token.expose());
-        let Ok(there) = request.body.advance(self.inbox.bytes()) else {
+        let Ok(there) = request.body.advance(self.buffer.bytes()) else {
             return self.refuse(&Refusal::new(400, "the body is not what its head says"), request, account).await;
         };
-        request.outgoing.keep(&self.inbox.bytes()[..there]);
-        self.inbox.consume(there);
+        request.outgoing.keep(&self.buffer.bytes()[..there]);
+        self.buffer.consume(there);
         account.bytes_in += there as u64;
         let mut may_reject = true;
         let mut must_be_new = false;
         let hold_addresses = batches::hold_addresses(request.outgoing.method(), request.outgoing.path());
         loop {
             let line = match must_be_new {
-                true => self.house.upstream.new_line().await,
-                false => self.house.upstream.line().await,
+                true => self.shared.upstream.new_line().await,
+                false => self.shared.upstream.line().await,
             };
             let line = match line {
                 Ok(line) => line,
                 Err(cause) => return self.refuse(&unreachable(&cause), request, account).await,
             };
             let was_used = matches!(line, Line::Http1(_, true));
-            let closes = !request.may_stay || self.house.is_closing.load(Ordering::Relaxed);
+            let closes = !request.may_stay || self.shared.is_closing.load(Ordering::Relaxed);
             let answering = Answering { may_reject, closes, ..Answering::default() };
-            let kept_body = self.house.limits.kept_body;
-            let bounds = Bounds { largest_body: self.house.limits.largest_body, kept_body };
+            let kept_body = self.shared.limits.kept_body;
+            let bounds = Bounds { largest_body: self.shared.limits.largest_body, kept_body };
             let can_send_again = request.body.is_over();
             let mut client = batches::Client::new(self.stream, hold_addresses);
-            let incoming = Incoming::new(&mut client, &mut self.inbox, request, bounds, true);
+            let incoming = Incoming::new(&mut client, &mut self.buffer, request, bounds, true);
             let mut relay = match line {
                 Line::Http1(line, _) => Relay::Http1(http1::Relay::new(incoming, line, answering)),
                 Line::Http2(line) => {
-                    let scheme = self.house.upstream.scheme();
+                    let scheme = self.shared.upstream.scheme();
                     match Box::pin(http2::begin(incoming, line, answering, scheme)).await {
                         Ok(relay) => Relay::Http2(Box::new(relay)),
                         Err(Failed::NoAnswer(true)) if can_send_again && !must_be_new => {
@@ -179,13 +179,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
                 }
             };
             self.watchdog.begin();
-            let mut ended = relay.run(&mut self.watchdog, &self.house.limits).await;
+            let mut ended = relay.run(&mut self.watchdog, &self.shared.limits).await;
             if let Ok(Ended::Rejected) = ended {
-                let renewed = match relay.collect(&mut self.watchdog, &self.house.limits).await {
-                    Ok(true) => self.house.successor_of(&held).await,
+                let renewed = match relay.collect(&mut self.watchdog, &self.shared.limits).await {
+                    Ok(true) => self.shared.successor_of(&held).await,
                     // What cannot be sent again still tells that the credential is not good any more.
                     Ok(false) => {
-                        self.house.reject(&held);
+                        self.shared.reject(&held);
                         None
                     }
                     Err(failed) => {
@@ -203,7 +203,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
                     }
                     None => {
                         ended = match relay.pass_on() {
-                            Ok(()) => relay.run(&mut self.watchdog, &self.house.limits).await,
+                            Ok(()) => relay.run(&mut self.watchdog, &self.shared.limits).await,
                             Err(failed) => Err(failed),
                         };
                     }
@@ -221,7 +221,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
             match ended {
                 Ok(Ended::Answered { may_stay }) => {
                     if let Some(answer) = client.answer() {
-                        let addresses = self.house.upstream.addresses(&self.house.door.host);
+                        let addresses = self.shared.upstream.addresses(&self.shared.policy.host);
                         let answer = addresses.replaced_in(answer);
                         account.bytes_out = answer.len() as u64;
                         if !answer::write(self.stream, &answer).await {
@@ -229,7 +229,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
                         }
                     }
                     if let Some(line) = line {
-                        self.house.upstream.give_back(line);
+                        self.shared.upstream.give_back(line);
                     }
                     return may_stay;
                 }
@@ -264,12 +264,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
         }
         request.outgoing.set_access_token("");
         let bounds = Bounds { largest_body: LARGEST as u64, kept_body: LARGEST };
-        let mut incoming = Incoming::new(self.stream, &mut self.inbox, request, bounds, true);
+        let mut incoming = Incoming::new(self.stream, &mut self.buffer, request, bounds, true);
         let watchdog = &mut self.watchdog;
         watchdog.begin();
         let body = poll_fn(|cx| match incoming.poll_collect(cx) {
             Poll::Pending => {
-                ready!(watchdog.poll(cx, self.house.limits.head));
+                ready!(watchdog.poll(cx, self.shared.limits.head));
                 Poll::Ready(Err(Failed::Abandoned))
             }
             ended => ended,
@@ -282,9 +282,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
             Ok(()) => return self.refuse(&TOO_LARGE, request, account).await,
             Err(failed) => return self.fail(failed, false, request, account).await,
         }
-        let knows_it = request.capability.is_ok() || is_assertion(&self.house.door, request);
+        let knows_it = request.capability.is_ok() || is_assertion(&self.shared.policy, request);
         if !knows_it {
-            match self.house.lookups.is_child(&self.caller).await {
+            match self.shared.lookups.is_child(&self.caller).await {
                 Some(true) => {}
                 Some(false) => return self.refuse(&NOBODY, request, account).await,
                 None => return self.refuse(&CROWDED, request, account).await,
@@ -292,7 +292,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
         }
         self.is_known = true;
         let closes = !request.may_stay;
-        let answer = answer::token(&self.house.door.capability, closes);
+        let answer = answer::token(&self.shared.policy.capability, closes);
         account.status = 200;
         account.bytes_out = answer.len() as u64;
         answer::write(self.stream, &answer).await && !closes
@@ -300,7 +300,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
 
     /// Answers with a refusal; the connection stays only where the request was heard to its end.
     async fn refuse(&mut self, refusal: &Refusal, request: &Request, account: &mut Account) -> bool {
-        let closes = !request.body.is_over() || !request.may_stay || self.house.is_closing.load(Ordering::Relaxed);
+        let closes = !request.body.is_over() || !request.may_stay || self.shared.is_closing.load(Ordering::Relaxed);
         let answer = answer::refusal(refusal, closes);
         account.status = refusal.status;
         account.bytes_out = answer.len() as u64;
@@ -328,27 +328,27 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
     }
 
     fn record(&self, method: &str, path: &str, account: &Account) {
-        (self.house.record)(&Served {
+        (self.shared.record)(&Served {
             method,
             path,
             status: account.status,
             bytes_in: account.bytes_in,
             bytes_out: account.bytes_out,
-            took: (self.house.clock.monotonic)().saturating_sub(account.start),
+            took: (self.shared.clock.monotonic)().saturating_sub(account.start),
             caller: &self.caller,
         });
     }
 }
 
 /// Whether the capability was presented in the place of an identity token (RFC 7523 §2.1).
-fn is_assertion(door: &Door, request: &Request) -> bool {
+fn is_assertion(policy: &AccessPolicy, request: &Request) -> bool {
     #[derive(serde::Deserialize)]
     struct Grant<'a> {
         #[serde(borrow)]
         assertion: &'a str,
     }
     let content = request.content();
-    serde_json::from_slice(&content).is_ok_and(|Grant { assertion }| door.is_capability(assertion.as_bytes()))
+    serde_json::from_slice(&content).is_ok_and(|Grant { assertion }| policy.is_capability(assertion.as_bytes()))
 }
 
 fn unreachable(cause: &str) -> Refusal {

@@ -2,7 +2,7 @@
 
 use httparse::Header;
 
-use super::admission::{Refusal, Shown};
+use super::admission::{Refusal, RequestCredentials};
 use super::framing::Framing;
 
 /// The beta without which the API refuses an access token of federation.
@@ -11,7 +11,7 @@ pub(super) const OAUTH_BETA: &str = "oauth-2025-04-20";
 /// What the headers mean to us.
 #[derive(Default)]
 pub(super) struct Headers<'a> {
-    pub(super) shown: Shown<'a>,
+    pub(super) credentials: RequestCredentials<'a>,
     length: Option<&'a [u8]>,
     transfer_encoding: Option<&'a [u8]>,
     pub(super) closes: bool,
@@ -85,13 +85,13 @@ impl<'a> Headers<'a> {
             };
             match kind_of(header.name) {
                 Kind::EndToEnd | Kind::HopByHop => {}
-                Kind::Host => once(&mut read.shown.host)?,
-                Kind::Authorization => once(&mut read.shown.authorization)?,
-                Kind::ApiKey => once(&mut read.shown.api_key)?,
+                Kind::Host => once(&mut read.credentials.host)?,
+                Kind::Authorization => once(&mut read.credentials.authorization)?,
+                Kind::ApiKey => once(&mut read.credentials.api_key)?,
                 Kind::Length => once(&mut read.length)?,
                 Kind::TransferEncoding => once(&mut read.transfer_encoding)?,
-                Kind::OfABrowser => read.shown.of_a_browser = true,
-                Kind::OfAProxy => read.shown.of_a_proxy = true,
+                Kind::OfABrowser => read.credentials.of_a_browser = true,
+                Kind::OfAProxy => read.credentials.of_a_proxy = true,
                 // The one that Node's `fetch` sends, alone. A browser sends `Sec-Fetch-Site` beside it, always.
                 Kind::SecFetchMode => {}
                 Kind::Connection => {

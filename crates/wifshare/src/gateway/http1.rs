@@ -7,8 +7,8 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use super::buffer::ReadBuffer;
 use super::framing::{Framing, Malformed};
-use super::inbox::Inbox;
 use super::incoming::{Failed, Incoming};
 use super::response::{self, Response};
 use super::{Answering, Ended};
@@ -18,7 +18,7 @@ use crate::wire::Stream;
 pub(super) struct Relay<'a, S> {
     incoming: Incoming<'a, S>,
     line: Stream,
-    answer: Inbox,
+    answer: ReadBuffer,
     is_flushed: bool,
     /// Why no more of the request can be sent. The answer may be there all the same.
     is_cut: bool,
@@ -35,7 +35,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Relay<'a, S> {
         Relay {
             incoming,
             line,
-            answer: Inbox::default(),
+            answer: ReadBuffer::default(),
             is_flushed: true,
             is_cut: false,
             response: None,

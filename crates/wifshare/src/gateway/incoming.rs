@@ -5,8 +5,8 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::admission::Refusal;
+use super::buffer::ReadBuffer;
 use super::framing::Malformed;
-use super::inbox::Inbox;
 use super::request::Request;
 
 /// Why there is no whole answer.
@@ -36,14 +36,14 @@ pub(super) struct Bounds {
 /// The client, its request, and how far we are with it.
 pub(super) struct Incoming<'a, S> {
     pub(super) client: &'a mut S,
-    pub(super) inbox: &'a mut Inbox,
+    pub(super) buffer: &'a mut ReadBuffer,
     pub(super) request: &'a mut Request,
     bounds: Bounds,
     /// How much of what is in `request.outgoing` has left.
     left: usize,
     /// Whether all of the body so far is in `request.outgoing`.
     is_kept: bool,
-    /// How much at the front of the inbox is body, ready to leave.
+    /// How much at the front of the buffer is body, ready to leave.
     leaving: usize,
     /// Whether bytes have moved since this was set to false.
     pub(super) moved: bool,
@@ -53,18 +53,18 @@ pub(super) struct Incoming<'a, S> {
 impl<'a, S: AsyncRead + AsyncWrite + Unpin> Incoming<'a, S> {
     pub(super) fn new(
         client: &'a mut S,
-        inbox: &'a mut Inbox,
+        buffer: &'a mut ReadBuffer,
         request: &'a mut Request,
         bounds: Bounds,
         is_kept: bool,
     ) -> Self {
-        Incoming { client, inbox, request, bounds, left: 0, is_kept, leaving: 0, moved: false, bytes_in: 0 }
+        Incoming { client, buffer, request, bounds, left: 0, is_kept, leaving: 0, moved: false, bytes_in: 0 }
     }
 
     /// What is to leave next. [`poll_more`](Self::poll_more) finds more where this is empty.
     pub(super) fn next(&self) -> &[u8] {
         match &self.request.outgoing.bytes()[self.left..] {
-            [] => &self.inbox.bytes()[..self.leaving],
+            [] => &self.buffer.bytes()[..self.leaving],
             kept => kept,
         }
     }
@@ -75,7 +75,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Incoming<'a, S> {
         if self.left < self.request.outgoing.bytes().len() {
             self.left += count;
         } else {
-            self.inbox.consume(count);
+            self.buffer.consume(count);
             self.leaving -= count;
         }
     }
@@ -103,14 +103,14 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Incoming<'a, S> {
         if self.request.body.is_over() {
             return Poll::Ready(Ok(false));
         }
-        if self.inbox.is_empty() {
-            match ready!(self.inbox.poll_fill(cx, self.client)) {
+        if self.buffer.is_empty() {
+            match ready!(self.buffer.poll_fill(cx, self.client)) {
                 Ok(0) | Err(_) => return Poll::Ready(Err(Failed::Abandoned)),
                 Ok(_) => self.moved = true,
             }
         }
         let body = &mut self.request.body;
-        let count = body.advance(self.inbox.bytes()).map_err(|Malformed| Failed::Client(NO_BODY))?;
+        let count = body.advance(self.buffer.bytes()).map_err(|Malformed| Failed::Client(NO_BODY))?;
         self.bytes_in += count as u64;
         if body.content() > self.bounds.largest_body {
             return Poll::Ready(Err(Failed::Client(TOO_LARGE)));
@@ -123,8 +123,8 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Incoming<'a, S> {
             }
         }
         if self.is_kept {
-            self.request.outgoing.keep(&self.inbox.bytes()[..count]);
-            self.inbox.consume(count);
+            self.request.outgoing.keep(&self.buffer.bytes()[..count]);
+            self.buffer.consume(count);
         } else {
             self.leaving = count;
         }
@@ -140,6 +140,6 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Incoming<'a, S> {
     /// Whether the client has gone away, where all of its request was heard: whoever does that wants no answer, and an
     /// answer that nobody wants is paid for all the same.
     pub(super) fn is_abandoned(&mut self, cx: &mut Context<'_>) -> bool {
-        self.inbox.is_empty() && matches!(self.inbox.poll_fill(cx, self.client), Poll::Ready(Ok(0) | Err(_)))
+        self.buffer.is_empty() && matches!(self.buffer.poll_fill(cx, self.client), Poll::Ready(Ok(0) | Err(_)))
     }
 }

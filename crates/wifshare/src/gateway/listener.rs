@@ -10,16 +10,16 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::oneshot;
 
-use super::admission::Door;
+use super::admission::AccessPolicy;
 use super::caller::{Lookups, Peer};
+use super::connections::Connections;
 use super::upstream::Upstream;
-use super::visitors::Visitors;
-use super::{House, Listen, Terms, connection, fault};
+use super::{GatewayConfig, Listen, Shared, connection, fault};
 
 /// Listens and serves, until it is told to close and within how much time.
 pub(super) async fn serve(
     listen: &Listen,
-    terms: Terms,
+    config: GatewayConfig,
     report: &mpsc::Sender<io::Result<String>>,
     closing: oneshot::Receiver<Duration>,
 ) {
@@ -31,11 +31,11 @@ pub(super) async fn serve(
         Ok(names) => names,
         Err(error) => return drop(report.send(Err(error))),
     };
-    let Terms { upstream, wire, capability, standing, reject, record, fault, clock, limits } = terms;
-    let house = Arc::new(House {
-        door: Door { host, capability },
+    let GatewayConfig { upstream, wire, capability, credential_state, reject, record, fault, clock, limits } = config;
+    let shared = Arc::new(Shared {
+        policy: AccessPolicy { host, capability },
         upstream: Upstream::new(&upstream, wire, clock, limits),
-        standing,
+        credential_state,
         reject,
         record,
         fault,
@@ -44,26 +44,26 @@ pub(super) async fn serve(
         limits,
         is_closing: AtomicBool::new(false),
     });
-    let visitors = Arc::new(Visitors::default());
+    let connections = Arc::new(Connections::default());
     // Whoever waits for it has given up, if this is an error.
     let _ = report.send(Ok(base_url));
     let grace = tokio::select! {
         grace = closing => grace.unwrap_or_default(),
-        () = accept(&listener, &house, &visitors) => Duration::ZERO,
-        () = house.upstream.tidy() => Duration::ZERO,
+        () = accept(&listener, &shared, &connections) => Duration::ZERO,
+        () = shared.upstream.tidy() => Duration::ZERO,
     };
     drop(listener);
-    house.is_closing.store(true, Ordering::Relaxed);
-    visitors.show_out_the_idle();
+    shared.is_closing.store(true, Ordering::Relaxed);
+    connections.show_out_the_idle();
     // Nobody is left, or the grace is over; then it ends for everybody.
-    drop(tokio::time::timeout(grace, visitors.are_gone()).await);
-    visitors.show_out_everybody();
+    drop(tokio::time::timeout(grace, connections.are_gone()).await);
+    connections.show_out_everybody();
 }
 
 /// Lets connections in, whatever happens to one of them.
-async fn accept(listener: &Listener, house: &Arc<House>, visitors: &Arc<Visitors>) {
-    while fault::catch(Box::pin(listener.accept(house, visitors))).await.is_err() {
-        (house.fault)();
+async fn accept(listener: &Listener, shared: &Arc<Shared>, connections: &Arc<Connections>) {
+    while fault::catch(Box::pin(listener.accept(shared, connections))).await.is_err() {
+        (shared.fault)();
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
@@ -113,8 +113,8 @@ impl Listener {
         }
     }
 
-    async fn accept(&self, house: &Arc<House>, visitors: &Arc<Visitors>) {
-        let most = house.limits.connections.min(room_for_connections());
+    async fn accept(&self, shared: &Arc<Shared>, connections: &Arc<Connections>) {
+        let most = shared.limits.connections.min(room_for_connections());
         loop {
             let accepted = match self {
                 Listener::Loopback(listener) => match listener.accept().await {
@@ -133,7 +133,7 @@ impl Listener {
                 }),
             };
             match accepted {
-                Ok(Some((stream, peer))) => welcome(stream, peer, most, house, visitors),
+                Ok(Some((stream, peer))) => welcome(stream, peer, most, shared, connections),
                 Ok(None) => {}
                 Err(_) => {
                     // Out of file descriptors, most likely: some will come back.
@@ -150,30 +150,30 @@ enum Stream {
     Unix(tokio::net::UnixStream),
 }
 
-fn welcome(stream: Stream, peer: Peer, most: usize, house: &Arc<House>, visitors: &Arc<Visitors>) {
-    let Some(place) = visitors.admit(most, (house.clock.monotonic)()) else { return };
-    let house = Arc::clone(house);
-    let (number, visitor) = (place.number(), Arc::clone(&place.visitor));
+fn welcome(stream: Stream, peer: Peer, most: usize, shared: &Arc<Shared>, connections: &Arc<Connections>) {
+    let Some(place) = connections.admit(most, (shared.clock.monotonic)()) else { return };
+    let shared = Arc::clone(shared);
+    let (number, entry) = (place.number(), Arc::clone(&place.entry));
     let task = match stream {
         Stream::Tcp(stream) => tokio::spawn(async move {
-            attend(Box::pin(connection::attend(stream, peer, visitor, Arc::clone(&house))), &house).await;
+            attend(Box::pin(connection::attend(stream, peer, entry, Arc::clone(&shared))), &shared).await;
             drop(place);
         }),
         #[cfg(unix)]
         Stream::Unix(stream) => tokio::spawn(async move {
-            attend(Box::pin(connection::attend(stream, peer, visitor, Arc::clone(&house))), &house).await;
+            attend(Box::pin(connection::attend(stream, peer, entry, Arc::clone(&shared))), &shared).await;
             drop(place);
         }),
     };
-    visitors.may_be_ended_by(number, task.abort_handle());
+    connections.may_be_ended_by(number, task.abort_handle());
 }
 
 /// Serves a connection. A panic ends this one alone, and no open connection to the API is used again: it may have been
 /// left in the middle of something.
-async fn attend(connection: Pin<Box<impl Future<Output = ()>>>, house: &House) {
+async fn attend(connection: Pin<Box<impl Future<Output = ()>>>, shared: &Shared) {
     if fault::catch(connection).await.is_err() {
-        house.upstream.close_all();
-        (house.fault)();
+        shared.upstream.close_all();
+        (shared.fault)();
     }
 }
 

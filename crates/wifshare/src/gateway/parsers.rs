@@ -2,9 +2,9 @@
 
 use std::task::{Context, Poll, Waker};
 
-use super::admission::{Door, way_of};
+use super::admission::{AccessPolicy, way_of};
+use super::buffer::ReadBuffer;
 use super::framing::Framing;
-use super::inbox::Inbox;
 use super::request::{self, Destination};
 use super::response;
 use crate::secret::Secret;
@@ -17,9 +17,9 @@ pub(crate) const ACCESS_TOKEN: &str = "t0k3n";
 
 /// How long the head was, and the one that leaves; `None` where there is more to come, or where it is refused.
 pub(crate) fn request(bytes: &[u8]) -> Option<(usize, Vec<u8>)> {
-    let door = Door { host: HOST.to_owned(), capability: Secret::new(CAPABILITY.to_owned()) };
+    let policy = AccessPolicy { host: HOST.to_owned(), capability: Secret::new(CAPABILITY.to_owned()) };
     let destination = Destination { authority: AUTHORITY.to_owned(), base_path: String::new() };
-    let mut request = request::read(bytes, &door, &destination, 1 << 20).ok()??;
+    let mut request = request::read(bytes, &policy, &destination, 1 << 20).ok()??;
     request.capability.as_ref().ok()?;
     request.outgoing.set_access_token(ACCESS_TOKEN);
     Some((request.head_length, request.outgoing.head().to_vec()))
@@ -27,11 +27,11 @@ pub(crate) fn request(bytes: &[u8]) -> Option<(usize, Vec<u8>)> {
 
 /// The head of an answer as it is passed on.
 pub(crate) fn response(mut bytes: &[u8]) -> Option<Vec<u8>> {
-    let mut inbox = Inbox::default();
-    let filled = inbox.poll_fill(&mut Context::from_waker(Waker::noop()), &mut bytes);
+    let mut buffer = ReadBuffer::default();
+    let filled = buffer.poll_fill(&mut Context::from_waker(Waker::noop()), &mut bytes);
     let Poll::Ready(Ok(_)) = filled else { return None };
-    let response = response::read(&mut inbox, false).ok()??;
-    Some(inbox.bytes()[..response.head_length].to_vec())
+    let response = response::read(&mut buffer, false).ok()??;
+    Some(buffer.bytes()[..response.head_length].to_vec())
 }
 
 /// How many of these bytes are a body in chunks, how much of that is content, and whether it is over, read in these parts.

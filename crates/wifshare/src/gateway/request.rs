@@ -7,7 +7,7 @@ use std::ops::Range;
 use httparse::{Header, Status};
 use zeroize::{Zeroize, Zeroizing};
 
-use super::admission::{Door, Refusal, Way, way_of, with_version};
+use super::admission::{AccessPolicy, Refusal, Way, way_of, with_version};
 use super::batches;
 use super::framing::{Framing, Piece};
 use super::headers::{Headers, Kind, OAUTH_BETA, kind_of, names};
@@ -15,7 +15,7 @@ use super::headers::{Headers, Kind, OAUTH_BETA, kind_of, names};
 /// As many headers as any client of the API sends, several times over.
 const MOST_HEADERS: usize = 100;
 
-/// A request that may go on its way, and what is left of it in the inbox is its body.
+/// A request that may go on its way, and what is left of it in the buffer is its body.
 #[derive(Debug)]
 pub(super) struct Request {
     pub(super) outgoing: Outgoing,
@@ -61,7 +61,7 @@ pub(super) struct Destination {
 /// Reads a head at the beginning of these bytes; `None` where there is more of it to come.
 pub(super) fn read(
     bytes: &[u8],
-    door: &Door,
+    policy: &AccessPolicy,
     destination: &Destination,
     largest_body: u64,
 ) -> Result<Option<Request>, Refusal> {
@@ -89,8 +89,8 @@ pub(super) fn read(
         return Err(VERSION);
     }
     let headers = Headers::of(head.headers)?;
-    door.is_local(&headers.shown)?;
-    let capability = door.has_capability(&headers.shown);
+    policy.is_local(&headers.credentials)?;
+    let capability = policy.has_capability(&headers.credentials);
     let is_idempotent = match method {
         "GET" | "HEAD" | "PUT" | "DELETE" => true,
         "POST" | "PATCH" => false,
@@ -300,8 +300,8 @@ mod tests {
     use super::*;
     use crate::secret::Secret;
 
-    fn door() -> Door {
-        Door { host: "127.0.0.1:4711".to_owned(), capability: Secret::new("c4p4".to_owned()) }
+    fn policy() -> AccessPolicy {
+        AccessPolicy { host: "127.0.0.1:4711".to_owned(), capability: Secret::new("c4p4".to_owned()) }
     }
 
     fn destination() -> Destination {
@@ -309,12 +309,12 @@ mod tests {
     }
 
     fn heard(head: &str) -> Result<Option<Request>, Refusal> {
-        read(head.as_bytes(), &door(), &destination(), 1000)
+        read(head.as_bytes(), &policy(), &destination(), 1000)
     }
 
     /// A good request whose body may have so many bytes.
     fn heard_up_to(head: &str, largest_body: u64) -> Request {
-        read(head.as_bytes(), &door(), &destination(), largest_body).expect("admitted").expect("whole")
+        read(head.as_bytes(), &policy(), &destination(), largest_body).expect("admitted").expect("whole")
     }
 
     /// A request with these lines besides the usual ones, as it leaves.

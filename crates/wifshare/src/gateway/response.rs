@@ -4,13 +4,13 @@ use std::mem::MaybeUninit;
 
 use httparse::Status;
 
+use super::buffer::ReadBuffer;
 use super::framing::{Framing, Malformed};
 use super::headers::{length_of, names};
-use super::inbox::Inbox;
 
 const MOST_HEADERS: usize = 128;
 
-/// An answer that begins in the inbox with so many bytes of head, ready to be passed on.
+/// An answer that begins in the buffer with so many bytes of head, ready to be passed on.
 #[derive(Debug)]
 pub(super) struct Response {
     pub(super) status: u16,
@@ -27,9 +27,9 @@ impl Response {
     }
 }
 
-/// Reads a head at the beginning of the inbox; `None` where there is more of it to come.
-pub(super) fn read(inbox: &mut Inbox, to_head: bool) -> Result<Option<Response>, Malformed> {
-    let bytes = inbox.bytes();
+/// Reads a head at the beginning of the buffer; `None` where there is more of it to come.
+pub(super) fn read(buffer: &mut ReadBuffer, to_head: bool) -> Result<Option<Response>, Malformed> {
+    let bytes = buffer.bytes();
     let mut headers = [const { MaybeUninit::uninit() }; MOST_HEADERS];
     let mut head = httparse::Response::new(&mut []);
     let config = httparse::ParserConfig::default();
@@ -101,10 +101,10 @@ pub(super) fn read(inbox: &mut Inbox, to_head: bool) -> Result<Option<Response>,
     };
     may_stay &= !matches!(body, Framing::UntilClose);
     let dropped = lines;
-    let head_length = dropped.take_out(inbox, head_length);
+    let head_length = dropped.take_out(buffer, head_length);
     if version == 0 {
         // We speak 1.1 to our client, whatever the one behind us speaks (RFC 9110 §2.5).
-        inbox.bytes_mut()[..8].copy_from_slice(b"HTTP/1.1");
+        buffer.bytes_mut()[..8].copy_from_slice(b"HTTP/1.1");
     }
     Ok(Some(Response { status, head_length, body, may_stay }))
 }
@@ -131,10 +131,10 @@ impl Dropped {
     }
 
     /// Moves what stays together, towards the body, and returns how long the head is now.
-    fn take_out(mut self, inbox: &mut Inbox, head_length: usize) -> usize {
+    fn take_out(mut self, buffer: &mut ReadBuffer, head_length: usize) -> usize {
         let lines = &mut self.lines[..self.count];
         lines.sort_unstable();
-        let bytes = inbox.bytes_mut();
+        let bytes = buffer.bytes_mut();
         let (mut from, mut to) = (head_length, head_length);
         for (start, end) in lines.iter().rev() {
             bytes.copy_within(*end..from, to - (from - end));
@@ -143,7 +143,7 @@ impl Dropped {
         }
         bytes.copy_within(..from, to - from);
         let removed = to - from;
-        inbox.consume(removed);
+        buffer.consume(removed);
         head_length - removed
     }
 }
@@ -154,11 +154,11 @@ mod tests {
 
     use super::*;
 
-    fn inbox(mut text: &[u8]) -> Inbox {
-        let mut inbox = Inbox::default();
-        let filled = inbox.poll_fill(&mut Context::from_waker(Waker::noop()), &mut text);
+    fn buffer(mut text: &[u8]) -> ReadBuffer {
+        let mut buffer = ReadBuffer::default();
+        let filled = buffer.poll_fill(&mut Context::from_waker(Waker::noop()), &mut text);
         assert!(matches!(filled, Poll::Ready(Ok(_))));
-        inbox
+        buffer
     }
 
     #[test]
@@ -177,9 +177,9 @@ mod tests {
                 "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n",
             ),
         ] {
-            let mut inbox = inbox(format!("{head}hi").as_bytes());
-            let response = read(&mut inbox, false).expect("an answer").expect("whole");
-            assert_eq!(inbox.bytes(), format!("{passed}hi").as_bytes(), "{head}");
+            let mut buffer = buffer(format!("{head}hi").as_bytes());
+            let response = read(&mut buffer, false).expect("an answer").expect("whole");
+            assert_eq!(buffer.bytes(), format!("{passed}hi").as_bytes(), "{head}");
             assert_eq!(response.head_length, passed.len());
             assert!(matches!(response.body, Framing::Length(2)));
         }
@@ -195,11 +195,11 @@ mod tests {
             ("Connection: x\r\nConnection: y\r\nx: 1\r\ny: 2\r\nz: 3\r\n", "z: 3\r\n"),
             ("Connection: connection, upgrade, keep-alive\r\nUpgrade: a\r\nKeep-Alive: b\r\n", ""),
         ] {
-            let mut inbox = inbox(format!("HTTP/1.1 200 OK\r\n{lines}content-length: 2\r\n\r\nhi").as_bytes());
-            let response = read(&mut inbox, false).expect("an answer").expect("whole");
+            let mut buffer = buffer(format!("HTTP/1.1 200 OK\r\n{lines}content-length: 2\r\n\r\nhi").as_bytes());
+            let response = read(&mut buffer, false).expect("an answer").expect("whole");
             let expected = format!("HTTP/1.1 200 OK\r\n{passed}content-length: 2\r\n\r\n");
             assert_eq!(response.head_length, expected.len(), "{lines}");
-            assert_eq!(inbox.bytes(), format!("{expected}hi").as_bytes(), "{lines}");
+            assert_eq!(buffer.bytes(), format!("{expected}hi").as_bytes(), "{lines}");
         }
     }
 
@@ -249,12 +249,12 @@ mod tests {
         |(lines in prop::collection::vec(line, 0..9))| {
             let lines: Vec<(&str, &str)> = lines.iter().map(|(name, value)| (*name, value.as_str())).collect();
             let head: String = lines.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
-            let mut inbox = inbox(format!("HTTP/1.1 200 OK\r\n{head}\r\nhi").as_bytes());
+            let mut buffer = buffer(format!("HTTP/1.1 200 OK\r\n{head}\r\nhi").as_bytes());
             // More lines to take out than are looked for make a head that is refused.
-            if let Ok(response) = read(&mut inbox, false) {
+            if let Ok(response) = read(&mut buffer, false) {
                 let expected = format!("HTTP/1.1 200 OK\r\n{}\r\n", passed_on(&lines));
                 prop_assert_eq!(response.expect("whole").head_length, expected.len());
-                prop_assert_eq!(String::from_utf8_lossy(inbox.bytes()), format!("{expected}hi"));
+                prop_assert_eq!(String::from_utf8_lossy(buffer.bytes()), format!("{expected}hi"));
             }
         });
     }
@@ -263,10 +263,10 @@ mod tests {
     fn each_header_is_known_by_its_whole_name_however_it_is_written() {
         const USUAL: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n";
         let passed = |line: &str| {
-            let mut inbox = inbox(format!("{USUAL}{line}\r\n\r\nhi").as_bytes());
-            let response = read(&mut inbox, false).expect("an answer").expect("whole");
+            let mut buffer = buffer(format!("{USUAL}{line}\r\n\r\nhi").as_bytes());
+            let response = read(&mut buffer, false).expect("an answer").expect("whole");
             assert!(response.may_stay && matches!(response.body, Framing::Length(2)), "{line}");
-            inbox.bytes().starts_with(format!("{USUAL}{line}\r\n").as_bytes())
+            buffer.bytes().starts_with(format!("{USUAL}{line}\r\n").as_bytes())
         };
         for name in ["upgrade", "keep-alive", "connection", "proxy-connection", "proxy-authenticate"] {
             assert!(!passed(&format!("{name}: x")) && !passed(&format!("{}: x", name.to_uppercase())), "{name}");
@@ -295,7 +295,7 @@ mod tests {
             ("nonsense\r\n\r\n", false),
             ("\r\nHTTP/1.0 200 OK\r\ncontent-length: 1\r\n\r\n", false),
         ] {
-            assert_eq!(read(&mut inbox(head.as_bytes()), false).is_ok(), is_understood, "{head}");
+            assert_eq!(read(&mut buffer(head.as_bytes()), false).is_ok(), is_understood, "{head}");
         }
     }
 
@@ -306,10 +306,10 @@ mod tests {
             ("HTTP/1.1 204 No Content\r\n\r\n", false),
             ("HTTP/1.1 304 Not Modified\r\ncontent-length: 5\r\n\r\n", false),
         ] {
-            let response = read(&mut inbox(head.as_bytes()), to_head).expect("an answer").expect("whole");
+            let response = read(&mut buffer(head.as_bytes()), to_head).expect("an answer").expect("whole");
             assert!(response.body.is_over() && response.may_stay, "{head}");
         }
-        let response = read(&mut inbox(b"HTTP/1.1 200 OK\r\n\r\n"), false).expect("an answer").expect("whole");
+        let response = read(&mut buffer(b"HTTP/1.1 200 OK\r\n\r\n"), false).expect("an answer").expect("whole");
         assert!(!response.may_stay, "it ends with the connection");
     }
 }

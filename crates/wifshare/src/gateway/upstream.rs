@@ -206,8 +206,8 @@ impl Upstream {
     async fn connect(&self) -> Result<Line, String> {
         let patience = self.limits.connect;
         let stage = Stage::new();
-        let opening = self.wire.open(&self.url, || self.tls(), &stage);
-        let stream = match tokio::time::timeout(patience, opening).await {
+        let options = self.wire.open(&self.url, || self.tls(), &stage);
+        let stream = match tokio::time::timeout(patience, options).await {
             Ok(opened) => opened.map_err(|error| chain(&*error))?,
             Err(_) => return Err(format!("{} took longer than {} s", stage.get(), patience.as_secs_f64())),
         };

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::nesting::read_inputs;
 use super::request::Request;
-use super::{Opening, Provision, Run};
+use super::{GatewayOptions, Provision, Run};
 use crate::clock::Clock;
 use crate::config::{Config, endpoint};
 use crate::credential::Credential;
@@ -38,14 +38,14 @@ impl Run {
     pub fn begin_inside(
         around: &Path,
         delivery: Delivery,
-        opening: Opening,
+        options: GatewayOptions,
         transport: Transport,
         clock: Clock,
         watch: Arc<dyn Fn(&Step<'_>) + Send + Sync>,
     ) -> Result<Run, ObtainError> {
         let config = config_of(around).ok_or(ObtainError::RunNotRenewed { left: Duration::ZERO })?;
         let provision = Provision::Credential(delivery);
-        Run::begin_as(Supplier::TheRunAround(around.to_owned()), config, provision, opening, transport, clock, watch)
+        Run::begin_as(Supplier::TheRunAround(around.to_owned()), config, provision, options, transport, clock, watch)
     }
 
     /// The credential of the run around this one; where a successor is due it is waited for.

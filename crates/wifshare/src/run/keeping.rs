@@ -47,7 +47,7 @@ impl Run {
     }
 
     fn do_what_is_due(&self, schedule: &mut Schedule) {
-        if self.passage.is_some() && schedule.is_first_due(self) {
+        if self.gateway.is_some() && schedule.is_first_due(self) {
             self.acquire(schedule);
         }
         let rejected = lock(&self.rejected).take();
@@ -87,8 +87,8 @@ impl Run {
     fn recover(&self, schedule: &mut Schedule) {
         let pause = schedule.failed(self).max(Duration::from_secs(1));
         let cause = "an internal error of wifshare".to_owned();
-        if let Some(passage) = &self.passage {
-            passage.board.refuse(cause.clone(), true);
+        if let Some(gateway) = &self.gateway {
+            gateway.publisher.refuse(cause.clone(), true);
         }
         (self.watch)(&Step::NotRenewed { cause, pause });
         // A signal ends the pause early, and the end of the run is looked for next.
@@ -98,7 +98,7 @@ impl Run {
     /// Obtains the first credential of a gateway now, for whoever wants to know whether there is one before the first
     /// request asks for it. Other runs have theirs when they begin.
     pub fn obtain_first(&self) -> Result<(), ObtainError> {
-        if self.passage.is_none() || self.held().is_some() {
+        if self.gateway.is_none() || self.held().is_some() {
             return Ok(());
         }
         let renewing = lock(&self.renewing);
@@ -137,15 +137,15 @@ impl Run {
             }
         }
         // Whatever came of it, those who wait for it shall wait no longer.
-        if let Some(passage) = &self.passage {
-            passage.board.nothing_new();
+        if let Some(gateway) = &self.gateway {
+            gateway.publisher.nothing_new();
         }
     }
 
     /// Tells those who ask why there is no credential.
     fn put_up(&self, error: &ObtainError) {
-        if let Some(passage) = &self.passage {
-            passage.board.refuse(whole_message(error), error.is_passing());
+        if let Some(gateway) = &self.gateway {
+            gateway.publisher.refuse(whole_message(error), error.is_passing());
         }
     }
 

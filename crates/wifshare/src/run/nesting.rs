@@ -192,7 +192,7 @@ mod tests {
         let inputs = br#"{"ANTHROPIC_BASE_URL":"https://a","gateway":"http://127.0.0.1:9"}"#;
         private_file::replace(&directory, INPUTS, inputs, &|_| {}).unwrap();
         let mark = delivered(&Secret::new("c".to_owned()));
-        let shown = [("ANTHROPIC_AUTH_TOKEN", "c"), (DELIVERED_VARIABLE, &mark)];
+        let credentials = [("ANTHROPIC_AUTH_TOKEN", "c"), (DELIVERED_VARIABLE, &mark)];
         for (more, joined) in [
             (None, &ours),
             (Some(("ANTHROPIC_BASE_URL", "http://127.0.0.1:9")), &ours),
@@ -202,7 +202,7 @@ mod tests {
             (Some(("ANTHROPIC_BASE_URL", "http://127.0.0.1:8")), &None),
             (Some(("ANTHROPIC_AUTH_TOKEN", "somebody's own")), &None),
         ] {
-            assert_eq!(joins(&shown.into_iter().chain(more).collect::<Vec<_>>()), *joined, "{more:?}");
+            assert_eq!(joins(&credentials.into_iter().chain(more).collect::<Vec<_>>()), *joined, "{more:?}");
         }
         assert_eq!(joins(&[("ANTHROPIC_API_KEY", "c"), (DELIVERED_VARIABLE, &mark)]), ours, "as an API key alone");
         lease.end(|| Afterwards::Keep).unwrap();

@@ -7,22 +7,22 @@ use super::{BASE_URL_VARIABLE, DELIVERED_VARIABLE, GATEWAY_VARIABLE, RUN_VARIABL
 use crate::credential::Credential;
 use crate::delivery::{self, Handout};
 use crate::environment::Environment;
-use crate::gateway::{self, Board, Gateway, Limits, Listen, Served, Terms};
+use crate::gateway::{self, CredentialPublisher, Gateway, GatewayConfig, Limits, Listen, Served};
 use crate::obtain::ObtainError;
 use crate::secret::Secret;
 use crate::step::Step;
 
 /// The gateway of a run, as its keeper knows it.
-pub(super) struct Passage {
+pub(super) struct RunGateway {
     pub(super) gateway: Mutex<Option<Gateway>>,
     pub(super) base_url: String,
     pub(super) capability: Secret,
-    pub(super) board: Board,
+    pub(super) publisher: CredentialPublisher,
     api_key: bool,
 }
 
 /// Where a gateway listens, what its children are given, and who is told of what it served.
-pub struct Opening {
+pub struct GatewayOptions {
     /// Where.
     pub listen: Listen,
     /// Whether children find the capability in `ANTHROPIC_API_KEY` too.
@@ -31,10 +31,10 @@ pub struct Opening {
     pub record: Box<dyn Fn(&Served<'_>) + Send + Sync>,
 }
 
-impl Default for Opening {
+impl Default for GatewayOptions {
     /// At a free port of this machine, and nobody.
-    fn default() -> Opening {
-        Opening {
+    fn default() -> GatewayOptions {
+        GatewayOptions {
             listen: Listen::Loopback((std::net::Ipv4Addr::LOCALHOST, 0).into()),
             api_key: false,
             record: Box::new(|_| {}),
@@ -44,34 +44,34 @@ impl Default for Opening {
 
 impl Run {
     /// Opens the gateway. Nothing is obtained yet.
-    pub(super) fn open_gateway(&self, opening: Opening) -> Result<Passage, ObtainError> {
+    pub(super) fn open_gateway(&self, options: GatewayOptions) -> Result<RunGateway, ObtainError> {
         let failed = |source| ObtainError::Gateway(source);
         let capability = gateway::new_capability().map_err(failed)?;
-        let board = Board::new();
+        let publisher = CredentialPublisher::new();
         let watch = Arc::clone(&self.watch);
         let (place, alarm) = (Arc::clone(&self.rejected), Arc::clone(&self.alarm));
         let reject = move |rejected: &Credential| {
             *lock(&place) = Some(rejected.clone());
             alarm.ring();
         };
-        let terms = Terms {
+        let config = GatewayConfig {
             upstream: self.config.base_url.parse().expect("the border has parsed it"),
             wire: self.transport.wire().clone(),
             capability: capability.clone(),
-            standing: board.follow(),
+            credential_state: publisher.follow(),
             reject: Box::new(reject),
-            record: opening.record,
+            record: options.record,
             fault: Box::new(move || watch(&Step::ConnectionFault)),
             clock: self.clock,
             limits: Limits::default(),
         };
-        let gateway = Gateway::open(&opening.listen, terms).map_err(failed)?;
+        let gateway = Gateway::open(&options.listen, config).map_err(failed)?;
         let base_url = gateway.base_url().to_owned();
-        Ok(Passage { gateway: Mutex::new(Some(gateway)), base_url, capability, board, api_key: opening.api_key })
+        Ok(RunGateway { gateway: Mutex::new(Some(gateway)), base_url, capability, publisher, api_key: options.api_key })
     }
 }
 
-impl Passage {
+impl RunGateway {
     /// The environment for a child behind it.
     pub(super) fn environment(
         &self,
@@ -80,7 +80,7 @@ impl Passage {
         asks: &[String],
         run: &Path,
     ) -> Environment {
-        let Passage { base_url, capability, api_key, .. } = self;
+        let RunGateway { base_url, capability, api_key, .. } = self;
         let handout = Handout::Gateway { base_url, capability, api_key: *api_key };
         let mut child = delivery::environment(handout, parent, keep, asks);
         child.set(RUN_VARIABLE, run);

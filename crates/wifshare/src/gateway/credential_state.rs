@@ -9,7 +9,7 @@ use crate::credential::Credential;
 
 /// How it stands with the credential. At first there is neither one nor a reason why not: it is awaited.
 #[derive(Clone, Debug, Default)]
-pub struct Standing {
+pub struct CredentialState {
     pub(super) held: Option<Arc<Credential>>,
     pub(super) refused: Option<Refused>,
     /// How often something was told.
@@ -25,32 +25,32 @@ pub(super) struct Refused {
 
 /// Where it is told.
 #[derive(Debug)]
-pub struct Board(watch::Sender<Standing>);
+pub struct CredentialPublisher(watch::Sender<CredentialState>);
 
-impl Board {
+impl CredentialPublisher {
     /// A board where nothing was told yet.
     #[expect(clippy::new_without_default, reason = "a board is put up by whoever keeps a credential, on purpose")]
-    pub fn new() -> Board {
-        Board(watch::Sender::new(Standing::default()))
+    pub fn new() -> CredentialPublisher {
+        CredentialPublisher(watch::Sender::new(CredentialState::default()))
     }
 
     /// For a gateway, to follow what is told.
-    pub fn follow(&self) -> watch::Receiver<Standing> {
+    pub fn follow(&self) -> watch::Receiver<CredentialState> {
         self.0.subscribe()
     }
 
     /// This credential is good from now on.
     pub fn hold(&self, credential: &Credential) {
-        self.tell(|standing| {
-            standing.held = Some(Arc::new(credential.clone()));
-            standing.refused = None;
+        self.tell(|credential_state| {
+            credential_state.held = Some(Arc::new(credential.clone()));
+            credential_state.refused = None;
         });
     }
 
     /// No credential could be had. What is held stays good until it ends; without any, requests are refused with this
     /// message, as something that may pass or as something that will not.
     pub fn refuse(&self, message: String, may_pass: bool) {
-        self.tell(|standing| standing.refused = Some(Refused { message, may_pass }));
+        self.tell(|credential_state| credential_state.refused = Some(Refused { message, may_pass }));
     }
 
     /// Somebody asked for another credential, and this one stays.
@@ -58,10 +58,10 @@ impl Board {
         self.tell(|_| {});
     }
 
-    fn tell(&self, change: impl FnOnce(&mut Standing)) {
-        self.0.send_modify(|standing| {
-            change(standing);
-            standing.told += 1;
+    fn tell(&self, change: impl FnOnce(&mut CredentialState)) {
+        self.0.send_modify(|credential_state| {
+            change(credential_state);
+            credential_state.told += 1;
         });
     }
 }

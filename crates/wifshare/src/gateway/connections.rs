@@ -13,7 +13,7 @@ use tokio::task::AbortHandle;
 #[repr(u8)]
 pub(super) enum Doing {
     /// It has not shown the capability yet.
-    Stranger,
+    Unauthenticated,
     /// It has, and nothing is under way.
     Idle,
     /// A request of it is under way.
@@ -22,9 +22,9 @@ pub(super) enum Doing {
 
 /// One connection, as it tells the others what it does.
 #[derive(Debug, Default)]
-pub(super) struct Visitor(AtomicU8);
+pub(super) struct ConnectionEntry(AtomicU8);
 
-impl Visitor {
+impl ConnectionEntry {
     pub(super) fn is(&self, doing: Doing) {
         self.0.store(doing as u8, Ordering::Relaxed);
     }
@@ -36,7 +36,7 @@ impl Visitor {
 
 /// Everybody who is connected.
 #[derive(Debug, Default)]
-pub(super) struct Visitors {
+pub(super) struct Connections {
     list: Mutex<List>,
     /// Rung when somebody leaves.
     left: Notify,
@@ -45,22 +45,22 @@ pub(super) struct Visitors {
 #[derive(Debug, Default)]
 struct List {
     next: u64,
-    present: HashMap<u64, (Arc<Visitor>, Option<AbortHandle>)>,
+    present: HashMap<u64, (Arc<ConnectionEntry>, Option<AbortHandle>)>,
     /// In order of arrival, with the moment of it; some have become known since, or have left.
-    strangers: VecDeque<(u64, Duration)>,
+    unauthenticated: VecDeque<(u64, Duration)>,
 }
 
-/// A place among the visitors, free again when this is dropped.
+/// A slot among the open connections; it is free again when this is dropped.
 pub(super) struct Place {
-    visitors: Arc<Visitors>,
+    connections: Arc<Connections>,
     number: u64,
-    pub(super) visitor: Arc<Visitor>,
+    pub(super) entry: Arc<ConnectionEntry>,
 }
 
-impl Visitors {
+impl Connections {
     /// As many strangers may wait at the door; the longest there makes room for the next. Whoever knows the capability
     /// is not moved by any number of others.
-    const STRANGERS: usize = 128;
+    const UNAUTHENTICATED: usize = 128;
 
     /// A thousand clients that connect at one moment are all strangers, until each has had the time to say a word.
     const TIME_TO_SPEAK: Duration = Duration::from_secs(1);
@@ -68,17 +68,17 @@ impl Visitors {
     /// A place for somebody who comes now, if there is one.
     pub(super) fn admit(self: &Arc<Self>, most: usize, now: Duration) -> Option<Place> {
         let mut list = self.list();
-        if list.present.len() >= most && !list.show_out_a_stranger(now) {
+        if list.present.len() >= most && !list.close_oldest_unauthenticated(now) {
             return None;
         }
         let spoke_late = now.saturating_sub(Self::TIME_TO_SPEAK);
-        while list.strangers.len() >= Self::STRANGERS && list.show_out_a_stranger(spoke_late) {}
+        while list.unauthenticated.len() >= Self::UNAUTHENTICATED && list.close_oldest_unauthenticated(spoke_late) {}
         let number = list.next;
         list.next += 1;
-        let visitor = Arc::new(Visitor::default());
-        list.present.insert(number, (Arc::clone(&visitor), None));
-        list.strangers.push_back((number, now));
-        Some(Place { visitors: Arc::clone(self), number, visitor })
+        let entry = Arc::new(ConnectionEntry::default());
+        list.present.insert(number, (Arc::clone(&entry), None));
+        list.unauthenticated.push_back((number, now));
+        Some(Place { connections: Arc::clone(self), number, entry })
     }
 
     /// How to end the connection at this place.
@@ -90,8 +90,8 @@ impl Visitors {
 
     /// Ends all connections on which no request is under way.
     pub(super) fn show_out_the_idle(&self) {
-        for (visitor, handle) in self.list().present.values() {
-            if let Some(handle) = handle.as_ref().filter(|_| !visitor.is_now(Doing::Busy)) {
+        for (entry, handle) in self.list().present.values() {
+            if let Some(handle) = handle.as_ref().filter(|_| !entry.is_now(Doing::Busy)) {
                 handle.abort();
             }
         }
@@ -119,12 +119,12 @@ impl Visitors {
 }
 
 impl List {
-    /// Ends the connection of the stranger who is here longest, if it came by this moment. Says whether there was one.
-    fn show_out_a_stranger(&mut self, by: Duration) -> bool {
-        while let Some((number, _)) = self.strangers.front().copied().filter(|(_, came)| *came <= by) {
-            self.strangers.pop_front();
-            let stranger = self.present.get(&number).filter(|(visitor, _)| visitor.is_now(Doing::Stranger));
-            if let Some((_, Some(handle))) = stranger {
+    /// Closes the oldest unauthenticated connection, if it was accepted by this moment. Returns whether there was one.
+    fn close_oldest_unauthenticated(&mut self, by: Duration) -> bool {
+        while let Some((number, _)) = self.unauthenticated.front().copied().filter(|(_, came)| *came <= by) {
+            self.unauthenticated.pop_front();
+            let oldest = self.present.get(&number).filter(|(entry, _)| entry.is_now(Doing::Unauthenticated));
+            if let Some((_, Some(handle))) = oldest {
                 handle.abort();
                 // Its place is free from now on, whenever its task comes to hear of it.
                 self.present.remove(&number);
@@ -143,8 +143,8 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.visitors.list().present.remove(&self.number);
-        self.visitors.left.notify_waiters();
+        self.connections.list().present.remove(&self.number);
+        self.connections.left.notify_waiters();
     }
 }
 
@@ -155,10 +155,10 @@ mod tests {
     use super::*;
 
     /// Somebody who comes at this moment and stays until its connection is ended.
-    fn come(visitors: &Arc<Visitors>, most: usize, now: Duration) -> Option<(Place, JoinHandle<()>)> {
-        let place = visitors.admit(most, now)?;
+    fn come(connections: &Arc<Connections>, most: usize, now: Duration) -> Option<(Place, JoinHandle<()>)> {
+        let place = connections.admit(most, now)?;
         let connection = tokio::spawn(std::future::pending());
-        visitors.may_be_ended_by(place.number(), connection.abort_handle());
+        connections.may_be_ended_by(place.number(), connection.abort_handle());
         Some((place, connection))
     }
 
@@ -170,54 +170,55 @@ mod tests {
         (0..all.len()).filter(|place| all[*place].1.is_finished()).collect()
     }
 
-    fn count(visitors: &Visitors) -> usize {
-        visitors.list().present.len()
+    fn count(connections: &Connections) -> usize {
+        connections.list().present.len()
     }
 
     const NOW: Duration = Duration::from_secs(100);
 
     #[tokio::test]
     async fn where_all_places_are_taken_a_stranger_makes_room_and_nobody_who_is_known_does() {
-        let visitors = Arc::new(Visitors::default());
-        let mut all: Vec<_> = (0..3).map(|_| come(&visitors, 3, NOW).unwrap()).collect();
-        all[0].0.visitor.is(Doing::Idle);
-        all.push(come(&visitors, 3, NOW).unwrap());
-        assert_eq!((ended(&all).await, count(&visitors)), (vec![1], 3), "the first of those who are not known");
-        all[2].0.visitor.is(Doing::Busy);
-        all[3].0.visitor.is(Doing::Idle);
-        assert!(come(&visitors, 3, NOW).is_none());
-        assert_eq!((ended(&all).await, count(&visitors)), (vec![1], 3));
+        let connections = Arc::new(Connections::default());
+        let mut all: Vec<_> = (0..3).map(|_| come(&connections, 3, NOW).unwrap()).collect();
+        all[0].0.entry.is(Doing::Idle);
+        all.push(come(&connections, 3, NOW).unwrap());
+        assert_eq!((ended(&all).await, count(&connections)), (vec![1], 3), "the first of those who are not known");
+        all[2].0.entry.is(Doing::Busy);
+        all[3].0.entry.is(Doing::Idle);
+        assert!(come(&connections, 3, NOW).is_none());
+        assert_eq!((ended(&all).await, count(&connections)), (vec![1], 3));
         all.remove(0);
-        assert_eq!(count(&visitors), 2);
-        all.push(come(&visitors, 3, NOW).unwrap());
-        assert_eq!(count(&visitors), 3);
+        assert_eq!(count(&connections), 2);
+        all.push(come(&connections, 3, NOW).unwrap());
+        assert_eq!(count(&connections), 3);
     }
 
     #[tokio::test]
     async fn a_crowd_of_strangers_has_a_second_to_speak_and_then_gives_way() {
-        let visitors = Arc::new(Visitors::default());
-        let mut all: Vec<_> = (0..Visitors::STRANGERS).map(|_| come(&visitors, 9999, NOW).unwrap()).collect();
-        let just_in_time = Visitors::TIME_TO_SPEAK - Duration::from_nanos(1);
-        all.push(come(&visitors, 9999, NOW + just_in_time).unwrap());
+        let connections = Arc::new(Connections::default());
+        let mut all: Vec<_> =
+            (0..Connections::UNAUTHENTICATED).map(|_| come(&connections, 9999, NOW).unwrap()).collect();
+        let just_in_time = Connections::TIME_TO_SPEAK - Duration::from_nanos(1);
+        all.push(come(&connections, 9999, NOW + just_in_time).unwrap());
         assert_eq!(ended(&all).await, Vec::<usize>::new());
-        all[0].0.visitor.is(Doing::Idle);
-        all.push(come(&visitors, 9999, NOW + Visitors::TIME_TO_SPEAK).unwrap());
-        assert_eq!((ended(&all).await, count(&visitors)), (vec![1], Visitors::STRANGERS + 1));
+        all[0].0.entry.is(Doing::Idle);
+        all.push(come(&connections, 9999, NOW + Connections::TIME_TO_SPEAK).unwrap());
+        assert_eq!((ended(&all).await, count(&connections)), (vec![1], Connections::UNAUTHENTICATED + 1));
     }
 
     #[tokio::test]
     async fn who_closes_lets_a_request_finish_and_then_nobody() {
-        let visitors = Arc::new(Visitors::default());
-        let mut all: Vec<_> = (0..3).map(|_| come(&visitors, 9, NOW).unwrap()).collect();
-        all[0].0.visitor.is(Doing::Idle);
-        all[1].0.visitor.is(Doing::Busy);
-        visitors.show_out_the_idle();
+        let connections = Arc::new(Connections::default());
+        let mut all: Vec<_> = (0..3).map(|_| come(&connections, 9, NOW).unwrap()).collect();
+        all[0].0.entry.is(Doing::Idle);
+        all[1].0.entry.is(Doing::Busy);
+        connections.show_out_the_idle();
         assert_eq!(ended(&all).await, [0, 2]);
-        visitors.show_out_everybody();
+        connections.show_out_everybody();
         assert_eq!(ended(&all).await, [0, 1, 2]);
         let gone = tokio::spawn({
-            let visitors = Arc::clone(&visitors);
-            async move { visitors.are_gone().await }
+            let connections = Arc::clone(&connections);
+            async move { connections.are_gone().await }
         });
         while let Some(place) = all.pop() {
             tokio::task::yield_now().await;

@@ -21,13 +21,13 @@ thread_local! {
 
 /// Bytes that came in.
 #[derive(Debug, Default)]
-pub(super) struct Inbox {
+pub(super) struct ReadBuffer {
     buffer: Option<Box<[u8]>>,
     start: usize,
     end: usize,
 }
 
-impl Inbox {
+impl ReadBuffer {
     /// What is there.
     pub(super) fn bytes(&self) -> &[u8] {
         self.buffer.as_ref().map_or(&[], |buffer| &buffer[self.start..self.end])
@@ -94,7 +94,7 @@ impl Inbox {
     }
 }
 
-impl Drop for Inbox {
+impl Drop for ReadBuffer {
     fn drop(&mut self) {
         self.clear();
     }
@@ -107,8 +107,8 @@ mod tests {
     use super::*;
 
     /// Reads once from these bytes, and says how many came.
-    fn fill(inbox: &mut Inbox, mut from: &[u8]) -> usize {
-        match inbox.poll_fill(&mut Context::from_waker(Waker::noop()), &mut from) {
+    fn fill(buffer: &mut ReadBuffer, mut from: &[u8]) -> usize {
+        match buffer.poll_fill(&mut Context::from_waker(Waker::noop()), &mut from) {
             Poll::Ready(Ok(count)) => count,
             other => panic!("{other:?}"),
         }
@@ -116,39 +116,39 @@ mod tests {
 
     #[test]
     fn there_is_room_again_for_what_was_taken_off_the_beginning() {
-        let mut inbox = Inbox::default();
-        assert_eq!(fill(&mut inbox, b"begin"), 5);
-        assert!(!inbox.is_full());
-        assert_eq!(fill(&mut inbox, &[b'x'; 2 * SIZE]), SIZE - 5);
-        assert!(inbox.is_full());
-        inbox.consume(4);
-        assert!(!inbox.is_full());
-        assert_eq!(fill(&mut inbox, b"the end of it"), 4);
-        assert!(inbox.is_full());
+        let mut buffer = ReadBuffer::default();
+        assert_eq!(fill(&mut buffer, b"begin"), 5);
+        assert!(!buffer.is_full());
+        assert_eq!(fill(&mut buffer, &[b'x'; 2 * SIZE]), SIZE - 5);
+        assert!(buffer.is_full());
+        buffer.consume(4);
+        assert!(!buffer.is_full());
+        assert_eq!(fill(&mut buffer, b"the end of it"), 4);
+        assert!(buffer.is_full());
         let bytes = [b"n".as_slice(), &[b'x'; SIZE - 5], b"the "].concat();
-        assert_eq!(inbox.bytes(), bytes);
-        inbox.consume(SIZE);
-        assert!(inbox.is_empty() && inbox.bytes().is_empty());
-        assert_eq!(fill(&mut inbox, b"more"), 4);
-        assert_eq!(inbox.bytes(), b"more");
-        fill(&mut inbox, &[b'x'; SIZE - 14]);
-        inbox.consume(10);
-        assert!(!inbox.is_full(), "as much is free behind as in front");
+        assert_eq!(buffer.bytes(), bytes);
+        buffer.consume(SIZE);
+        assert!(buffer.is_empty() && buffer.bytes().is_empty());
+        assert_eq!(fill(&mut buffer, b"more"), 4);
+        assert_eq!(buffer.bytes(), b"more");
+        fill(&mut buffer, &[b'x'; SIZE - 14]);
+        buffer.consume(10);
+        assert!(!buffer.is_full(), "as much is free behind as in front");
     }
 
     #[test]
-    fn a_thread_keeps_as_many_buffers_as_it_may_and_an_empty_inbox_has_none() {
+    fn a_thread_keeps_as_many_buffers_as_it_may_and_an_empty_buffer_has_none() {
         let shelf = || SHELF.with_borrow(Vec::len);
-        let mut inboxes: Vec<_> = (0..KEPT + 8).map(|_| Inbox::default()).collect();
-        for inbox in &mut inboxes {
-            fill(inbox, b"x");
+        let mut buffers: Vec<_> = (0..KEPT + 8).map(|_| ReadBuffer::default()).collect();
+        for buffer in &mut buffers {
+            fill(buffer, b"x");
         }
         assert_eq!(shelf(), 0);
-        inboxes[0].consume(1);
-        assert_eq!((shelf(), inboxes[0].buffer.is_none()), (1, true));
-        assert_eq!(fill(&mut inboxes[0], b""), 0);
-        assert_eq!((shelf(), inboxes[0].buffer.is_none()), (1, true), "the end needs no buffer");
-        drop(inboxes);
+        buffers[0].consume(1);
+        assert_eq!((shelf(), buffers[0].buffer.is_none()), (1, true));
+        assert_eq!(fill(&mut buffers[0], b""), 0);
+        assert_eq!((shelf(), buffers[0].buffer.is_none()), (1, true), "the end needs no buffer");
+        drop(buffers);
         assert_eq!(shelf(), KEPT);
     }
 }
