@@ -9,7 +9,7 @@ use std::time::Duration;
 use wifshare::{Caller, Event, Served, What};
 
 use crate::clock::clock;
-use crate::journal::Journal;
+use crate::event_writer::EventWriter;
 
 /// Takes requests down. What is not written yet is written when this is dropped.
 pub(crate) struct AccessLog {
@@ -20,7 +20,7 @@ pub(crate) struct AccessLog {
 
 /// Where they lie until they are written.
 struct Desk {
-    journal: Journal,
+    events: EventWriter,
     pending: Mutex<Pending>,
     changed: Condvar,
     /// Until then nothing is taken down, for the log is full; in milliseconds.
@@ -36,9 +36,9 @@ struct Pending {
 
 impl AccessLog {
     /// For a run that writes into this journal.
-    pub(crate) fn of(journal: Journal) -> AccessLog {
+    pub(crate) fn of(events: EventWriter) -> AccessLog {
         let (pending, changed, full_until) = (Mutex::default(), Condvar::new(), AtomicU64::new(0));
-        let desk = Arc::new(Desk { journal, pending, changed, full_until });
+        let desk = Arc::new(Desk { events, pending, changed, full_until });
         AccessLog { desk, writer: OnceLock::new() }
     }
 
@@ -53,7 +53,7 @@ impl AccessLog {
         }
         let bytes = (served.bytes_in, served.bytes_out);
         let what = What::request(served.method, served.path, served.status, served.took, bytes, None);
-        self.desk.put((self.desk.journal.event(what), Arc::clone(served.caller)));
+        self.desk.put((self.desk.events.event(what), Arc::clone(served.caller)));
     }
 
     fn writer(&self) -> &Option<JoinHandle<()>> {
@@ -106,7 +106,7 @@ impl Desk {
             let (events, is_over) = (std::mem::take(&mut pending.events), pending.is_over);
             drop(pending);
             let events: Vec<Event> = events.into_iter().map(with_sender).collect();
-            if !self.journal.note_all(&events) {
+            if !self.events.note_all(&events) {
                 self.full_until.store(milliseconds() + REST, Ordering::Relaxed);
             }
             if is_over {

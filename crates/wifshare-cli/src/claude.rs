@@ -12,16 +12,16 @@ use wifshare::{Environment, Streams};
 use crate::arguments::ClaudeArguments;
 use crate::exec::{look_for, run, warn_of_bare_claude};
 use crate::failure::Failure;
+use crate::process_tracker::ProcessTracker;
 use crate::share::share;
 use crate::talk::Talk;
-use crate::witness::Witness;
 
 pub(crate) fn claude(arguments: ClaudeArguments, environment: &Environment, talk: Talk) -> Result<u8, Failure> {
     let steps = plan(&arguments, environment)?;
     look_for(std::slice::from_ref(&arguments.claude), environment)?;
     let total = steps.len();
-    share("claude", &arguments.share, environment, talk, |environment, journal| {
-        let mut witness = Witness::of(environment, journal);
+    share("claude", &arguments.share, environment, talk, |environment, events| {
+        let mut tracker = ProcessTracker::of(environment, events);
         for (number, step) in steps.iter().enumerate() {
             let argv: Vec<OsString> = [&arguments.claude].into_iter().chain(&step.arguments).cloned().collect();
             let title = format!("step {} of {total}: {}", number + 1, step.title);
@@ -32,7 +32,7 @@ pub(crate) fn claude(arguments: ClaudeArguments, environment: &Environment, talk
                 talk.group(&title);
             }
             let streams = if step.is_query { Streams::Ours } else { Streams::Aside };
-            let ended = run(&argv, &step.name, environment, streams, &mut witness);
+            let ended = run(&argv, &step.name, environment, streams, &mut tracker);
             if !step.is_query {
                 talk.end_group();
             }

@@ -8,19 +8,19 @@ use wifshare::{Child, Environment, SpawnError, Step, Streams, What, exit_code, p
 use crate::arguments::ExecArguments;
 use crate::catalogue::code;
 use crate::failure::Failure;
+use crate::process_tracker::ProcessTracker;
 use crate::progress;
 use crate::share::share;
 use crate::signals;
 use crate::talk::Talk;
-use crate::witness::Witness;
 
 pub(crate) fn exec(arguments: ExecArguments, environment: &Environment, talk: Talk) -> Result<u8, Failure> {
     look_for(&arguments.command, environment)?;
-    share("exec", &arguments.share, environment, talk, |environment, journal| {
-        let witness = &mut Witness::of(environment, journal);
+    share("exec", &arguments.share, environment, talk, |environment, events| {
+        let tracker = &mut ProcessTracker::of(environment, events);
         warn_of_bare_claude(&arguments.command, environment, talk);
         let program = arguments.command.first().map_or(OsStr::new(""), OsString::as_os_str).to_string_lossy();
-        run(&arguments.command, &program_name(&program), environment, Streams::Ours, witness)
+        run(&arguments.command, &program_name(&program), environment, Streams::Ours, tracker)
     })
 }
 
@@ -30,7 +30,7 @@ pub(crate) fn run(
     name: &str,
     environment: &Environment,
     streams: Streams,
-    witness: &mut Witness,
+    tracker: &mut ProcessTracker,
 ) -> Result<u8, Failure> {
     if let Some(code) = signals::code_of_interruption() {
         return Ok(code);
@@ -45,8 +45,8 @@ pub(crate) fn run(
     })?;
     let mut running = Running { _passing_on: signals::pass_on_to(&child), child };
     let child = &mut running.child;
-    witness.note(What::ChildStarted { process: child.id(), program: name.to_owned() });
-    let following = witness.follow(child.id());
+    tracker.note(What::ChildStarted { process: child.id(), program: name.to_owned() });
+    let following = tracker.follow(child.id());
     panic_if_told_to("child-started");
     // From here on the terminal is the command's.
     progress::stand_aside(true);
@@ -56,7 +56,7 @@ pub(crate) fn run(
     let ended = ended
         .map_err(|error| Failure::new(code!("child-lost"), format!("lost track of the command: {error}"), None))?;
     let code = exit_code(ended);
-    witness.note(What::ChildEnded { process: child.id(), code });
+    tracker.note(What::ChildEnded { process: child.id(), code });
     Ok(code)
 }
 

@@ -29,7 +29,7 @@ pub(crate) fn gateway(arguments: &GatewayArguments, environment: &Environment, t
     let options = GatewayOptions { listen, api_key: arguments.api_key, ..GatewayOptions::default() };
     let provision = Provision::Credential(Delivery::Gateway);
     let freshener = Thread::prepare("renewal").map_err(|error| no_thread(&error))?;
-    let (run, journal) = share::begin_at(options, "gateway", config, provision, own, talk)?;
+    let (run, events) = share::begin_at(options, "gateway", config, provision, own, talk)?;
     let run = Arc::new(run);
     let keeper = Arc::clone(&run);
     freshener.begin(move || keeper.keep_fresh(fastrand::f64()));
@@ -44,7 +44,7 @@ pub(crate) fn gateway(arguments: &GatewayArguments, environment: &Environment, t
         Ok(())
     });
     let ending = run.end();
-    journal.note(share::ended(&ending));
+    events.note(share::ended(&ending));
     if let Err(error) = ending {
         talk.warning(&format!("could not remove what the run left: {error}"));
     }

@@ -20,9 +20,9 @@ use wifshare::{Delivery, Environment, GatewayOptions, IdentitySource, Owner, Pro
 use crate::arguments::IdentityArguments;
 use crate::background::{Thread, no_thread};
 use crate::catalogue::code;
+use crate::event_writer::EventWriter;
 use crate::failure::Failure;
 use crate::hardening;
-use crate::journal::Journal;
 use crate::share::{self, SignIn};
 use crate::signals;
 use crate::talk::Talk;
@@ -85,7 +85,7 @@ pub(crate) fn keeper(environment: &Environment) -> Result<u8, Failure> {
         Err(failure) => Answer::Failed(failure.clone()),
     };
     let told = tell(&answer);
-    let ((run, signalled, journal), freshener, acknowledged) = match begun {
+    let ((run, signalled, events), freshener, acknowledged) = match begun {
         Ok(begun) => begun,
         // Whoever started us tells it.
         Err(failure) => return Ok(failure.exit_code()),
@@ -100,11 +100,11 @@ pub(crate) fn keeper(environment: &Environment) -> Result<u8, Failure> {
         let _ = signals::pause(Duration::from_millis(500));
     }
     // What cannot be removed now is left to the next start; there is nobody left to tell.
-    journal.note(share::ended(&run.end()));
+    events.note(share::ended(&run.end()));
     Ok(0)
 }
 
-fn begin(orders: &Orders, environment: &Environment) -> Result<(Arc<Run>, PipeReader, Journal), Failure> {
+fn begin(orders: &Orders, environment: &Environment) -> Result<(Arc<Run>, PipeReader, EventWriter), Failure> {
     let talk = Talk::new(u8::from(orders.verbose), None, None, environment);
     let signalled = signals::listen_as_keeper()?;
     let provision: Provision = orders.provides.parse().map_err(|error: wifshare::UnknownDelivery| {
@@ -120,13 +120,13 @@ fn begin(orders: &Orders, environment: &Environment) -> Result<(Arc<Run>, PipeRe
         let _ = rustix::process::chdir("/");
     }
     let options = GatewayOptions { api_key: orders.api_key, ..GatewayOptions::default() };
-    let (run, journal) = share::begin("start", config, provision, options, SignIn::First, environment, talk)?;
+    let (run, events) = share::begin("start", config, provision, options, SignIn::First, environment, talk)?;
     let run = Arc::new(run.ending_with_its_directory());
     let until = wifshare::extend(run.directory(), crate::clock::clock().now() + orders.longest);
     match until.map_err(Failure::from).and_then(|()| Ok(run.announce(environment, &orders.keep)?)) {
-        Ok(()) => Ok((run, signalled, journal)),
+        Ok(()) => Ok((run, signalled, events)),
         Err(error) => {
-            journal.note(share::ended(&run.end()));
+            events.note(share::ended(&run.end()));
             Err(error)
         }
     }

@@ -10,6 +10,7 @@ mod completions;
 mod conformance;
 mod demo;
 mod doctor;
+mod event_writer;
 mod exec;
 mod explain;
 mod failure;
@@ -19,9 +20,9 @@ mod hardening;
 mod internal_error;
 mod job_process;
 mod joined;
-mod journal;
 mod keeper;
 mod man;
+mod process_tracker;
 mod progress;
 mod report;
 mod run_over;
@@ -38,7 +39,6 @@ mod summary;
 mod talk;
 mod terminal;
 mod token;
-mod witness;
 
 use std::process::ExitCode;
 

@@ -7,14 +7,14 @@ use std::time::SystemTime;
 use wifshare::{Environment, EventLog, Look, look};
 
 mod html;
+mod job_report;
 mod markdown;
 mod picture;
-mod story;
 mod text;
 mod words;
 
-use story::Log;
-pub(crate) use story::{Extent, Identity, Numbers, Process, Role, Story};
+use job_report::Log;
+pub(crate) use job_report::{Extent, Identity, JobReport, Numbers, Process, Role};
 
 use crate::arguments::{ReportArguments, ReportFormat};
 use crate::catalogue::code;
@@ -32,7 +32,7 @@ pub(crate) fn report(arguments: &ReportArguments, environment: &Environment) -> 
         (false, None) => Extent::LastJob,
     };
     let looks = look(&root, clock())?;
-    let Some(story) = story(&root, &looks, extent, now) else {
+    let Some(report) = job_report(&root, &looks, extent, now) else {
         return Err(Failure::new(
             code!("nothing-to-report"),
             format!("no event of this time is in the logs below {}", root.display()),
@@ -44,24 +44,24 @@ pub(crate) fn report(arguments: &ReportArguments, environment: &Environment) -> 
     let is_for_reading = terminal.is_live && !environment.has("CI") && !environment.has("GITHUB_ACTIONS");
     let by_default = if is_for_reading { ReportFormat::Text } else { ReportFormat::Md };
     let text = match arguments.format.unwrap_or(by_default) {
-        ReportFormat::Text => text::page(&story, terminal),
-        ReportFormat::Md => markdown::page(&story),
-        ReportFormat::Html => html::page(&story),
-        ReportFormat::Svg => picture::alone(&story),
-        ReportFormat::Json => format!("{}\n", serde_json::to_string_pretty(&story).expect("texts and numbers")),
+        ReportFormat::Text => text::page(&report, terminal),
+        ReportFormat::Md => markdown::page(&report),
+        ReportFormat::Html => html::page(&report),
+        ReportFormat::Svg => picture::alone(&report),
+        ReportFormat::Json => format!("{}\n", serde_json::to_string_pretty(&report).expect("texts and numbers")),
     };
     print("the report", text.as_bytes())?;
     Ok(0)
 }
 
 /// The story of this state directory, as far as its logs hold one.
-pub(crate) fn story(root: &Path, looks: &[Look], extent: Extent, now: SystemTime) -> Option<Story> {
+pub(crate) fn job_report(root: &Path, looks: &[Look], extent: Extent, now: SystemTime) -> Option<JobReport> {
     let logs = EventLog::below(root).into_iter().map(|(key, log)| {
         let alive = looks.iter().filter(|look| look.key == key).flat_map(|look| &look.runs);
         let alive: BTreeSet<_> = alive.map(|run| run.pid).collect();
         Log { events: log.read(), is_full: log.is_full(), alive, key }
     });
-    Story::of(logs.collect(), extent, now)
+    JobReport::of(logs.collect(), extent, now)
 }
 
 /// What happened for one identity key since that moment, as Markdown; `None` where nothing did.
@@ -69,5 +69,5 @@ pub(crate) fn summary(key: &Path, since: SystemTime) -> Option<String> {
     let log = EventLog::of(key);
     let name = key.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let log = Log { events: log.read(), is_full: log.is_full(), alive: BTreeSet::new(), key: name };
-    Some(markdown::page(&Story::of(vec![log], Extent::Since(since), clock().now())?))
+    Some(markdown::page(&JobReport::of(vec![log], Extent::Since(since), clock().now())?))
 }

@@ -11,10 +11,10 @@ use crate::catalogue::code;
 use crate::conformance::conformance;
 use crate::exec::{look_for, run};
 use crate::failure::Failure;
+use crate::process_tracker::ProcessTracker;
 use crate::signals;
 use crate::talk::Talk;
 use crate::token::quoted;
-use crate::witness::Witness;
 
 pub(crate) fn sandbox(arguments: SandboxArguments, environment: &Environment, talk: Talk) -> Result<u8, Failure> {
     if arguments.conformance.conformance {
@@ -39,7 +39,7 @@ pub(crate) fn sandbox(arguments: SandboxArguments, environment: &Environment, ta
         let mut of_command = environment.clone();
         variables.into_iter().for_each(|(name, value)| of_command.set(&name, value));
         let name = program_name(&program.to_string_lossy());
-        return run(&command, &name, &of_command, Streams::Ours, &mut Witness::of(&of_command, None));
+        return run(&command, &name, &of_command, Streams::Ours, &mut ProcessTracker::of(&of_command, None));
     }
     let text = match arguments.format {
         SandboxFormat::Dotenv => variables.iter().map(|(name, value)| format!("{name}={value}\n")).collect(),

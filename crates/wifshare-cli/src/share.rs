@@ -18,9 +18,9 @@ use crate::arguments::ShareArguments;
 use crate::background::{Thread, no_thread};
 use crate::catalogue::code;
 use crate::clock::clock;
+use crate::event_writer::EventWriter;
 use crate::failure::Failure;
 use crate::joined;
-use crate::journal::Journal;
 use crate::signals;
 use crate::summary;
 use crate::talk::{Talk, whole};
@@ -31,7 +31,7 @@ pub(crate) fn share(
     arguments: &ShareArguments,
     environment: &Environment,
     talk: Talk,
-    work: impl FnOnce(&Environment, Option<&Journal>) -> Result<u8, Failure>,
+    work: impl FnOnce(&Environment, Option<&EventWriter>) -> Result<u8, Failure>,
 ) -> Result<u8, Failure> {
     arguments.check()?;
     signals::listen()?;
@@ -39,8 +39,8 @@ pub(crate) fn share(
         if let Some(delivery) = inner_delivery(arguments.delivery, environment, talk) {
             return run_inside(command, &around, delivery, arguments, environment, talk, work);
         }
-        let (joined, journal) = join(command, &around, arguments, environment, talk)?;
-        return work(&joined, journal.as_ref());
+        let (joined, events) = join(command, &around, arguments, environment, talk)?;
+        return work(&joined, events.as_ref());
     }
     match decide(arguments, environment, talk)? {
         Decision::AsItIs => work(environment, None),
@@ -88,14 +88,14 @@ fn run_inside(
     arguments: &ShareArguments,
     environment: &Environment,
     talk: Talk,
-    work: impl FnOnce(&Environment, Option<&Journal>) -> Result<u8, Failure>,
+    work: impl FnOnce(&Environment, Option<&EventWriter>) -> Result<u8, Failure>,
 ) -> Result<u8, Failure> {
     talk.detail(&format!("inside a run of wifshare: serving its credential by --delivery {delivery}"));
     let is_kept = joined::keeper_around(environment).is_some();
-    let journal = Journal::of_a_run(around.directory());
-    journal.note(What::RunJoined { command: command.to_owned() });
+    let events = EventWriter::of_a_run(around.directory());
+    events.note(What::RunJoined { command: command.to_owned() });
     let directory = Path::new(environment.os(RUN_VARIABLE).unwrap_or_default());
-    let access_log = AccessLog::of(journal.clone());
+    let access_log = AccessLog::of(events.clone());
     let record = Box::new(move |served: &wifshare::Served<'_>| access_log.take_down(served));
     let options = GatewayOptions { api_key: arguments.api_key, record, ..GatewayOptions::default() };
     let own = joined::without_a_run(environment);
@@ -105,15 +105,14 @@ fn run_inside(
     if let Some(held) = run.held() {
         talk.mask(held.access_token.expose());
     }
-    journal.note(began(command, run.config(), Provision::Credential(delivery)));
+    events.note(began(command, run.config(), Provision::Credential(delivery)));
     let run = Arc::new(run);
     threads.keep_fresh(&run);
-    let worked =
-        guarded(&run, || work(&run.environment(&own, &arguments.keep_env), Some(&journal).filter(|_| is_kept)));
+    let worked = guarded(&run, || work(&run.environment(&own, &arguments.keep_env), Some(&events).filter(|_| is_kept)));
     warn_of_survivors(&run, talk);
     run.close_gateway(Duration::from_secs(5));
     let ending = run.end();
-    journal.note(ended(&ending));
+    events.note(ended(&ending));
     if let Err(error) = ending {
         talk.warning(&format!("could not remove what the run left: {error}"));
     }
@@ -128,10 +127,10 @@ fn join(
     arguments: &ShareArguments,
     environment: &Environment,
     talk: Talk,
-) -> Result<(Environment, Option<Journal>), Failure> {
+) -> Result<(Environment, Option<EventWriter>), Failure> {
     talk.detail("inside a run of wifshare: joining it");
-    let journal = Journal::of_a_run(around.directory());
-    journal.note(What::RunJoined { command: command.to_owned() });
+    let events = EventWriter::of_a_run(around.directory());
+    events.note(What::RunJoined { command: command.to_owned() });
     let mut joined = environment.clone();
     let is_kept = joined::keeper_around(environment).is_some();
     if is_kept {
@@ -167,7 +166,7 @@ fn join(
         }
         _ => {}
     }
-    Ok((joined, Some(journal).filter(|_| is_kept)))
+    Ok((joined, Some(events).filter(|_| is_kept)))
 }
 
 /// Looks at what the user and the environment say, outside of any run.
@@ -238,22 +237,22 @@ fn run(
     arguments: &ShareArguments,
     environment: &Environment,
     talk: Talk,
-    work: impl FnOnce(&Environment, Option<&Journal>) -> Result<u8, Failure>,
+    work: impl FnOnce(&Environment, Option<&EventWriter>) -> Result<u8, Failure>,
 ) -> Result<u8, Failure> {
     let source = config.source.description();
     // Moments in the log have milliseconds.
     let since = clock().now() - Duration::from_millis(1);
     let threads = Threads::prepare()?;
-    let (run, journal) = begin(command, config, provision, arguments.options(), SignIn::InTime, environment, talk)?;
+    let (run, events) = begin(command, config, provision, arguments.options(), SignIn::InTime, environment, talk)?;
     let key = run.key_directory();
     let run = Arc::new(run);
     threads.keep_fresh(&run);
-    let worked = guarded(&run, || work(&run.environment(environment, &arguments.keep_env), Some(&journal)));
+    let worked = guarded(&run, || work(&run.environment(environment, &arguments.keep_env), Some(&events)));
     warn_of_survivors(&run, talk);
     // What the command left behind may be in the middle of an answer.
     run.close_gateway(Duration::from_secs(5));
     let ending = run.end();
-    journal.note(ended(&ending));
+    events.note(ended(&ending));
     summary::append(&key, since, environment, talk);
     match ending {
         Ok(Ending::Kept(expires_at)) => {
@@ -341,18 +340,18 @@ pub(crate) fn begin(
     sign_in: SignIn,
     environment: &Environment,
     talk: Talk,
-) -> Result<(Run, Journal), Failure> {
+) -> Result<(Run, EventWriter), Failure> {
     let reissue = config.source.reissue();
     let source = config.source.description();
-    let (run, journal) = begin_at(options, command, config, provision, environment, talk)?;
+    let (run, events) = begin_at(options, command, config, provision, environment, talk)?;
     if sign_in == SignIn::First
         && let Err(error) = run.obtain_first()
     {
-        journal.note(ended(&run.end()));
+        events.note(ended(&run.end()));
         return Err(error.into());
     }
     tell_how_long(&run, provision, reissue, &source, talk);
-    Ok((run, journal))
+    Ok((run, events))
 }
 
 /// The same without a word.
@@ -363,11 +362,11 @@ pub(crate) fn begin_at(
     provision: Provision,
     environment: &Environment,
     talk: Talk,
-) -> Result<(Run, Journal), Failure> {
+) -> Result<(Run, EventWriter), Failure> {
     let transport = Transport::new(environment);
     prove(&config, &transport, clock(), &|step| talk.step(step))?;
-    let journal = Journal::of_a_run(config.store().directory());
-    let (pen, began) = (journal.clone(), began(command, &config, provision));
+    let events = EventWriter::of_a_run(config.store().directory());
+    let (pen, began) = (events.clone(), began(command, &config, provision));
     let watch = Arc::new(move |step: &Step<'_>| {
         talk.step(step);
         if let (Step::Identified(token), "start") = (step, command) {
@@ -379,11 +378,11 @@ pub(crate) fn begin_at(
         }
         crate::exec::die_if_told_to(step);
     });
-    let access_log = AccessLog::of(journal.clone());
+    let access_log = AccessLog::of(events.clone());
     let options = GatewayOptions { record: Box::new(move |served| access_log.take_down(served)), ..options };
     let run = Run::begin_with(config, provision, options, transport, clock(), watch);
-    let run = run.inspect_err(|_| journal.note(ended(&Ok(Ending::Nothing))))?;
-    Ok((run, journal))
+    let run = run.inspect_err(|_| events.note(ended(&Ok(Ending::Nothing))))?;
+    Ok((run, events))
 }
 
 /// What a federation rule is compared with, for whoever has to correct one.

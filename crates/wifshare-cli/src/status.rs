@@ -10,7 +10,7 @@ use crate::arguments::StatusArguments;
 use crate::clock::clock;
 use crate::explain::wrapped;
 use crate::failure::Failure;
-use crate::report::{self, Extent, Identity, Numbers, Process, Role, Story};
+use crate::report::{self, Extent, Identity, JobReport, Numbers, Process, Role};
 use crate::signals;
 use crate::talk::{self, whole};
 use crate::terminal::Terminal;
@@ -120,8 +120,8 @@ impl Status {
         let clock = clock();
         let now = clock.now();
         let looks = look(root, clock)?;
-        let story = report::story(root, &looks, Extent::LastJob, now);
-        let told = |key: &str| story.iter().flat_map(|story: &Story| &story.identities).find(|it| it.key == key);
+        let report = report::job_report(root, &looks, Extent::LastJob, now);
+        let told = |key: &str| report.iter().flat_map(|report: &JobReport| &report.identities).find(|it| it.key == key);
         let identities = looks.into_iter().map(|look| shared(look, &told, now)).collect();
         Ok(Status { version: 1, time: moment(now), state_directory: root.to_owned(), identities })
     }

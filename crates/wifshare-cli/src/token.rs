@@ -11,9 +11,9 @@ use zeroize::Zeroizing;
 use crate::arguments::{Format, TokenArguments};
 use crate::catalogue::code;
 use crate::clock::clock;
+use crate::event_writer::EventWriter;
 use crate::failure::Failure;
 use crate::joined;
-use crate::journal::Journal;
 use crate::signals;
 use crate::talk::Talk;
 
@@ -31,7 +31,7 @@ fn obtain_and_print(arguments: &TokenArguments, environment: &Environment, talk:
     let credential = match joined::run_to_join(&arguments.identity, environment) {
         Some(around) => {
             let credential = joined::shared_by(&around, arguments.min_life, clock)?;
-            Journal::of_a_moment(around.directory()).step(&Step::Found(&credential));
+            EventWriter::of_a_moment(around.directory()).step(&Step::Found(&credential));
             credential
         }
         None => shared(arguments, environment, talk, clock)?,
@@ -55,7 +55,7 @@ fn shared(
     joined::tell_of_a_run_that_is_over(environment, talk);
     let transport = Transport::new(own);
     prove(&config, &transport, clock, &|step| talk.step(step))?;
-    let journal = Journal::of_a_moment(config.store().directory());
+    let events = EventWriter::of_a_moment(config.store().directory());
     let watch = |step: &Step<'_>| {
         // Once something is at stake a signal must not end us between the exchange and the store.
         if matches!(step, Step::Locked | Step::Waiting { .. }) {
@@ -63,7 +63,7 @@ fn shared(
             let _ = signals::listen();
         }
         talk.step(step);
-        journal.step(step);
+        events.step(step);
         crate::exec::die_if_told_to(step);
     };
     Ok(match arguments.min_life {

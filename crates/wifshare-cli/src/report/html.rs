@@ -5,8 +5,8 @@ use std::time::{Duration, SystemTime};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use wifshare::moment;
 
+use super::job_report::{Exchange, JobReport, Outcome, Process, Role};
 use super::picture;
-use super::story::{Exchange, Outcome, Process, Role, Story};
 use super::words::{clock_time, counted, day, exact_time, lanes, lasted, span, took, verdict};
 
 /// A browser shows more; a person reads less.
@@ -53,9 +53,9 @@ footer p { margin: 0 0 8px; max-width: 52em; }
 @media print { nav, .skip { display: none; } .scroll { overflow: visible; } }
 ";
 
-pub(super) fn page(story: &Story) -> String {
-    let title = format!("wifshare report, {} {} UTC", day(story.begin), clock_time(story.begin));
-    let has_incidents = story.identities.iter().any(|identity| !identity.incidents.is_empty());
+pub(super) fn page(report: &JobReport) -> String {
+    let title = format!("wifshare report, {} {} UTC", day(report.begin), clock_time(report.begin));
+    let has_incidents = report.identities.iter().any(|identity| !identity.incidents.is_empty());
     let page = html! {
         (DOCTYPE)
         html lang="en" {
@@ -73,11 +73,11 @@ pub(super) fn page(story: &Story) -> String {
                 a.skip href="#report" { "Skip to the report" }
                 header {
                     h1 { "wifshare report" }
-                    p.verdict { (verdict(story)) }
+                    p.verdict { (verdict(report)) }
                     p.when {
-                        (day(story.begin)) ", " (time(story.begin, &clock_time(story.begin))) " to "
-                        (time(story.end, &clock_time(story.end))) " UTC, "
-                        (span(story.end.duration_since(story.begin).unwrap_or_default()))
+                        (day(report.begin)) ", " (time(report.begin, &clock_time(report.begin))) " to "
+                        (time(report.end, &clock_time(report.end))) " UTC, "
+                        (span(report.end.duration_since(report.begin).unwrap_or_default()))
                     }
                 }
                 nav aria-label="Sections" {
@@ -89,16 +89,16 @@ pub(super) fn page(story: &Story) -> String {
                     }
                 }
                 main id="report" tabindex="-1" {
-                    (numbers(story))
+                    (numbers(report))
                     section {
                         h2 id="timeline" { "Timeline" }
-                        div.scroll role="region" aria-labelledby="timeline" tabindex="0" { (picture::picture(story)) }
+                        div.scroll role="region" aria-labelledby="timeline" tabindex="0" { (picture::picture(report)) }
                     }
-                    @if has_incidents { (incidents(story)) }
-                    (exchanges(story))
-                    (processes(story))
+                    @if has_incidents { (incidents(report)) }
+                    (exchanges(report))
+                    (processes(report))
                 }
-                footer { (what_may_be_missing(story)) }
+                footer { (what_may_be_missing(report)) }
             }
         }
     };
@@ -109,8 +109,8 @@ fn time(time: SystemTime, text: &str) -> Markup {
     html! { time datetime=(moment(time)) { (text) } }
 }
 
-fn numbers(story: &Story) -> Markup {
-    let numbers = &story.numbers;
+fn numbers(report: &JobReport) -> Markup {
+    let numbers = &report.numbers;
     let of = |name: &str, number: Markup, note: &str| {
         html! { div { dt { (name) } dd { (number) @if !note.is_empty() { " " small { (note) } } } } }
     };
@@ -148,8 +148,8 @@ fn class_of<'a>(class: &&'a str) -> Option<&'a str> {
     Some(*class).filter(|class| !class.is_empty())
 }
 
-fn incidents(story: &Story) -> Markup {
-    let rows: Vec<_> = story
+fn incidents(report: &JobReport) -> Markup {
+    let rows: Vec<_> = report
         .identities
         .iter()
         .flat_map(|identity| &identity.incidents)
@@ -170,7 +170,7 @@ fn incidents(story: &Story) -> Markup {
     table("incidents", "What went wrong", "`wifshare explain CODE` tells what to do.", &columns, &rows)
 }
 
-fn exchanges(story: &Story) -> Markup {
+fn exchanges(report: &JobReport) -> Markup {
     let row = |exchange: &Exchange| {
         html! {
             tr {
@@ -194,14 +194,14 @@ fn exchanges(story: &Story) -> Markup {
             }
         }
     };
-    let all = story.identities.iter().flat_map(|identity| &identity.exchanges);
+    let all = report.identities.iter().flat_map(|identity| &identity.exchanges);
     let rows: Vec<_> = all.take(MOST_ROWS).map(row).collect();
     let caption = if rows.is_empty() { "None was needed." } else { "" };
     let columns = [("Sent (UTC)", ""), ("Pid", "number"), ("Took", "number"), ("Outcome", ""), ("Good until", "")];
     table("exchanges", "Exchanges", caption, &columns, &rows)
 }
 
-fn processes(story: &Story) -> Markup {
+fn processes(report: &JobReport) -> Markup {
     let row = |process: &Process| {
         let indent = format!("padding-left: {}px", 16 * process.depth.min(8));
         let role = match process.role {
@@ -227,8 +227,9 @@ fn processes(story: &Story) -> Markup {
             }
         }
     };
-    let total: usize = story.identities.iter().map(|identity| identity.processes.len()).sum();
-    let shown = story.identities.iter().flat_map(|identity| lanes(identity, MOST_ROWS, Duration::ZERO)).take(MOST_ROWS);
+    let total: usize = report.identities.iter().map(|identity| identity.processes.len()).sum();
+    let shown =
+        report.identities.iter().flat_map(|identity| lanes(identity, MOST_ROWS, Duration::ZERO)).take(MOST_ROWS);
     let rows: Vec<_> = shown.map(row).collect();
     let caption = match total.saturating_sub(rows.len()) {
         0 => String::new(),
@@ -246,7 +247,7 @@ fn processes(story: &Story) -> Markup {
     table("processes", "Processes", &caption, &columns, &rows)
 }
 
-fn what_may_be_missing(story: &Story) -> Markup {
+fn what_may_be_missing(report: &JobReport) -> Markup {
     html! {
         p {
             "Exchanges are told by the processes that make them. Processes below a command are those that wifshare saw \
@@ -254,12 +255,12 @@ fn what_may_be_missing(story: &Story) -> Markup {
              those that could have exchanged by themselves: the callers of wifshare, and below a run no more than \
              opened the credential."
         }
-        @if story.numbers.exchanges_without.is_none() {
+        @if report.numbers.exchanges_without.is_none() {
             p { "After `wifshare start` the processes of later steps are not watched; numbers about them are left out." }
         }
-        @if story.is_cut { p { "The log was full; processes may be missing." } }
-        @if story.earlier_events > 0 {
-            p { "Of earlier jobs " (counted(story.earlier_events as u64, "event is", "events are")) " left out." }
+        @if report.is_cut { p { "The log was full; processes may be missing." } }
+        @if report.earlier_events > 0 {
+            p { "Of earlier jobs " (counted(report.earlier_events as u64, "event is", "events are")) " left out." }
         }
         p { "Made by wifshare " (env!("CARGO_PKG_VERSION")) "." }
     }
@@ -267,12 +268,12 @@ fn what_may_be_missing(story: &Story) -> Markup {
 
 #[cfg(test)]
 mod tests {
-    use super::super::story::tests::{events, seen, story};
+    use super::super::job_report::tests::{events, report, seen};
     use super::*;
 
     #[test]
     fn the_page_asks_for_nothing_and_runs_nothing() {
-        let page = page(&story(events()));
+        let page = page(&report(events()));
         assert!(page.starts_with("<!DOCTYPE html><html lang=\"en\">"));
         for forbidden in ["<script", " src=", "url(", "@import", "javascript:"] {
             assert!(!page.contains(forbidden), "{forbidden}");
@@ -284,7 +285,7 @@ mod tests {
     fn what_others_named_is_text() {
         let mut events = events();
         events[4].what = seen(12, 11, "<img src=x onerror=alert(1)>");
-        let page = page(&story(events));
+        let page = page(&report(events));
         assert!(!page.contains("<img") && page.contains("&lt;img"), "{page}");
     }
 }

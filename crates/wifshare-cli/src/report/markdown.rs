@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::time::{Duration, SystemTime};
 
-use super::story::{Exchange, Identity, Outcome, Process, Story};
+use super::job_report::{Exchange, Identity, JobReport, Outcome, Process};
 use super::words::{day, exact_time, lanes, lasted, span, sums, took, verdict};
 
 /// More bars than these make a chart that nobody reads; Mermaid has a limit of its own far above it.
@@ -11,21 +11,21 @@ const MOST_BARS: usize = 24;
 /// A summary may have a mebibyte in all.
 const MOST_ROWS: usize = 200;
 
-pub(super) fn page(story: &Story) -> String {
+pub(super) fn page(report: &JobReport) -> String {
     let mut page = String::new();
     // Writing to a text does not fail.
-    let _ = write(story, &mut page);
+    let _ = write(report, &mut page);
     page
 }
 
-fn write(story: &Story, page: &mut String) -> std::fmt::Result {
-    writeln!(page, "### wifshare\n\n{}\n", verdict(story))?;
-    let (names, values): (Vec<_>, Vec<_>) = sums(story).into_iter().unzip();
+fn write(report: &JobReport, page: &mut String) -> std::fmt::Result {
+    writeln!(page, "### wifshare\n\n{}\n", verdict(report))?;
+    let (names, values): (Vec<_>, Vec<_>) = sums(report).into_iter().unzip();
     writeln!(page, "| {} |\n|{}\n| {} |\n", names.join(" | "), "--:|".repeat(names.len()), values.join(" | "))?;
-    chart(story, page)?;
-    incidents(story, page)?;
-    processes(story, page)?;
-    if story.is_cut {
+    chart(report, page)?;
+    incidents(report, page)?;
+    processes(report, page)?;
+    if report.is_cut {
         writeln!(page, "\nThe log was full; processes may be missing.")?;
     }
     Ok(())
@@ -33,8 +33,8 @@ fn write(story: &Story, page: &mut String) -> std::fmt::Result {
 
 /// <https://mermaid.js.org/syntax/gantt.html>: the digits of UTC, as the tables have them, whatever the reader's zone.
 /// A label has a running number, for names repeat, and how long it really took, for a short bar is drawn longer.
-fn chart(story: &Story, page: &mut String) -> std::fmt::Result {
-    let length = story.end.duration_since(story.begin).unwrap_or_default();
+fn chart(report: &JobReport, page: &mut String) -> std::fmt::Result {
+    let length = report.end.duration_since(report.begin).unwrap_or_default();
     // What is shorter than this would not be seen.
     let thinnest = (length / 200).max(Duration::from_millis(1));
     let bar = |begin: SystemTime, end: SystemTime| {
@@ -48,7 +48,7 @@ fn chart(story: &Story, page: &mut String) -> std::fmt::Result {
         number += 1;
         format!("{number}. {label}{}", time.map(|time| format!(", {time}")).unwrap_or_default())
     };
-    for identity in &story.identities {
+    for identity in &report.identities {
         writeln!(page, "    section {}", plain(&identity.title()))?;
         for exchange in &identity.exchanges {
             let (label, tag) = outcome(exchange);
@@ -72,8 +72,8 @@ fn outcome(exchange: &Exchange) -> (String, &'static str) {
     }
 }
 
-fn incidents(story: &Story, page: &mut String) -> std::fmt::Result {
-    let mut incidents = story.identities.iter().flat_map(|identity| &identity.incidents).peekable();
+fn incidents(report: &JobReport, page: &mut String) -> std::fmt::Result {
+    let mut incidents = report.identities.iter().flat_map(|identity| &identity.incidents).peekable();
     if incidents.peek().is_none() {
         return Ok(());
     }
@@ -87,11 +87,11 @@ fn incidents(story: &Story, page: &mut String) -> std::fmt::Result {
     writeln!(page)
 }
 
-fn processes(story: &Story, page: &mut String) -> std::fmt::Result {
-    let total: usize = story.identities.iter().map(|identity| identity.processes.len()).sum();
-    writeln!(page, "<details><summary>{total} processes on {} (UTC)</summary>\n", day(story.begin))?;
+fn processes(report: &JobReport, page: &mut String) -> std::fmt::Result {
+    let total: usize = report.identities.iter().map(|identity| identity.processes.len()).sum();
+    writeln!(page, "<details><summary>{total} processes on {} (UTC)</summary>\n", day(report.begin))?;
     writeln!(page, "| process | pid | from | lasted | waited | exit code |\n|:--|--:|:--|--:|--:|--:|")?;
-    let all: Vec<(&Identity, &Process)> = story
+    let all: Vec<(&Identity, &Process)> = report
         .identities
         .iter()
         .flat_map(|identity| {
@@ -148,12 +148,12 @@ fn cell(text: &str) -> String {
 mod tests {
     use wifshare::What;
 
-    use super::super::story::tests::{event, events, seen, story};
+    use super::super::job_report::tests::{event, events, report, seen};
     use super::*;
 
     #[test]
     fn the_page_has_the_numbers_and_a_chart() {
-        let page = page(&story(events()));
+        let page = page(&report(events()));
         assert!(page.contains("| 5 | 1 | at most 3 | at most 2 | 1.5 s | 01:56:40 UTC |"), "{page}");
         assert!(
             page.contains("```mermaid\ngantt\n    dateFormat YYYY-MM-DDTHH:mm:ss.SSS\n    axisFormat %H:%M:%S\n    section fdrl_1\n"),
@@ -172,7 +172,7 @@ mod tests {
         let message = format!("no | {evil}");
         let failed = What::ExchangeFailed { code: "c".to_owned(), message, request_id: None };
         let more = vec![event(3, 10, What::ExchangeSent), event(3, 10, failed), event(4, 10, seen(14, 11, evil))];
-        let page = page(&story([events(), more].concat()));
+        let page = page(&report([events(), more].concat()));
         assert_eq!(page.matches("```").count(), 2, "{page}");
         assert!(!page.contains("<img") && !page.contains("@everyone"), "{page}");
         assert!(page.contains(". a_b_c____"), "{page}");

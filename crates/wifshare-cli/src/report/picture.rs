@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use maud::{Markup, PreEscaped, html};
 
-use super::story::{Exchange, Identity, Outcome, Process, Role, Story};
+use super::job_report::{Exchange, Identity, JobReport, Outcome, Process, Role};
 use super::words::{clock_time, lanes, span};
 
 /// Colours for light and dark. Text has a contrast of 4.5 and more against its ground, a bar 3 and more.
@@ -45,20 +45,20 @@ const THINNEST: f64 = 3.0;
 const MOST_LANES: usize = 40;
 
 /// The picture in a page that tells the rest.
-pub(super) fn picture(story: &Story) -> Markup {
-    draw(story, html! {})
+pub(super) fn picture(report: &JobReport) -> Markup {
+    draw(report, html! {})
 }
 
 /// The picture as a file of its own.
-pub(super) fn alone(story: &Story) -> String {
-    let picture = draw(story, html! { style { (PreEscaped(STYLE)) } });
+pub(super) fn alone(report: &JobReport) -> String {
+    let picture = draw(report, html! { style { (PreEscaped(STYLE)) } });
     format!("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n{}\n", picture.into_string())
 }
 
-fn draw(story: &Story, style: Markup) -> Markup {
-    let scale = Scale::of(story);
+fn draw(report: &JobReport, style: Markup) -> Markup {
+    let scale = Scale::of(report);
     let mut y = MARGIN;
-    let blocks: Vec<Markup> = story.identities.iter().map(|identity| block(identity, &scale, &mut y)).collect();
+    let blocks: Vec<Markup> = report.identities.iter().map(|identity| block(identity, &scale, &mut y)).collect();
     let bottom = y;
     let legend = legend(bottom + 44.0);
     let height = bottom + 62.0;
@@ -66,7 +66,7 @@ fn draw(story: &Story, style: Markup) -> Markup {
         svg.timeline xmlns="http://www.w3.org/2000/svg" viewBox={ "0 0 " (WIDTH) " " (height) } width=(WIDTH) height=(height)
             role="img" aria-labelledby="timeline-title timeline-description" {
             title id="timeline-title" { "Timeline of processes and exchanges" }
-            desc id="timeline-description" { (describe(story)) }
+            desc id="timeline-description" { (describe(report)) }
             (style)
             rect width="100%" height="100%" style="fill: var(--paper)" {}
             @for (time, label) in scale.ticks() {
@@ -80,14 +80,14 @@ fn draw(story: &Story, style: Markup) -> Markup {
 }
 
 /// What the picture shows, for those who do not see it; the tables tell the rest.
-fn describe(story: &Story) -> String {
-    let numbers = &story.numbers;
+fn describe(report: &JobReport) -> String {
+    let numbers = &report.numbers;
     format!(
         "From {} to {} UTC, {}: {} processes and {} exchanges. Each row is a process, in the order of their beginnings \
          and below its parent. The tables hold the same facts.",
-        clock_time(story.begin),
-        clock_time(story.end),
-        span(story.end.duration_since(story.begin).unwrap_or_default()),
+        clock_time(report.begin),
+        clock_time(report.end),
+        span(report.end.duration_since(report.begin).unwrap_or_default()),
         numbers.processes,
         numbers.exchanges,
     )
@@ -231,8 +231,8 @@ struct Scale {
 }
 
 impl Scale {
-    fn of(story: &Story) -> Scale {
-        Scale { begin: story.begin, end: story.end.max(story.begin + Duration::from_millis(10)) }
+    fn of(report: &JobReport) -> Scale {
+        Scale { begin: report.begin, end: report.end.max(report.begin + Duration::from_millis(10)) }
     }
 
     fn length(&self) -> f64 {
@@ -267,7 +267,7 @@ fn round(number: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::story::tests::{at, events, story};
+    use super::super::job_report::tests::{at, events, report};
     use super::*;
 
     #[test]
@@ -282,7 +282,7 @@ mod tests {
 
     #[test]
     fn the_picture_has_a_bar_for_each_process_and_exchange_and_a_text_for_those_who_do_not_see_it() {
-        let svg = alone(&story(events()));
+        let svg = alone(&report(events()));
         for (class, number) in [("run", 1), ("command", 1), ("descendant", 2), ("caller", 1), ("exchange", 1)] {
             // One more stands in the legend.
             assert_eq!(svg.matches(&format!("<rect class=\"{class}\"")).count(), number + 1, "{class}");
@@ -295,8 +295,8 @@ mod tests {
     #[test]
     fn a_name_is_text_and_no_markup() {
         let mut events = events();
-        events[4].what = super::super::story::tests::seen(12, 11, "<script>&\"");
-        let svg = alone(&story(events));
+        events[4].what = super::super::job_report::tests::seen(12, 11, "<script>&\"");
+        let svg = alone(&report(events));
         assert!(svg.contains("&lt;script&gt;&amp;") && !svg.contains("<script"), "{svg}");
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::time::{Duration, SystemTime};
 
-use super::story::{Exchange, Identity, Outcome, Process, Story};
+use super::job_report::{Exchange, Identity, JobReport, Outcome, Process};
 use super::words::{clock_time, day, exact_time, lanes, lasted, span, sums, took, verdict};
 use crate::explain::wrapped;
 use crate::terminal::{Terminal, cut};
@@ -17,20 +17,20 @@ const PLAIN: &str = "\x1b[0m";
 /// More rows than these are no overview any more.
 const MOST_ROWS: usize = 40;
 
-pub(super) fn page(story: &Story, terminal: Terminal) -> String {
+pub(super) fn page(report: &JobReport, terminal: Terminal) -> String {
     let width = terminal.width.clamp(40, 120);
     let coloured = |colour: &str, text: &str| match terminal.is_coloured {
         true => format!("{colour}{text}{PLAIN}"),
         false => text.to_owned(),
     };
-    let mut page = coloured(BOLD, wrapped(&verdict(story), "", "", width).trim_end()) + "\n";
-    let length = story.end.duration_since(story.begin).unwrap_or_default();
-    let (begin, end) = (clock_time(story.begin), clock_time(story.end));
-    page += &wrapped(&format!("{}, {begin} to {end} UTC, {}", day(story.begin), span(length)), "", "", width);
-    let sums: Vec<String> = sums(story).into_iter().map(|(name, value)| format!("{name}: {value}")).collect();
+    let mut page = coloured(BOLD, wrapped(&verdict(report), "", "", width).trim_end()) + "\n";
+    let length = report.end.duration_since(report.begin).unwrap_or_default();
+    let (begin, end) = (clock_time(report.begin), clock_time(report.end));
+    page += &wrapped(&format!("{}, {begin} to {end} UTC, {}", day(report.begin), span(length)), "", "", width);
+    let sums: Vec<String> = sums(report).into_iter().map(|(name, value)| format!("{name}: {value}")).collect();
     page += &wrapped(&sums.join(", "), "", "", width);
-    let scale = Scale::of(story, width);
-    for identity in &story.identities {
+    let scale = Scale::of(report, width);
+    for identity in &report.identities {
         let _ = write!(page, "\n{}\n", coloured(BOLD, &cut(&printable(&identity.title()), width)));
         for exchange in &identity.exchanges {
             let (label, colour) = outcome(exchange);
@@ -46,7 +46,7 @@ pub(super) fn page(story: &Story, terminal: Terminal) -> String {
         }
         page += &incidents(identity, width, &coloured);
     }
-    if story.is_cut {
+    if report.is_cut {
         page += "\nThe log was full; processes may be missing.\n";
     }
     page
@@ -98,10 +98,10 @@ impl Scale {
     /// For what stands behind a bar.
     const BEHIND: usize = 16;
 
-    fn of(story: &Story, width: usize) -> Scale {
+    fn of(report: &JobReport, width: usize) -> Scale {
         let labels = (width / 3).clamp(14, 36);
-        let length = story.end.duration_since(story.begin).unwrap_or_default().max(Duration::from_millis(1));
-        Scale { begin: story.begin, length, labels, bars: width.saturating_sub(labels + Scale::BEHIND + 4).max(6) }
+        let length = report.end.duration_since(report.begin).unwrap_or_default().max(Duration::from_millis(1));
+        Scale { begin: report.begin, length, labels, bars: width.saturating_sub(labels + Scale::BEHIND + 4).max(6) }
     }
 
     fn column(&self, time: SystemTime) -> usize {
@@ -125,7 +125,7 @@ impl Scale {
 
 #[cfg(test)]
 mod tests {
-    use super::super::story::tests::{event, events, seen, story};
+    use super::super::job_report::tests::{event, events, report, seen};
     use super::*;
 
     fn plain(width: usize) -> Terminal {
@@ -134,7 +134,7 @@ mod tests {
 
     #[test]
     fn page_shows_processes_as_bars_on_one_scale() {
-        let page = page(&story(events()), plain(60));
+        let page = page(&report(events()), plain(60));
         let bar = |name: &str| {
             let line = page.lines().find(|line| line.contains(name)).unwrap_or_else(|| panic!("{name}: {page}"));
             let from = line.chars().position(|c| c == '█').unwrap();
@@ -149,7 +149,7 @@ mod tests {
     fn page_fits_any_width_and_holds_no_control_characters() {
         let evil = event(2, 10, seen(14, 11, &format!("\x1b[2J{}", "x".repeat(90))));
         for width in [40, 60, 100, 400] {
-            let page = page(&story([events(), vec![evil.clone()]].concat()), plain(width));
+            let page = page(&report([events(), vec![evil.clone()]].concat()), plain(width));
             assert!(!page.contains('\x1b'), "{page}");
             for line in page.lines() {
                 assert!(line.chars().count() <= width.min(120), "{width}: {line}");

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use wifshare::moment;
 
-use super::story::{Exchange, Identity, Process, Role, Story};
+use super::job_report::{Exchange, Identity, JobReport, Process, Role};
 use crate::talk::whole;
 
 /// The time of day, UTC, to the second.
@@ -32,8 +32,8 @@ pub(super) fn span(time: Duration) -> String {
 }
 
 /// The outcome in a sentence.
-pub(super) fn verdict(story: &Story) -> String {
-    let numbers = &story.numbers;
+pub(super) fn verdict(report: &JobReport) -> String {
+    let numbers = &report.numbers;
     if numbers.exchanges_without.is_none() {
         let exchanges = counted(numbers.exchanges, "exchange", "exchanges");
         let failed = if numbers.failed == 0 { "none of them".to_owned() } else { numbers.failed.to_string() };
@@ -54,8 +54,8 @@ pub(super) fn verdict(story: &Story) -> String {
 
 /// The numbers of the whole, each with its name. Who used the credential after a `start` is not seen: there the numbers
 /// that would need it are left out.
-pub(super) fn sums(story: &Story) -> Vec<(&'static str, String)> {
-    let numbers = &story.numbers;
+pub(super) fn sums(report: &JobReport) -> Vec<(&'static str, String)> {
+    let numbers = &report.numbers;
     let without = numbers.exchanges_without.map(|number| format!("at most {number}"));
     let processes = without.as_ref().map(|_| numbers.processes.to_string());
     let avoided = numbers.refusals_avoided.map(|number| format!("at most {number}"));
@@ -111,7 +111,7 @@ pub(super) fn lanes(identity: &Identity, most: usize, shortest: Duration) -> Vec
 
 #[cfg(test)]
 mod tests {
-    use super::super::story::tests::{at, event, events, seen, story};
+    use super::super::job_report::tests::{at, event, events, report, seen};
     use super::*;
 
     #[test]
@@ -134,16 +134,16 @@ mod tests {
     #[test]
     fn of_many_processes_those_that_matter_are_shown_in_their_order() {
         let short = (100..200).map(|pid| event(2, 10, seen(pid, 11, "git")));
-        let story = story(events().into_iter().chain(short).collect());
+        let report = report(events().into_iter().chain(short).collect());
         let names: Vec<_> =
-            lanes(&story.identities[0], 40, Duration::from_secs(1)).iter().map(|it| it.name.as_str()).collect();
+            lanes(&report.identities[0], 40, Duration::from_secs(1)).iter().map(|it| it.name.as_str()).collect();
         assert_eq!(names, ["wifshare exec", "job.sh", "claude", "python3", "wifshare token"]);
-        assert_eq!(lanes(&story.identities[0], 2, Duration::ZERO).len(), 2);
-        assert_eq!(lanes(&story.identities[0], 1000, Duration::ZERO).len(), 105);
+        assert_eq!(lanes(&report.identities[0], 2, Duration::ZERO).len(), 2);
+        assert_eq!(lanes(&report.identities[0], 1000, Duration::ZERO).len(), 105);
     }
 
     #[test]
     fn the_verdict_tells_success_and_failure_apart() {
-        assert_eq!(verdict(&story(events())), "5 processes shared what 1 exchange bought, and none was refused.");
+        assert_eq!(verdict(&report(events())), "5 processes shared what 1 exchange bought, and none was refused.");
     }
 }

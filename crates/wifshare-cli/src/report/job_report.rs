@@ -11,7 +11,7 @@ const QUIET: Duration = Duration::from_secs(3600);
 
 /// The whole of it.
 #[derive(Debug, Serialize)]
-pub(crate) struct Story {
+pub(crate) struct JobReport {
     /// The first moment that is told of.
     #[serde(serialize_with = "as_text")]
     pub(crate) begin: SystemTime,
@@ -186,9 +186,9 @@ pub(crate) enum Extent {
     All,
 }
 
-impl Story {
+impl JobReport {
     /// Puts together what these logs hold; `None` where they hold nothing.
-    pub(crate) fn of(logs: Vec<Log>, extent: Extent, now: SystemTime) -> Option<Story> {
+    pub(crate) fn of(logs: Vec<Log>, extent: Extent, now: SystemTime) -> Option<JobReport> {
         let first = match extent {
             Extent::All => None,
             Extent::Since(moment) => Some(moment),
@@ -213,7 +213,7 @@ impl Story {
         let end = identities.iter().flat_map(|identity| identity.processes.iter().map(last)).max()?;
         let all = identities.iter().map(|identity| identity.numbers.clone());
         let numbers = all.reduce(|sum, numbers| sum.plus(&numbers)).unwrap_or_default();
-        Some(Story { begin, end, numbers, identities, earlier_events, is_cut })
+        Some(JobReport { begin, end, numbers, identities, earlier_events, is_cut })
     }
 }
 
@@ -576,16 +576,16 @@ pub(crate) mod tests {
         ]
     }
 
-    pub(crate) fn story(events: Vec<Event>) -> Story {
+    pub(crate) fn report(events: Vec<Event>) -> JobReport {
         let log = Log { key: "0".repeat(32), events, is_full: false, alive: BTreeSet::new() };
-        Story::of(vec![log], Extent::LastJob, at(100_000)).unwrap()
+        JobReport::of(vec![log], Extent::LastJob, at(100_000)).unwrap()
     }
 
     #[test]
     fn the_numbers_are_those_of_what_happened() {
-        let story = story(events());
+        let report = report(events());
         assert_eq!(
-            story.numbers,
+            report.numbers,
             Numbers {
                 processes: 5,
                 exchanges: 1,
@@ -600,7 +600,7 @@ pub(crate) mod tests {
                 ..Numbers::default()
             }
         );
-        assert_eq!((story.begin, story.end), (at(0), at(8)));
+        assert_eq!((report.begin, report.end), (at(0), at(8)));
     }
 
     #[test]
@@ -613,7 +613,7 @@ pub(crate) mod tests {
             }
             let request = What::request("POST", "/v1/messages", 200, Duration::from_millis(5), (1, 2), Some(12));
             let told = if delivery == "gateway" { vec![event(2, 10, request)] } else { Vec::new() };
-            story([vec![event(0, 10, began), event(0, 10, What::ExchangeSent)], told].concat()).numbers
+            report([vec![event(0, 10, began), event(0, 10, What::ExchangeSent)], told].concat()).numbers
         };
         assert_eq!((started("profile").exchanges_without, started("profile").refusals_avoided), (None, None));
         assert_eq!(started("gateway").exchanges_without, Some(1), "who asked it is known");
@@ -621,8 +621,8 @@ pub(crate) mod tests {
 
     #[test]
     fn a_process_stands_below_its_parent() {
-        let story = story(events());
-        let lanes: Vec<_> = story.identities[0].processes.iter().map(|it| (it.name.as_str(), it.depth)).collect();
+        let report = report(events());
+        let lanes: Vec<_> = report.identities[0].processes.iter().map(|it| (it.name.as_str(), it.depth)).collect();
         let expected = [("wifshare exec", 0), ("job.sh", 1), ("claude", 2), ("python3", 2), ("wifshare token", 0)];
         assert_eq!(lanes, expected);
     }
@@ -635,19 +635,19 @@ pub(crate) mod tests {
             request_id: Some("req_1".to_owned()),
         };
         let accepted = What::ExchangeAccepted { generation: 1, expires_at: at(600) };
-        let story = story(vec![
+        let report = report(vec![
             event(0, 1, What::ExchangeSent),
             event(0, 2, What::ExchangeSent),
             event(1, 1, failed),
             event(2, 1, What::ExchangeSent),
             event(3, 1, accepted),
         ]);
-        let outcomes: Vec<_> = story.identities[0].exchanges.iter().map(|it| (it.pid, &it.outcome)).collect();
+        let outcomes: Vec<_> = report.identities[0].exchanges.iter().map(|it| (it.pid, &it.outcome)).collect();
         assert!(matches!(outcomes[0], (1, Outcome::Failed { request_id: Some(id), .. }) if id == "req_1"));
         assert!(matches!(outcomes[1], (2, Outcome::Unknown)), "its process told nothing more");
         assert!(matches!(outcomes[2], (1, Outcome::Accepted { .. })));
-        assert_eq!((story.numbers.exchanges, story.numbers.accepted, story.numbers.failed), (3, 1, 1));
-        assert_eq!(story.identities[0].incidents.len(), 1);
+        assert_eq!((report.numbers.exchanges, report.numbers.accepted, report.numbers.failed), (3, 1, 1));
+        assert_eq!(report.identities[0].incidents.len(), 1);
     }
 
     #[test]
@@ -667,7 +667,7 @@ pub(crate) mod tests {
             event(4, 10, answered(529, None)),
             event(5, 10, answered(0, None)),
         ];
-        let numbers = story(told).numbers;
+        let numbers = report(told).numbers;
         assert_eq!((numbers.requests, numbers.requests_failed), (5, 2));
         assert_eq!(numbers.exchanges_without, Some(2), "claude and job.sh, and not git");
     }
@@ -676,24 +676,24 @@ pub(crate) mod tests {
     fn a_number_that_is_used_again_is_another_process() {
         let gone = What::ProcessEnded { process: 12, process_started: 12 };
         let again = What::ProcessSeen { process: 12, process_started: 99, parent: 11, program: "git".to_owned() };
-        let story = story(vec![event(0, 10, seen(12, 11, "sh")), event(1, 10, gone), event(5, 10, again)]);
-        assert_eq!(story.numbers.processes, 2);
+        let report = report(vec![event(0, 10, seen(12, 11, "sh")), event(1, 10, gone), event(5, 10, again)]);
+        assert_eq!(report.numbers.processes, 2);
     }
 
     #[test]
     fn the_last_job_begins_after_an_hour_of_quiet_unless_a_run_spans_it() {
         let two = || vec![event(0, 1, began()), event(9, 1, ended()), event(5000, 2, began()), event(5009, 2, ended())];
-        let last = story(two());
+        let last = report(two());
         assert_eq!((last.begin, last.earlier_events), (at(5000), 2));
-        let spanned = story([two(), vec![event(1, 3, began()), event(6000, 3, ended())]].concat());
+        let spanned = report([two(), vec![event(1, 3, began()), event(6000, 3, ended())]].concat());
         assert_eq!((spanned.begin, spanned.earlier_events), (at(0), 0));
         let log = Log { key: String::new(), events: two(), is_full: false, alive: BTreeSet::new() };
-        let all = Story::of(vec![log], Extent::All, at(100_000)).unwrap();
+        let all = JobReport::of(vec![log], Extent::All, at(100_000)).unwrap();
         assert_eq!((all.begin, all.numbers.processes), (at(0), 2));
     }
 
     #[test]
     fn what_no_log_tells_is_no_story() {
-        assert!(Story::of(Vec::new(), Extent::All, at(0)).is_none());
+        assert!(JobReport::of(Vec::new(), Extent::All, at(0)).is_none());
     }
 }

@@ -8,21 +8,21 @@ use crate::clock::clock;
 
 /// This process's pen.
 #[derive(Clone, Debug)]
-pub(crate) struct Journal {
+pub(crate) struct EventWriter {
     log: EventLog,
     pid: u32,
     started: Option<u64>,
 }
 
-impl Journal {
+impl EventWriter {
     /// For a process that lives for a while.
-    pub(crate) fn of_a_run(directory: &Path) -> Journal {
-        Journal { started: Owner::current().start_time, ..Journal::of_a_moment(directory) }
+    pub(crate) fn of_a_run(directory: &Path) -> EventWriter {
+        EventWriter { started: Owner::current().start_time, ..EventWriter::of_a_moment(directory) }
     }
 
     /// For one that asks for a token and goes: its start is not looked up, for it would be half of the work.
-    pub(crate) fn of_a_moment(directory: &Path) -> Journal {
-        Journal { log: EventLog::of(directory), pid: std::process::id(), started: None }
+    pub(crate) fn of_a_moment(directory: &Path) -> EventWriter {
+        EventWriter { log: EventLog::of(directory), pid: std::process::id(), started: None }
     }
 
     pub(crate) fn note(&self, what: What) {

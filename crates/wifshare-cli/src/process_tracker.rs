@@ -8,48 +8,48 @@ use std::path::Path;
 
 use wifshare::{Environment, What};
 
-use crate::journal::Journal;
+use crate::event_writer::EventWriter;
 
 /// A look-out over the commands of a run, one after another.
-pub(crate) struct Witness {
-    journal: Option<Journal>,
-    lookout: platform::Lookout,
+pub(crate) struct ProcessTracker {
+    events: Option<EventWriter>,
+    access: platform::FileAccess,
 }
 
 /// A command that is looked at, until this is dropped.
 pub(crate) struct Following<'a> {
-    lookout: &'a mut platform::Lookout,
+    access: &'a mut platform::FileAccess,
     watching: Option<platform::Watching>,
 }
 
-impl Witness {
+impl ProcessTracker {
     /// For commands with this environment. Without a journal there is nothing to look for.
-    pub(crate) fn of(environment: &Environment, journal: Option<&Journal>) -> Witness {
+    pub(crate) fn of(environment: &Environment, events: Option<&EventWriter>) -> ProcessTracker {
         let profile = environment.os("ANTHROPIC_CONFIG_DIR").map(Path::new);
         // Under `federation` the run itself reads the file, to see whether a child has replaced it.
         let credential = profile.map(|profile| profile.join("credentials/wifshare.json"));
-        let lookout = platform::Lookout::at(credential.filter(|path| path.exists()));
-        Witness { journal: journal.cloned(), lookout }
+        let access = platform::FileAccess::at(credential.filter(|path| path.exists()));
+        ProcessTracker { events: events.cloned(), access }
     }
 
     /// Writes down what is known without a look.
     pub(crate) fn note(&self, what: What) {
-        if let Some(journal) = &self.journal {
-            journal.note(what);
+        if let Some(events) = &self.events {
+            events.note(what);
         }
     }
 
     /// Looks at what this process starts.
     pub(crate) fn follow(&mut self, process: u32) -> Following<'_> {
-        let watching = self.journal.as_ref().and_then(|journal| self.lookout.begin(process, journal.clone()));
-        Following { lookout: &mut self.lookout, watching }
+        let watching = self.events.as_ref().and_then(|events| self.access.begin(process, events.clone()));
+        Following { access: &mut self.access, watching }
     }
 }
 
 impl Drop for Following<'_> {
     fn drop(&mut self) {
         if let Some(watching) = self.watching.take() {
-            self.lookout.end(watching);
+            self.access.end(watching);
         }
     }
 }
@@ -66,9 +66,9 @@ mod platform {
     use rustix::fs::inotify;
     use wifshare::{Descendants, Sighting, What};
 
-    use super::Journal;
+    use super::EventWriter;
 
-    pub(super) struct Lookout {
+    pub(super) struct FileAccess {
         credential: Option<PathBuf>,
         /// Kept from one command for the next. The system takes some milliseconds to close a watch, and a child that is
         /// started meanwhile has a part in that before it runs.
@@ -81,12 +81,12 @@ mod platform {
         done: mpsc::Receiver<Option<Openings>>,
     }
 
-    impl Lookout {
-        pub(super) fn at(credential: Option<PathBuf>) -> Lookout {
-            Lookout { credential, openings: None }
+    impl FileAccess {
+        pub(super) fn at(credential: Option<PathBuf>) -> FileAccess {
+            FileAccess { credential, openings: None }
         }
 
-        pub(super) fn begin(&mut self, process: u32, journal: Journal) -> Option<Watching> {
+        pub(super) fn begin(&mut self, process: u32, events: EventWriter) -> Option<Watching> {
             let end = eventfd(0, EventfdFlags::CLOEXEC).ok()?;
             let heard = end.try_clone().ok()?;
             let (tell, done) = mpsc::channel();
@@ -96,7 +96,7 @@ mod platform {
             thread
                 .spawn(move || {
                     // Nobody listens where the run was given up.
-                    let _ = tell.send(look_out(process, &heard, credential, openings, &journal));
+                    let _ = tell.send(look_out(process, &heard, credential, openings, &events));
                 })
                 .ok()?;
             Some(Watching { end, done })
@@ -108,7 +108,7 @@ mod platform {
         }
     }
 
-    impl Drop for Lookout {
+    impl Drop for FileAccess {
         fn drop(&mut self) {
             // Beside the end of the run, which does not wait for it.
             if let Some(openings) = self.openings.take() {
@@ -124,7 +124,7 @@ mod platform {
         end: &OwnedFd,
         credential: Option<PathBuf>,
         mut openings: Option<Openings>,
-        journal: &Journal,
+        events: &EventWriter,
     ) -> Option<Openings> {
         const SHORTEST: Duration = Duration::from_millis(20);
         const LONGEST: Duration = Duration::from_secs(1);
@@ -134,13 +134,13 @@ mod platform {
         loop {
             let sightings = descendants.look();
             let seen = !sightings.is_empty();
-            sightings.into_iter().for_each(|sighting| journal.note(what(sighting)));
+            sightings.into_iter().for_each(|sighting| events.note(what(sighting)));
             let times = openings.as_ref().map_or(0, Openings::count);
             if times > 0 {
-                journal.note(What::CredentialOpened { times });
+                events.note(What::CredentialOpened { times });
             }
             if is_over(end, openings.as_ref(), pause) {
-                descendants.look().into_iter().for_each(|sighting| journal.note(what(sighting)));
+                descendants.look().into_iter().for_each(|sighting| events.note(what(sighting)));
                 return openings;
             }
             pause = if seen || times > 0 { SHORTEST } else { (pause * 2).min(LONGEST) };
@@ -201,17 +201,17 @@ mod platform {
 mod platform {
     use std::path::PathBuf;
 
-    use super::Journal;
+    use super::EventWriter;
 
-    pub(super) struct Lookout;
+    pub(super) struct FileAccess;
     pub(super) struct Watching;
 
-    impl Lookout {
-        pub(super) fn at(_credential: Option<PathBuf>) -> Lookout {
-            Lookout
+    impl FileAccess {
+        pub(super) fn at(_credential: Option<PathBuf>) -> FileAccess {
+            FileAccess
         }
 
-        pub(super) fn begin(&mut self, _process: u32, _journal: Journal) -> Option<Watching> {
+        pub(super) fn begin(&mut self, _process: u32, _journal: EventWriter) -> Option<Watching> {
             None
         }
 
