@@ -21,7 +21,7 @@ use std::time::{Duration, Instant, SystemTime};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use wifshare::{
-    Clock, Config, Credential, Environment, Holder, IdentityToken, Inputs, Location, Secret, Store, Transport, resolve,
+    Clock, Config, Credential, Environment, Holder, HttpClient, IdentityToken, Inputs, Location, Secret, Store, resolve,
 };
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -47,7 +47,7 @@ fn holder(state: &Path) -> Result<Holder, Box<dyn std::error::Error>> {
         generation: 0,
     };
     config.store().lock(Duration::from_secs(10), Clock::system(), &|_| {})?.keep(credential);
-    let holder = Holder::new(config, Transport::new(&Environment::default()), Clock::system(), Arc::new(|_| {}));
+    let holder = Holder::new(config, HttpClient::new(&Environment::default()), Clock::system(), Arc::new(|_| {}));
     holder.credential()?;
     Ok(holder)
 }

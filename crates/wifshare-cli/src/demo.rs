@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use http::Request;
 use serde_json::{Value, json};
-use wifshare::{Environment, Secret, Transport, open_regular};
+use wifshare::{Environment, HttpClient, Secret, open_regular};
 use wifshare_sandbox::{Counters, Knobs, Sandbox};
 use zeroize::Zeroizing;
 
@@ -174,7 +174,7 @@ fn post(environment: &Environment, path: &str, body: &Value, access_token: Optio
         request = request.header("authorization", format!("Bearer {}", token.expose()));
     }
     let request = request.body(Zeroizing::new(body.to_string().into_bytes())).ok()?;
-    let response = Transport::new(environment).send(request).ok()?;
+    let response = HttpClient::new(environment).send(request).ok()?;
     serde_json::from_slice(response.body()).ok()
 }
 

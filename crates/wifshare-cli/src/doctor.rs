@@ -14,7 +14,7 @@ mod rule;
 mod state;
 
 use wifshare::{
-    Arrangement, Config, ConfigError, Environment, Principal, Proof, Purpose, Step, Transport, arrangement, obtain,
+    Arrangement, Config, ConfigError, Environment, HttpClient, Principal, Proof, Purpose, Step, arrangement, obtain,
     resolve_for,
 };
 
@@ -70,7 +70,7 @@ fn examine(arguments: &DoctorArguments, rule: Option<&Rule>, environment: &Envir
     };
     let resolved = resolve_for(purpose, &inputs, own);
     findings.extend(state::gone(environment, resolved.as_ref().err()));
-    let transport = Transport::new(own);
+    let transport = HttpClient::new(own);
     let clock_there = match &resolved {
         Err(ConfigError::BaseUrl { .. }) => None,
         _ => {
@@ -95,7 +95,7 @@ fn examine(arguments: &DoctorArguments, rule: Option<&Rule>, environment: &Envir
 fn examine_config(
     config: &Config,
     rule: Option<&Rule>,
-    transport: &Transport,
+    transport: &HttpClient,
     clock_there: Option<network::Date>,
     arguments: &DoctorArguments,
     talk: Talk,
@@ -125,7 +125,7 @@ fn examine_config(
 }
 
 /// The one check that spends something, and only where it was asked for.
-fn exchange(config: &Config, transport: &Transport, talk: Talk) -> Finding {
+fn exchange(config: &Config, transport: &HttpClient, talk: Talk) -> Finding {
     let watch = |step: &Step<'_>| talk.step(step);
     match obtain(config, transport, clock(), &watch) {
         Ok(credential) => {

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use wifshare::{
     Arrangement, Claims, Config, ConfigError, DELIVERED_TOKENS, DELIVERED_VARIABLE, Delivery, Enclosing, Ending,
-    Environment, GatewayOptions, Living, Provision, Purpose, RUN_VARIABLE, Reissue, RenewalOutlook, Run, Step,
-    StoreError, Transport, What, arrangement, delivered, delivered_token, delivery_around, prove, resolve_for,
+    Environment, GatewayOptions, HttpClient, Living, Provision, Purpose, RUN_VARIABLE, Reissue, RenewalOutlook, Run,
+    Step, StoreError, What, arrangement, delivered, delivered_token, delivery_around, prove, resolve_for,
     variables_of_the_cis, without_what_buys,
 };
 
@@ -101,7 +101,7 @@ fn run_inside(
     let own = joined::without_a_run(environment);
     let watch = Arc::new(move |step: &Step<'_>| talk.step(step));
     let threads = Threads::prepare()?;
-    let run = Run::begin_inside(directory, delivery, options, Transport::new(&own), clock(), watch)?;
+    let run = Run::begin_inside(directory, delivery, options, HttpClient::new(&own), clock(), watch)?;
     if let Some(held) = run.held() {
         talk.mask(held.access_token.expose());
     }
@@ -363,7 +363,7 @@ pub(crate) fn begin_at(
     environment: &Environment,
     talk: Talk,
 ) -> Result<(Run, EventWriter), Failure> {
-    let transport = Transport::new(environment);
+    let transport = HttpClient::new(environment);
     prove(&config, &transport, clock(), &|step| talk.step(step))?;
     let events = EventWriter::of_a_run(config.store().directory());
     let (pen, began) = (events.clone(), began(command, &config, provision));

@@ -8,7 +8,7 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
 use clap::ValueEnum;
-use wifshare::{Config, Delivery, Environment, Keeper, Owner, PATIENCE, Provision, Transport, delivery_around, prove};
+use wifshare::{Config, Delivery, Environment, HttpClient, Keeper, Owner, PATIENCE, Provision, delivery_around, prove};
 
 use crate::arguments::{HandOver, StartArguments, Watched};
 use crate::background::{Thread, no_thread};
@@ -100,7 +100,7 @@ fn begin(arguments: &StartArguments, format: HandOver, environment: &Environment
     let own = joined::without_a_run(environment);
     let watch = |step: &wifshare::Step<'_>| talk.step(step);
     // A keeper serves one identity, and whoever joins it has to have that one.
-    prove(&config, &Transport::new(&own), clock(), &watch)?;
+    prove(&config, &HttpClient::new(&own), clock(), &watch)?;
     let store = config.store();
     // Whoever comes meanwhile waits, and finds the keeper that we leave.
     let starting = store.starting(PATIENCE, clock(), &watch)?;

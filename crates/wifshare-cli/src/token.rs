@@ -4,7 +4,7 @@ use std::io::Write;
 use std::time::SystemTime;
 
 use wifshare::{
-    Arrangement, Clock, Credential, Environment, Step, Transport, arrangement, obtain, obtain_lasting, prove, resolve,
+    Arrangement, Clock, Credential, Environment, HttpClient, Step, arrangement, obtain, obtain_lasting, prove, resolve,
 };
 use zeroize::Zeroizing;
 
@@ -53,7 +53,7 @@ fn shared(
     let config = resolve(&arguments.identity.inputs(), own);
     let config = config.map_err(|error| joined::unconfigured(error, environment))?;
     joined::tell_of_a_run_that_is_over(environment, talk);
-    let transport = Transport::new(own);
+    let transport = HttpClient::new(own);
     prove(&config, &transport, clock, &|step| talk.step(step))?;
     let events = EventWriter::of_a_moment(config.store().directory());
     let watch = |step: &Step<'_>| {

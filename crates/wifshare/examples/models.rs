@@ -10,7 +10,7 @@
 
 use std::error::Error;
 
-use wifshare::{Clock, Config, Credential, Environment, Inputs, Transport, obtain, renew, resolve};
+use wifshare::{Clock, Config, Credential, Environment, HttpClient, Inputs, obtain, renew, resolve};
 
 fn main() -> Result<(), Box<dyn Error>> {
     #[expect(clippy::disallowed_methods, reason = "a program reads its environment once, at its border")]
@@ -28,7 +28,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 /// exchanges.
 pub fn models(environment: &Environment) -> Result<Vec<String>, Box<dyn Error>> {
     let config = resolve(&Inputs::default(), environment)?;
-    let transport = Transport::new(environment);
+    let transport = HttpClient::new(environment);
     let clock = Clock::system();
     let credential = obtain(&config, &transport, clock, &|_| {})?;
     let answer = match ask(&config, &credential) {

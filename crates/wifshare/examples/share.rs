@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use wifshare::{Child, Clock, Delivery, Environment, Inputs, Provision, Run, Streams, Transport, exit_code, resolve};
+use wifshare::{Child, Clock, Delivery, Environment, HttpClient, Inputs, Provision, Run, Streams, exit_code, resolve};
 
 fn main() -> Result<ExitCode, Box<dyn Error>> {
     #[expect(clippy::disallowed_methods, reason = "a program reads its environment once, at its border")]
@@ -18,7 +18,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
 pub fn share(command: &[OsString], environment: &Environment) -> Result<u8, Box<dyn Error>> {
     let config = resolve(&Inputs::default(), environment)?;
     let provision = Provision::Credential(Delivery::Profile);
-    let transport = Transport::new(environment);
+    let transport = HttpClient::new(environment);
     let run =
         Arc::new(Run::begin(config, provision, transport, Clock::system(), Arc::new(|_: &wifshare::Step<'_>| {}))?);
     let keeper = Arc::clone(&run);

@@ -11,6 +11,7 @@ use crate::code::Code;
 use crate::environment::Environment;
 use crate::exchange::Grant;
 use crate::hexadecimal::hexadecimal;
+use crate::http::HttpClient;
 use crate::id::{self, BadForm};
 use crate::identity::{
     self, Detected, DetectionInput, FixedEndpoints, IdentityCommand, IdentitySource, Job, Network, Reissue,
@@ -19,7 +20,6 @@ use crate::message;
 use crate::principal::{OwnPrincipal, Principal};
 use crate::store::{self, Location, Memory, Store};
 use crate::subject::SubjectPattern;
-use crate::transport::Transport;
 use crate::wrapping::Wrapping;
 
 mod state_directory;
@@ -266,7 +266,7 @@ pub fn resolve_for(purpose: Purpose, inputs: &Inputs, environment: &Environment)
 impl Config {
     /// How the source is reached. A CI's endpoint is near; each of three tries gets a third of a minute. A metadata
     /// service is nearer still, and whoever waits for it waits for a machine that has none.
-    pub fn way_to_the_source(&self, transport: &Transport) -> Transport {
+    pub fn way_to_the_source(&self, transport: &HttpClient) -> HttpClient {
         let seconds = Duration::from_secs;
         match self.source.network() {
             Network::Routed => transport.clone().with_patience(seconds(5), seconds(15)),

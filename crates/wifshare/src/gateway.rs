@@ -20,8 +20,8 @@ use zeroize::Zeroizing;
 
 use crate::clock::Clock;
 use crate::credential::Credential;
+use crate::http::Connector;
 use crate::secret::Secret;
-use crate::wire::Wire;
 
 mod admission;
 mod answer;
@@ -65,7 +65,7 @@ pub struct GatewayConfig {
     /// The one place where requests go.
     pub upstream: Uri,
     /// How it is reached.
-    pub wire: Wire,
+    pub connector: Connector,
     /// What whoever comes in has to show.
     pub capability: Secret,
     /// The credential as it stands.

@@ -7,11 +7,11 @@ use std::time::{Duration, SystemTime};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::credential::Credential;
+use crate::http::HttpClient;
 use crate::message::whole_message;
 use crate::obtain::{ObtainError, obtain};
 use crate::renew::renew;
 use crate::step::Step;
-use crate::transport::Transport;
 
 /// The shared credential as one process holds it, for all of its threads.
 ///
@@ -21,12 +21,12 @@ use crate::transport::Transport;
 ///
 /// ```no_run
 /// use std::sync::Arc;
-/// use wifshare::{Clock, Environment, Holder, Inputs, Transport, resolve};
+/// use wifshare::{Clock, Environment, Holder, Inputs, HttpClient, resolve};
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let environment: Environment = std::env::vars_os().collect();
 /// let config = resolve(&Inputs::default(), &environment)?;
-/// let holder = Holder::new(config, Transport::new(&environment), Clock::system(), Arc::new(|_| {}));
+/// let holder = Holder::new(config, HttpClient::new(&environment), Clock::system(), Arc::new(|_| {}));
 /// # let requests = ["one", "another"];
 /// for request in requests {
 ///     let credential = holder.credential()?;
@@ -38,7 +38,7 @@ use crate::transport::Transport;
 /// ```
 pub struct Holder {
     config: Config,
-    transport: Transport,
+    transport: HttpClient,
     clock: Clock,
     watch: Arc<dyn Fn(&Step<'_>) + Send + Sync>,
     held: RwLock<Option<Held>>,
@@ -59,7 +59,7 @@ impl Holder {
     /// Holds nothing yet; the first call makes the journey. `watch` is told its steps.
     pub fn new(
         config: Config,
-        transport: Transport,
+        transport: HttpClient,
         clock: Clock,
         watch: Arc<dyn Fn(&Step<'_>) + Send + Sync>,
     ) -> Holder {

@@ -7,13 +7,13 @@ use std::time::SystemTime;
 use http::StatusCode;
 
 use crate::clock::{Clock, Interrupted};
+use crate::http::CertificateFault;
 use crate::identity_token::{self, IdentityToken, Malformed};
 use crate::message::{Request, Response, status_text, whole_message};
 use crate::private_file;
 use crate::resource;
 use crate::secret::Secret;
 use crate::step::Watch;
-use crate::wire::CertificateFault;
 
 mod answer;
 mod command;

@@ -5,12 +5,12 @@
 //! RFC 7523), and lets every process of the job share the credential until the job ends.
 //!
 //! ```no_run
-//! use wifshare::{Clock, Environment, Inputs, Transport, obtain, resolve};
+//! use wifshare::{Clock, Environment, Inputs, HttpClient, obtain, resolve};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let environment: Environment = std::env::vars_os().collect();
 //! let config = resolve(&Inputs::default(), &environment)?;
-//! let transport = Transport::new(&environment);
+//! let transport = HttpClient::new(&environment);
 //! let credential = obtain(&config, &transport, Clock::system(), &|_| {})?;
 //! println!("signed in until {:?}", credential.expires_at);
 //! # Ok(())
@@ -31,6 +31,7 @@ mod environment;
 mod event;
 mod github_subject;
 mod hexadecimal;
+mod http;
 mod id;
 mod identity_token;
 mod message;
@@ -40,7 +41,6 @@ mod resource;
 mod secret;
 mod step;
 mod subject;
-mod wire;
 mod wrapping;
 // -- rooms --
 mod child;
@@ -51,7 +51,7 @@ mod exchange;
 mod gateway;
 mod identity;
 mod store;
-mod transport;
+
 // -- journeys --
 mod config;
 mod holder;
@@ -65,6 +65,7 @@ mod run;
 #[doc(hidden)]
 pub mod fuzzing;
 
+pub use crate::http::{CertificateFault, Connection, Connector, HttpClient, MaybeSent, NotSent, SendError};
 #[cfg(unix)]
 pub use child::Signaller;
 pub use child::{Child, SpawnError, Streams, exit_code};
@@ -112,6 +113,5 @@ pub use store::{
     Turn, Use, clear, extend, is_alive, keepers, look, sweep, until,
 };
 pub use subject::SubjectPattern;
-pub use transport::{Connection, MaybeSent, NotSent, SendError, Transport};
-pub use wire::{CertificateFault, Wire};
+
 pub use wrapping::Wrapping;

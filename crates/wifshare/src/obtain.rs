@@ -10,6 +10,7 @@ use crate::config::{Config, Proof};
 use crate::credential::{Credential, Freshness};
 use crate::diagnosis::Diagnosis;
 use crate::exchange;
+use crate::http::{Connection, HttpClient, SendError};
 use crate::identity::{IdentityError, IdentitySource, Reissue, TokenVariable};
 use crate::identity_token::IdentityToken;
 use crate::message::{answered_at, safe_text, whole_message};
@@ -17,7 +18,6 @@ use crate::principal::Principal;
 use crate::purchase::{Act, Heard, Purchase};
 use crate::step::{Step, Watch};
 use crate::store::{PATIENCE, Refusal, Spent, StoreError, Turn};
-use crate::transport::{Connection, SendError, Transport};
 
 mod error;
 mod evidence;
@@ -30,7 +30,7 @@ use evidence::Evidence;
 /// A stored one whose successor is due is renewed on the way; where that fails it is still served.
 pub fn obtain(
     config: &Config,
-    transport: &Transport,
+    transport: &HttpClient,
     clock: Clock,
     watch: Watch<'_>,
 ) -> Result<Credential, ObtainError> {
@@ -71,7 +71,7 @@ pub fn obtain(
 ///
 /// # Errors
 /// There is no token. Then nothing that is stored is handed out: it may be somebody else's.
-pub fn prove(config: &Config, transport: &Transport, clock: Clock, watch: Watch<'_>) -> Result<(), ObtainError> {
+pub fn prove(config: &Config, transport: &HttpClient, clock: Clock, watch: Watch<'_>) -> Result<(), ObtainError> {
     if config.proof() == Proof::Key || config.principal.known().is_some() {
         return Ok(());
     }
@@ -92,7 +92,7 @@ pub fn prove(config: &Config, transport: &Transport, clock: Clock, watch: Watch<
 pub fn obtain_lasting(
     asked: Duration,
     config: &Config,
-    transport: &Transport,
+    transport: &HttpClient,
     clock: Clock,
     watch: Watch<'_>,
 ) -> Result<Credential, ObtainError> {
@@ -115,7 +115,7 @@ pub(crate) fn replace_unless(
     acceptable: impl Fn(&Credential) -> bool,
     may_keep: impl FnOnce() -> Result<(), ObtainError>,
     config: &Config,
-    transport: &Transport,
+    transport: &HttpClient,
     patience: &dyn Fn() -> Result<Duration, StoreError>,
     clock: Clock,
     watch: Watch<'_>,
@@ -135,7 +135,7 @@ pub(crate) fn adopt_unless(
     found: Credential,
     may_keep: impl FnOnce() -> Result<(), ObtainError>,
     config: &Config,
-    transport: &Transport,
+    transport: &HttpClient,
     clock: Clock,
     watch: Watch<'_>,
 ) -> Result<Credential, ObtainError> {
@@ -152,7 +152,7 @@ fn carry_out(
     acceptable: impl Fn(&Credential) -> bool,
     may_keep: impl FnOnce() -> Result<(), ObtainError>,
     config: &Config,
-    transport: &Transport,
+    transport: &HttpClient,
     patience: &dyn Fn() -> Result<Duration, StoreError>,
     clock: Clock,
     watch: Watch<'_>,
@@ -318,7 +318,7 @@ fn tell(error: &ObtainError, act: Act, watch: Watch<'_>) {
 fn unspent_token(
     turn: &mut Turn<'_>,
     config: &Config,
-    transport: &Transport,
+    transport: &HttpClient,
     clock: Clock,
     watch: Watch<'_>,
 ) -> Result<IdentityToken, ObtainError> {
@@ -421,7 +421,7 @@ fn remember(failure: &ObtainError, given: Option<String>, turn: &Turn<'_>, clock
 /// Asks the source for one identity token, by way of this transport.
 pub(crate) fn ask(
     config: &Config,
-    transport: &Transport,
+    transport: &HttpClient,
     clock: Clock,
     watch: Watch<'_>,
 ) -> Result<IdentityToken, ObtainError> {
@@ -496,7 +496,7 @@ mod tests {
         const CLOCK: Clock = Clock { wall: || NOW.get(), monotonic: || Duration::ZERO, pause: |_| Ok(()) };
         const END: u64 = 1_000_000_000;
         let (config, _holder) = configured(END);
-        let transport = Transport::new(&Environment::default());
+        let transport = HttpClient::new(&Environment::default());
         let store = config.store();
         let mut turn = store.lock(Duration::ZERO, CLOCK, &|_| {}).unwrap();
         let mut asked_at = |moment| {
@@ -519,7 +519,7 @@ mod tests {
         let endpoint = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         config.grant.token_endpoint = format!("http://{}", endpoint.local_addr().unwrap()).parse().unwrap();
         std::thread::spawn(move || drop(endpoint.accept()));
-        let transport = Transport::new(&Environment::default());
+        let transport = HttpClient::new(&Environment::default());
         let is_sent = AtomicBool::new(false);
         let watch = |step: &Step<'_>| match step {
             Step::Connected => {
@@ -537,7 +537,7 @@ mod tests {
     #[test]
     fn another_token_may_follow_one_that_is_spent_unless_its_source_has_no_other() {
         let (mut config, _holder) = configured(0);
-        let (transport, clock) = (Transport::new(&Environment::default()), Clock::system());
+        let (transport, clock) = (HttpClient::new(&Environment::default()), Clock::system());
         let token = ask(&config, &transport, clock, &|_| {}).unwrap();
         let hand_out = || config.store().hand_out(&token, clock, &|_| {}).unwrap();
         assert!(hand_out().is_none());
@@ -553,7 +553,7 @@ mod tests {
         let clock = Clock::system();
         let now = clock.now();
         let (config, _holder) = configured(0);
-        let transport = Transport::new(&Environment::default());
+        let transport = HttpClient::new(&Environment::default());
         let expires_at = now + Duration::from_secs(600);
         let bought = Credential {
             access_token: Secret::new("sk-ant-oat01-child".to_owned()),

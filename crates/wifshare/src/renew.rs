@@ -3,10 +3,10 @@
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::credential::Credential;
+use crate::http::HttpClient;
 use crate::obtain::{ObtainError, replace_unless};
 use crate::step::Watch;
 use crate::store::PATIENCE;
-use crate::transport::Transport;
 
 /// Replaces the credential that we hold, unless another process has done so: then its successor is ours too.
 ///
@@ -14,7 +14,7 @@ use crate::transport::Transport;
 pub fn renew(
     held: &Credential,
     config: &Config,
-    transport: &Transport,
+    transport: &HttpClient,
     clock: Clock,
     watch: Watch<'_>,
 ) -> Result<Credential, ObtainError> {
@@ -26,7 +26,7 @@ pub(crate) fn renew_if(
     may_keep: impl FnOnce() -> Result<(), ObtainError>,
     held: &Credential,
     config: &Config,
-    transport: &Transport,
+    transport: &HttpClient,
     clock: Clock,
     watch: Watch<'_>,
 ) -> Result<Credential, ObtainError> {

@@ -14,6 +14,7 @@ use crate::credential::{Credential, Freshness};
 use crate::delivery::{self, Delivery, HandedOutToken, Handout, ProfileDirectory};
 use crate::environment::Environment;
 use crate::events::EventLog;
+use crate::http::HttpClient;
 use crate::identity::{Reissue, RenewalOutlook};
 use crate::identity_token::IdentityToken;
 use crate::message::whole_message;
@@ -22,7 +23,6 @@ use crate::private_file::{self, PrivateFileError};
 use crate::secret::Secret;
 use crate::step::{Step, Watch};
 use crate::store::{self, Afterwards, Keeper, Lease, Memory, Owner, PATIENCE, StoreError};
-use crate::transport::Transport;
 
 mod gateway;
 mod inside;
@@ -52,7 +52,7 @@ pub use request::{credential_of_run, renews_on_request};
 pub struct Run {
     config: Config,
     supplier: Supplier,
-    transport: Transport,
+    transport: HttpClient,
     clock: Clock,
     watch: Arc<dyn Fn(&Step<'_>) + Send + Sync>,
     provision: Provision,
@@ -107,7 +107,7 @@ impl Run {
     pub fn begin(
         config: Config,
         provision: Provision,
-        transport: Transport,
+        transport: HttpClient,
         clock: Clock,
         watch: Arc<dyn Fn(&Step<'_>) + Send + Sync>,
     ) -> Result<Run, ObtainError> {
@@ -119,7 +119,7 @@ impl Run {
         config: Config,
         provision: Provision,
         options: GatewayOptions,
-        transport: Transport,
+        transport: HttpClient,
         clock: Clock,
         watch: Arc<dyn Fn(&Step<'_>) + Send + Sync>,
     ) -> Result<Run, ObtainError> {
@@ -131,7 +131,7 @@ impl Run {
         mut config: Config,
         provision: Provision,
         options: GatewayOptions,
-        transport: Transport,
+        transport: HttpClient,
         clock: Clock,
         watch: Arc<dyn Fn(&Step<'_>) + Send + Sync>,
     ) -> Result<Run, ObtainError> {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use wifshare::{
-    Clock, Config, Credential, Environment, Holder, Inputs, Interrupted, ObtainError, Step, StoreError, Transport,
+    Clock, Config, Credential, Environment, Holder, HttpClient, Inputs, Interrupted, ObtainError, Step, StoreError,
     obtain, obtain_lasting, renew, resolve,
 };
 use wifshare_sandbox::{Fault, Knobs, Sandbox, SigningAlgorithm};
@@ -43,7 +43,7 @@ const fn seconds(seconds: u64) -> Duration {
 struct World {
     sandbox: Sandbox,
     config: Config,
-    transport: Transport,
+    transport: HttpClient,
     _holder: tempfile::TempDir,
 }
 
@@ -83,7 +83,7 @@ impl World {
             environment.set(format!("ANTHROPIC_IDENTITY_TOKEN{name}"), token);
         }
         let config = configured(&environment, holder.path());
-        World { sandbox, config, transport: Transport::new(&environment), _holder: holder }
+        World { sandbox, config, transport: HttpClient::new(&environment), _holder: holder }
     }
 
     fn obtain(&self) -> Result<Credential, ObtainError> {
@@ -351,7 +351,7 @@ fn holder(world: &World, clock: Clock) -> (Holder, Arc<Mutex<u32>>) {
             }
         }
     };
-    let transport = Transport::new(&Environment::default());
+    let transport = HttpClient::new(&Environment::default());
     (Holder::new(world.config.clone(), transport, clock, Arc::new(watch)), failures)
 }
 

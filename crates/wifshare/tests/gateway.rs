@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use wifshare::{
-    Clock, Credential, CredentialPublisher, Environment, Gateway, GatewayConfig, Limits, Listen, Secret, Wire,
+    Clock, Connector, Credential, CredentialPublisher, Environment, Gateway, GatewayConfig, Limits, Listen, Secret,
 };
 
 /// What an HTTP/2 API of a test heard: head, content and trailers.
@@ -118,7 +118,7 @@ impl World {
         let (again, count, record) = (Arc::clone(&publisher), Arc::clone(&rejected), Arc::clone(&served));
         let config = GatewayConfig {
             upstream: upstream.parse().unwrap(),
-            wire: Wire::new(&environment),
+            connector: Connector::new(&environment),
             capability: Secret::new("c4p4".to_owned()),
             credential_state: publisher.follow(),
             reject: Box::new(move |_| {
@@ -619,7 +619,7 @@ fn requests_to_an_api_that_cannot_be_reached_do_not_wait_for_one_another() {
     let patience = Duration::from_millis(300);
     let config = GatewayConfig {
         upstream: format!("https://{}", silent.local_addr().unwrap()).parse().unwrap(),
-        wire: Wire::new(&Environment::default()),
+        connector: Connector::new(&Environment::default()),
         capability: Secret::new("c4p4".to_owned()),
         credential_state: publisher.follow(),
         reject: Box::new(|_| {}),

@@ -10,7 +10,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use wifshare::{
-    Clock, Credential, CredentialPublisher, Environment, Gateway, GatewayConfig, Limits, Listen, Secret, Wire,
+    Clock, Connector, Credential, CredentialPublisher, Environment, Gateway, GatewayConfig, Limits, Listen, Secret,
 };
 
 /// Of a request that is over: its method, its status, bytes in and bytes out.
@@ -62,7 +62,7 @@ impl World {
         let (told, record) = (Arc::clone(&publisher), Arc::clone(&served));
         let config = GatewayConfig {
             upstream: upstream.parse().unwrap(),
-            wire: Wire::new(&Environment::default()),
+            connector: Connector::new(&Environment::default()),
             capability: Secret::new("c4p4".to_owned()),
             credential_state: publisher.follow(),
             reject: Box::new(move |_| rejected(&told)),

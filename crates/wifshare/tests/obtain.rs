@@ -8,14 +8,14 @@ use std::sync::{Arc, Barrier};
 use std::time::{Duration, SystemTime};
 
 use wifshare::{
-    Clock, Config, Credential, Environment, Holder, Inputs, ObtainError, Refusal, Secret, Transport, obtain, resolve,
+    Clock, Config, Credential, Environment, Holder, HttpClient, Inputs, ObtainError, Refusal, Secret, obtain, resolve,
 };
 use wifshare_sandbox::{Fault, Knobs, Sandbox, SigningAlgorithm};
 
-fn configured(sandbox: &Sandbox, state: &Path) -> (Config, Transport) {
+fn configured(sandbox: &Sandbox, state: &Path) -> (Config, HttpClient) {
     let environment: Environment = sandbox.environment().into_iter().collect();
     let inputs = Inputs { state_dir: Some(state.to_owned()), ..Inputs::default() };
-    (resolve(&inputs, &environment).unwrap(), Transport::new(&environment))
+    (resolve(&inputs, &environment).unwrap(), HttpClient::new(&environment))
 }
 
 fn sandbox(knobs: Knobs) -> Sandbox {
@@ -27,7 +27,7 @@ fn patience() -> Duration {
 }
 
 /// What a waiter comes to while this turn is held by somebody who does not let go.
-fn waiter(config: &Config, transport: &Transport) -> Receiver<Result<Credential, ObtainError>> {
+fn waiter(config: &Config, transport: &HttpClient) -> Receiver<Result<Credential, ObtainError>> {
     let (config, transport) = (config.clone(), transport.clone());
     let (told, hears) = channel();
     std::thread::spawn(move || told.send(obtain(&config, &transport, Clock::system(), &|_| {})));

@@ -7,15 +7,15 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use wifshare::{
-    Clock, Config, Delivery, Ending, Environment, Inputs, Interrupted, ObtainError, Provision, Run, Step, Transport,
+    Clock, Config, Delivery, Ending, Environment, HttpClient, Inputs, Interrupted, ObtainError, Provision, Run, Step,
     resolve,
 };
 use wifshare_sandbox::{Fault, Knobs, Sandbox, SigningAlgorithm};
 
-fn configured(sandbox: &Sandbox, state: &Path) -> (Config, Transport) {
+fn configured(sandbox: &Sandbox, state: &Path) -> (Config, HttpClient) {
     let environment: Environment = sandbox.environment().into_iter().collect();
     let inputs = Inputs { state_dir: Some(state.to_owned()), ..Inputs::default() };
-    (resolve(&inputs, &environment).unwrap(), Transport::new(&environment))
+    (resolve(&inputs, &environment).unwrap(), HttpClient::new(&environment))
 }
 
 fn begin(sandbox: &Sandbox, state: &Path) -> Arc<Run> {

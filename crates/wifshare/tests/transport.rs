@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
-use wifshare::{CertificateFault, Clock, Environment, Inputs, Request, SendError, Transport, obtain, resolve};
+use wifshare::{CertificateFault, Clock, Environment, HttpClient, Inputs, Request, SendError, obtain, resolve};
 
 /// A certificate for one name, signed by itself.
 struct Identity(rcgen::CertifiedKey<rcgen::KeyPair>);
@@ -83,9 +83,9 @@ fn get(url: &str) -> Request {
     http::Request::get(url).body(Default::default()).unwrap()
 }
 
-fn quick(environment: &[(&str, &str)]) -> Transport {
+fn quick(environment: &[(&str, &str)]) -> HttpClient {
     let environment: Environment = environment.iter().copied().collect();
-    Transport::new(&environment).with_patience(Duration::from_secs(5), Duration::from_secs(2))
+    HttpClient::new(&environment).with_patience(Duration::from_secs(5), Duration::from_secs(2))
 }
 
 #[test]
@@ -192,7 +192,7 @@ fn refused_certificate_is_tried_once_and_not_remembered() {
         variables.iter().for_each(|(name, value)| environment.set(*name, value.as_str()));
         let state_dir = Some(holder.path().join("state"));
         let config = resolve(&Inputs { state_dir, identity_command, ..Inputs::default() }, &environment).unwrap();
-        let transport = Transport::new(&environment);
+        let transport = HttpClient::new(&environment);
         for tries in 1..=2 {
             let error = obtain(&config, &transport, Clock::system(), &|_| {}).unwrap_err();
             assert_eq!(error.code(), "certificate-refused", "{error}");
@@ -291,7 +291,7 @@ fn every_wait_has_an_end() {
     assert!(matches!(&error, SendError::MaybeSent(_)) && error.to_string().contains("within 2 s"), "{error}");
     // A TLS handshake that never comes.
     let patience = Duration::from_millis(500);
-    let transport = Transport::new(&Environment::default()).with_patience(patience, patience);
+    let transport = HttpClient::new(&Environment::default()).with_patience(patience, patience);
     let error = transport.send(get(&format!("https://127.0.0.1:{silent}/"))).unwrap_err();
     assert!(matches!(&error, SendError::NotSent(_)) && error.to_string().contains("TLS handshake"), "{error}");
     assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use wifshare::{Config, Credential, IdentityToken, Reissue, Transport, safe_text, whole_message};
+use wifshare::{Config, Credential, HttpClient, IdentityToken, Reissue, safe_text, whole_message};
 
 use super::finding::Finding;
 use super::network::Date;
@@ -21,7 +21,7 @@ pub(super) fn source(config: &Config) -> Finding {
 }
 
 /// One token, asked for as an exchange would. Asking spends nothing.
-pub(super) fn ask(config: &Config, transport: &Transport) -> Result<IdentityToken, Finding> {
+pub(super) fn ask(config: &Config, transport: &HttpClient) -> Result<IdentityToken, Finding> {
     let transport = config.way_to_the_source(transport);
     let is_spent = |token: &IdentityToken| matches!(config.store().spent(token), Ok(Some(_)));
     config

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use wifshare::{CertificateFault, Environment, SendError, Transport, answered_at};
+use wifshare::{CertificateFault, Environment, HttpClient, SendError, answered_at};
 
 use super::finding::Finding;
 use crate::clock::clock;
@@ -32,7 +32,7 @@ impl Date {
 }
 
 /// Asks the host for nothing, without any credential, and reads how it answers.
-pub(super) fn look(base_url: &str, transport: &Transport, environment: &Environment) -> (Vec<Finding>, Option<Date>) {
+pub(super) fn look(base_url: &str, transport: &HttpClient, environment: &Environment) -> (Vec<Finding>, Option<Date>) {
     let url = format!("{base_url}/");
     let request = http::Request::head(&url).body(zeroize::Zeroizing::new(Vec::new()));
     let Ok(request) = request else { return (Vec::new(), None) };
@@ -43,7 +43,7 @@ pub(super) fn look(base_url: &str, transport: &Transport, environment: &Environm
     };
     let trust = match url.starts_with("https://") {
         false => ", in the clear on this host".to_owned(),
-        true => format!(", TLS verified against {}", transport.wire().roots()),
+        true => format!(", TLS verified against {}", transport.connector().roots()),
     };
     let transport = transport.clone().with_patience(Duration::from_secs(10), Duration::from_secs(15));
     let before = clock().now();

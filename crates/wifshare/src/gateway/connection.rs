@@ -432,7 +432,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Relay<'a, S> {
         }
     }
 
-    fn into_line(self) -> Option<crate::wire::Stream> {
+    fn into_line(self) -> Option<crate::http::Stream> {
         match self {
             Relay::Http1(relay) => relay.into_line(),
             Relay::Http2(_) => None,

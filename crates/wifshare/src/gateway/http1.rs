@@ -12,7 +12,7 @@ use super::framing::{Framing, Malformed};
 use super::incoming::{Failed, Incoming};
 use super::response::{self, Response};
 use super::{Answering, Ended};
-use crate::wire::Stream;
+use crate::http::Stream;
 
 /// A request under way.
 pub(super) struct Relay<'a, S> {

@@ -31,10 +31,11 @@ pub(super) async fn serve(
         Ok(names) => names,
         Err(error) => return drop(report.send(Err(error))),
     };
-    let GatewayConfig { upstream, wire, capability, credential_state, reject, record, fault, clock, limits } = config;
+    let GatewayConfig { upstream, connector, capability, credential_state, reject, record, fault, clock, limits } =
+        config;
     let shared = Arc::new(Shared {
         policy: AccessPolicy { host, capability },
-        upstream: Upstream::new(&upstream, wire, clock, limits),
+        upstream: Upstream::new(&upstream, connector, clock, limits),
         credential_state,
         reject,
         record,

@@ -17,11 +17,11 @@ use super::Limits;
 use super::batches::Addresses;
 use super::request::Destination;
 use crate::clock::Clock;
-use crate::wire::{BoxError, Stage, Stream, Wire, chain};
+use crate::http::{BoxError, Connector, Stage, Stream, chain};
 
 /// The API behind the gateway.
 pub(super) struct Upstream {
-    wire: Wire,
+    connector: Connector,
     url: Uri,
     pub(super) destination: Destination,
     clock: Clock,
@@ -66,13 +66,13 @@ struct Many {
 
 impl Upstream {
     /// At this base URL, which was checked before: https, or http on this machine.
-    pub(super) fn new(base_url: &Uri, wire: Wire, clock: Clock, limits: Limits) -> Upstream {
+    pub(super) fn new(base_url: &Uri, connector: Connector, clock: Clock, limits: Limits) -> Upstream {
         let authority = base_url.authority().map(|authority| authority.as_str().to_owned()).unwrap_or_default();
         // Whoever wants no rest at all shall not keep us looking.
         let rest = limits.rest.max(Duration::from_millis(10));
         let base_path = base_url.path().trim_end_matches('/').to_owned();
         Upstream {
-            wire,
+            connector,
             url: base_url.clone(),
             destination: Destination { authority, base_path },
             clock,
@@ -206,7 +206,7 @@ impl Upstream {
     async fn connect(&self) -> Result<Line, String> {
         let patience = self.limits.connect;
         let stage = Stage::new();
-        let options = self.wire.open(&self.url, || self.tls(), &stage);
+        let options = self.connector.open(&self.url, || self.tls(), &stage);
         let stream = match tokio::time::timeout(patience, options).await {
             Ok(opened) => opened.map_err(|error| chain(&*error))?,
             Err(_) => return Err(format!("{} took longer than {} s", stage.get(), patience.as_secs_f64())),
@@ -256,7 +256,7 @@ impl Upstream {
         if let Some(tls) = &*tls {
             return Ok(Arc::clone(tls));
         }
-        let new = Arc::new(self.wire.tls(&[b"h2", b"http/1.1"])?);
+        let new = Arc::new(self.connector.tls(&[b"h2", b"http/1.1"])?);
         *tls = Some(Arc::clone(&new));
         Ok(new)
     }

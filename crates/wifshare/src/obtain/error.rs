@@ -7,11 +7,11 @@ use crate::clock::{Interrupted, epoch_seconds};
 use crate::code::Code;
 use crate::diagnosis::Diagnosis;
 use crate::exchange::TokenError;
+use crate::http::{MaybeSent, NotSent};
 use crate::identity::{IdentityError, Reissue};
 use crate::private_file::PrivateFileError;
 use crate::resource;
 use crate::store::{Refusal, Spent, StoreError};
-use crate::transport::{MaybeSent, NotSent};
 
 /// Why there is no credential.
 #[derive(Debug, thiserror::Error)]

@@ -56,7 +56,7 @@ impl Run {
         };
         let config = GatewayConfig {
             upstream: self.config.base_url.parse().expect("the border has parsed it"),
-            wire: self.transport.wire().clone(),
+            connector: self.transport.connector().clone(),
             capability: capability.clone(),
             credential_state: publisher.follow(),
             reject: Box::new(reject),

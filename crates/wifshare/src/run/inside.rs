@@ -12,12 +12,12 @@ use crate::config::{Config, endpoint};
 use crate::credential::Credential;
 use crate::delivery::Delivery;
 use crate::exchange::Grant;
+use crate::http::HttpClient;
 use crate::identity::{self, IdentitySource};
 use crate::obtain::ObtainError;
 use crate::principal::OwnPrincipal;
 use crate::step::Step;
 use crate::store::Store;
-use crate::transport::Transport;
 
 /// Whether a run buys its credentials.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,7 +39,7 @@ impl Run {
         around: &Path,
         delivery: Delivery,
         options: GatewayOptions,
-        transport: Transport,
+        transport: HttpClient,
         clock: Clock,
         watch: Arc<dyn Fn(&Step<'_>) + Send + Sync>,
     ) -> Result<Run, ObtainError> {

@@ -204,7 +204,7 @@ pub(super) mod tests {
     use super::*;
     use crate::config::{Inputs, resolve};
     use crate::environment::Environment;
-    use crate::transport::Transport;
+    use crate::http::HttpClient;
 
     thread_local! {
         /// How far both clocks are ahead of where they began, and how much further the wall clock is.
@@ -316,7 +316,7 @@ pub(super) mod tests {
         let environment: Environment = sandbox.environment().into_iter().collect();
         let inputs = Inputs { state_dir: Some(holder.path().join("state")), ..Inputs::default() };
         let config = resolve(&inputs, &environment).expect("a configuration");
-        let run = Run::begin(config, provision, Transport::new(&environment), CLOCK, Arc::new(|_| {}));
+        let run = Run::begin(config, provision, HttpClient::new(&environment), CLOCK, Arc::new(|_| {}));
         (run.expect("a run"), sandbox, holder)
     }
 

@@ -44,7 +44,7 @@ pub struct Starting {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Wire {
+struct Connector {
     owner: Owner,
     provides: String,
     identity: BTreeMap<String, String>,
@@ -56,14 +56,14 @@ impl Keeper {
     /// The keeper whose run has this directory, if it lives.
     pub fn of_run(directory: &Path) -> Option<Keeper> {
         let bytes = private_file::read(&directory.join(KEEPER)).ok()??;
-        let wire: Wire = serde_json::from_slice(&bytes).ok()?;
+        let connector: Connector = serde_json::from_slice(&bytes).ok()?;
         is_alive(directory).then(|| Keeper {
             directory: directory.to_owned(),
-            owner: wire.owner,
-            provides: wire.provides,
-            identity: wire.identity,
-            gives: wire.gives.into_iter().collect(),
-            takes: wire.takes,
+            owner: connector.owner,
+            provides: connector.provides,
+            identity: connector.identity,
+            gives: connector.gives.into_iter().collect(),
+            takes: connector.takes,
         })
     }
 
@@ -101,7 +101,7 @@ impl Keeper {
         let text = |(name, value): (&std::ffi::OsStr, &std::ffi::OsStr)| {
             (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned())
         };
-        let wire = Wire {
+        let connector = Connector {
             owner: self.owner.clone(),
             provides: self.provides.clone(),
             identity: self.identity.clone(),
@@ -109,7 +109,7 @@ impl Keeper {
             takes: self.takes.clone(),
         };
         let mut bytes = Zeroizing::new(Vec::with_capacity(16 * 1024));
-        serde_json::to_writer(&mut *bytes, &wire).expect("texts and numbers become JSON");
+        serde_json::to_writer(&mut *bytes, &connector).expect("texts and numbers become JSON");
         Ok(private_file::replace(&self.directory, KEEPER, &bytes, watch)?)
     }
 }

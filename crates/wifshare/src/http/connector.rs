@@ -23,19 +23,15 @@ use tower_service::Service;
 
 use crate::environment::Environment;
 
-mod certificate;
-mod proxy;
-
-pub use certificate::CertificateFault;
-use certificate::Roots;
-use proxy::Proxies;
+use super::certificate::Roots;
+use super::proxy::Proxies;
 
 /// Whatever went wrong on the way.
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// How hosts are reached: through which proxy, trusting whom.
 #[derive(Clone, Debug)]
-pub struct Wire {
+pub struct Connector {
     proxies: Arc<Proxies>,
     roots: Roots,
 }
@@ -67,12 +63,12 @@ impl Stage {
     }
 }
 
-impl Wire {
+impl Connector {
     /// Reads proxies and trust roots from the environment: `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` in either case;
     /// `SSL_CERT_FILE` and `SSL_CERT_DIR`, and where neither is set, beside the platform's roots those in
     /// `NODE_EXTRA_CA_CERTS`, `REQUESTS_CA_BUNDLE` and `CURL_CA_BUNDLE`. Nothing is opened yet.
-    pub fn new(environment: &Environment) -> Wire {
-        Wire { proxies: Arc::new(Proxies::new(environment)), roots: Roots::new(environment) }
+    pub fn new(environment: &Environment) -> Connector {
+        Connector { proxies: Arc::new(Proxies::new(environment)), roots: Roots::new(environment) }
     }
 
     /// The roots that certificates are verified with, in words: "the system's roots".
@@ -81,8 +77,8 @@ impl Wire {
     }
 
     /// The same without proxies.
-    pub(crate) fn without_proxies(self) -> Wire {
-        Wire { proxies: Arc::new(Proxies::default()), ..self }
+    pub(crate) fn without_proxies(self) -> Connector {
+        Connector { proxies: Arc::new(Proxies::default()), ..self }
     }
 
     /// The proxy by which this URL is reached, as `http://HOST:PORT` and without its password; `None` where it is

@@ -1,6 +1,6 @@
 //! One request on a connection of its own, sent once: TLS, proxy, time and size limits; no redirects, no retries.
 //!
-//! Connecting and sending are two acts, because single use turns on the difference: while [`Transport::connect`] fails
+//! Connecting and sending are two acts, because single use turns on the difference: while [`HttpClient::connect`] fails
 //! nothing has left, and once [`Connection::send`] was called everything may have, unless it says that nothing has.
 
 use std::sync::Arc;
@@ -15,13 +15,13 @@ use tokio::runtime::Runtime;
 use zeroize::Zeroizing;
 
 use crate::environment::Environment;
+use crate::http::{BoxError, CertificateFault, Connector, Stage, Stream, chain};
 use crate::message::{Body, Request, Response};
-use crate::wire::{BoxError, CertificateFault, Stage, Stream, Wire, chain};
 
 /// How requests leave: through which proxy, trusting whom, with how much patience.
 #[derive(Clone, Debug)]
-pub struct Transport {
-    wire: Wire,
+pub struct HttpClient {
+    connector: Connector,
     user_agent: HeaderValue,
     connect_patience: Duration,
     total_patience: Duration,
@@ -73,11 +73,11 @@ pub enum SendError {
 /// The largest answer that is read, in bytes (docs/reference/protocol.md §1.5).
 const LARGEST_ANSWER: usize = 1 << 20;
 
-impl Transport {
-    /// Reads proxies and trust roots from the environment, as [`Wire::new`] does. Nothing is opened yet.
-    pub fn new(environment: &Environment) -> Transport {
-        Transport {
-            wire: Wire::new(environment),
+impl HttpClient {
+    /// Reads proxies and trust roots from the environment, as [`Connector::new`] does. Nothing is opened yet.
+    pub fn new(environment: &Environment) -> HttpClient {
+        HttpClient {
+            connector: Connector::new(environment),
             user_agent: HeaderValue::from_static(concat!("wifshare/", env!("CARGO_PKG_VERSION"))),
             connect_patience: Duration::from_secs(10),
             total_patience: Duration::from_secs(30),
@@ -85,7 +85,7 @@ impl Transport {
     }
 
     /// The same with other patience: for connecting, and for the whole exchange of messages.
-    pub fn with_patience(mut self, connect: Duration, total: Duration) -> Transport {
+    pub fn with_patience(mut self, connect: Duration, total: Duration) -> HttpClient {
         (self.connect_patience, self.total_patience) = (connect, total);
         self
     }
@@ -93,17 +93,17 @@ impl Transport {
     /// The proxy by which this URL is reached, as `http://HOST:PORT` and without its password; `None` where it is
     /// reached directly.
     pub fn proxy_of(&self, url: &Uri) -> Option<String> {
-        self.wire.proxy_of(url)
+        self.connector.proxy_of(url)
     }
 
     /// How hosts are reached.
-    pub fn wire(&self) -> &Wire {
-        &self.wire
+    pub fn connector(&self) -> &Connector {
+        &self.connector
     }
 
     /// The same without proxies: for a service on this machine's own link, which a proxy's is another one.
-    pub fn without_proxies(mut self) -> Transport {
-        self.wire = self.wire.without_proxies();
+    pub fn without_proxies(mut self) -> HttpClient {
+        self.connector = self.connector.without_proxies();
         self
     }
 
@@ -151,8 +151,8 @@ impl Transport {
     }
 
     async fn open(&self, url: &Uri, stage: &Stage) -> Result<http1::SendRequest<Full<Bytes>>, BoxError> {
-        let tls = || Ok(Arc::new(self.wire.tls(&[])?));
-        handshake(self.wire.open(url, tls, stage).await?).await
+        let tls = || Ok(Arc::new(self.connector.tls(&[])?));
+        handshake(self.connector.open(url, tls, stage).await?).await
     }
 }
 
@@ -210,7 +210,7 @@ async fn handshake(stream: Stream) -> Result<http1::SendRequest<Full<Bytes>>, Bo
     Ok(sender)
 }
 
-/// Hands a body's bytes to the wire without copying them out of what wipes them.
+/// Hands a body's bytes to the connection without copying them out of what wipes them.
 struct Wiped(Body);
 
 impl AsRef<[u8]> for Wiped {
@@ -231,7 +231,7 @@ mod tests {
     fn a_metadata_service_is_not_asked_through_a_proxy() {
         let environment = Environment::from_iter([("ALL_PROXY", "http://proxy.example:3128")]);
         let metadata = Uri::from_static("http://169.254.169.254/metadata");
-        let transport = Transport::new(&environment);
+        let transport = HttpClient::new(&environment);
         assert!(transport.proxy_of(&metadata).is_some(), "the proxy would have it");
         assert!(transport.without_proxies().proxy_of(&metadata).is_none());
     }
