@@ -14,7 +14,7 @@ mod rule;
 mod state;
 
 use wifshare::{
-    Arrangement, Config, ConfigError, Environment, HttpClient, Principal, Proof, Purpose, Step, arrangement, obtain,
+    Config, ConfigError, Environment, ExistingAuth, HttpClient, Principal, Proof, Purpose, Step, existing_auth, obtain,
     resolve_for,
 };
 
@@ -62,11 +62,11 @@ fn examine(arguments: &DoctorArguments, rule: Option<&Rule>, environment: &Envir
     let mut findings = configuration::values(&inputs, own);
     findings.extend(configuration::forms(&inputs, own, rule.is_some()));
     findings.extend(configuration::blanks(own));
-    let arrangement = arrangement(&inputs, own);
-    findings.extend(configuration::shadows(arrangement, own));
-    let purpose = match arrangement {
-        Arrangement::OwnProfile(_) => Purpose::IdentityToken,
-        Arrangement::None | Arrangement::Shadowed(_) | Arrangement::UnnamedProfile => Purpose::Exchange,
+    let existing_auth = existing_auth(&inputs, own);
+    findings.extend(configuration::shadows(existing_auth, own));
+    let purpose = match existing_auth {
+        ExistingAuth::OwnProfile(_) => Purpose::IdentityToken,
+        ExistingAuth::None | ExistingAuth::Shadowed(_) | ExistingAuth::UnnamedProfile => Purpose::Exchange,
     };
     let resolved = resolve_for(purpose, &inputs, own);
     findings.extend(state::gone(environment, resolved.as_ref().err()));
@@ -82,7 +82,7 @@ fn examine(arguments: &DoctorArguments, rule: Option<&Rule>, environment: &Envir
     };
     match resolved {
         Ok(config) => findings.extend(examine_config(&config, rule, &transport, clock_there, arguments, talk)),
-        Err(error) => findings.push(configuration::missing(error, environment, arrangement)),
+        Err(error) => findings.push(configuration::missing(error, environment, existing_auth)),
     }
     findings.extend(clients::find(own, arguments.delivery));
     findings.push(Finding::note(

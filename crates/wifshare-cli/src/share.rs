@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use wifshare::{
-    Arrangement, Claims, Config, ConfigError, DELIVERED_TOKENS, DELIVERED_VARIABLE, Delivery, Enclosing, Ending,
-    Environment, GatewayOptions, HttpClient, Living, Provision, Purpose, RUN_VARIABLE, Reissue, RenewalOutlook, Run,
-    Step, StoreError, What, arrangement, delivered, delivered_token, delivery_around, prove, resolve_for,
-    variables_of_the_cis, without_what_buys,
+    Claims, Config, ConfigError, DELIVERED_TOKENS, DELIVERED_VARIABLE, Delivery, Enclosing, Ending, Environment,
+    ExistingAuth, GatewayOptions, HttpClient, Living, Provision, Purpose, RUN_VARIABLE, Reissue, RenewalOutlook, Run,
+    Step, StoreError, What, delivered, delivered_token, delivery_around, existing_auth, prove, remove_token_variables,
+    resolve_for, variables_of_the_cis,
 };
 
 use crate::access_log::AccessLog;
@@ -46,7 +46,7 @@ pub(crate) fn share(
         Decision::AsItIs => work(environment, None),
         Decision::WithoutACredential => {
             let mut environment = environment.clone();
-            without_what_buys(&mut environment, &arguments.keep_env, &variables_of_the_cis().collect::<Vec<_>>());
+            remove_token_variables(&mut environment, &arguments.keep_env, &variables_of_the_cis().collect::<Vec<_>>());
             work(&environment, None)
         }
         Decision::Begin(config, provision) => {
@@ -135,7 +135,7 @@ fn join(
     let is_kept = joined::keeper_around(environment).is_some();
     if is_kept {
         // A CI gives these to each of its steps anew, whatever the keeper took.
-        without_what_buys(&mut joined, &arguments.keep_env, &variables_of_the_cis().collect::<Vec<_>>());
+        remove_token_variables(&mut joined, &arguments.keep_env, &variables_of_the_cis().collect::<Vec<_>>());
         if let Enclosing::Store { store, .. } = around
             && let Ok(Some(held)) = store.read()
         {
@@ -173,29 +173,29 @@ fn join(
 pub(crate) fn decide(arguments: &ShareArguments, environment: &Environment, talk: Talk) -> Result<Decision, Failure> {
     let own = &joined::without_a_run(environment);
     let hides_the_credential = arguments.delivery == Some(Delivery::Gateway);
-    let own_profile = match arrangement(&arguments.identity.inputs(), own) {
-        Arrangement::Shadowed(name) | Arrangement::OwnProfile(name) if hides_the_credential => {
+    let own_profile = match existing_auth(&arguments.identity.inputs(), own) {
+        ExistingAuth::Shadowed(name) | ExistingAuth::OwnProfile(name) if hides_the_credential => {
             return Err(Failure::new(
                 code!("delivery-refused"),
                 format!("--delivery gateway is asked for, and the command would find the credential that {name} names"),
                 Some(&format!("unset {name} for this step, or leave --delivery gateway out")),
             ));
         }
-        Arrangement::Shadowed(name) => {
+        ExistingAuth::Shadowed(name) => {
             talk.warning(&format!(
                 "{name} is set, and every client prefers it to federation: nothing is exchanged, and the command runs as it is"
             ));
             return Ok(Decision::AsItIs);
         }
-        Arrangement::OwnProfile(name) => Some(name),
-        Arrangement::UnnamedProfile => {
+        ExistingAuth::OwnProfile(name) => Some(name),
+        ExistingAuth::UnnamedProfile => {
             talk.warning(
                 "ANTHROPIC_CONFIG_DIR is set without ANTHROPIC_PROFILE: it names no profile, and the federation variables \
                  count; set ANTHROPIC_PROFILE if a profile of that directory is meant",
             );
             None
         }
-        Arrangement::None => None,
+        ExistingAuth::None => None,
     };
     let purpose = if own_profile.is_some() { Purpose::IdentityToken } else { Purpose::Exchange };
     let config = match resolve_for(purpose, &arguments.identity.inputs(), own) {

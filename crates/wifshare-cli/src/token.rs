@@ -4,7 +4,8 @@ use std::io::Write;
 use std::time::SystemTime;
 
 use wifshare::{
-    Arrangement, Clock, Credential, Environment, HttpClient, Step, arrangement, obtain, obtain_lasting, prove, resolve,
+    Clock, Credential, Environment, ExistingAuth, HttpClient, Step, existing_auth, obtain, obtain_lasting, prove,
+    resolve,
 };
 use zeroize::Zeroizing;
 
@@ -47,7 +48,7 @@ fn shared(
     clock: Clock,
 ) -> Result<Credential, Failure> {
     let own = &joined::without_a_run(environment);
-    if let Arrangement::Shadowed(name) = arrangement(&arguments.identity.inputs(), own) {
+    if let ExistingAuth::Shadowed(name) = existing_auth(&arguments.identity.inputs(), own) {
         talk.warning(&format!("{name} is set; clients that see it use it and not this token"));
     }
     let config = resolve(&arguments.identity.inputs(), own);

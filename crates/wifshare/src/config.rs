@@ -106,7 +106,7 @@ pub enum Proof {
 
 /// What the operator already arranged, and what is therefore not ours to touch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Arrangement {
+pub enum ExistingAuth {
     /// Nothing: the way is free.
     None,
     /// This variable holds a credential that every client prefers to federation (docs/reference/protocol.md §3.1 and
@@ -188,18 +188,18 @@ pub(crate) const DEFAULT_AUDIENCE: &str = "https://api.anthropic.com";
 ///
 /// `ANTHROPIC_CONFIG_DIR` says where profiles are and selects none. Without complete federation variables every client
 /// uses the active profile there, so it is the operator's choice; beside them it is not.
-pub fn arrangement(inputs: &Inputs, environment: &Environment) -> Arrangement {
+pub fn existing_auth(inputs: &Inputs, environment: &Environment) -> ExistingAuth {
     const CREDENTIALS: [&str; 3] = ["ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN"];
     let is_given = |flag: &Option<String>, name| given(flag, environment, name).is_some();
     let federates = is_given(&inputs.federation_rule_id, RULE) && is_given(&inputs.organization_id, ORGANIZATION);
     if let Some(name) = CREDENTIALS.into_iter().find(|name| environment.has(name)) {
-        return Arrangement::Shadowed(name);
+        return ExistingAuth::Shadowed(name);
     }
     match (environment.has("ANTHROPIC_PROFILE"), environment.has("ANTHROPIC_CONFIG_DIR")) {
-        (true, _) => Arrangement::OwnProfile("ANTHROPIC_PROFILE"),
-        (false, true) if federates => Arrangement::UnnamedProfile,
-        (false, true) => Arrangement::OwnProfile("ANTHROPIC_CONFIG_DIR"),
-        (false, false) => Arrangement::None,
+        (true, _) => ExistingAuth::OwnProfile("ANTHROPIC_PROFILE"),
+        (false, true) if federates => ExistingAuth::UnnamedProfile,
+        (false, true) => ExistingAuth::OwnProfile("ANTHROPIC_CONFIG_DIR"),
+        (false, false) => ExistingAuth::None,
     }
 }
 
@@ -676,34 +676,34 @@ mod tests {
     }
 
     #[test]
-    fn the_operators_arrangement_is_seen() {
-        let seen = |changes: &[(&str, &str)]| arrangement(&Inputs::default(), &with(changes));
-        assert_eq!(seen(&[]), Arrangement::None);
-        assert_eq!(seen(&[("ANTHROPIC_API_KEY", "")]), Arrangement::None, "blank counts as unset");
-        assert_eq!(seen(&[("ANTHROPIC_API_KEY", "x")]), Arrangement::Shadowed("ANTHROPIC_API_KEY"));
-        assert_eq!(seen(&[("ANTHROPIC_AUTH_TOKEN", "x")]), Arrangement::Shadowed("ANTHROPIC_AUTH_TOKEN"));
-        assert_eq!(seen(&[("CLAUDE_CODE_OAUTH_TOKEN", "x")]), Arrangement::Shadowed("CLAUDE_CODE_OAUTH_TOKEN"));
-        assert_eq!(seen(&[("ANTHROPIC_PROFILE", "x")]), Arrangement::OwnProfile("ANTHROPIC_PROFILE"));
+    fn existing_auth_of_the_operator_is_found() {
+        let seen = |changes: &[(&str, &str)]| existing_auth(&Inputs::default(), &with(changes));
+        assert_eq!(seen(&[]), ExistingAuth::None);
+        assert_eq!(seen(&[("ANTHROPIC_API_KEY", "")]), ExistingAuth::None, "blank counts as unset");
+        assert_eq!(seen(&[("ANTHROPIC_API_KEY", "x")]), ExistingAuth::Shadowed("ANTHROPIC_API_KEY"));
+        assert_eq!(seen(&[("ANTHROPIC_AUTH_TOKEN", "x")]), ExistingAuth::Shadowed("ANTHROPIC_AUTH_TOKEN"));
+        assert_eq!(seen(&[("CLAUDE_CODE_OAUTH_TOKEN", "x")]), ExistingAuth::Shadowed("CLAUDE_CODE_OAUTH_TOKEN"));
+        assert_eq!(seen(&[("ANTHROPIC_PROFILE", "x")]), ExistingAuth::OwnProfile("ANTHROPIC_PROFILE"));
         assert_eq!(
             seen(&[("ANTHROPIC_CONFIG_DIR", "x"), ("ANTHROPIC_API_KEY", "x")]),
-            Arrangement::Shadowed("ANTHROPIC_API_KEY")
+            ExistingAuth::Shadowed("ANTHROPIC_API_KEY")
         );
     }
 
     #[test]
     fn config_dir_is_a_choice_only_without_federation_variables() {
         let seen = |rule: &str, organization: &str, inputs: &Inputs| {
-            arrangement(inputs, &with(&[("ANTHROPIC_CONFIG_DIR", "x"), (RULE, rule), (ORGANIZATION, organization)]))
+            existing_auth(inputs, &with(&[("ANTHROPIC_CONFIG_DIR", "x"), (RULE, rule), (ORGANIZATION, organization)]))
         };
-        let own = Arrangement::OwnProfile("ANTHROPIC_CONFIG_DIR");
+        let own = ExistingAuth::OwnProfile("ANTHROPIC_CONFIG_DIR");
         let none = Inputs::default();
         let flag = Inputs { federation_rule_id: Some("fdrl_1".to_owned()), ..Inputs::default() };
-        assert_eq!(seen("fdrl_1", "org", &none), Arrangement::UnnamedProfile);
+        assert_eq!(seen("fdrl_1", "org", &none), ExistingAuth::UnnamedProfile);
         assert_eq!(seen("", "org", &none), own, "blank counts as unset");
         assert_eq!(seen("fdrl_1", "", &none), own);
-        assert_eq!(seen("", "org", &flag), Arrangement::UnnamedProfile, "a flag is as good as its variable");
+        assert_eq!(seen("", "org", &flag), ExistingAuth::UnnamedProfile, "a flag is as good as its variable");
         let named = with(&[("ANTHROPIC_CONFIG_DIR", "x"), ("ANTHROPIC_PROFILE", "y")]);
-        assert_eq!(arrangement(&none, &named), Arrangement::OwnProfile("ANTHROPIC_PROFILE"));
+        assert_eq!(existing_auth(&none, &named), ExistingAuth::OwnProfile("ANTHROPIC_PROFILE"));
     }
 
     #[test]

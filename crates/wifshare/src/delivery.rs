@@ -73,7 +73,7 @@ pub fn taken() -> impl Iterator<Item = &'static str> {
 
 /// Takes from an environment what could buy another credential, and nothing that is named in `keep`. `asks` are the
 /// variables by which a platform could be asked for identity tokens.
-pub fn without_what_buys(environment: &mut Environment, keep: &[String], asks: &[&str]) {
+pub fn remove_token_variables(environment: &mut Environment, keep: &[String], asks: &[&str]) {
     for name in BUYS.iter().chain(asks).filter(|name| !keep.iter().any(|kept| kept == *name)) {
         environment.remove(name);
     }
@@ -152,7 +152,7 @@ pub fn environment(handout: Handout<'_>, parent: &Environment, keep: &[String], 
             if api_key {
                 child.set("ANTHROPIC_API_KEY", capability.expose());
             }
-            spare_the_proxy(&mut child);
+            bypass_proxy_for_loopback(&mut child);
         }
         Handout::Federation { profile, identity_token_file, variables } => {
             for (name, value) in variables {
@@ -169,7 +169,7 @@ pub fn environment(handout: Handout<'_>, parent: &Environment, keep: &[String], 
 }
 
 /// Clients that are given a proxy ask it for everything, this very machine included, unless they are told otherwise.
-fn spare_the_proxy(child: &mut Environment) {
+fn bypass_proxy_for_loopback(child: &mut Environment) {
     const PROXIES: [&str; 4] = ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];
     if !PROXIES.iter().any(|name| child.has(name)) {
         return;

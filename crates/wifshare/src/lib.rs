@@ -72,11 +72,11 @@ pub use child::{Child, SpawnError, Streams, exit_code};
 pub use clock::{Clock, Interrupted};
 pub use code::Code;
 pub use config::{
-    Arrangement, Config, ConfigError, DEFAULT_BASE_URL, Inputs, Proof, Purpose, arrangement, resolve, resolve_for,
+    Config, ConfigError, DEFAULT_BASE_URL, ExistingAuth, Inputs, Proof, Purpose, existing_auth, resolve, resolve_for,
     state_directory,
 };
 pub use credential::{Credential, Freshness};
-pub use delivery::{Delivery, UnknownDelivery, without_what_buys};
+pub use delivery::{Delivery, UnknownDelivery, remove_token_variables};
 pub use descendants::{Descendants, Living, Sighting, living_with, program_name};
 pub use diagnosis::Diagnosis;
 pub use environment::Environment;

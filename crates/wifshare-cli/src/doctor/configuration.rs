@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use wifshare::{Arrangement, ConfigError, Environment, Inputs, open_regular};
+use wifshare::{ConfigError, Environment, ExistingAuth, Inputs, open_regular};
 
 use super::finding::Finding;
 use crate::joined;
@@ -88,28 +88,28 @@ pub(super) fn blanks(environment: &Environment) -> Vec<Finding> {
 }
 
 /// What clients prefer to federation, whoever provides it (docs/reference/protocol.md §3.2).
-pub(super) fn shadows(arrangement: Arrangement, environment: &Environment) -> Vec<Finding> {
+pub(super) fn shadows(existing_auth: ExistingAuth, environment: &Environment) -> Vec<Finding> {
     const CLOUDS: [&str; 3] = ["CLAUDE_CODE_USE_BEDROCK", "CLAUDE_CODE_USE_VERTEX", "CLAUDE_CODE_USE_FOUNDRY"];
     let mut findings = Vec::new();
-    match arrangement {
-        Arrangement::Shadowed(name) => findings.push(Finding::warning(
+    match existing_auth {
+        ExistingAuth::Shadowed(name) => findings.push(Finding::warning(
             "shadow",
             format!("{name} is set, and every client prefers it to federation: `exec` exchanges nothing"),
             format!("unset {name} in this job"),
         )),
-        Arrangement::OwnProfile(name) => findings.push(Finding::warning(
+        ExistingAuth::OwnProfile(name) => findings.push(Finding::warning(
             "shadow",
             format!("{name} is set: that profile is left as it is, and only an identity token file is provided"),
             format!("unset {name} if wifshare shall share one credential; leave it if the profile is meant"),
         )),
-        Arrangement::UnnamedProfile => findings.push(Finding::warning(
+        ExistingAuth::UnnamedProfile => findings.push(Finding::warning(
             "shadow",
             "ANTHROPIC_CONFIG_DIR is set without ANTHROPIC_PROFILE, beside the federation variables: `exec` delivers the \
              shared credential; without wifshare, claude and SDKs since October 2026 (Python 2.0.0, TypeScript 1.0.0) \
              federate, and older SDKs use the active profile of that directory",
             "unset ANTHROPIC_CONFIG_DIR, or set ANTHROPIC_PROFILE if a profile of that directory is meant",
         )),
-        Arrangement::None => {}
+        ExistingAuth::None => {}
     }
     for name in CLOUDS.into_iter().filter(|name| environment.has(name)) {
         findings.push(Finding::warning(
@@ -147,7 +147,7 @@ pub(super) fn shadows(arrangement: Arrangement, environment: &Environment) -> Ve
 }
 
 /// Why there is no configuration. Where something else signs the job in, that is worth knowing and no failure.
-pub(super) fn missing(error: ConfigError, environment: &Environment, arrangement: Arrangement) -> Finding {
+pub(super) fn missing(error: ConfigError, environment: &Environment, existing_auth: ExistingAuth) -> Finding {
     let check = match error {
         ConfigError::NoSource { .. } | ConfigError::BrokenSource { .. } | ConfigError::UnknownSource { .. } => {
             "identity source"
@@ -159,9 +159,9 @@ pub(super) fn missing(error: ConfigError, environment: &Environment, arrangement
     };
     let failure = joined::unconfigured(error, environment);
     let evidence = format!("error[{}]: {}", failure.name, failure.message);
-    match arrangement {
-        Arrangement::None | Arrangement::UnnamedProfile => Finding::failed(check, evidence, failure.hint),
-        Arrangement::Shadowed(_) | Arrangement::OwnProfile(_) => Finding::note(check, evidence),
+    match existing_auth {
+        ExistingAuth::None | ExistingAuth::UnnamedProfile => Finding::failed(check, evidence, failure.hint),
+        ExistingAuth::Shadowed(_) | ExistingAuth::OwnProfile(_) => Finding::note(check, evidence),
     }
 }
 

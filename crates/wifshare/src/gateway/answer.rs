@@ -59,7 +59,7 @@ pub(super) async fn write<S: AsyncWrite + Unpin>(to: &mut S, answer: &[u8]) -> b
 }
 
 /// Says good-bye and listens for a moment more: who closes on unread bytes takes the last answer back.
-pub(super) async fn linger<S: AsyncRead + AsyncWrite + Unpin>(with: &mut S) {
+pub(super) async fn drain_and_close<S: AsyncRead + AsyncWrite + Unpin>(with: &mut S) {
     const PATIENCE: Duration = Duration::from_secs(2);
     const MOST: usize = 8 << 20;
     let listening = async {
@@ -137,7 +137,7 @@ mod tests {
         let (mut ours, mut theirs) = tokio::io::duplex(64 << 10);
         theirs.write_all(&[b'x'; 10_000]).await.expect("written");
         theirs.shutdown().await.expect("ended");
-        linger(&mut ours).await;
+        drain_and_close(&mut ours).await;
         assert_eq!(ours.read(&mut [0; 1]).await.expect("an end"), 0, "all was heard");
         let end = tokio::time::timeout(Duration::from_secs(30), theirs.read(&mut [0; 1])).await;
         assert_eq!(end.expect("our end came before").expect("an end"), 0);
@@ -150,7 +150,7 @@ mod tests {
             }
         };
         tokio::select! {
-            () = linger(&mut ours) => {}
+            () = drain_and_close(&mut ours) => {}
             () = talking => {}
         }
         let most = (8 << 20) + (64 << 10) + 2 * 4096;

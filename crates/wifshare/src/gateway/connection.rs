@@ -34,7 +34,7 @@ where
         is_known: false,
     };
     if connection.attend().await {
-        answer::linger(&mut stream).await;
+        answer::drain_and_close(&mut stream).await;
     }
 }
 

@@ -120,7 +120,7 @@ impl Run {
                 if let ObtainError::Interrupted(_) = error {
                     return;
                 }
-                self.put_up(&error);
+                self.publish_failure(&error);
                 let hint = error.hint();
                 self.tell(schedule, &error, |cause| Step::NotObtained { cause, hint, pause });
             }
@@ -143,7 +143,7 @@ impl Run {
     }
 
     /// Tells those who ask why there is no credential.
-    fn put_up(&self, error: &ObtainError) {
+    fn publish_failure(&self, error: &ObtainError) {
         if let Some(gateway) = &self.gateway {
             gateway.publisher.refuse(whole_message(error), error.is_passing());
         }
@@ -355,7 +355,7 @@ impl Run {
             }
             Err(error) => {
                 let pause = schedule.failed(self);
-                self.put_up(&error);
+                self.publish_failure(&error);
                 match held.is_usable(self.clock.now()) {
                     true => self.tell(schedule, &error, |cause| Step::NotRenewed { cause, pause }),
                     false => self.tell_the_end(schedule, &whole_message(&error)),
