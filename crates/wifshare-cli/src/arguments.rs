@@ -23,8 +23,17 @@ use crate::talk::{LogFormat, Mask};
 /// wifshare signs a CI job in to the Claude API by workload identity federation. It exchanges the job's single-use
 /// identity token once, shares the credential with every process of the job, and renews it until the job ends.
 #[derive(Debug, Parser)]
-#[command(name = "wifshare", version = env!("WIFSHARE_VERSION"), after_help = EXIT_CODES)]
+#[command(name = NAME, version = VERSION, after_help = EXIT_CODES)]
 pub(crate) struct Arguments {
+    #[command(flatten)]
+    pub(crate) talk: TalkArguments,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+// What every command says on standard error, and how.
+#[derive(Args, Debug)]
+pub(crate) struct TalkArguments {
     /// Verbose output; repeat (-vv) for every step with timestamps
     #[arg(short, long, global = true, action = clap::ArgAction::Count, display_order = 900)]
     pub(crate) verbose: u8,
@@ -34,16 +43,44 @@ pub(crate) struct Arguments {
     /// Mask commands for GitHub's log, on standard error (WIFSHARE_MASK)
     #[arg(long, global = true, value_enum, value_name = "WHEN", display_order = 902)]
     pub(crate) mask: Option<Mask>,
-    #[command(subcommand)]
-    pub(crate) command: Command,
 }
 
+const NAME: &str = "wifshare";
+const VERSION: &str = env!("WIFSHARE_VERSION");
+
 impl Arguments {
-    /// The arguments of this process; help is wrapped to `width`, and to what is comfortable to read.
-    pub(crate) fn from_command_line(width: usize) -> Result<Arguments, clap::Error> {
-        let mut command = Arguments::command().term_width(width.min(100));
-        let mut matches = command.try_get_matches_from_mut(std::env::args_os())?;
+    /// Parses the arguments behind the program's name. Help is wrapped to `width`, and to what is comfortable to read.
+    pub(crate) fn parse(words: &[OsString], width: impl FnOnce() -> usize) -> Result<Arguments, clap::Error> {
+        if let Some(parsed) = Arguments::parse_frequent(words) {
+            return parsed;
+        }
+        let mut command = Arguments::command().no_binary_name(true).term_width(width().min(100));
+        let mut matches = command.try_get_matches_from_mut(words)?;
         Arguments::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))
+    }
+
+    /// The same for what jobs ask many times, without the definition of every other command: most of the instructions
+    /// of a start are spent on that. `None` where the whole definition has to look: for another command, for help, and
+    /// for a mistake, whose message names what else there is.
+    fn parse_frequent(words: &[OsString]) -> Option<Result<Arguments, clap::Error>> {
+        let (first, rest) = words.split_first()?;
+        match first.to_str()? {
+            "exec" => Arguments::parse_alone(rest, Command::Exec).map(Ok),
+            "token" => Arguments::parse_alone(rest, Command::Token).map(Ok),
+            "--version" | "-V" => {
+                let root = clap::Command::new(NAME).version(VERSION).no_binary_name(true);
+                root.try_get_matches_from([first]).err().map(Err)
+            }
+            _ => None,
+        }
+    }
+
+    /// Parses what stands behind the name of this command.
+    fn parse_alone<A: Args>(words: &[OsString], command: fn(A) -> Command) -> Option<Arguments> {
+        let definition = TalkArguments::augment_args(A::augment_args(clap::Command::new(NAME)));
+        let mut matches = definition.no_binary_name(true).try_get_matches_from(words).ok()?;
+        let talk = TalkArguments::from_arg_matches_mut(&mut matches).ok()?;
+        Some(Arguments { talk, command: command(A::from_arg_matches_mut(&mut matches).ok()?) })
     }
 }
 
@@ -776,6 +813,44 @@ mod tests {
     #[test]
     fn the_arguments_are_consistent() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn frequent_command_parsed_alone_equals_whole_definition() {
+        let line = |line: &str| line.split(' ').map(OsString::from).collect::<Vec<_>>();
+        let whole = |words: &[OsString]| {
+            let matches = Arguments::command().no_binary_name(true).try_get_matches_from(words);
+            matches.and_then(|matches| Arguments::from_arg_matches(&matches))
+        };
+        for words in [
+            "token",
+            "token -v -vv --mask never",
+            "token --log-format=json --min-life 90s --format json --base-url https://api.example",
+            "exec true",
+            "exec -v -- ./run --mask always -v",
+            "exec --delivery gateway --api-key --keep-env A --keep-env B ./run --help",
+            "exec --identity-token-file t --optional ./run",
+        ] {
+            let parsed = Arguments::parse_frequent(&line(words)).expect(words).expect(words);
+            assert_eq!(format!("{parsed:?}"), format!("{:?}", whole(&line(words)).expect(words)));
+        }
+        for words in ["--version", "-V", "--version token", "-V --mistake"] {
+            let said = Arguments::parse_frequent(&line(words)).expect(words).expect_err(words);
+            let whole = whole(&line(words)).expect_err(words);
+            assert_eq!((said.to_string(), said.kind()), (whole.to_string(), whole.kind()));
+        }
+        for words in [
+            "token --help",
+            "exec -h",
+            "exec",
+            "exec --api-key true",
+            "token --min-life 5",
+            "token --mistake",
+            "help token",
+        ] {
+            assert!(Arguments::parse_frequent(&line(words)).is_none(), "{words}");
+            whole(&line(words)).expect_err(words);
+        }
     }
 
     #[test]

@@ -26,6 +26,7 @@ use crate::hardening;
 use crate::share::{self, SignIn};
 use crate::signals;
 use crate::talk::Talk;
+use crate::terminal::Terminal;
 
 /// Its one argument, by which `ps` and we know it.
 pub(crate) const NAME: &str = "keeper";
@@ -105,7 +106,7 @@ pub(crate) fn keeper(environment: &Environment) -> Result<u8, Failure> {
 }
 
 fn begin(orders: &Orders, environment: &Environment) -> Result<(Arc<Run>, PipeReader, EventWriter), Failure> {
-    let talk = Talk::new(u8::from(orders.verbose), None, None, environment);
+    let talk = Talk::new(u8::from(orders.verbose), None, None, Terminal::of_talk(environment), environment);
     let signalled = signals::listen_as_keeper()?;
     let provision: Provision = orders.provides.parse().map_err(|error: wifshare::UnknownDelivery| {
         Failure::new(code!("keeper"), format!("the keeper was told to provide something unknown: {error}"), None)

@@ -40,6 +40,7 @@ mod talk;
 mod terminal;
 mod token;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
@@ -60,17 +61,18 @@ fn run() -> ExitCode {
     hardening::hide_this_process();
     signals::survive_file_size_limit();
     let environment: Environment = std::env::vars_os().collect();
-    internal_error::report_panics(Talk::new(0, LogFormat::among(std::env::args_os().skip(1)), None, &environment));
+    let words: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let terminal = Terminal::of_talk(&environment);
+    internal_error::report_panics(Talk::new(0, LogFormat::among(&words), None, terminal, &environment));
     // What `start` leaves behind is no command of the user's: help, completions and man pages do not offer it.
-    if std::env::args_os().skip(1).eq([keeper::NAME]) {
-        return end(keeper::keeper(&environment), Talk::new(0, None, None, &environment));
+    if words == [keeper::NAME] {
+        return end(keeper::keeper(&environment), Talk::new(0, None, None, terminal, &environment));
     }
-    let width = Terminal::of_data(&environment).width;
-    let Arguments { verbose, log_format, mask, command } = match Arguments::from_command_line(width) {
+    let Arguments { talk, command } = match Arguments::parse(&words, || Terminal::of_data(&environment).width) {
         Ok(arguments) => arguments,
-        Err(said) => return not_a_command(&said, &environment),
+        Err(said) => return not_a_command(&said, &words, terminal, &environment),
     };
-    let talk = Talk::new(verbose, log_format, mask, &environment);
+    let talk = Talk::new(talk.verbose, talk.log_format, talk.mask, terminal, &environment);
     if command.keeps_a_credential_in_memory() {
         hardening::begin_anew();
     }
@@ -104,14 +106,13 @@ fn end(ended: Result<u8, Failure>, talk: Talk) -> ExitCode {
 }
 
 /// What clap returns instead of a command: help, the version, or a usage error.
-fn not_a_command(said: &clap::Error, environment: &Environment) -> ExitCode {
-    let words: Vec<_> = std::env::args_os().skip(1).collect();
+fn not_a_command(said: &clap::Error, words: &[OsString], terminal: Terminal, environment: &Environment) -> ExitCode {
     if said.use_stderr()
-        && let Some(format) = start::format_among(&words, environment)
+        && let Some(format) = start::format_among(words, environment)
     {
         start::fail_where_evaluated(format, u8::try_from(said.exit_code()).unwrap_or(u8::MAX));
     }
-    let talk = Talk::new(0, LogFormat::among(words.into_iter()), None, environment);
+    let talk = Talk::new(0, LogFormat::among(words), None, terminal, environment);
     let is_help = said.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand && !talk.is_for_programs();
     match said.use_stderr() && !is_help {
         true => talk.failure(&Failure::of_arguments(said)),

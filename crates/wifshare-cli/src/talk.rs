@@ -53,12 +53,12 @@ enum Masks {
 }
 
 impl Mask {
-    fn decide(self, github: bool, form: LogFormat, is_file: bool) -> Masks {
+    fn decide(self, github: bool, form: LogFormat, is_file: impl FnOnce() -> bool) -> Masks {
         match self {
             Mask::Always => Masks::Written,
             Mask::Never => Masks::None,
             Mask::Auto if !github => Masks::None,
-            Mask::Auto if is_file => Masks::Withheld("standard error is a file"),
+            Mask::Auto if is_file() => Masks::Withheld("standard error is a file"),
             Mask::Auto if form == LogFormat::Json => Masks::Withheld("standard error is JSON"),
             Mask::Auto => Masks::Written,
         }
@@ -76,14 +76,13 @@ pub(crate) enum LogFormat {
 
 impl LogFormat {
     /// What is asked for among arguments that could not be understood as a whole.
-    pub(crate) fn among(arguments: impl Iterator<Item = OsString>) -> Option<LogFormat> {
+    pub(crate) fn among(arguments: &[OsString]) -> Option<LogFormat> {
         const NAME: &str = "--log-format";
-        let ours: Vec<String> =
-            arguments.map_while(|word| word.into_string().ok()).take_while(|word| word != "--").collect();
-        let follows = ours.iter().position(|word| word == NAME).and_then(|place| ours.get(place + 1));
-        let value = follows
-            .map(String::as_str)
-            .or_else(|| ours.iter().find_map(|word| word.strip_prefix(NAME)?.strip_prefix('=')))?;
+        let ours: Vec<&str> =
+            arguments.iter().map_while(|word| word.to_str()).take_while(|word| *word != "--").collect();
+        let follows = ours.iter().position(|word| *word == NAME).and_then(|place| ours.get(place + 1));
+        let value =
+            follows.copied().or_else(|| ours.iter().find_map(|word| word.strip_prefix(NAME)?.strip_prefix('=')))?;
         LogFormat::from_str(value, true).ok()
     }
 }
@@ -96,15 +95,20 @@ const PLAIN: &str = "\x1b[0m";
 
 impl Talk {
     /// The form that is asked for, else the one that `WIFSHARE_LOG_FORMAT` names, else text.
-    pub(crate) fn new(verbosity: u8, form: Option<LogFormat>, mask: Option<Mask>, environment: &Environment) -> Talk {
+    pub(crate) fn new(
+        verbosity: u8,
+        form: Option<LogFormat>,
+        mask: Option<Mask>,
+        mut terminal: Terminal,
+        environment: &Environment,
+    ) -> Talk {
         let named = environment.text("WIFSHARE_LOG_FORMAT").and_then(|name| LogFormat::from_str(name, true).ok());
         let form = form.or(named).unwrap_or(LogFormat::Text);
-        let mut terminal = Terminal::of_talk(environment);
         // A line that is written anew is for people.
         terminal.is_live &= form == LogFormat::Text;
         let github = environment.text("GITHUB_ACTIONS") == Some("true");
         let mask = mask.or_else(|| Mask::from_str(environment.text("WIFSHARE_MASK")?, true).ok()).unwrap_or_default();
-        let masks = mask.decide(github, form, stderr::is_file());
+        let masks = mask.decide(github, form, stderr::is_file);
         Talk { verbosity, github, form, masks, terminal }
     }
 
@@ -454,7 +458,7 @@ mod tests {
             (Mask::Always, true, Json, true, Masks::Written),
             (Mask::Never, true, Text, false, Masks::None),
         ] {
-            assert_eq!(mask.decide(github, form, is_file), masks, "{mask:?} {github} {form:?} {is_file}");
+            assert_eq!(mask.decide(github, form, || is_file), masks, "{mask:?} {github} {form:?} {is_file}");
         }
     }
 

@@ -21,17 +21,17 @@ const PLAIN_WIDTH: usize = 400;
 impl Terminal {
     /// Standard error.
     pub(crate) fn of_talk(environment: &Environment) -> Terminal {
-        Terminal::of(std::io::stderr().is_terminal(), width_of(&std::io::stderr()), environment)
+        Terminal::of(std::io::stderr().is_terminal(), || width_of(&std::io::stderr()), environment)
     }
 
     /// Standard output.
     pub(crate) fn of_data(environment: &Environment) -> Terminal {
-        Terminal::of(std::io::stdout().is_terminal(), width_of(&std::io::stdout()), environment)
+        Terminal::of(std::io::stdout().is_terminal(), || width_of(&std::io::stdout()), environment)
     }
 
     /// As the conventions have it: `NO_COLOR` (no-color.org) goes before `CLICOLOR_FORCE` and `CLICOLOR`
     /// (bixense.com/clicolors), and a dumb terminal can do nothing.
-    fn of(is_terminal: bool, width: Option<usize>, environment: &Environment) -> Terminal {
+    fn of(is_terminal: bool, width: impl FnOnce() -> Option<usize>, environment: &Environment) -> Terminal {
         let is_dumb = environment.text("TERM") == Some("dumb");
         let is_forced = environment.text("CLICOLOR_FORCE").is_some_and(|value| value != "0");
         let is_refused = environment.has("NO_COLOR") || (!is_forced && environment.text("CLICOLOR") == Some("0"));
@@ -39,7 +39,7 @@ impl Terminal {
         Terminal {
             is_live: is_terminal && !is_dumb,
             is_coloured: !is_refused && (is_forced || (is_terminal && !is_dumb)),
-            width: columns.or(width).unwrap_or(PLAIN_WIDTH).clamp(20, 400),
+            width: columns.or_else(|| is_terminal.then(width).flatten()).unwrap_or(PLAIN_WIDTH).clamp(20, 400),
         }
     }
 }
@@ -186,7 +186,7 @@ mod tests {
             (false, &[("CLICOLOR_FORCE", "1"), ("NO_COLOR", "1")], false),
         ] {
             let environment = Environment::from_iter(variables.iter().copied());
-            assert_eq!(Terminal::of(is_terminal, None, &environment).is_coloured, coloured, "{variables:?}");
+            assert_eq!(Terminal::of(is_terminal, || None, &environment).is_coloured, coloured, "{variables:?}");
         }
     }
 
@@ -196,7 +196,7 @@ mod tests {
             [("", None, 400), ("", Some(80), 80), ("60", Some(80), 60), ("nonsense", Some(80), 80), ("1", None, 20)]
         {
             let environment = Environment::from_iter([("COLUMNS", columns)]);
-            assert_eq!(Terminal::of(true, width, &environment).width, expected);
+            assert_eq!(Terminal::of(true, || width, &environment).width, expected);
         }
     }
 
