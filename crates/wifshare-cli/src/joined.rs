@@ -1,5 +1,6 @@
 //! Inside a run: the credential that the run around us keeps fresh, and what its delivery put into our environment.
 
+use std::borrow::Cow;
 use std::path::Path;
 use std::time::Duration;
 
@@ -72,21 +73,21 @@ pub(crate) fn tell_of_a_run_that_is_over(environment: &Environment, talk: Talk) 
 /// operator's own profile nor somebody else's credential. The run may have ended long ago.
 ///
 /// What `start` took from the job is there again, and the identity that it signed in where nothing else is named.
-pub(crate) fn without_a_run(environment: &Environment) -> Environment {
+pub(crate) fn without_a_run(environment: &Environment) -> Cow<'_, Environment> {
     let mut own = as_before_the_run(environment);
     if let Some(started) = Started::in_environment(environment) {
-        started.complete(&mut own);
+        started.complete(own.to_mut());
     }
     own
 }
 
 /// The same, as the job had it and no more.
-pub(crate) fn as_before_the_run(environment: &Environment) -> Environment {
+pub(crate) fn as_before_the_run(environment: &Environment) -> Cow<'_, Environment> {
+    let Some(run) = environment.os(RUN_VARIABLE).map(Path::new) else { return Cow::Borrowed(environment) };
     let started = Started::in_environment(environment);
     let mut environment = environment.clone();
-    let Some(run) = environment.os(RUN_VARIABLE).map(|run| Path::new(run).to_owned()) else { return environment };
     let of_the_run = |environment: &Environment, name: &str| {
-        environment.os(name).is_some_and(|path| Path::new(path).starts_with(&run))
+        environment.os(name).is_some_and(|path| Path::new(path).starts_with(run))
     };
     if of_the_run(&environment, "ANTHROPIC_CONFIG_DIR") {
         environment.remove("ANTHROPIC_CONFIG_DIR");
@@ -114,7 +115,7 @@ pub(crate) fn as_before_the_run(environment: &Environment) -> Environment {
     for name in [DELIVERED_VARIABLE, GATEWAY_VARIABLE, BASE_URL_VARIABLE, RUN_VARIABLE, started::VARIABLE] {
         environment.remove(name);
     }
-    environment
+    Cow::Owned(environment)
 }
 
 #[cfg(test)]
@@ -135,7 +136,7 @@ mod tests {
             (DELIVERED_VARIABLE, &delivered(&Secret::new("t".to_owned()))),
             ("PATH", "/bin"),
         ]);
-        assert_eq!(without_a_run(&environment), Environment::from_iter([("PATH", "/bin")]));
+        assert_eq!(*without_a_run(&environment), Environment::from_iter([("PATH", "/bin")]));
         let own = Environment::from_iter([
             (RUN_VARIABLE, "/state/key/runs/1-a"),
             ("ANTHROPIC_CONFIG_DIR", "/their/own"),
@@ -146,7 +147,7 @@ mod tests {
         ]);
         let behind_a_gateway = |more: &[(&str, &str)]| {
             let usual = [(RUN_VARIABLE, "/state/key/runs/1-a"), (GATEWAY_VARIABLE, "http://127.0.0.1:9")];
-            without_a_run(&usual.iter().chain(more).copied().collect())
+            without_a_run(&usual.iter().chain(more).copied().collect()).into_owned()
         };
         let of_the_run = ("ANTHROPIC_BASE_URL", "http://127.0.0.1:9");
         assert_eq!(behind_a_gateway(&[of_the_run]), Environment::default());

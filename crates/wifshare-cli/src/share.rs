@@ -172,8 +172,9 @@ fn join(
 /// Looks at what the user and the environment say, outside of any run.
 pub(crate) fn decide(arguments: &ShareArguments, environment: &Environment, talk: Talk) -> Result<Decision, Failure> {
     let own = &joined::without_a_run(environment);
+    let inputs = arguments.identity.inputs();
     let hides_the_credential = arguments.delivery == Some(Delivery::Gateway);
-    let own_profile = match existing_auth(&arguments.identity.inputs(), own) {
+    let own_profile = match existing_auth(&inputs, own) {
         ExistingAuth::Shadowed(name) | ExistingAuth::OwnProfile(name) if hides_the_credential => {
             return Err(Failure::new(
                 code!("delivery-refused"),
@@ -198,7 +199,7 @@ pub(crate) fn decide(arguments: &ShareArguments, environment: &Environment, talk
         ExistingAuth::None => None,
     };
     let purpose = if own_profile.is_some() { Purpose::IdentityToken } else { Purpose::Exchange };
-    let config = match resolve_for(purpose, &arguments.identity.inputs(), own) {
+    let config = match resolve_for(purpose, &inputs, own) {
         Ok(config) => config,
         Err(error @ (ConfigError::Unconfigured | ConfigError::NoSource { .. })) if arguments.optional => {
             talk.notice(&format!("running the command without a credential, as --optional allows: {error}"));

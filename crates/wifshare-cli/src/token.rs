@@ -48,10 +48,11 @@ fn shared(
     clock: Clock,
 ) -> Result<Credential, Failure> {
     let own = &joined::without_a_run(environment);
-    if let ExistingAuth::Shadowed(name) = existing_auth(&arguments.identity.inputs(), own) {
+    let inputs = arguments.identity.inputs();
+    if let ExistingAuth::Shadowed(name) = existing_auth(&inputs, own) {
         talk.warning(&format!("{name} is set; clients that see it use it and not this token"));
     }
-    let config = resolve(&arguments.identity.inputs(), own);
+    let config = resolve(&inputs, own);
     let config = config.map_err(|error| joined::unconfigured(error, environment))?;
     joined::tell_of_a_run_that_is_over(environment, talk);
     let transport = HttpClient::new(own);
