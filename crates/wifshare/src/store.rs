@@ -439,15 +439,18 @@ fn read_credential(directory: &Path) -> Result<Option<Stored>, StoreError> {
 }
 
 fn parse_credential(bytes: &[u8], path: PathBuf) -> Result<Option<Stored>, StoreError> {
-    match serde_json::from_slice(bytes) {
-        Ok(Version { version }) if version > u64::from(CREDENTIAL_FORMAT) => {
-            return Err(StoreError::Newer { path, version });
-        }
-        _ => {}
-    }
-    // A damaged file counts as none: our own are replaced whole, so somebody else wrote it.
-    let Ok(read) = serde_json::from_slice::<Read>(bytes) else { return Ok(None) };
-    if !(1..=CREDENTIAL_FORMAT).contains(&read.version) || !is_bearer_token(&read.access_token) {
+    let read = match serde_json::from_slice::<Read>(bytes) {
+        Ok(read) if (1..=CREDENTIAL_FORMAT).contains(&read.version) => read,
+        // Of a newer format only the version is known.
+        _ => match serde_json::from_slice(bytes) {
+            Ok(Version { version }) if version > u64::from(CREDENTIAL_FORMAT) => {
+                return Err(StoreError::Newer { path, version });
+            }
+            // A damaged file counts as none: our own are replaced whole, so another program wrote it.
+            _ => return Ok(None),
+        },
+    };
+    if !is_bearer_token(&read.access_token) {
         return Ok(None);
     }
     let moments = |seconds: u64| -> SystemTime { from_epoch_seconds(seconds) };
