@@ -217,7 +217,8 @@ mod platform {
 
     /// From `/proc/self/status`; where there is none, no signal counts as ignored.
     fn ignored_signals() -> u64 {
-        let mut status = String::new();
+        // Longer than the file, which is then read at once.
+        let mut status = String::with_capacity(4096);
         let file = std::fs::File::open("/proc/self/status");
         if file.and_then(|file| file.take(16 * 1024).read_to_string(&mut status)).is_err() {
             return 0;

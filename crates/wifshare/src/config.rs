@@ -464,26 +464,27 @@ fn key(
     job: &Job,
     expected_subject: Option<&SubjectPattern>,
 ) -> String {
-    let mut parts = serde_json::json!([
+    let parts = (
         base_url,
-        grant.federation_rule_id,
-        grant.organization_id,
-        grant.service_account_id,
-        grant.workspace_id,
+        &grant.federation_rule_id,
+        &grant.organization_id,
+        &grant.service_account_id,
+        &grant.workspace_id,
         audience,
         source.identity(),
-        job.ids,
-    ]);
-    // What was bought without it may be somebody else's.
-    if let (Some(parts), Some(expected)) = (parts.as_array_mut(), expected_subject) {
-        parts.push(expected.as_str().into());
-    }
-    first_digits(&parts.to_string(), KEY_LENGTH)
+        &job.ids,
+    );
+    // A credential that was bought without the expected subject may be another subject's.
+    let parts = match expected_subject {
+        Some(expected) => serde_json::to_string(&(parts, expected.as_str())),
+        None => serde_json::to_string(&parts),
+    };
+    first_digits(&parts.expect("texts become JSON"), KEY_LENGTH)
 }
 
 /// The keys of one configuration begin alike, so that whoever cleans up finds the keys of all its principals.
 fn key_of(principal: &Principal, key: &str) -> String {
-    let parts = serde_json::json!([key, principal]).to_string();
+    let parts = serde_json::to_string(&(key, principal)).expect("texts become JSON");
     let common = &key[..COMMON_LENGTH];
     format!("{common}{}", first_digits(&parts, KEY_LENGTH - COMMON_LENGTH))
 }
