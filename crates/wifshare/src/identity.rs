@@ -429,9 +429,11 @@ fn read(path: &Path) -> io::Result<Secret> {
 /// Reads a little more than the largest token, so that an oversized one is recognised as such and read no further. Bytes
 /// that are not UTF-8 are replaced, and no token has what replaces them.
 fn text(source: impl Read) -> io::Result<Secret> {
-    let mut bytes = zeroize::Zeroizing::new(Vec::new());
+    // Room for most tokens from the beginning: a vector that grows leaves copies of what it held in freed memory.
+    let mut bytes = zeroize::Zeroizing::new(Vec::with_capacity(4096));
     source.take(identity_token::LARGEST as u64 + 1024).read_to_end(&mut bytes)?;
-    Ok(Secret::new(String::from_utf8_lossy(&bytes).into_owned()))
+    let text = str::from_utf8(&bytes).map_or_else(|_| String::from_utf8_lossy(&bytes).into_owned(), str::to_owned);
+    Ok(Secret::new(text))
 }
 
 #[cfg(test)]
