@@ -18,6 +18,8 @@ WIFSHARE = str(ROOT / "target/release/wifshare")
 HOT = str(ROOT / "target/release/hot")
 CLIENTS = ROOT / "target/clients/bin"
 
+AUDIENCE = "&audience=https%3A%2F%2Fapi.anthropic.com"
+
 # Nothing that a client could do besides what is measured.
 QUIET = {
     "IS_SANDBOX": "1",
@@ -74,6 +76,16 @@ class Ground:
             "WIFSHARE_STATE_DIR": str(place / "state"),
             **more,
         }
+
+    def with_token_file(self):
+        """What a job has whose CI does not name it: an identity token in a file, which has to prove the identity."""
+        environment = self.environment()
+        url = environment.pop("ACTIONS_ID_TOKEN_REQUEST_URL") + AUDIENCE
+        bearer = f"bearer {environment.pop('ACTIONS_ID_TOKEN_REQUEST_TOKEN')}"
+        answer = urllib.request.urlopen(urllib.request.Request(url, headers={"authorization": bearer}))
+        file = Path(environment["HOME"]) / "token"
+        file.write_text(json.load(answer)["value"])
+        return {**environment, "ANTHROPIC_IDENTITY_TOKEN_FILE": str(file)}
 
     @contextlib.contextmanager
     def run(self, environment):

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from . import measure
-from .ground import CLIENTS, HOT, QUIET, ROOT, WIFSHARE, credential_file, has_option
+from .ground import AUDIENCE, CLIENTS, HOT, QUIET, ROOT, WIFSHARE, credential_file, has_option
 from .measure import Failed, Times, in_turn, once, text, until_output
 
 
@@ -76,6 +76,28 @@ def token(ground, effort):
                 table.notes.append(f"{words}: not installed; tests/clients/install does that.")
     ratio = times["token"].ratio(times["cat"])
     table.goal("at most 1.5 × `cat`", f"{ratio:.2f} ×", ratio <= 1.5)
+    return table
+
+
+def identity(ground, effort):
+    """Warm `wifshare token` with proof of the identity"""
+    ground.turn()
+    named, with_file, with_command = ground.environment(), ground.with_token_file(), ground.with_token_file()
+    by_command = [WIFSHARE, "token", "--identity-command", f"cat {with_command.pop('ANTHROPIC_IDENTITY_TOKEN_FILE')}"]
+    file = ground.place("cat") / "credential"
+    file.write_text("x" * 300)
+    times = in_turn(
+        effort(300),
+        cat=lambda: once(["cat", str(file)], named),
+        named=lambda: once([WIFSHARE, "token"], named),
+        file=lambda: once([WIFSHARE, "token"], with_file),
+        command=lambda: once(by_command, with_command),
+    )
+    table = timed("the named job")
+    table.times("`cat` of a file of the same size", times["cat"])
+    table.times("no proof: the CI names the job, and the identity key is enough", times["named"], times["named"])
+    table.times("a token file is read and decoded", times["file"], times["named"])
+    table.times("`--identity-command 'cat FILE'` is run", times["command"], times["named"])
     return table
 
 
@@ -161,7 +183,6 @@ def grant(environment, assertion):
     }
 
 
-AUDIENCE = "&audience=https%3A%2F%2Fapi.anthropic.com"
 BETA = "oauth-2025-04-20,oidc-federation-2026-04-01"
 
 
@@ -278,13 +299,7 @@ def alone(ground):
         if not program:
             yield words, "not installed."
             continue
-        environment = {**ground.environment(), **QUIET, "PATH": os.environ["PATH"]}
-        place = Path(environment["HOME"])
-        url = environment.pop("ACTIONS_ID_TOKEN_REQUEST_URL") + AUDIENCE
-        bearer = f"bearer {environment.pop('ACTIONS_ID_TOKEN_REQUEST_TOKEN')}"
-        answer = urllib.request.urlopen(urllib.request.Request(url, headers={"authorization": bearer}))
-        (place / "token").write_text(json.load(answer)["value"])
-        environment["ANTHROPIC_IDENTITY_TOKEN_FILE"] = str(place / "token")
+        environment = {**ground.with_token_file(), **QUIET, "PATH": os.environ["PATH"]}
         pids = [measure.start([program], environment) for _ in range(8)]
         good = sum(1 for pid in pids if measure.end(pid) == 0)
         yield words, f"{good} of 8 succeed."
