@@ -54,8 +54,10 @@ impl Arguments {
         if let Some(parsed) = Arguments::parse_frequent(words) {
             return parsed;
         }
-        let mut command = Arguments::command().no_binary_name(true).term_width(width().min(100));
-        let mut matches = command.try_get_matches_from_mut(words)?;
+        let mut command = Arguments::command().term_width(width().min(100));
+        // Usage begins with the name that the program was started by.
+        let program = std::env::args_os().take(1);
+        let mut matches = command.try_get_matches_from_mut(program.chain(words.iter().cloned()))?;
         Arguments::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))
     }
 
