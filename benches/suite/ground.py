@@ -53,7 +53,7 @@ class Ground:
 
     def turn(self, **knobs):
         """Every knob that is not named is as it is in the beginning."""
-        knobs = {"algorithm": "ES256", "access_token_lifetime_s": 3600, "identity_token_lifetime_s": 3600, **knobs}
+        knobs = {"access_token_lifetime_s": 3600, "identity_token_lifetime_s": 3600, **knobs}
         body = json.dumps(knobs).encode()
         urllib.request.urlopen(urllib.request.Request(f"{self.url}/sandbox/knobs", body, method="PUT")).read()
 

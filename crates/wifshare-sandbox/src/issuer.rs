@@ -1,87 +1,11 @@
-//! The OpenID provider: signing keys, claims, metadata.
+//! The OpenID provider: claims, metadata, key set.
 
-use std::{sync::OnceLock, time::Duration};
+use std::time::Duration;
 
-use jsonwebtoken::{
-    Algorithm, AlgorithmFamily, DecodingKey, EncodingKey, Header,
-    jwk::{Jwk, PublicKeyUse, ThumbprintHash},
-};
-use p256::pkcs8::EncodePrivateKey;
-use rand::rngs::OsRng;
-use rsa::pkcs1::EncodeRsaPrivateKey;
 use serde_json::{Map, Value, json};
 
-use crate::{SigningAlgorithm, random};
-
-/// A key that identity tokens are signed with. Made when first needed, one of each kind in a process.
-pub(crate) struct SigningKey {
-    kid: String,
-    algorithm: Algorithm,
-    encoding: EncodingKey,
-    decoding: DecodingKey,
-    jwk: Jwk,
-}
-
-static RS256: OnceLock<SigningKey> = OnceLock::new();
-static ES256: OnceLock<SigningKey> = OnceLock::new();
-
-impl SigningKey {
-    /// The key for this algorithm.
-    pub(crate) fn of(algorithm: SigningAlgorithm) -> &'static Self {
-        match algorithm {
-            SigningAlgorithm::Rs256 => RS256.get_or_init(|| {
-                let key = rsa::RsaPrivateKey::new(&mut OsRng, 2048).expect("2048 is a size that RSA keys have");
-                let der = key.to_pkcs1_der().expect("a key just made can be written");
-                Self::from_encoding(EncodingKey::from_rsa_der(der.as_bytes()), Algorithm::RS256)
-            }),
-            SigningAlgorithm::Es256 => ES256.get_or_init(|| {
-                let key = p256::SecretKey::random(&mut OsRng);
-                let der = key.to_pkcs8_der().expect("a key just made can be written");
-                Self::from_encoding(EncodingKey::from_ec_der(der.as_bytes()), Algorithm::ES256)
-            }),
-        }
-    }
-
-    /// The key with this id, if it has been used.
-    pub(crate) fn find(kid: &str) -> Option<&'static Self> {
-        Self::published().find(|key| key.kid == kid)
-    }
-
-    /// The public half.
-    pub(crate) fn decoding(&self) -> &DecodingKey {
-        &self.decoding
-    }
-
-    /// Whether a signature of this kind can be made with this key.
-    pub(crate) fn fits(&self, algorithm: Algorithm) -> bool {
-        // An RSA key signs with any padding and hash, a P-256 key in one way (RFC 7518 §3.4).
-        match self.algorithm {
-            Algorithm::RS256 => algorithm.family() == AlgorithmFamily::Rsa,
-            own => algorithm == own,
-        }
-    }
-
-    /// An identity token that says what `claims` say.
-    pub(crate) fn sign(&self, claims: &Map<String, Value>) -> String {
-        let mut header = Header::new(self.algorithm);
-        header.kid = Some(self.kid.clone());
-        jsonwebtoken::encode(&header, claims, &self.encoding).expect("JSON claims and our own key can be signed")
-    }
-
-    fn published() -> impl Iterator<Item = &'static Self> {
-        [&RS256, &ES256].into_iter().filter_map(OnceLock::get)
-    }
-
-    fn from_encoding(encoding: EncodingKey, algorithm: Algorithm) -> Self {
-        let mut jwk = Jwk::from_encoding_key(&encoding, algorithm).expect("our own key has a public half");
-        // The id follows from the key: two processes on one port, one after the other, never share it (RFC 7638).
-        let kid = jwk.thumbprint(ThumbprintHash::SHA256).expect("RSA and EC keys have thumbprints");
-        jwk.common.key_id = Some(kid.clone());
-        jwk.common.public_key_use = Some(PublicKeyUse::Signature);
-        let decoding = DecodingKey::from_jwk(&jwk).expect("written by ourselves just above");
-        Self { kid, algorithm, encoding, decoding, jwk }
-    }
-}
+use crate::random;
+use crate::signing::{ALGORITHM, SigningKey};
 
 /// The same job's subject in the form of repositories made since 15 July 2026: with the ids of `repository_owner_id` and
 /// `repository_id`.
@@ -130,40 +54,13 @@ pub(crate) fn metadata(issuer: &str) -> Value {
         "jwks_uri": format!("{issuer}/.well-known/jwks"),
         "subject_types_supported": ["public", "pairwise"],
         "response_types_supported": ["id_token"],
-        "id_token_signing_alg_values_supported": ["RS256", "ES256"],
+        "id_token_signing_alg_values_supported": [ALGORITHM],
         "scopes_supported": ["openid"],
         "claims_supported": ["sub", "aud", "exp", "iat", "iss", "jti", "nbf", "ref", "repository", "actor", "workflow"],
     })
 }
 
-/// The public keys used so far (RFC 7517 §5).
+/// The key set (RFC 7517 §5).
 pub(crate) fn jwks() -> Value {
-    json!({"keys": SigningKey::published().map(|key| &key.jwk).collect::<Vec<_>>()})
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_key_is_made_once_and_named_by_its_thumbprint() {
-        let key = SigningKey::of(SigningAlgorithm::Es256);
-        assert!(std::ptr::eq(key, SigningKey::of(SigningAlgorithm::Es256)));
-        assert_eq!(key.kid.len(), 43, "a SHA-256 in base64url");
-        assert!(SigningKey::find(&key.kid).is_some());
-        assert!(SigningKey::find("another").is_none());
-    }
-
-    #[test]
-    fn the_published_keys_have_no_private_half() {
-        SigningKey::of(SigningAlgorithm::Rs256);
-        SigningKey::of(SigningAlgorithm::Es256);
-        let jwks = jwks();
-        let keys = jwks["keys"].as_array().unwrap();
-        assert_eq!(keys.len(), 2);
-        for key in keys {
-            assert!(key.get("kid").is_some() && key.get("alg").is_some() && key["use"] == "sig");
-            assert!(["d", "p", "q", "dp", "dq", "qi", "k"].iter().all(|private| key.get(private).is_none()));
-        }
-    }
+    json!({"keys": [SigningKey::of_this_process().jwk()]})
 }

@@ -32,8 +32,6 @@ pub struct Knobs {
     /// Milliseconds that a new connection is left unread after it was accepted: each connection, whatever it is going
     /// to ask for, takes the first that is left.
     pub accept_delays_ms: Vec<u64>,
-    /// What identity tokens are signed with.
-    pub algorithm: SigningAlgorithm,
     /// Whether an identity token with a `jti` can be exchanged only once.
     pub check_jti: bool,
     /// Whether identity tokens have a `jti`; one without is accepted as often as it comes.
@@ -68,7 +66,6 @@ impl Default for Knobs {
             issuer_clock_ahead_s: 0,
             server_clock_ahead_s: 0,
             accept_delays_ms: Vec::new(),
-            algorithm: SigningAlgorithm::Rs256,
             check_jti: true,
             issue_jti: true,
             immutable_subject: false,
@@ -91,17 +88,6 @@ impl Knobs {
     pub fn with_exchange_faults(faults: impl Into<Vec<Fault>>) -> Self {
         Self { exchange_faults: faults.into(), ..Self::default() }
     }
-}
-
-/// What an identity token is signed with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum SigningAlgorithm {
-    /// RSA with SHA-256, as GitHub does. The key takes some tenths of a second, once in a process.
-    #[serde(rename = "RS256")]
-    Rs256,
-    /// ECDSA on P-256 with SHA-256.
-    #[serde(rename = "ES256")]
-    Es256,
 }
 
 /// The federation rule: which identity tokens are accepted, and what a request has to name.
@@ -143,8 +129,8 @@ mod tests {
 
     #[test]
     fn a_knob_left_out_has_its_default_and_an_unknown_one_is_refused() {
-        let knobs: Knobs = serde_json::from_value(json!({"algorithm": "ES256", "rule": {"id": "fdrl_x"}})).unwrap();
-        assert_eq!(knobs.algorithm, SigningAlgorithm::Es256);
+        let knobs: Knobs = serde_json::from_value(json!({"check_jti": false, "rule": {"id": "fdrl_x"}})).unwrap();
+        assert!(!knobs.check_jti);
         assert_eq!(knobs.rule.audience, "https://api.anthropic.com");
         assert_eq!(knobs.identity_token_lifetime_s, 300);
         assert!(serde_json::from_value::<Knobs>(json!({"exchange_latency": 1})).is_err());

@@ -51,10 +51,11 @@ mod platforms;
 mod random;
 mod sandbox;
 mod server;
+mod signing;
 mod state;
 mod token_endpoint;
 
 pub use fault::Fault;
-pub use knobs::{FederationRule, Knobs, SigningAlgorithm};
+pub use knobs::{FederationRule, Knobs};
 pub use ledger::{Counters, ExchangeRecord, Verdict};
 pub use sandbox::Sandbox;

@@ -7,7 +7,7 @@ use std::{
 
 use serde_json::{Map, Value};
 
-use crate::{Fault, Knobs, clock, issuer, ledger::Ledger, random};
+use crate::{Fault, Knobs, clock, issuer, ledger::Ledger, random, signing::SigningKey};
 
 /// The sandbox behind its listener.
 pub(crate) struct State {
@@ -26,8 +26,6 @@ impl State {
         let request_token = format!("sandbox-request-token-{}", random::secret(32));
         let mut ledger = Ledger::default();
         ledger.secret_issued(&request_token);
-        // The key is made before the first request, which would have to wait for it.
-        issuer::SigningKey::of(knobs.algorithm);
         let started = clock::monotonic();
         Self { base_url, request_token, started, knobs: Mutex::new(knobs), ledger: Mutex::new(ledger) }
     }
@@ -44,7 +42,6 @@ impl State {
 
     /// Turns every knob.
     pub(crate) fn set_knobs(&self, knobs: Knobs) {
-        issuer::SigningKey::of(knobs.algorithm);
         *self.lock_knobs() = knobs;
     }
 
@@ -89,7 +86,7 @@ impl State {
             claims.insert("sub".to_owned(), issuer::IMMUTABLE_SUBJECT.into());
         }
         edit(&mut claims);
-        let identity_token = issuer::SigningKey::of(knobs.algorithm).sign(&claims);
+        let identity_token = SigningKey::of_this_process().sign(&claims);
         self.ledger().identity_token_issued(&identity_token);
         identity_token
     }

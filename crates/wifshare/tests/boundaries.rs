@@ -10,7 +10,7 @@ use wifshare::{
     Clock, Config, Credential, Environment, Holder, HttpClient, Inputs, Interrupted, ObtainError, Step, StoreError,
     obtain, obtain_lasting, renew, resolve,
 };
-use wifshare_sandbox::{Fault, Knobs, Sandbox, SigningAlgorithm};
+use wifshare_sandbox::{Fault, Knobs, Sandbox};
 
 thread_local! {
     /// How far the clocks of this test are ahead of where they began.
@@ -49,13 +49,7 @@ struct World {
 
 /// Identity tokens that live for an hour, so that this clock may be ahead of the server's.
 fn knobs(exchange_faults: Vec<Fault>) -> Knobs {
-    Knobs {
-        algorithm: SigningAlgorithm::Es256,
-        identity_token_lifetime_s: 3600,
-        access_token_lifetime_s: 600,
-        exchange_faults,
-        ..Knobs::default()
-    }
+    Knobs { identity_token_lifetime_s: 3600, access_token_lifetime_s: 600, exchange_faults, ..Knobs::default() }
 }
 
 fn status(status: u16, retry_after_s: Option<u64>) -> Fault {

@@ -11,10 +11,10 @@ mod share;
 use std::ffi::OsString;
 
 use wifshare::Environment;
-use wifshare_sandbox::{Fault, Knobs, Sandbox, SigningAlgorithm};
+use wifshare_sandbox::{Fault, Knobs, Sandbox};
 
 fn job(knobs: Knobs) -> (Sandbox, tempfile::TempDir, Environment) {
-    let sandbox = Sandbox::start(Knobs { algorithm: SigningAlgorithm::Es256, ..knobs }).unwrap();
+    let sandbox = Sandbox::start(knobs).unwrap();
     let directory = tempfile::tempdir().unwrap();
     let mut environment: Environment = sandbox.environment().into_iter().collect();
     environment.set("WIFSHARE_STATE_DIR", directory.path().canonicalize().unwrap().join("wifshare"));

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use wifshare::{
     Clock, Config, Credential, Environment, Holder, HttpClient, Inputs, ObtainError, Refusal, Secret, obtain, resolve,
 };
-use wifshare_sandbox::{Fault, Knobs, Sandbox, SigningAlgorithm};
+use wifshare_sandbox::{Fault, Knobs, Sandbox};
 
 fn configured(sandbox: &Sandbox, state: &Path) -> (Config, HttpClient) {
     let environment: Environment = sandbox.environment().into_iter().collect();
@@ -19,7 +19,7 @@ fn configured(sandbox: &Sandbox, state: &Path) -> (Config, HttpClient) {
 }
 
 fn sandbox(knobs: Knobs) -> Sandbox {
-    Sandbox::start(Knobs { algorithm: SigningAlgorithm::Es256, ..knobs }).unwrap()
+    Sandbox::start(knobs).unwrap()
 }
 
 fn patience() -> Duration {

@@ -10,7 +10,7 @@ use wifshare::{
     Clock, Config, Delivery, Ending, Environment, HttpClient, Inputs, Interrupted, ObtainError, Provision, Run, Step,
     resolve,
 };
-use wifshare_sandbox::{Fault, Knobs, Sandbox, SigningAlgorithm};
+use wifshare_sandbox::{Fault, Knobs, Sandbox};
 
 fn configured(sandbox: &Sandbox, state: &Path) -> (Config, HttpClient) {
     let environment: Environment = sandbox.environment().into_iter().collect();
@@ -31,7 +31,6 @@ fn living(seconds: u64, exchange_faults: Vec<Fault>) -> Sandbox {
     Sandbox::start(Knobs {
         access_token_lifetime_s: seconds,
         access_token_lifetime_floor_s: 1,
-        algorithm: SigningAlgorithm::Es256,
         exchange_faults,
         ..Knobs::default()
     })
@@ -161,7 +160,6 @@ fn a_gateway_that_cannot_renew_tries_ever_more_slowly_and_not_without_a_pause() 
 fn whoever_is_asked_to_end_while_a_run_begins_begins_none() {
     let holder = tempfile::tempdir().unwrap();
     let sandbox = Sandbox::start(Knobs {
-        algorithm: SigningAlgorithm::Es256,
         // The one to spare is the one that was spent: another is waited for.
         identity_token_faults: vec![Fault::None, Fault::DuplicateIdentityToken],
         ..Knobs::default()

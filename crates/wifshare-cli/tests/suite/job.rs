@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use wifshare_sandbox::{Counters, Knobs, Sandbox, SigningAlgorithm};
+use wifshare_sandbox::{Counters, Knobs, Sandbox};
 
 pub(crate) const WIFSHARE: &str = env!("CARGO_BIN_EXE_wifshare");
 
@@ -33,7 +33,7 @@ pub(crate) struct Ended {
 
 /// Knobs for tests: keys that are made quickly, the rest as it is.
 pub(crate) fn knobs() -> Knobs {
-    Knobs { algorithm: SigningAlgorithm::Es256, ..Knobs::default() }
+    Knobs::default()
 }
 
 /// Knobs for access tokens that live so many seconds.

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde::Deserialize;
 use serde_json::Value;
-use wifshare_sandbox::{Knobs, Sandbox, SigningAlgorithm};
+use wifshare_sandbox::{Knobs, Sandbox};
 
 use crate::job::{Ended, WIFSHARE, files, finish};
 
@@ -281,9 +281,8 @@ struct World {
 impl World {
     fn new(scenario: &Scenario) -> World {
         let knobs = scenario.knobs.clone().unwrap_or_else(|| serde_json::json!({}));
-        let mut knobs: Knobs = serde_json::from_value(knobs).expect("knobs as the practice ground knows them");
+        let knobs: Knobs = serde_json::from_value(knobs).expect("knobs as the practice ground knows them");
         // Keys that are made quickly.
-        knobs.algorithm = SigningAlgorithm::Es256;
         let sandbox = Sandbox::start(knobs).unwrap();
         let holder = tempfile::tempdir().unwrap();
         let directory = holder.path().canonicalize().unwrap();

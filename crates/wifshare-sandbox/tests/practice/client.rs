@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use serde_json::{Value, json};
 use ureq::{
     Agent, Body,
@@ -102,4 +103,13 @@ pub(crate) fn message(sandbox: &Sandbox, access_token: &str, stream: bool) -> Ou
 pub(crate) fn identity_token(sandbox: &Sandbox, audience: &str) -> Outcome {
     let url = format!("{}&audience={audience}", sandbox.identity_token_request_url());
     get(&url, &[("authorization", &format!("bearer {}", sandbox.identity_token_request_token()))])
+}
+
+/// A token's header and claims; its signature is not checked.
+pub(crate) fn header_and_claims(token: &str) -> [Value; 2] {
+    let mut parts = token.split('.').map(|part| {
+        let json = BASE64_URL_SAFE_NO_PAD.decode(part).expect("base64url");
+        serde_json::from_slice(&json).unwrap_or_default()
+    });
+    [(); 2].map(|()| parts.next().expect("three parts"))
 }

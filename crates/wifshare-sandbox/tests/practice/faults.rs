@@ -3,14 +3,14 @@
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use wifshare_sandbox::{Fault, Knobs, Sandbox, SigningAlgorithm, Verdict};
+use wifshare_sandbox::{Fault, Knobs, Sandbox, Verdict};
 
 use crate::client::{
     Outcome, access_token, agent, exchange, grant, identity_token, message, post_with, token_endpoint,
 };
 
 fn sandbox_with(fault: Fault) -> Sandbox {
-    let knobs = Knobs { algorithm: SigningAlgorithm::Es256, ..Knobs::with_exchange_faults([fault]) };
+    let knobs = Knobs::with_exchange_faults([fault]);
     Sandbox::start(knobs).unwrap()
 }
 
@@ -263,7 +263,7 @@ fn a_body_drips_byte_by_byte_and_is_good_in_the_end() {
 #[test]
 fn a_connection_is_accepted_and_left_unread_for_a_while() {
     use std::io::{Read, Write};
-    let knobs = Knobs { accept_delays_ms: vec![500], algorithm: SigningAlgorithm::Es256, ..Knobs::default() };
+    let knobs = Knobs { accept_delays_ms: vec![500], ..Knobs::default() };
     let sandbox = Sandbox::start(knobs).unwrap();
     let address: std::net::SocketAddr = sandbox.base_url().replace("http://", "").parse().unwrap();
     #[expect(clippy::disallowed_methods, reason = "how long it takes is what is tested")]
@@ -345,7 +345,7 @@ fn the_identity_endpoint_fails_in_its_own_ways() {
     let first = value();
     assert_eq!(value(), first, "the same once more");
     let malformed = value();
-    assert!(jsonwebtoken::decode_header(malformed.as_str().unwrap()).is_err());
+    assert_ne!(malformed.as_str().unwrap().split('.').count(), 3);
     let oversized = value();
     assert!(oversized.as_str().unwrap().len() > 16_384);
     assert_eq!(exchange(&sandbox, oversized.as_str().unwrap()).unwrap().status, 400);

@@ -5,11 +5,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use jsonwebtoken::{Algorithm, DecodingKey, Validation, jwk::JwkSet};
-use serde_json::Value;
-use wifshare_sandbox::{Knobs, Sandbox, SigningAlgorithm};
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use p256::EncodedPoint;
+use p256::ecdsa::signature::Verifier;
+use p256::ecdsa::{Signature, VerifyingKey};
+use wifshare_sandbox::{Knobs, Sandbox};
 
-use crate::client::{exchange, get, identity_token};
+use crate::client::{exchange, get, header_and_claims, identity_token};
 
 #[test]
 fn a_job_obtains_a_token_for_the_audience_it_names() {
@@ -25,7 +27,7 @@ fn a_job_obtains_a_token_for_the_audience_it_names() {
     let url = sandbox.identity_token_request_url();
     let bearer = format!("Bearer {}", sandbox.identity_token_request_token());
     let default = get(&url, &[("authorization", &bearer)]).unwrap().json();
-    let claims: Value = jsonwebtoken::dangerous::insecure_decode_claims(default["value"].as_str().unwrap()).unwrap();
+    let [_, claims] = header_and_claims(default["value"].as_str().unwrap());
     assert_eq!(claims["aud"], "https://github.com/octo-org");
 }
 
@@ -55,35 +57,33 @@ fn the_request_token_is_needed() {
 }
 
 #[test]
-fn anybody_can_verify_a_token_by_the_published_keys() {
-    for (signed_with, algorithm) in
-        [(SigningAlgorithm::Rs256, Algorithm::RS256), (SigningAlgorithm::Es256, Algorithm::ES256)]
-    {
-        let sandbox = Sandbox::start(Knobs { algorithm: signed_with, ..Knobs::default() }).unwrap();
-        let metadata = get(&format!("{}/.well-known/openid-configuration", sandbox.base_url()), &[]).unwrap().json();
-        assert_eq!(metadata["issuer"], sandbox.base_url());
-        let jwks = get(metadata["jwks_uri"].as_str().unwrap(), &[]).unwrap();
-        let jwks: JwkSet = serde_json::from_str(&jwks.body).unwrap();
+fn token_verifies_by_the_published_key() {
+    let sandbox = Sandbox::start(Knobs::default()).unwrap();
+    let metadata = get(&format!("{}/.well-known/openid-configuration", sandbox.base_url()), &[]).unwrap().json();
+    assert_eq!(metadata["issuer"], sandbox.base_url());
+    let jwks = get(metadata["jwks_uri"].as_str().unwrap(), &[]).unwrap().json();
 
-        let identity_token = sandbox.issue_identity_token();
-        let header = jsonwebtoken::decode_header(&identity_token).unwrap();
-        assert_eq!((header.alg, header.typ.as_deref()), (algorithm, Some("JWT")));
-        let key = jwks.find(header.kid.as_deref().unwrap()).expect("the key is published");
-        let mut validation = Validation::new(algorithm);
-        validation.set_audience(&["https://api.anthropic.com"]);
-        validation.set_issuer(&[sandbox.base_url()]);
-        let token =
-            jsonwebtoken::decode::<Value>(&identity_token, &DecodingKey::from_jwk(key).unwrap(), &validation).unwrap();
-        assert_eq!(token.claims["sub"], "repo:octo-org/octo-repo:ref:refs/heads/main");
-        assert_eq!(token.claims["repository"], "octo-org/octo-repo");
-        assert_eq!(token.claims["exp"].as_i64().unwrap() - token.claims["iat"].as_i64().unwrap(), 300);
-        assert_eq!(exchange(&sandbox, &identity_token).unwrap().status, 200);
-    }
+    let identity_token = sandbox.issue_identity_token();
+    let [header, claims] = header_and_claims(&identity_token);
+    assert_eq!((&header["alg"], &header["typ"]), (&"ES256".into(), &"JWT".into()));
+    let key = jwks["keys"].as_array().unwrap().iter().find(|key| key["kid"] == header["kid"]).expect("it is published");
+    let part = |text: &str| BASE64_URL_SAFE_NO_PAD.decode(text).unwrap();
+    let [x, y] = ["x", "y"].map(|name| part(key[name].as_str().unwrap()));
+    let point = EncodedPoint::from_affine_coordinates(x[..].into(), y[..].into(), false);
+    let (signed, signature) = identity_token.rsplit_once('.').unwrap();
+    let signature = Signature::from_slice(&part(signature)).unwrap();
+    VerifyingKey::from_encoded_point(&point).unwrap().verify(signed.as_bytes(), &signature).unwrap();
+
+    assert_eq!((&claims["iss"], &claims["aud"]), (&sandbox.base_url().into(), &"https://api.anthropic.com".into()));
+    assert_eq!(claims["sub"], "repo:octo-org/octo-repo:ref:refs/heads/main");
+    assert_eq!(claims["repository"], "octo-org/octo-repo");
+    assert_eq!(claims["exp"].as_i64().unwrap() - claims["iat"].as_i64().unwrap(), 300);
+    assert_eq!(exchange(&sandbox, &identity_token).unwrap().status, 200);
 }
 
 #[test]
 fn every_token_has_its_own_jti() {
-    let sandbox = Sandbox::start(Knobs { algorithm: SigningAlgorithm::Es256, ..Knobs::default() }).unwrap();
+    let sandbox = Sandbox::start(Knobs::default()).unwrap();
     let mut numbers = HashSet::new();
     for _ in 0..20 {
         sandbox.issue_identity_token_with(|claims| {
@@ -93,13 +93,4 @@ fn every_token_has_its_own_jti() {
             assert!(numbers.insert(jti));
         });
     }
-}
-
-#[test]
-fn a_change_of_algorithm_leaves_issued_tokens_valid() {
-    let sandbox = Sandbox::start(Knobs::default()).unwrap();
-    let issued_before = sandbox.issue_identity_token();
-    sandbox.set_knobs(Knobs { algorithm: SigningAlgorithm::Es256, ..Knobs::default() });
-    assert_eq!(exchange(&sandbox, &issued_before).unwrap().status, 200);
-    assert_eq!(exchange(&sandbox, &sandbox.issue_identity_token()).unwrap().status, 200);
 }

@@ -199,7 +199,7 @@ pub(super) mod tests {
     use std::cell::Cell;
     use std::sync::Arc;
 
-    use wifshare_sandbox::{Knobs, Sandbox, SigningAlgorithm};
+    use wifshare_sandbox::{Knobs, Sandbox};
 
     use super::*;
     use crate::config::{Inputs, resolve};
@@ -305,12 +305,7 @@ pub(super) mod tests {
 
     /// The same, with this provision.
     pub(in crate::run) fn run_of(provision: Provision, lifetime: u64) -> (Run, Sandbox, tempfile::TempDir) {
-        let knobs = Knobs {
-            algorithm: SigningAlgorithm::Es256,
-            access_token_lifetime_s: lifetime,
-            access_token_lifetime_floor_s: 1,
-            ..Knobs::default()
-        };
+        let knobs = Knobs { access_token_lifetime_s: lifetime, access_token_lifetime_floor_s: 1, ..Knobs::default() };
         let sandbox = Sandbox::start(knobs).expect("a practice ground");
         let holder = tempfile::tempdir().expect("a directory");
         let environment: Environment = sandbox.environment().into_iter().collect();
