@@ -31,7 +31,7 @@ QUIET = {
 
 
 class Ground:
-    """One sandbox for the whole suite; its knobs are turned for each path."""
+    """One sandbox for the whole suite; its settings change for each path."""
 
     def __init__(self):
         self.directory = Path(tempfile.mkdtemp(prefix="wifshare-bench-"))
@@ -51,11 +51,11 @@ class Ground:
         self.server.wait()
         shutil.rmtree(self.directory, ignore_errors=True)
 
-    def turn(self, **knobs):
-        """Every knob that is not named is as it is in the beginning."""
-        knobs = {"access_token_lifetime_s": 3600, "identity_token_lifetime_s": 3600, **knobs}
-        body = json.dumps(knobs).encode()
-        urllib.request.urlopen(urllib.request.Request(f"{self.url}/sandbox/knobs", body, method="PUT")).read()
+    def turn(self, **settings):
+        """A setting that is not named has its value from the start."""
+        settings = {"access_token_lifetime_s": 3600, "identity_token_lifetime_s": 3600, **settings}
+        body = json.dumps(settings).encode()
+        urllib.request.urlopen(urllib.request.Request(f"{self.url}/sandbox/settings", body, method="PUT")).read()
 
     def counters(self):
         return json.load(urllib.request.urlopen(f"{self.url}/sandbox/counters"))

@@ -577,9 +577,9 @@ pub(crate) struct SandboxArguments {
     /// Address to listen on: loopback only; port 0 picks a free port
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
     pub(crate) listen: SocketAddr,
-    /// Settings as a JSON object, such as '{"exchange_latency_ms": 1200}'; GET /sandbox/knobs lists them all
+    /// Settings as a JSON object, such as '{"exchange_latency_ms": 1200}'; GET /sandbox/settings lists them all
     #[arg(long, value_name = "JSON", default_value = "{}")]
-    pub(crate) knobs: String,
+    pub(crate) settings: String,
     /// Output format of the variables that point a client at the server
     #[arg(long, value_enum, default_value_t = SandboxFormat::Dotenv, conflicts_with_all = ["command", "conformance"])]
     pub(crate) format: SandboxFormat,
@@ -595,7 +595,7 @@ pub(crate) struct SandboxArguments {
 #[command(next_help_heading = "Conformance options")]
 pub(crate) struct ConformanceArguments {
     /// Run a client case by case, each with a fresh server and an empty home directory, and print a table
-    #[arg(long, requires = "command", conflicts_with_all = ["listen", "knobs"])]
+    #[arg(long, requires = "command", conflicts_with_all = ["listen", "settings"])]
     pub(crate) conformance: bool,
     /// Where the client finds identity tokens
     #[arg(long, value_enum, value_name = "SOURCE", default_value_t = TokenSource::File, requires = "conformance")]

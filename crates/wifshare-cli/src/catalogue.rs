@@ -37,7 +37,7 @@ pub(crate) const CATALOGUE: &[Entry] = &[
     Entry {
         code: "usage",
         meaning: "What was said on the command line, or in a variable that stands for it, cannot be meant.",
-        causes: &["a plugin, a marketplace, a knob or a file that is not what its option takes"],
+        causes: &["a plugin, a marketplace, a setting of the mock server or a file that is not what its option takes"],
         evidence: &["the message names the text and what was expected"],
         cures: &["`wifshare COMMAND --help` lists the options, with an example"],
     },

@@ -10,7 +10,7 @@ use std::time::Duration;
 use http::Request;
 use serde_json::{Value, json};
 use wifshare::{Environment, HttpClient, Secret, open_regular};
-use wifshare_sandbox::{Counters, Knobs, Sandbox};
+use wifshare_sandbox::{Counters, Sandbox, Settings};
 use zeroize::Zeroizing;
 
 use crate::arguments::{DemoArguments, DemoChild};
@@ -45,7 +45,7 @@ fn show(processes: u32, environment: &Environment, talk: Talk) -> Result<u8, Fai
         move |error: std::io::Error| Failure::new(code!("demo"), format!("could not {what}: {error}"), None)
     };
     let directory = tempfile::tempdir().map_err(failed("make a directory for the demo"))?;
-    let sandbox = Sandbox::start(Knobs { exchange_latency_ms: EXCHANGE_LATENCY_MS, ..Knobs::default() })
+    let sandbox = Sandbox::start(Settings { exchange_latency_ms: EXCHANGE_LATENCY_MS, ..Settings::default() })
         .map_err(failed("start the practice ground on loopback"))?;
     talk.detail(&format!("the practice ground listens at {}", sandbox.base_url()));
 

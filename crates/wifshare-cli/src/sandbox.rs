@@ -4,7 +4,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use wifshare::{Environment, Streams, program_name};
-use wifshare_sandbox::{Knobs, Sandbox};
+use wifshare_sandbox::{Sandbox, Settings};
 
 use crate::arguments::{SandboxArguments, SandboxFormat};
 use crate::catalogue::code;
@@ -20,14 +20,14 @@ pub(crate) fn sandbox(arguments: SandboxArguments, environment: &Environment, ta
     if arguments.conformance.conformance {
         return conformance(arguments.conformance, arguments.command, environment, talk);
     }
-    let knobs: Knobs = serde_json::from_str(&arguments.knobs)
-        .map_err(|error| Failure::usage(format!("the knobs cannot be read: {error}"), "wifshare sandbox --help"))?;
+    let settings: Settings = serde_json::from_str(&arguments.settings)
+        .map_err(|error| Failure::usage(format!("invalid --settings: {error}"), "wifshare sandbox --help"))?;
     let command = arguments.command;
     if !command.is_empty() {
         look_for(&command, environment)?;
     }
     signals::listen()?;
-    let sandbox = Sandbox::start_at(arguments.listen, knobs).map_err(|error| {
+    let sandbox = Sandbox::start_at(arguments.listen, settings).map_err(|error| {
         Failure::new(
             code!("sandbox"),
             format!("could not listen on {}: {error}", arguments.listen),

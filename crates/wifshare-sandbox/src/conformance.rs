@@ -26,7 +26,7 @@ use self::{
     judge::Observation,
     process::{Ended, Running},
 };
-use crate::{Fault, Knobs, Sandbox, clock};
+use crate::{Fault, Sandbox, Settings, clock};
 
 /// Waits that long; an error if somebody wants the kit to end.
 pub type Pause<'a> = &'a dyn Fn(Duration) -> io::Result<()>;
@@ -158,33 +158,36 @@ impl Case {
         }
     }
 
-    fn knobs(self, elsewhere: &str) -> Knobs {
+    fn settings(self, elsewhere: &str) -> Settings {
         // More often than any client knocks within its bound.
         const ALWAYS: usize = 256;
         let status = |status, retry_after_s| Fault::Status { status, retry_after_s, commit: false };
         match self {
-            Self::OneRun | Self::TokenReplaced => Knobs::default(),
+            Self::OneRun | Self::TokenReplaced => Settings::default(),
             // Slow enough for the processes to meet.
-            Self::AtOnce => Knobs { exchange_latency_ms: 300, ..Knobs::default() },
-            Self::LostAnswer => Knobs::with_exchange_faults([Fault::DropAfterCommit]),
-            Self::ResetAnswer => Knobs::with_exchange_faults([Fault::ResetAfterCommit]),
-            Self::Unavailable => Knobs::with_exchange_faults([status(503, None)]),
-            Self::TooManyRequests => Knobs::with_exchange_faults([status(429, Some(judge::RETRY_AFTER.as_secs()))]),
-            Self::Refused => Knobs::with_exchange_faults(vec![status(401, None); ALWAYS]),
+            Self::AtOnce => Settings { exchange_latency_ms: 300, ..Settings::default() },
+            Self::LostAnswer => Settings::with_exchange_faults([Fault::DropAfterCommit]),
+            Self::ResetAnswer => Settings::with_exchange_faults([Fault::ResetAfterCommit]),
+            Self::Unavailable => Settings::with_exchange_faults([status(503, None)]),
+            Self::TooManyRequests => Settings::with_exchange_faults([status(429, Some(judge::RETRY_AFTER.as_secs()))]),
+            Self::Refused => Settings::with_exchange_faults(vec![status(401, None); ALWAYS]),
             Self::Redirect => {
                 let location = format!("{elsewhere}/v1/oauth/token");
-                Knobs::with_exchange_faults([Fault::Redirect { status: 307, location }])
+                Settings::with_exchange_faults([Fault::Redirect { status: 307, location }])
             }
             // As short as the real endpoint gives it, and within the 120 s before the end in which the SDKs already
             // look for another one (docs/reference/protocol.md §4.1).
-            Self::ShortLife => Knobs { access_token_lifetime_s: 60, ..Knobs::default() },
-            Self::WithoutJti => Knobs { issue_jti: false, ..Knobs::default() },
-            Self::Reflected => Knobs::with_exchange_faults(vec![Fault::ReflectAssertion; ALWAYS]),
+            Self::ShortLife => Settings { access_token_lifetime_s: 60, ..Settings::default() },
+            Self::WithoutJti => Settings { issue_jti: false, ..Settings::default() },
+            Self::Reflected => Settings::with_exchange_faults(vec![Fault::ReflectAssertion; ALWAYS]),
             // Slow, so that there is something to look at.
-            Self::ArgumentLists => Knobs { exchange_latency_ms: 300, message_latency_ms: 500, ..Knobs::default() },
-            Self::SameTokenTwice => {
-                Knobs { identity_token_faults: vec![Fault::None, Fault::DuplicateIdentityToken], ..Knobs::default() }
+            Self::ArgumentLists => {
+                Settings { exchange_latency_ms: 300, message_latency_ms: 500, ..Settings::default() }
             }
+            Self::SameTokenTwice => Settings {
+                identity_token_faults: vec![Fault::None, Fault::DuplicateIdentityToken],
+                ..Settings::default()
+            },
         }
     }
 }
@@ -241,8 +244,8 @@ pub fn try_case(case: Case, subject: &Subject, pause: Pause<'_>) -> io::Result<R
         let evidence = "there is no endpoint that could give a token twice".to_owned();
         return Ok(Row { case, judgement: Judgement::NotApplicable, evidence, said: String::new() });
     }
-    let elsewhere = Sandbox::start(Knobs::default())?;
-    let sandbox = Sandbox::start(case.knobs(&elsewhere.base_url()))?;
+    let elsewhere = Sandbox::start(Settings::default())?;
+    let sandbox = Sandbox::start(case.settings(&elsewhere.base_url()))?;
     let job = Job::new(subject, &sandbox)?;
     let mut argument_lists = (case == Case::ArgumentLists).then(ArgumentLists::default);
     let mut run = |runs| job.run(runs, pause, &mut argument_lists);
@@ -262,7 +265,7 @@ pub fn try_case(case: Case, subject: &Subject, pause: Pause<'_>) -> io::Result<R
         counters: sandbox.counters(),
         arrived_ms: sandbox.history().iter().map(|exchange| exchange.arrived_ms).collect(),
         elsewhere: elsewhere.counters().exchanges_received,
-        faults_left: sandbox.knobs().identity_token_faults.len(),
+        faults_left: sandbox.settings().identity_token_faults.len(),
         argument_lists,
         bound: subject.bound,
     };

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::answer::{self, Body, End, HangUp, Outcome, Stop};
 
-/// One misbehaviour of one request, an element of the scripts in [`Knobs`](crate::Knobs).
+/// One misbehaviour of one request, an element of the scripts in [`Settings`](crate::Settings).
 ///
 /// In JSON a fault is its name in snake case, with its fields if it has any: `"drop_after_commit"`,
 /// `{"status": {"status": 503, "retry_after_s": 1}}`, `{"expires_in": "600"}`.

@@ -20,7 +20,7 @@ pub(crate) const QUERY: &str = "api-version=2.0";
 /// Issues an identity token for the audience in `query` to the bearer of the request token.
 pub(crate) async fn answer(state: &State, headers: &HeaderMap, query: &str) -> Outcome {
     const DEFAULT_AUDIENCE: &str = "https://github.com/octo-org";
-    tokio::time::sleep(Duration::from_millis(state.knobs().identity_token_latency_ms)).await;
+    tokio::time::sleep(Duration::from_millis(state.settings().identity_token_latency_ms)).await;
     if bearer(headers) != Some(&state.request_token) {
         state.ledger().counters.identity_tokens_refused += 1;
         return Ok(answer::json(
@@ -51,7 +51,7 @@ pub(crate) async fn answer(state: &State, headers: &HeaderMap, query: &str) -> O
 /// themselves in the query (`caller`).
 pub(crate) fn issue(state: &State, audience: &str, caller: &str) -> (Value, Fault) {
     const LARGER_THAN_ACCEPTED: usize = 16 << 10;
-    let fault = state.take_fault(|knobs| &mut knobs.identity_token_faults);
+    let fault = state.take_fault(|settings| &mut settings.identity_token_faults);
     if fault != Fault::None {
         state.ledger().counters.identity_tokens_faulted += 1;
     }

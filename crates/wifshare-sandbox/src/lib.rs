@@ -3,13 +3,13 @@
 //! A CI job's identity token is exchanged once for an access token (RFC 7523 §2.1), and the second exchange of the same
 //! token is refused. [`Sandbox::start`] runs both sides of that story on loopback: an OpenID provider shaped like GitHub
 //! Actions' and a token endpoint with a Messages API shaped like Anthropic's, which enforce single use as the real
-//! ones do. [`Knobs`] set lifetimes, delays, clocks that are wrong and a script of [`Fault`]s; [`Counters`] tell afterwards
+//! ones do. [`Settings`] set lifetimes, delays, clocks that are wrong and a script of [`Fault`]s; [`Counters`] tell afterwards
 //! what a client did. [`conformance`] tries any command against the rules of single use.
 //!
 //! ```
-//! use wifshare_sandbox::{Knobs, Sandbox};
+//! use wifshare_sandbox::{Settings, Sandbox};
 //!
-//! let sandbox = Sandbox::start(Knobs::fail_first(1, 503))?;
+//! let sandbox = Sandbox::start(Settings::fail_first(1, 503))?;
 //! for (name, value) in sandbox.environment() {
 //!     // What a job of a CI would find in its environment: hand it to the client under test.
 //!     assert!(!name.is_empty() && !value.is_empty());
@@ -30,7 +30,7 @@
 //! | `POST /v1/oauth/token` | the token endpoint |
 //! | `POST /v1/messages`, `POST /v1/messages/count_tokens`, `GET /v1/models`, `GET /v1/models/NAME` | the API, for live access tokens |
 //! | `GET /sandbox/counters`, `GET /sandbox/history` | what happened |
-//! | `GET /sandbox/knobs`, `PUT /sandbox/knobs` | the knobs; a knob that is not named in a `PUT` returns to its default |
+//! | `GET /sandbox/settings`, `PUT /sandbox/settings` | the settings; one that is not named in a `PUT` returns to its default |
 //! | `POST /sandbox/revoke` | every access token issued so far is refused from now on |
 //!
 //! Nothing under `/sandbox` asks for authentication, and its keys are made for one process: this is a practice server
@@ -44,18 +44,18 @@ pub mod conformance;
 mod fault;
 mod identity_endpoint;
 mod issuer;
-mod knobs;
 mod ledger;
 mod messages;
 mod platforms;
 mod random;
 mod sandbox;
 mod server;
+mod settings;
 mod signing;
 mod state;
 mod token_endpoint;
 
 pub use fault::Fault;
-pub use knobs::{FederationRule, Knobs};
 pub use ledger::{Counters, ExchangeRecord, Verdict};
 pub use sandbox::Sandbox;
+pub use settings::{FederationRule, Settings};

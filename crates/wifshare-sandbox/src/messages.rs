@@ -8,7 +8,7 @@ use serde::{Deserialize, de::IgnoredAny};
 use serde_json::{Value, json};
 
 use crate::{
-    Fault, Knobs,
+    Fault, Settings,
     answer::{self, Body, End, Outcome, Stop},
     random,
     server::bearer,
@@ -26,7 +26,7 @@ pub(crate) fn authorize(state: &State, headers: &HeaderMap) -> Result<(), Stop> 
         .iter()
         .filter_map(|value| value.to_str().ok())
         .any(|value| value.split(',').any(|beta| beta.trim() == OAUTH_BETA));
-    let needs_beta = state.knobs().require_oauth_beta;
+    let needs_beta = state.settings().require_oauth_beta;
     let now = state.server_now();
     let mut ledger = state.ledger();
     let complaint = if headers.contains_key("x-api-key") {
@@ -56,8 +56,8 @@ pub(crate) async fn answer(state: &State, body: &[u8]) -> Outcome {
         state.ledger().counters.messages_refused += 1;
         return Err(Stop::error(StatusCode::BAD_REQUEST, "model, messages: Field required"));
     };
-    let fault = state.take_fault(|knobs| &mut knobs.message_faults);
-    let Knobs { message_latency_ms, message_event_interval_ms, .. } = state.knobs();
+    let fault = state.take_fault(|settings| &mut settings.message_faults);
+    let Settings { message_latency_ms, message_event_interval_ms, .. } = state.settings();
     {
         let counters = &mut state.ledger().counters;
         match fault {

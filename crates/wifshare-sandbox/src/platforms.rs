@@ -42,7 +42,7 @@ pub(crate) async fn azure_pipelines(state: &State, headers: &HeaderMap, query: &
             json!({"$id": "1", "message": "No api-version was supplied for the request."}),
         );
     }
-    let (token, fault) = identity_endpoint::issue(state, &state.knobs().rule.audience, "");
+    let (token, fault) = identity_endpoint::issue(state, &state.settings().rule.audience, "");
     fault.spoil(json!({"oidcToken": token})).await
 }
 
@@ -115,7 +115,7 @@ pub(crate) async fn entra(state: &State, body: &[u8]) -> Outcome {
             ),
         );
     }
-    let audience = state.knobs().rule.audience;
+    let audience = state.settings().rule.audience;
     if field("scope") != format!("{audience}/.default") {
         return refused(
             state,
@@ -138,7 +138,7 @@ async fn managed_identity(state: &State, query: &str, version: &str) -> Outcome 
         );
     }
     let resource = parameter(query, "resource").unwrap_or_default();
-    if resource != state.knobs().rule.audience {
+    if resource != state.settings().rule.audience {
         return refused(
             state,
             StatusCode::BAD_REQUEST,

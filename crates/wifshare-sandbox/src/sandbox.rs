@@ -11,7 +11,7 @@ use std::{
 use serde_json::{Map, Value};
 use tokio::sync::oneshot;
 
-use crate::{Counters, ExchangeRecord, Knobs, identity_endpoint, server, state::State};
+use crate::{Counters, ExchangeRecord, Settings, identity_endpoint, server, state::State};
 
 /// A running sandbox. It stops, and its connections are closed, when this is dropped.
 pub struct Sandbox {
@@ -26,21 +26,21 @@ impl Sandbox {
     ///
     /// # Errors
     /// The system has no port or no thread to give.
-    pub fn start(knobs: Knobs) -> io::Result<Self> {
-        Self::start_at((Ipv4Addr::LOCALHOST, 0).into(), knobs)
+    pub fn start(settings: Settings) -> io::Result<Self> {
+        Self::start_at((Ipv4Addr::LOCALHOST, 0).into(), settings)
     }
 
     /// Starts a sandbox at this address.
     ///
     /// # Errors
     /// The address is not loopback ([`InvalidInput`](io::ErrorKind::InvalidInput)), is in use, or cannot be had.
-    pub fn start_at(address: SocketAddr, knobs: Knobs) -> io::Result<Self> {
+    pub fn start_at(address: SocketAddr, settings: Settings) -> io::Result<Self> {
         let (stop, stopped) = oneshot::channel();
         let (report, started) = mpsc::channel();
         // The runtime lives and dies in its own thread, for its owner may be within a runtime, where neither is allowed.
         let thread = std::thread::Builder::new().name("wifshare-sandbox".to_owned()).spawn(move || {
             match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-                Ok(runtime) => runtime.block_on(run(address, knobs, &report, stopped)),
+                Ok(runtime) => runtime.block_on(run(address, settings, &report, stopped)),
                 Err(error) => _ = report.send(Err(error)),
             }
         })?;
@@ -66,7 +66,7 @@ impl Sandbox {
 
     /// The variables that a job in this CI, configured for this rule, finds in its environment.
     pub fn environment(&self) -> Vec<(String, String)> {
-        let rule = self.state.knobs().rule;
+        let rule = self.state.settings().rule;
         [
             ("ACTIONS_ID_TOKEN_REQUEST_URL", self.identity_token_request_url()),
             ("ACTIONS_ID_TOKEN_REQUEST_TOKEN", self.identity_token_request_token()),
@@ -88,7 +88,7 @@ impl Sandbox {
 
     /// A fresh identity token whose claims are edited before they are signed.
     pub fn issue_identity_token_with(&self, edit: impl FnOnce(&mut Map<String, Value>)) -> String {
-        let audience = self.state.knobs().rule.audience;
+        let audience = self.state.settings().rule.audience;
         self.state.issue_identity_token(&audience, edit)
     }
 
@@ -102,14 +102,14 @@ impl Sandbox {
         self.state.ledger().history()
     }
 
-    /// The knobs as they stand. Faults that have been taken are gone from the scripts.
-    pub fn knobs(&self) -> Knobs {
-        self.state.knobs()
+    /// The current settings. A fault that was used is no longer in its script.
+    pub fn settings(&self) -> Settings {
+        self.state.settings()
     }
 
-    /// Turns every knob, from the next request on.
-    pub fn set_knobs(&self, knobs: Knobs) {
-        self.state.set_knobs(knobs);
+    /// Replaces all settings, from the next request on.
+    pub fn set_settings(&self, settings: Settings) {
+        self.state.set_settings(settings);
     }
 
     /// Ends every access token issued so far: the API answers 401 to them from now on.
@@ -131,13 +131,13 @@ impl Sandbox {
 
 async fn run(
     address: SocketAddr,
-    knobs: Knobs,
+    settings: Settings,
     report: &mpsc::Sender<io::Result<Arc<State>>>,
     stopped: oneshot::Receiver<()>,
 ) {
     match server::listen(address).and_then(|listener| Ok((listener.local_addr()?, listener))) {
         Ok((address, listener)) => {
-            let state = Arc::new(State::new(format!("http://{address}"), knobs));
+            let state = Arc::new(State::new(format!("http://{address}"), settings));
             tokio::spawn(server::serve(listener, Arc::clone(&state)));
             _ = report.send(Ok(state));
             // An error is the sender dropped: the one way it is told.

@@ -176,13 +176,13 @@ async fn route(state: &State, request: Request<Incoming>, request_id: &str) -> O
         }
         (&Method::GET, "/sandbox/counters") => ok(json!(state.ledger().counters)),
         (&Method::GET, "/sandbox/history") => ok(json!(state.ledger().history())),
-        (&Method::GET, "/sandbox/knobs") => ok(json!(state.knobs())),
-        (&Method::PUT, "/sandbox/knobs") => {
+        (&Method::GET, "/sandbox/settings") => ok(json!(state.settings())),
+        (&Method::PUT, "/sandbox/settings") => {
             let body = read(body, SMALL_BODY_LIMIT).await?;
-            let knobs = serde_json::from_slice(&body)
+            let settings = serde_json::from_slice(&body)
                 .map_err(|error| Stop::error(StatusCode::BAD_REQUEST, error.to_string()))?;
-            state.set_knobs(knobs);
-            ok(json!(state.knobs()))
+            state.set_settings(settings);
+            ok(json!(state.settings()))
         }
         (&Method::POST, "/sandbox/revoke") => {
             state.ledger().revoke();

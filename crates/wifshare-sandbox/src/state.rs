@@ -7,7 +7,7 @@ use std::{
 
 use serde_json::{Map, Value};
 
-use crate::{Fault, Knobs, clock, issuer, ledger::Ledger, random, signing::SigningKey};
+use crate::{Fault, Settings, clock, issuer, ledger::Ledger, random, signing::SigningKey};
 
 /// The sandbox behind its listener.
 pub(crate) struct State {
@@ -16,18 +16,18 @@ pub(crate) struct State {
     /// What the identity endpoint wants as bearer token.
     pub(crate) request_token: String,
     started: Instant,
-    knobs: Mutex<Knobs>,
+    settings: Mutex<Settings>,
     ledger: Mutex<Ledger>,
 }
 
 impl State {
     /// A sandbox where nothing has happened yet.
-    pub(crate) fn new(base_url: String, knobs: Knobs) -> Self {
+    pub(crate) fn new(base_url: String, settings: Settings) -> Self {
         let request_token = format!("sandbox-request-token-{}", random::secret(32));
         let mut ledger = Ledger::default();
         ledger.secret_issued(&request_token);
         let started = clock::monotonic();
-        Self { base_url, request_token, started, knobs: Mutex::new(knobs), ledger: Mutex::new(ledger) }
+        Self { base_url, request_token, started, settings: Mutex::new(settings), ledger: Mutex::new(ledger) }
     }
 
     /// The ledger, for whoever asks alone. Never held across an `await`.
@@ -35,38 +35,38 @@ impl State {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The knobs as they stand, with what is left of the scripts.
-    pub(crate) fn knobs(&self) -> Knobs {
-        self.lock_knobs().clone()
+    /// The current settings, with the faults that are left in the scripts.
+    pub(crate) fn settings(&self) -> Settings {
+        self.lock_settings().clone()
     }
 
-    /// Turns every knob.
-    pub(crate) fn set_knobs(&self, knobs: Knobs) {
-        *self.lock_knobs() = knobs;
+    /// Replaces all settings.
+    pub(crate) fn set_settings(&self, settings: Settings) {
+        *self.lock_settings() = settings;
     }
 
     /// Takes the next fault from a script.
-    pub(crate) fn take_fault(&self, script: fn(&mut Knobs) -> &mut Vec<Fault>) -> Fault {
-        let mut knobs = self.lock_knobs();
-        let script = script(&mut knobs);
+    pub(crate) fn take_fault(&self, script: fn(&mut Settings) -> &mut Vec<Fault>) -> Fault {
+        let mut settings = self.lock_settings();
+        let script = script(&mut settings);
         if script.is_empty() { Fault::None } else { script.remove(0) }
     }
 
     /// Takes the next delay of an accepted connection.
     pub(crate) fn take_accept_delay(&self) -> Duration {
-        let mut knobs = self.lock_knobs();
-        let script = &mut knobs.accept_delays_ms;
+        let mut settings = self.lock_settings();
+        let script = &mut settings.accept_delays_ms;
         Duration::from_millis(if script.is_empty() { 0 } else { script.remove(0) })
     }
 
     /// The time by the clock of the identity provider.
     pub(crate) fn issuer_now(&self) -> Duration {
-        clock::ahead(clock::now(), self.lock_knobs().issuer_clock_ahead_s)
+        clock::ahead(clock::now(), self.lock_settings().issuer_clock_ahead_s)
     }
 
     /// The time by the clock of the token endpoint and the API.
     pub(crate) fn server_now(&self) -> Duration {
-        clock::ahead(clock::now(), self.lock_knobs().server_clock_ahead_s)
+        clock::ahead(clock::now(), self.lock_settings().server_clock_ahead_s)
     }
 
     /// How long the sandbox has been there.
@@ -76,13 +76,14 @@ impl State {
 
     /// Signs an identity token for this audience, its claims edited first, and remembers it.
     pub(crate) fn issue_identity_token(&self, audience: &str, edit: impl FnOnce(&mut Map<String, Value>)) -> String {
-        let knobs = self.knobs();
-        let mut claims = issuer::claims(&self.base_url, audience, knobs.identity_token_lifetime_s, self.issuer_now());
-        if !knobs.issue_jti {
+        let settings = self.settings();
+        let mut claims =
+            issuer::claims(&self.base_url, audience, settings.identity_token_lifetime_s, self.issuer_now());
+        if !settings.issue_jti {
             claims.remove("jti");
         }
-        claims.insert("sub".to_owned(), knobs.identity_token_subject.into());
-        if knobs.immutable_subject {
+        claims.insert("sub".to_owned(), settings.identity_token_subject.into());
+        if settings.immutable_subject {
             claims.insert("sub".to_owned(), issuer::IMMUTABLE_SUBJECT.into());
         }
         edit(&mut claims);
@@ -91,7 +92,7 @@ impl State {
         identity_token
     }
 
-    fn lock_knobs(&self) -> MutexGuard<'_, Knobs> {
-        self.knobs.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_settings(&self) -> MutexGuard<'_, Settings> {
+        self.settings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

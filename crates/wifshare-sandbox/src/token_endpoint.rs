@@ -6,7 +6,7 @@ use http::StatusCode;
 use serde_json::{Map, Value, json};
 
 use crate::{
-    ExchangeRecord, Fault, FederationRule, Knobs, Verdict,
+    ExchangeRecord, Fault, FederationRule, Settings, Verdict,
     answer::{self, Outcome, Stop},
     assertion::{self, Claims, Reason},
     ledger::Ledger,
@@ -19,21 +19,21 @@ use crate::{
 pub(crate) async fn answer(state: &State, body: &[u8], request_id: &str) -> Outcome {
     let now = state.server_now();
     let arrived_ms = u64::try_from(state.age().as_millis()).unwrap_or(u64::MAX);
-    let knobs = state.knobs();
+    let settings = state.settings();
     let presented = TokenRequest::parse(body).map(|request| {
         let claims = assertion::verify(&request.assertion);
         (request, claims)
     });
     let subject = presented.as_ref().ok().and_then(|(_, claims)| Some(claims.as_ref().ok()?.sub.clone()));
     let jti = presented.as_ref().ok().and_then(|(_, claims)| claims.as_ref().ok()?.jti.clone());
-    let fault = state.take_fault(|knobs| &mut knobs.exchange_faults);
+    let fault = state.take_fault(|settings| &mut settings.exchange_faults);
     let decision = {
         let mut ledger = state.ledger();
         if let Ok((request, _)) = &presented {
             ledger.see(&request.assertion, jti.as_deref());
         }
         let decision = fault.commits().then(|| match &presented {
-            Ok((request, claims)) => decide(request, claims.as_ref(), &knobs, &state.base_url, &mut ledger, now),
+            Ok((request, claims)) => decide(request, claims.as_ref(), &settings, &state.base_url, &mut ledger, now),
             Err(invalid) => Err(Refusal::Invalid(invalid.clone())),
         });
         let (verdict, reason, expires_in) = match &decision {
@@ -56,7 +56,7 @@ pub(crate) async fn answer(state: &State, body: &[u8], request_id: &str) -> Outc
         decision
     };
 
-    tokio::time::sleep(Duration::from_millis(knobs.exchange_latency_ms)).await;
+    tokio::time::sleep(Duration::from_millis(settings.exchange_latency_ms)).await;
     match decision {
         None if fault == Fault::ReflectAssertion => {
             let assertion = presented.map(|(request, _)| request.assertion).unwrap_or_default();
@@ -197,24 +197,24 @@ impl Refusal {
 fn decide(
     request: &TokenRequest,
     claims: Result<&Claims, &Reason>,
-    knobs: &Knobs,
+    settings: &Settings,
     issuer: &str,
     ledger: &mut Ledger,
     now: Duration,
 ) -> Result<Grant, Refusal> {
-    request.names(&knobs.rule).map_err(Refusal::Denied)?;
+    request.names(&settings.rule).map_err(Refusal::Denied)?;
     let claims = claims.map_err(|reason| Refusal::Denied(*reason))?;
-    claims.matches(&knobs.rule, issuer, now).map_err(Refusal::Denied)?;
+    claims.matches(&settings.rule, issuer, now).map_err(Refusal::Denied)?;
     // Last, so that a token refused for another reason is not spent by it.
     if let Some(jti) = &claims.jti
         && !ledger.spend(jti)
-        && knobs.check_jti
+        && settings.check_jti
     {
         return Err(Refusal::Denied(Reason::JtiReused));
     }
     let grant = Grant {
         access_token: format!("sk-ant-oat01-{}", random::secret(48)),
-        expires_in: expires_in(knobs, claims.remaining(now)),
+        expires_in: expires_in(settings, claims.remaining(now)),
     };
     ledger.access_token_issued(
         &grant.access_token,
@@ -245,9 +245,9 @@ impl TokenRequest {
 
 /// Seconds that an access token lives: the rule's, but at most twice what the identity token has left, and never
 /// below the floor.
-fn expires_in(knobs: &Knobs, remaining: u64) -> u64 {
+fn expires_in(settings: &Settings, remaining: u64) -> u64 {
     let twice_remaining = remaining.saturating_mul(2);
-    knobs.access_token_lifetime_s.min(twice_remaining).max(knobs.access_token_lifetime_floor_s).max(1)
+    settings.access_token_lifetime_s.min(twice_remaining).max(settings.access_token_lifetime_floor_s).max(1)
 }
 
 #[cfg(test)]
@@ -305,53 +305,53 @@ mod tests {
         assert!(TokenRequest::parse(b"grant_type=x").is_err());
     }
 
-    fn decide_with(field: &str, value: Value, knobs: &Knobs) -> Result<Grant, Refusal> {
+    fn decide_with(field: &str, value: Value, settings: &Settings) -> Result<Grant, Refusal> {
         let request = parse_with(field, value).unwrap();
-        decide(&request, Ok(&claims_with("jti", json!("j"))), knobs, ISSUER, &mut Ledger::default(), NOW)
+        decide(&request, Ok(&claims_with("jti", json!("j"))), settings, ISSUER, &mut Ledger::default(), NOW)
     }
 
     #[test]
     fn a_request_has_to_name_what_the_rule_names() {
-        let knobs = Knobs::default();
+        let settings = Settings::default();
         let workspace_id_required = FederationRule { workspace_id_required: true, ..FederationRule::default() };
-        let several_workspaces = Knobs { rule: workspace_id_required, ..Knobs::default() };
-        for (field, value, knobs, expected) in [
-            ("unheard_of", json!(1), &knobs, None),
-            ("service_account_id", json!("svac_01SandboxAccount"), &knobs, None),
-            ("federation_rule_id", json!("fdrl_other"), &knobs, Some(Reason::RuleUnknown)),
-            ("organization_id", json!("other"), &knobs, Some(Reason::OrganizationMismatch)),
-            ("service_account_id", json!("svac_other"), &knobs, Some(Reason::ServiceAccountMismatch)),
-            ("service_account_id", json!(""), &knobs, Some(Reason::ServiceAccountMismatch)),
+        let several_workspaces = Settings { rule: workspace_id_required, ..Settings::default() };
+        for (field, value, settings, expected) in [
+            ("unheard_of", json!(1), &settings, None),
+            ("service_account_id", json!("svac_01SandboxAccount"), &settings, None),
+            ("federation_rule_id", json!("fdrl_other"), &settings, Some(Reason::RuleUnknown)),
+            ("organization_id", json!("other"), &settings, Some(Reason::OrganizationMismatch)),
+            ("service_account_id", json!("svac_other"), &settings, Some(Reason::ServiceAccountMismatch)),
+            ("service_account_id", json!(""), &settings, Some(Reason::ServiceAccountMismatch)),
             ("unheard_of", json!(1), &several_workspaces, Some(Reason::WorkspaceIdRequired)),
             ("workspace_id", json!("default"), &several_workspaces, None),
         ] {
-            let refusal = decide_with(field, value.clone(), knobs).err();
+            let refusal = decide_with(field, value.clone(), settings).err();
             assert_eq!(refusal, expected.map(Refusal::Denied), "{field} {value}");
         }
     }
 
     #[test]
     fn an_identity_token_is_spent_by_its_acceptance_alone() {
-        let (knobs, mut ledger) = (Knobs::default(), Ledger::default());
+        let (settings, mut ledger) = (Settings::default(), Ledger::default());
         let request = TokenRequest::parse(good().to_string().as_bytes()).unwrap();
         let claims = claims_with("jti", json!("j"));
-        let mut at = |moment, knobs: &Knobs| decide(&request, Ok(&claims), knobs, ISSUER, &mut ledger, moment);
-        assert_eq!(at(NOW + Duration::from_secs(331), &knobs), Err(Refusal::Denied(Reason::Expired)));
-        assert!(at(NOW, &knobs).is_ok());
-        assert_eq!(at(NOW, &knobs), Err(Refusal::Denied(Reason::JtiReused)));
-        assert!(at(NOW, &Knobs { check_jti: false, ..Knobs::default() }).is_ok());
+        let mut at = |moment, settings: &Settings| decide(&request, Ok(&claims), settings, ISSUER, &mut ledger, moment);
+        assert_eq!(at(NOW + Duration::from_secs(331), &settings), Err(Refusal::Denied(Reason::Expired)));
+        assert!(at(NOW, &settings).is_ok());
+        assert_eq!(at(NOW, &settings), Err(Refusal::Denied(Reason::JtiReused)));
+        assert!(at(NOW, &Settings { check_jti: false, ..Settings::default() }).is_ok());
         let without_jti = claims_with("jti", Value::Null);
         for _ in 0..2 {
-            assert!(decide(&request, Ok(&without_jti), &knobs, ISSUER, &mut ledger, NOW).is_ok());
+            assert!(decide(&request, Ok(&without_jti), &settings, ISSUER, &mut ledger, NOW).is_ok());
         }
     }
 
     #[test]
     fn an_access_token_lives_twice_the_rest_of_its_identity_token_within_bounds() {
-        let knobs = |lifetime, floor| Knobs {
+        let settings = |lifetime, floor| Settings {
             access_token_lifetime_s: lifetime,
             access_token_lifetime_floor_s: floor,
-            ..Knobs::default()
+            ..Settings::default()
         };
         for (lifetime, floor, remaining, expected) in [
             (600, 60, 300, 600),
@@ -365,8 +365,8 @@ mod tests {
             (2, 1, 300, 2),
             (0, 0, 300, 1),
         ] {
-            let knobs = knobs(lifetime, floor);
-            assert_eq!(expires_in(&knobs, remaining), expected, "{lifetime} {floor} {remaining}");
+            let settings = settings(lifetime, floor);
+            assert_eq!(expires_in(&settings, remaining), expected, "{lifetime} {floor} {remaining}");
         }
     }
 }

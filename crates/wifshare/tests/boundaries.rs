@@ -10,7 +10,7 @@ use wifshare::{
     Clock, Config, Credential, Environment, Holder, HttpClient, Inputs, Interrupted, ObtainError, Step, StoreError,
     obtain, obtain_lasting, renew, resolve,
 };
-use wifshare_sandbox::{Fault, Knobs, Sandbox};
+use wifshare_sandbox::{Fault, Sandbox, Settings};
 
 thread_local! {
     /// How far the clocks of this test are ahead of where they began.
@@ -48,8 +48,8 @@ struct World {
 }
 
 /// Identity tokens that live for an hour, so that this clock may be ahead of the server's.
-fn knobs(exchange_faults: Vec<Fault>) -> Knobs {
-    Knobs { identity_token_lifetime_s: 3600, access_token_lifetime_s: 600, exchange_faults, ..Knobs::default() }
+fn settings(exchange_faults: Vec<Fault>) -> Settings {
+    Settings { identity_token_lifetime_s: 3600, access_token_lifetime_s: 600, exchange_faults, ..Settings::default() }
 }
 
 fn status(status: u16, retry_after_s: Option<u64>) -> Fault {
@@ -57,19 +57,19 @@ fn status(status: u16, retry_after_s: Option<u64>) -> Fault {
 }
 
 impl World {
-    fn new(knobs: Knobs) -> World {
-        World::with(knobs, |_| None)
+    fn new(settings: Settings) -> World {
+        World::with(settings, |_| None)
     }
 
     /// With this identity token in a variable, if there is one, and else the CI's endpoint.
-    fn with(knobs: Knobs, given: impl FnOnce(&Sandbox) -> Option<String>) -> World {
-        World::with_all(knobs, |sandbox| given(sandbox).into_iter().collect())
+    fn with(settings: Settings, given: impl FnOnce(&Sandbox) -> Option<String>) -> World {
+        World::with_all(settings, |sandbox| given(sandbox).into_iter().collect())
     }
 
     /// With these identity tokens in variables, one after another.
-    fn with_all(knobs: Knobs, given: impl FnOnce(&Sandbox) -> Vec<String>) -> World {
+    fn with_all(settings: Settings, given: impl FnOnce(&Sandbox) -> Vec<String>) -> World {
         // To the second, as credentials are.
-        let sandbox = Sandbox::start(knobs).unwrap();
+        let sandbox = Sandbox::start(settings).unwrap();
         let holder = tempfile::tempdir().unwrap();
         let mut environment: Environment = sandbox.environment().into_iter().collect();
         for (number, token) in (1..).zip(given(&sandbox)) {
@@ -120,7 +120,7 @@ fn pass_until_left(credential: &Credential, left: u64) {
 
 #[test]
 fn one_that_is_fresh_is_served_and_one_whose_successor_is_due_is_renewed() {
-    let world = World::new(knobs(vec![]));
+    let world = World::new(settings(vec![]));
     let first = world.obtain().unwrap();
     pass_until_left(&first, 151);
     assert_eq!(world.obtain().unwrap(), first);
@@ -132,7 +132,7 @@ fn one_that_is_fresh_is_served_and_one_whose_successor_is_due_is_renewed() {
 
 #[test]
 fn who_cannot_have_a_successor_is_served_what_is_usable_and_nothing_that_is_not() {
-    let world = World::new(knobs([vec![Fault::None], vec![status(503, None); 12]].concat()));
+    let world = World::new(settings([vec![Fault::None], vec![status(503, None); 12]].concat()));
     let first = world.obtain().unwrap();
     pass_until_left(&first, 100);
     let told = Mutex::new(Vec::new());
@@ -161,7 +161,7 @@ fn a_failure_that_may_pass_is_tried_three_times_with_growing_pauses_and_a_refusa
         (vec![Fault::NotJson; 5], 1, "answer-unexpected", vec![]),
         (vec![status(503, None); 2], 3, "served", vec![500..1001, 1000..2001]),
     ] {
-        let world = World::new(knobs(faults));
+        let world = World::new(settings(faults));
         PAUSES.take();
         assert_eq!(code(world.obtain()), told);
         assert_eq!(world.exchanges().0, tries, "{told}");
@@ -174,7 +174,7 @@ fn a_failure_that_may_pass_is_tried_three_times_with_growing_pauses_and_a_refusa
 #[test]
 fn no_further_try_is_begun_after_a_minute() {
     for (delay, tries) in [(40, 3), (70, 2)] {
-        let world = World::new(knobs(vec![status(503, None); 5]));
+        let world = World::new(settings(vec![status(503, None); 5]));
         DELAY.set(seconds(delay));
         assert_eq!(code(world.obtain()), "endpoint-busy");
         assert_eq!(world.exchanges().0, tries, "with pauses that take {delay} s longer");
@@ -184,27 +184,27 @@ fn no_further_try_is_begun_after_a_minute() {
 
 #[test]
 fn a_failure_is_remembered_for_as_long_as_it_is_sure() {
-    let forbidden = || Knobs { identity_token_faults: vec![status(403, None); 50], ..knobs(vec![]) };
-    let broken = || Knobs { identity_token_faults: vec![status(503, None); 50], ..knobs(vec![]) };
-    let busy = || Knobs { identity_token_faults: vec![status(429, None); 50], ..knobs(vec![]) };
-    for (knobs, told, remembered) in [
-        (knobs(vec![status(401, None)]), "exchange-refused", 30),
+    let forbidden = || Settings { identity_token_faults: vec![status(403, None); 50], ..settings(vec![]) };
+    let broken = || Settings { identity_token_faults: vec![status(503, None); 50], ..settings(vec![]) };
+    let busy = || Settings { identity_token_faults: vec![status(429, None); 50], ..settings(vec![]) };
+    for (settings, told, remembered) in [
+        (settings(vec![status(401, None)]), "exchange-refused", 30),
         (
-            knobs(vec![Fault::Redirect { status: 307, location: "https://a.invalid/".to_owned() }]),
+            settings(vec![Fault::Redirect { status: 307, location: "https://a.invalid/".to_owned() }]),
             "endpoint-redirects",
             30,
         ),
-        (knobs(vec![status(503, None); 3]), "endpoint-busy", 5),
-        (knobs(vec![Fault::DropBeforeCommit; 3]), "answer-lost", 5),
-        (knobs(vec![Fault::EmptyBody]), "answer-unexpected", 5),
+        (settings(vec![status(503, None); 3]), "endpoint-busy", 5),
+        (settings(vec![Fault::DropBeforeCommit; 3]), "answer-lost", 5),
+        (settings(vec![Fault::EmptyBody]), "answer-unexpected", 5),
         (forbidden(), "identity-refused", 30),
         (broken(), "identity-refused", 5),
         (busy(), "identity-refused", 5),
-        (Knobs { identity_token_faults: vec![Fault::NotJson], ..knobs(vec![]) }, "identity-unexpected", 5),
+        (Settings { identity_token_faults: vec![Fault::NotJson], ..settings(vec![]) }, "identity-unexpected", 5),
     ] {
-        let world = World::new(knobs);
+        let world = World::new(settings);
         assert_eq!(code(world.obtain()), told);
-        world.sandbox.set_knobs(self::knobs(vec![]));
+        world.sandbox.set_settings(self::settings(vec![]));
         let (asked, exchanged) = (world.sandbox.counters().identity_tokens_issued, world.exchanges());
         // Counted in whole seconds from the one in which it happened.
         pass(seconds(remembered - 2));
@@ -220,7 +220,7 @@ fn a_failure_is_remembered_for_as_long_as_it_is_sure() {
 
 #[test]
 fn what_is_spent_or_malformed_is_looked_at_anew_each_time() {
-    let spoiled = Knobs { identity_token_faults: vec![Fault::MalformedIdentityToken], ..knobs(vec![]) };
+    let spoiled = Settings { identity_token_faults: vec![Fault::MalformedIdentityToken], ..settings(vec![]) };
     let world = World::new(spoiled);
     assert_eq!(code(world.obtain()), "identity-malformed");
     assert_eq!(code(world.obtain()), "served");
@@ -230,7 +230,7 @@ fn what_is_spent_or_malformed_is_looked_at_anew_each_time() {
 fn an_identity_token_may_be_half_a_minute_over_its_end_and_no_more() {
     for (over, received, told) in [(29, 1, "exchange-refused"), (32, 0, "identity-expired")] {
         let end = CLOCK.now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
-        let world = World::with(knobs(vec![status(401, None)]), |sandbox| {
+        let world = World::with(settings(vec![status(401, None)]), |sandbox| {
             Some(sandbox.issue_identity_token_with(|claims| drop(claims.insert("exp".to_owned(), end.into()))))
         });
         pass(seconds(over));
@@ -241,7 +241,7 @@ fn an_identity_token_may_be_half_a_minute_over_its_end_and_no_more() {
 
 #[test]
 fn one_token_is_sent_once_and_its_second_use_is_told_with_the_cure() {
-    let world = World::with(knobs(vec![Fault::DropAfterCommit]), |sandbox| Some(sandbox.issue_identity_token()));
+    let world = World::with(settings(vec![Fault::DropAfterCommit]), |sandbox| Some(sandbox.issue_identity_token()));
     let lost = world.obtain().unwrap_err();
     assert_eq!(lost.code().to_string(), "answer-lost");
     pass(seconds(31));
@@ -258,17 +258,17 @@ fn one_token_is_sent_once_and_its_second_use_is_told_with_the_cure() {
 
 #[test]
 fn who_can_be_asked_again_hears_another_cure_than_who_cannot() {
-    let remintable = World::new(knobs(vec![status(503, None); 3]));
+    let remintable = World::new(settings(vec![status(503, None); 3]));
     let hint = remintable.obtain().unwrap_err().hint().unwrap();
     assert!(hint.contains("a new identity token is taken for each try"), "{hint}");
-    let given = World::with(knobs(vec![status(503, None); 3]), |sandbox| Some(sandbox.issue_identity_token()));
+    let given = World::with(settings(vec![status(503, None); 3]), |sandbox| Some(sandbox.issue_identity_token()));
     let hint = given.obtain().unwrap_err().hint().unwrap();
     assert!(hint.contains("this job was given no other"), "{hint}");
 }
 
 #[test]
 fn a_renewal_replaces_what_is_held_and_takes_what_others_renewed() {
-    let world = World::new(knobs(vec![]));
+    let world = World::new(settings(vec![]));
     let first = world.obtain().unwrap();
     let second = world.renew(&first).unwrap();
     assert_eq!((second.generation, world.exchanges()), (2, (2, 2)));
@@ -282,7 +282,7 @@ fn a_renewal_replaces_what_is_held_and_takes_what_others_renewed() {
 
 #[test]
 fn one_that_has_to_last_lasts_and_what_no_exchange_can_give_is_not_bought_twice() {
-    let world = World::new(knobs(vec![]));
+    let world = World::new(settings(vec![]));
     let first = world.obtain().unwrap();
     pass_until_left(&first, 400);
     assert_eq!(world.lasting(400).unwrap(), first, "just long enough");
@@ -306,7 +306,7 @@ fn one_that_has_to_last_lasts_and_what_no_exchange_can_give_is_not_bought_twice(
 
 #[test]
 fn who_has_something_usable_waits_a_moment_and_who_has_nothing_waits_long() {
-    let world = World::new(knobs(vec![]));
+    let world = World::new(settings(vec![]));
     let store = world.config.store();
     let waited = |what: &dyn Fn()| {
         let before = AHEAD.get();
@@ -351,7 +351,7 @@ fn holder(world: &World, clock: Clock) -> (Holder, Arc<Mutex<u32>>) {
 
 #[test]
 fn a_holder_serves_what_is_usable_for_five_seconds_before_it_tries_again() {
-    let world = World::new(knobs([vec![Fault::None], vec![status(400, None); 9]].concat()));
+    let world = World::new(settings([vec![Fault::None], vec![status(400, None); 9]].concat()));
     let (holder, failures) = holder(&world, CLOCK);
     let first = holder.credential().unwrap();
     pass_until_left(&first, 140);
@@ -373,7 +373,7 @@ fn a_holder_serves_what_is_usable_for_five_seconds_before_it_tries_again() {
 
 #[test]
 fn whoever_asks_a_holder_to_end_is_not_served_instead() {
-    let world = World::new(knobs([vec![Fault::None], vec![status(503, None); 9]].concat()));
+    let world = World::new(settings([vec![Fault::None], vec![status(503, None); 9]].concat()));
     let (holder, failures) = holder(&world, Clock { pause: |_| Err(Interrupted), ..CLOCK });
     let first = holder.credential().unwrap();
     pass_until_left(&first, 140);
@@ -384,7 +384,7 @@ fn whoever_asks_a_holder_to_end_is_not_served_instead() {
 #[test]
 fn a_job_that_was_given_several_tokens_takes_the_next_and_the_last_of_them_once() {
     let faults = vec![status(503, None), Fault::None, status(503, None)];
-    let world = World::with_all(knobs(faults), |sandbox| (0..3).map(|_| sandbox.issue_identity_token()).collect());
+    let world = World::with_all(settings(faults), |sandbox| (0..3).map(|_| sandbox.issue_identity_token()).collect());
     let told = Mutex::new(Vec::new());
     let watch = |step: &Step<'_>| match step {
         Step::AlreadySpent => told.lock().unwrap().push("spent"),

@@ -11,10 +11,10 @@ mod share;
 use std::ffi::OsString;
 
 use wifshare::Environment;
-use wifshare_sandbox::{Fault, Knobs, Sandbox};
+use wifshare_sandbox::{Fault, Sandbox, Settings};
 
-fn job(knobs: Knobs) -> (Sandbox, tempfile::TempDir, Environment) {
-    let sandbox = Sandbox::start(knobs).unwrap();
+fn job(settings: Settings) -> (Sandbox, tempfile::TempDir, Environment) {
+    let sandbox = Sandbox::start(settings).unwrap();
     let directory = tempfile::tempdir().unwrap();
     let mut environment: Environment = sandbox.environment().into_iter().collect();
     environment.set("WIFSHARE_STATE_DIR", directory.path().canonicalize().unwrap().join("wifshare"));
@@ -24,7 +24,7 @@ fn job(knobs: Knobs) -> (Sandbox, tempfile::TempDir, Environment) {
 
 #[test]
 fn a_client_of_ones_own_is_fed_and_the_next_one_shares() {
-    let (sandbox, _directory, environment) = job(Knobs { require_oauth_beta: true, ..Knobs::default() });
+    let (sandbox, _directory, environment) = job(Settings { require_oauth_beta: true, ..Settings::default() });
     let models = models::models(&environment).unwrap();
     assert!(models.iter().any(|model| model.starts_with("claude-")), "{models:?}");
     assert_eq!(models::models(&environment).unwrap(), models);
@@ -33,7 +33,7 @@ fn a_client_of_ones_own_is_fed_and_the_next_one_shares() {
 
 #[test]
 fn a_credential_that_was_revoked_is_renewed_once() {
-    let (sandbox, _directory, environment) = job(Knobs::default());
+    let (sandbox, _directory, environment) = job(Settings::default());
     models::models(&environment).unwrap();
     sandbox.revoke_access_tokens();
     models::models(&environment).unwrap();
@@ -43,7 +43,7 @@ fn a_credential_that_was_revoked_is_renewed_once() {
 
 #[test]
 fn a_failure_says_what_to_do() {
-    let (_sandbox, _directory, environment) = job(Knobs { exchange_faults: vec![refused()], ..Knobs::default() });
+    let (_sandbox, _directory, environment) = job(Settings { exchange_faults: vec![refused()], ..Settings::default() });
     let error = models::models(&environment).unwrap_err();
     let error = error.downcast_ref::<wifshare::ObtainError>().unwrap();
     assert_eq!(error.code(), "exchange-refused");
@@ -56,7 +56,7 @@ fn refused() -> Fault {
 
 #[test]
 fn a_command_shares_and_leaves_nothing() {
-    let (sandbox, directory, environment) = job(Knobs::default());
+    let (sandbox, directory, environment) = job(Settings::default());
     let script = r#"test -s "$ANTHROPIC_CONFIG_DIR/credentials/$ANTHROPIC_PROFILE.json" && exit 7"#;
     let command: Vec<OsString> = ["sh", "-c", script].map(OsString::from).into();
     assert_eq!(share::share(&command, &environment).unwrap(), 7);

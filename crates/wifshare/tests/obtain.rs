@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use wifshare::{
     Clock, Config, Credential, Environment, Holder, HttpClient, Inputs, ObtainError, Refusal, Secret, obtain, resolve,
 };
-use wifshare_sandbox::{Fault, Knobs, Sandbox};
+use wifshare_sandbox::{Fault, Sandbox, Settings};
 
 fn configured(sandbox: &Sandbox, state: &Path) -> (Config, HttpClient) {
     let environment: Environment = sandbox.environment().into_iter().collect();
@@ -18,8 +18,8 @@ fn configured(sandbox: &Sandbox, state: &Path) -> (Config, HttpClient) {
     (resolve(&inputs, &environment).unwrap(), HttpClient::new(&environment))
 }
 
-fn sandbox(knobs: Knobs) -> Sandbox {
-    Sandbox::start(knobs).unwrap()
+fn sandbox(settings: Settings) -> Sandbox {
+    Sandbox::start(settings).unwrap()
 }
 
 fn patience() -> Duration {
@@ -39,7 +39,7 @@ fn waiter(config: &Config, transport: &HttpClient) -> Receiver<Result<Credential
 #[test]
 fn who_waits_takes_what_the_holder_has_stored_before_the_holder_lets_go() {
     let holder = tempfile::tempdir().unwrap();
-    let sandbox = sandbox(Knobs::default());
+    let sandbox = sandbox(Settings::default());
     let (config, transport) = configured(&sandbox, &holder.path().join("state"));
     let store = config.store();
     let mut turn = store.lock(patience(), Clock::system(), &|_| {}).unwrap();
@@ -61,7 +61,7 @@ fn who_waits_takes_what_the_holder_has_stored_before_the_holder_lets_go() {
 #[test]
 fn who_waits_hears_of_a_refusal_before_the_holder_lets_go() {
     let holder = tempfile::tempdir().unwrap();
-    let sandbox = sandbox(Knobs::default());
+    let sandbox = sandbox(Settings::default());
     let (config, transport) = configured(&sandbox, &holder.path().join("state"));
     let store = config.store();
     let turn = store.lock(patience(), Clock::system(), &|_| {}).unwrap();
@@ -77,7 +77,7 @@ fn who_waits_hears_of_a_refusal_before_the_holder_lets_go() {
 fn threads_that_hold_together_buy_once_and_read_no_file_after_that() {
     let directory = tempfile::tempdir().unwrap();
     let state = directory.path().join("state");
-    let sandbox = sandbox(Knobs { exchange_latency_ms: 200, ..Knobs::default() });
+    let sandbox = sandbox(Settings { exchange_latency_ms: 200, ..Settings::default() });
     let (config, transport) = configured(&sandbox, &state);
     let holder = Holder::new(config, transport, Clock::system(), Arc::new(|_| {}));
     let start = Barrier::new(16);
@@ -98,10 +98,10 @@ static AHEAD: AtomicU64 = AtomicU64::new(0);
 #[test]
 fn a_holder_renews_when_it_is_due_serves_the_usable_meanwhile_and_an_expired_one_never() {
     let directory = tempfile::tempdir().unwrap();
-    let sandbox = sandbox(Knobs {
+    let sandbox = sandbox(Settings {
         identity_token_lifetime_s: 3600,
         exchange_faults: vec![Fault::None, Fault::Status { status: 400, retry_after_s: None, commit: true }],
-        ..Knobs::default()
+        ..Settings::default()
     });
     let (config, transport) = configured(&sandbox, &directory.path().join("state"));
     let wall = || SystemTime::now() + Duration::from_secs(AHEAD.load(Ordering::SeqCst));
@@ -125,7 +125,7 @@ fn a_holder_renews_when_it_is_due_serves_the_usable_meanwhile_and_an_expired_one
 #[test]
 fn a_rejected_credential_is_replaced_once_for_all_threads() {
     let directory = tempfile::tempdir().unwrap();
-    let sandbox = sandbox(Knobs::default());
+    let sandbox = sandbox(Settings::default());
     let (config, transport) = configured(&sandbox, &directory.path().join("state"));
     let holder = Holder::new(config, transport, Clock::system(), Arc::new(|_| {}));
     let rejected = holder.credential().unwrap();

@@ -10,7 +10,7 @@ use wifshare::{
     Clock, Config, Delivery, Ending, Environment, HttpClient, Inputs, Interrupted, ObtainError, Provision, Run, Step,
     resolve,
 };
-use wifshare_sandbox::{Fault, Knobs, Sandbox};
+use wifshare_sandbox::{Fault, Sandbox, Settings};
 
 fn configured(sandbox: &Sandbox, state: &Path) -> (Config, HttpClient) {
     let environment: Environment = sandbox.environment().into_iter().collect();
@@ -28,11 +28,11 @@ fn begin(sandbox: &Sandbox, state: &Path) -> Arc<Run> {
 }
 
 fn living(seconds: u64, exchange_faults: Vec<Fault>) -> Sandbox {
-    Sandbox::start(Knobs {
+    Sandbox::start(Settings {
         access_token_lifetime_s: seconds,
         access_token_lifetime_floor_s: 1,
         exchange_faults,
-        ..Knobs::default()
+        ..Settings::default()
     })
     .unwrap()
 }
@@ -159,10 +159,10 @@ fn a_gateway_that_cannot_renew_tries_ever_more_slowly_and_not_without_a_pause() 
 #[test]
 fn whoever_is_asked_to_end_while_a_run_begins_begins_none() {
     let holder = tempfile::tempdir().unwrap();
-    let sandbox = Sandbox::start(Knobs {
+    let sandbox = Sandbox::start(Settings {
         // The one to spare is the one that was spent: another is waited for.
         identity_token_faults: vec![Fault::None, Fault::DuplicateIdentityToken],
-        ..Knobs::default()
+        ..Settings::default()
     })
     .unwrap();
     let (config, transport) = configured(&sandbox, &holder.path().join("state"));

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use wifshare_sandbox::{Fault, Knobs};
+use wifshare_sandbox::{Fault, Settings};
 
 use crate::clock;
 use crate::job::{Job, living};
@@ -171,9 +171,9 @@ impl Weather {
 
     /// Replaces the script and counts what was taken of the one before.
     fn script(&mut self, job: &Job, exchange: Vec<Fault>, identity: Vec<Fault>, lifetime: u64) {
-        let left = job.sandbox.knobs();
+        let left = job.sandbox.settings();
         let next = (exchange.clone(), identity.clone());
-        job.sandbox.set_knobs(Knobs {
+        job.sandbox.set_settings(Settings {
             exchange_faults: exchange,
             identity_token_faults: identity,
             exchange_latency_ms: 50,

@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use rustix::process::{Pid, Signal, kill_process_group};
-use wifshare_sandbox::Knobs;
+use wifshare_sandbox::Settings;
 
 use crate::clients::{job_with_clients, node};
-use crate::job::{Job, WIFSHARE, eventually, knobs};
+use crate::job::{Job, WIFSHARE, eventually, settings};
 use crate::runner::Runner;
 
 fn repository() -> PathBuf {
@@ -69,7 +69,7 @@ fn ask(client: &str) -> String {
 
 #[test]
 fn real_clients_in_parallel_steps_share_the_one_exchange_of_the_action() {
-    let Some(job) = job_with_clients(Knobs { exchange_latency_ms: 500, ..knobs() }) else { return };
+    let Some(job) = job_with_clients(Settings { exchange_latency_ms: 500, ..settings() }) else { return };
     let (mut runner, inputs) = runner_with_inputs(job);
     let inputs = borrowed(&inputs);
     let main = part(&runner, "main", &inputs);
@@ -88,7 +88,7 @@ fn real_clients_in_parallel_steps_share_the_one_exchange_of_the_action() {
 
 #[test]
 fn behind_the_gateway_of_the_action_real_clients_work_and_no_step_ever_sees_the_credential() {
-    let Some(mut job) = job_with_clients(knobs()) else { return };
+    let Some(mut job) = job_with_clients(settings()) else { return };
     // Nobody listens there: what is asked of the gateway must not be asked of a proxy.
     job.set("HTTP_PROXY", "http://127.0.0.1:9");
     job.set("NO_PROXY", "internal.example");
@@ -117,7 +117,7 @@ fn behind_the_gateway_of_the_action_real_clients_work_and_no_step_ever_sees_the_
 
 #[test]
 fn every_input_reaches_wifshare() {
-    let (mut runner, mut inputs) = runner_with_inputs(Job::new(knobs()));
+    let (mut runner, mut inputs) = runner_with_inputs(Job::new(settings()));
     inputs.extend([
         ("anthropic_workspace_id", "default".to_owned()),
         ("delivery", "environment".to_owned()),
@@ -136,7 +136,7 @@ fn every_input_reaches_wifshare() {
     post(&mut runner, &inputs);
     assert_nothing_is_left(&runner);
     for (name, value) in [("anthropic_oidc_audience", "https://other.example"), ("delivery", "nonsense")] {
-        let mut runner = Runner::new(Job::new(knobs()));
+        let mut runner = Runner::new(Job::new(settings()));
         let main = part(&runner, "main", &[(name, value)]);
         assert_ne!(runner.step(main).code, 0, "{name} reaches it, and is not right");
     }
@@ -144,7 +144,7 @@ fn every_input_reaches_wifshare() {
 
 #[test]
 fn a_job_without_inputs_and_without_a_token_goes_on_where_that_is_allowed() {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     job.without_endpoint();
     let mut runner = Runner::new(job);
     let main = part(&runner, "main", &[("optional", "true")]);
@@ -161,7 +161,7 @@ fn a_job_without_inputs_and_without_a_token_goes_on_where_that_is_allowed() {
 
 #[test]
 fn the_program_is_looked_for_where_it_may_be() {
-    let mut runner = Runner::new(Job::new(knobs()));
+    let mut runner = Runner::new(Job::new(settings()));
     let cargo = runner.job.path("cargo/bin");
     std::fs::create_dir_all(&cargo).unwrap();
     std::fs::copy(WIFSHARE, cargo.join("wifshare")).unwrap();
@@ -189,7 +189,8 @@ fn the_program_is_looked_for_where_it_may_be() {
 fn a_cancelled_main_and_a_cancelled_step_are_cleaned_up_by_the_post() {
     for cancelled in ["main", "step"] {
         let latency = if cancelled == "main" { 2000 } else { 0 };
-        let (mut runner, inputs) = runner_with_inputs(Job::new(Knobs { exchange_latency_ms: latency, ..knobs() }));
+        let (mut runner, inputs) =
+            runner_with_inputs(Job::new(Settings { exchange_latency_ms: latency, ..settings() }));
         let inputs = borrowed(&inputs);
         let main = part(&runner, "main", &inputs);
         let main = runner.begin(main);
@@ -214,7 +215,7 @@ fn a_cancelled_main_and_a_cancelled_step_are_cleaned_up_by_the_post() {
 
 #[test]
 fn a_signal_to_main_alone_reaches_wifshare_and_leaves_nothing() {
-    let (mut runner, inputs) = runner_with_inputs(Job::new(Knobs { exchange_latency_ms: 3000, ..knobs() }));
+    let (mut runner, inputs) = runner_with_inputs(Job::new(Settings { exchange_latency_ms: 3000, ..settings() }));
     let main = part(&runner, "main", &borrowed(&inputs));
     let main = runner.begin(main);
     eventually("an exchange is under way", || runner.job.counters().exchanges_received > 0);
@@ -283,7 +284,7 @@ console.log(`::add-mask::${value}`);
 
 #[test]
 fn after_the_action_what_the_base_action_starts_makes_no_exchange() {
-    let Some(job) = job_with_clients(knobs()) else { return };
+    let Some(job) = job_with_clients(settings()) else { return };
     let ids: Vec<(&str, String)> =
         ["ANTHROPIC_FEDERATION_RULE_ID", "ANTHROPIC_ORGANIZATION_ID", "ANTHROPIC_SERVICE_ACCOUNT_ID"]
             .into_iter()
@@ -319,7 +320,7 @@ fn after_the_action_what_the_base_action_starts_makes_no_exchange() {
 #[test]
 fn post_without_the_program_ends_the_keeper_by_itself() {
     for is_killed in [false, true] {
-        let (mut runner, inputs) = runner_with_inputs(Job::new(knobs()));
+        let (mut runner, inputs) = runner_with_inputs(Job::new(settings()));
         let inputs = borrowed(&inputs);
         let main = part(&runner, "main", &inputs);
         assert_eq!(runner.step(main).code, 0);
@@ -344,7 +345,7 @@ fn post_without_the_program_ends_the_keeper_by_itself() {
 
 #[test]
 fn post_signals_no_process_but_the_keeper_and_says_what_it_could_not_end() {
-    let mut runner = Runner::new(Job::new(knobs()));
+    let mut runner = Runner::new(Job::new(settings()));
     let mut other = Command::new("sleep").arg("600").spawn().unwrap();
     let run = runner.job.path("state/key/runs/run");
     std::fs::create_dir_all(&run).unwrap();
@@ -378,7 +379,7 @@ fn inputs_that_cannot_be_meant_are_refused_with_an_annotation() {
         ("max_life", "soon", "--max-life"),
         ("keep_env", "A,B", "--keep-env"),
     ] {
-        let mut runner = Runner::new(Job::new(knobs()));
+        let mut runner = Runner::new(Job::new(settings()));
         let main = part(&runner, "main", &[(name, value)]);
         let ended = runner.step(main);
         assert_eq!(ended.code, 2, "{name}: {} {}", ended.stdout, ended.stderr);
@@ -387,7 +388,7 @@ fn inputs_that_cannot_be_meant_are_refused_with_an_annotation() {
         assert!(annotation.is_some_and(|line| line.contains(expected)), "{name}: {said}");
         runner.job.assert_exchanges(0);
     }
-    let mut runner = Runner::new(Job::new(knobs()));
+    let mut runner = Runner::new(Job::new(settings()));
     let main = part(&runner, "main", &[("optional", "TRUE"), ("summary", "False")]);
     assert_eq!(runner.step(main).code, 0);
     post(&mut runner, &[]);

@@ -2,19 +2,19 @@
 
 use std::path::Path;
 
-use crate::job::{Job, knobs};
+use crate::job::{Job, settings};
 
 #[test]
 fn the_page_of_errors_is_what_the_catalogue_says() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/reference/errors.md");
-    let made = Job::new(knobs()).run(&["explain", "--markdown"]);
+    let made = Job::new(settings()).run(&["explain", "--markdown"]);
     assert_eq!((made.code, made.stderr.as_str()), (0, ""));
     crate::job::same_or_blessed(&path, &made.stdout);
 }
 
 #[test]
 fn a_code_is_explained_as_it_is_copied_from_a_log() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     let plain = job.run(&["explain", "exchange-refused"]);
     assert_eq!(plain.code, 0);
     for part in ["error[exchange-refused]\n", "\nCauses\n", "\nEvidence\n", "\nCures\n", "jti_reused"] {

@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use wifshare_sandbox::Knobs;
+use wifshare_sandbox::Settings;
 
-use crate::job::{Ended, Job, eventually, finish, knobs};
+use crate::job::{Ended, Job, eventually, finish, settings};
 
 pub(crate) const ALL: [&str; 5] =
     ["claude-2.1.173", "claude-2.1.240", "claude-2.1.330", "ask-python", "ask-typescript"];
@@ -45,9 +45,9 @@ pub(crate) fn node() -> PathBuf {
     installed(&["node"]).map_or_else(|| "node".into(), |bin| bin.join("node"))
 }
 
-pub(crate) fn job_with_clients(knobs: Knobs) -> Option<Job> {
+pub(crate) fn job_with_clients(settings: Settings) -> Option<Job> {
     let clients = clients()?;
-    let mut job = Job::new(knobs);
+    let mut job = Job::new(settings);
     job.set("CLIENTS", clients.to_str().unwrap());
     // The SDKs' own runtimes stand where the machine has them.
     job.set("PATH", &std::env::var("PATH").unwrap());
@@ -63,8 +63,8 @@ pub(crate) fn job_with_clients(knobs: Knobs) -> Option<Job> {
     Some(job)
 }
 
-fn slow_exchange() -> Knobs {
-    Knobs { exchange_latency_ms: 1200, ..knobs() }
+fn slow_exchange() -> Settings {
+    Settings { exchange_latency_ms: 1200, ..settings() }
 }
 
 fn assert_all_well(job: &Job, ended: &Ended, messages: u64) {
@@ -147,12 +147,12 @@ fn bare_claude_is_told_which_delivery_it_needs() {
     for (options, code) in
         [(&["--delivery", "gateway"], 0), (&["--delivery", "environment"], 0), (&["--delivery", "profile"], 1)]
     {
-        let Some(job) = job_with_clients(knobs()) else { return };
+        let Some(job) = job_with_clients(settings()) else { return };
         let ended = job.exec(options, &bare);
         assert_eq!(ended.code, code, "{options:?}: {}{}", ended.stdout, ended.stderr);
         job.assert_exchanges(1);
     }
-    let Some(mut job) = job_with_clients(knobs()) else { return };
+    let Some(mut job) = job_with_clients(settings()) else { return };
     job.set("PATH", &format!("{}:/usr/bin:/bin", job.variable("CLIENTS").unwrap()));
     let claude = ["claude-2.1.330", "--bare", "-p", "hi", "--model", "claude-sonnet-4-6"];
     for command in [&["exec", "--"][..], &["claude", "--claude", "claude-2.1.330", "--"]] {
@@ -181,7 +181,7 @@ fn write_profile(directory: &std::path::Path, name: &str) {
 
 #[test]
 fn streams_pass_as_well() {
-    let Some(job) = job_with_clients(knobs()) else { return };
+    let Some(job) = job_with_clients(settings()) else { return };
     let script = format!("{ONE}\none ask-python p --stream && one ask-typescript t --stream");
     let ended = job.exec(&[], &script);
     assert_all_well(&job, &ended, 2);
@@ -189,7 +189,7 @@ fn streams_pass_as_well() {
 
 #[test]
 fn a_client_that_knows_only_the_variables_signs_in_time_after_time() {
-    let Some(job) = job_with_clients(knobs()) else { return };
+    let Some(job) = job_with_clients(settings()) else { return };
     let script = format!(
         r#"{ONE}
         unset ANTHROPIC_CONFIG_DIR ANTHROPIC_PROFILE
@@ -203,7 +203,7 @@ fn a_client_that_knows_only_the_variables_signs_in_time_after_time() {
 
 #[test]
 fn a_client_whose_token_is_refused_heals_itself_and_everybody_else() {
-    let Some(job) = job_with_clients(knobs()) else { return };
+    let Some(job) = job_with_clients(settings()) else { return };
     let script = format!(
         r#"{ONE}
         one claude-2.1.240 before || exit 1
@@ -223,7 +223,7 @@ fn a_client_whose_token_is_refused_heals_itself_and_everybody_else() {
 #[test]
 fn one_client_object_outlives_its_token_and_notices_nothing() {
     // The SDKs refuse a credential with 30 s left; 65 s is as short as they can live with.
-    let Some(job) = job_with_clients(Knobs { access_token_lifetime_s: 65, ..knobs() }) else { return };
+    let Some(job) = job_with_clients(Settings { access_token_lifetime_s: 65, ..settings() }) else { return };
     let script = format!(
         r#"{ONE}
         one ask-python p --every 1 --for 75 & python=$!
@@ -267,7 +267,7 @@ fn overheard(listener: std::net::TcpListener) -> std::sync::mpsc::Receiver<[Opti
 #[test]
 fn claude_sends_what_its_api_key_helper_prints_inside_of_a_run() {
     for claude in ["claude-2.1.240", "claude-2.1.330"] {
-        let Some(mut job) = job_with_clients(knobs()) else { return };
+        let Some(mut job) = job_with_clients(settings()) else { return };
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         job.set("ELSEWHERE", &format!("http://{}", listener.local_addr().unwrap()));
         let heard = overheard(listener);

@@ -3,11 +3,11 @@
 use std::process::Stdio;
 use std::time::Instant;
 
-use crate::job::{Ended, Job, WIFSHARE, eventually, finish, knobs};
+use crate::job::{Ended, Job, WIFSHARE, eventually, finish, settings};
 
 /// What the kit says about a command; the job's own practice ground is nowhere in it.
 fn conformance(options: &[&str], command: &[&str]) -> Ended {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     let ended = job.run(&[&["sandbox", "--conformance"], options, &["--"], command].concat());
     assert_eq!(job.counters().exchanges_received, 0, "the variables of the job around it do not get through");
     ended
@@ -118,7 +118,7 @@ fn a_client_that_believes_its_platform_sends_one_token_twice() {
 
 #[test]
 fn the_client_starts_in_an_empty_home_with_nothing_of_ours() {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     job.set("ANTHROPIC_API_KEY", "sk-ant-not-for-others");
     job.set("ANTHROPIC_PROFILE", "mine");
     job.set("GITHUB_ACTIONS", "true");
@@ -148,7 +148,7 @@ fn a_client_that_cannot_be_found_is_a_failure_and_a_wrong_use_is_told() {
     for (options, command, code, said) in [
         (&[][..], &["no-such-client"][..], 127, "command-not-found"),
         (&["--case", "unheard-of"], &["true"], 2, "no such case"),
-        (&["--knobs", "{}"], &["true"], 2, "cannot be used with"),
+        (&["--settings", "{}"], &["true"], 2, "cannot be used with"),
     ] {
         let ended = conformance(options, command);
         assert_eq!(ended.code, code, "{}", ended.stderr);
@@ -159,7 +159,7 @@ fn a_client_that_cannot_be_found_is_a_failure_and_a_wrong_use_is_told() {
 
 #[test]
 fn interrupted_it_leaves_no_process_behind() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     let note = job.path("client");
     let script = format!("echo $$ > {}; sleep 300 & wait", note.display());
     let kit = job.wifshare(&["sandbox", "--conformance", "--", "sh", "-c", &script]).spawn().unwrap();

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use crate::job::{Ended, Job, eventually, files, finish, knobs, living};
+use crate::job::{Ended, Job, eventually, files, finish, living, settings};
 
 /// Whether namespaces can be made here; under CI they have to.
 fn can_contain() -> bool {
@@ -73,7 +73,7 @@ fn another_user_inside_is_told_nothing() {
     if !can_contain() {
         return;
     }
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     rustix::fs::chmod(job.path(""), rustix::fs::Mode::from_raw_mode(0o755)).unwrap();
     let handed = start(&job, &[]);
     let profile = handed["ANTHROPIC_CONFIG_DIR"].clone().unwrap();
@@ -89,7 +89,7 @@ fn a_container_on_the_hosts_network_works_behind_the_gateway_and_finds_no_creden
     if !can_contain() {
         return;
     }
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     let handed = start(&job, &["--delivery", "gateway"]);
     let text = |name: &str| handed[name].clone().unwrap();
     let (url, capability) = (text("ANTHROPIC_BASE_URL"), text("ANTHROPIC_AUTH_TOKEN"));
@@ -151,7 +151,7 @@ fn a_keeper_in_another_container_is_ended_through_its_directory() {
     if !can_contain() {
         return;
     }
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     let sidecar = contained(&job, SIDECAR, &[]);
     eventually("the sidecar is ready", || job.path("job.env").exists());
     stop(&job);

@@ -1,6 +1,6 @@
 //! Killed at each step between the lock and the rename: the next call recovers, and no identity token is sent twice.
 
-use crate::job::{Job, files, finish, knobs};
+use crate::job::{Job, files, finish, settings};
 
 const STEPS: [&str; 10] = [
     "locked",
@@ -22,7 +22,7 @@ fn killed_at(job: &Job, step: &str, arguments: &[&str]) -> i32 {
 #[test]
 fn a_kill_at_any_step_is_survived() {
     for step in STEPS {
-        let mut job = Job::new(knobs());
+        let mut job = Job::new(settings());
         assert_eq!(killed_at(&job, step, &["token"]), 137, "{step}: the switch has to work");
         let received = job.counters().exchanges_received;
         let answer = job.token(&[]);
@@ -48,7 +48,7 @@ fn a_kill_at_any_step_is_survived() {
 #[test]
 fn a_run_killed_at_any_step_is_survived() {
     for step in STEPS {
-        let job = Job::new(knobs());
+        let job = Job::new(settings());
         assert_eq!(killed_at(&job, step, &["exec", "--", "true"]), 137, "{step}: the switch has to work");
         let ended = job.exec(&[], r#""$WIFSHARE" demo --child shared"#);
         assert_eq!(ended.code, 0, "{step}: {}", ended.stderr);
@@ -60,7 +60,7 @@ fn a_run_killed_at_any_step_is_survived() {
 #[test]
 fn a_single_token_that_may_have_left_is_not_sent_again() {
     for step in ["recorded", "sending", "answered"] {
-        let mut job = Job::new(knobs());
+        let mut job = Job::new(settings());
         job.without_endpoint();
         let token = job.sandbox.issue_identity_token();
         job.set("ANTHROPIC_IDENTITY_TOKEN", &token);

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::job::{Ended, Job, finish, knobs};
+use crate::job::{Ended, Job, finish, settings};
 
 mod table;
 
@@ -74,7 +74,7 @@ fn carry_out_what_doctor_says(finding: &str, case: &Cured) {
 }
 
 fn bring_about(case: &Cured) -> (Job, Ended) {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     job.may_keep_credential();
     let bin = job.path("bin");
     std::fs::create_dir(&bin).unwrap();
@@ -151,7 +151,7 @@ fn every_cure_that_an_error_prints_works() {
 
 #[test]
 fn every_code_has_a_row_with_its_cure() {
-    let listed = Job::new(knobs()).run(&["explain"]).stdout;
+    let listed = Job::new(settings()).run(&["explain"]).stdout;
     let codes: BTreeSet<&str> = listed.lines().filter_map(|line| line.split(' ').next()).collect();
     let rows = rows();
     let with_rows: BTreeSet<&str> = rows.iter().map(|row| row.code).collect();
@@ -162,11 +162,11 @@ fn every_code_has_a_row_with_its_cure() {
 
 #[test]
 fn every_command_that_explain_names_is_one() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     let page = job.run(&["explain", "--markdown"]).stdout;
     let commands: BTreeSet<&str> = in_backticks(&page, "wifshare ").into_iter().collect();
     assert!(commands.len() > 8, "{commands:?}");
-    std::fs::write(job.path("rule.json"), serde_json::to_vec(&job.sandbox.knobs().rule).unwrap()).unwrap();
+    std::fs::write(job.path("rule.json"), serde_json::to_vec(&job.sandbox.settings().rule).unwrap()).unwrap();
     for command in commands {
         let words =
             command.replace("COMMAND --help", "exec --help").replace("COMMAND", "true").replace("CODE", "usage");

@@ -1,10 +1,10 @@
 //! `wifshare demo`, as the README's first command runs it.
 
-use crate::job::{Job, knobs};
+use crate::job::{Job, settings};
 
 #[test]
 fn the_demo_shows_both_outcomes_and_keeps_its_promise() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     let ended = job.run(&["demo"]);
     assert_eq!(ended.code, 0, "{}", ended.stderr);
     let row = |name: &str| ended.stdout.lines().find(|line| line.trim().starts_with(name)).unwrap().to_owned();

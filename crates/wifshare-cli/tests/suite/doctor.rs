@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::job::{Job, eventually, knobs};
+use crate::job::{Job, eventually, settings};
 
 fn findings(job: &Job, arguments: &[&str]) -> (i32, Vec<Value>) {
     let ended = job.run(&[&["doctor", "--json"], arguments].concat());
@@ -18,7 +18,7 @@ fn about<'a>(findings: &'a [Value], check: &str) -> Vec<&'a Value> {
 
 #[test]
 fn others_that_read_the_same_token_file_are_named() {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     let token = job.sandbox.issue_identity_token();
     job.use_token_file(&token);
     let (_, before) = findings(&job, &[]);
@@ -37,7 +37,7 @@ fn others_that_read_the_same_token_file_are_named() {
 
 #[test]
 fn a_doctor_that_looked_spoils_nothing() {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     let token = job.sandbox.issue_identity_token();
     job.use_token_file(&token);
     for _ in 0..3 {
@@ -50,7 +50,7 @@ fn a_doctor_that_looked_spoils_nothing() {
 
 #[test]
 fn the_holder_of_the_lock_is_named() {
-    let job = Job::new(wifshare_sandbox::Knobs { exchange_latency_ms: 60_000, ..knobs() });
+    let job = Job::new(wifshare_sandbox::Settings { exchange_latency_ms: 60_000, ..settings() });
     let mut exchanging = job.wifshare(&["token"]).spawn().unwrap();
     eventually("the holder of the lock is named", || {
         let (_, found) = findings(&job, &[]);
@@ -67,7 +67,7 @@ fn the_holder_of_the_lock_is_named() {
 #[test]
 fn real_clients_are_found_with_their_versions() {
     let Some(clients) = crate::clients::clients() else { return };
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     let (bin, all) = (job.path("bin"), clients.parent().unwrap());
     std::fs::create_dir(&bin).unwrap();
     std::os::unix::fs::symlink(clients.join("claude-2.1.330"), bin.join("claude")).unwrap();
@@ -86,7 +86,7 @@ fn real_clients_are_found_with_their_versions() {
 
 #[test]
 fn packages_are_found_with_the_delivery_that_works() {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     let make = |path: &str, text: &str| {
         let path = job.path(path);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -124,7 +124,7 @@ fn packages_are_found_with_the_delivery_that_works() {
 fn a_client_that_hangs_holds_nobody() {
     use std::os::unix::fs::OpenOptionsExt;
 
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     let bin = job.path("bin");
     std::fs::create_dir(&bin).unwrap();
     let script =
@@ -141,7 +141,7 @@ fn a_client_that_hangs_holds_nobody() {
 
 #[test]
 fn doctor_shows_what_is_wrong_last_and_annotates_it_in_a_github_job() {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     job.set("ANTHROPIC_WORKSPACE_ID", "");
     job.unset("ANTHROPIC_FEDERATION_RULE_ID");
     job.set("GITHUB_ACTIONS", "true");

@@ -1,8 +1,8 @@
 //! `wifshare exec`: what a command finds, for how long, and what is left.
 
-use wifshare_sandbox::Knobs;
+use wifshare_sandbox::Settings;
 
-use crate::job::{Job, files, finish, knobs, living};
+use crate::job::{Job, files, finish, living, settings};
 
 /// Asks the API once, as a client does that reads the profile.
 const ASK: &str = r#""$WIFSHARE" demo --child shared"#;
@@ -10,7 +10,7 @@ const ASK: &str = r#""$WIFSHARE" demo --child shared"#;
 #[test]
 fn a_command_finds_the_credential_and_nothing_is_left_behind() {
     for delivery in ["profile", "federation"] {
-        let job = Job::new(knobs());
+        let job = Job::new(settings());
         let ended = job.exec(&["--delivery", delivery], &format!("{ASK} && {ASK}"));
         assert_eq!(ended.code, 0, "{delivery}: {}", ended.stderr);
         assert_eq!(ended.stderr, "", "{delivery}: success is quiet");
@@ -26,8 +26,8 @@ fn a_command_finds_the_credential_and_nothing_is_left_behind() {
 #[test]
 fn short_lived_credential_warns_where_clients_read_its_end() {
     let warned = |lifetime, delivery| {
-        let knobs = Knobs { access_token_lifetime_s: lifetime, access_token_lifetime_floor_s: 1, ..knobs() };
-        let ended = Job::new(knobs).exec(&["--delivery", delivery], "true");
+        let settings = Settings { access_token_lifetime_s: lifetime, access_token_lifetime_floor_s: 1, ..settings() };
+        let ended = Job::new(settings).exec(&["--delivery", delivery], "true");
         assert_eq!(ended.code, 0, "{}", ended.stderr);
         ended.stderr.contains("use --delivery gateway")
     };
@@ -44,7 +44,7 @@ fn short_lived_credential_warns_where_clients_read_its_end() {
 
 #[test]
 fn under_a_profile_a_child_inherits_nothing_that_could_buy_a_credential() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     let ended = job.exec(&[], "env | cut -d= -f1 | grep -E 'ANTHROPIC|ACTIONS' | sort | xargs");
     assert_eq!(ended.stdout.trim(), "ANTHROPIC_BASE_URL ANTHROPIC_CONFIG_DIR ANTHROPIC_PROFILE");
     let kept = job.exec(&["--keep-env", "ANTHROPIC_ORGANIZATION_ID"], "echo ${ANTHROPIC_ORGANIZATION_ID:+kept}");
@@ -54,7 +54,7 @@ fn under_a_profile_a_child_inherits_nothing_that_could_buy_a_credential() {
 #[test]
 fn files_and_directories_are_private_whatever_the_umask() {
     for umask in ["000", "077", "777"] {
-        let job = Job::new(knobs());
+        let job = Job::new(settings());
         let script = r#"umask 022; find "$ANTHROPIC_CONFIG_DIR" -printf '%y %m\n' | sort -u | xargs"#;
         let run = format!(r#"umask {umask}; exec "$WIFSHARE" exec -- sh -c '{}'"#, script.replace('\'', r"'\''"));
         let ended = finish(job.command("sh", &["-c", &run]).spawn().unwrap());
@@ -64,7 +64,7 @@ fn files_and_directories_are_private_whatever_the_umask() {
 
 #[test]
 fn environment_delivers_the_token_and_says_how_long_it_is_good() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     let script =
         r#"[ "${ANTHROPIC_AUTH_TOKEN#sk-ant-oat01-}" != "$ANTHROPIC_AUTH_TOKEN" ] && [ -z "$ANTHROPIC_CONFIG_DIR" ]"#;
     let ended = job.exec(&["--delivery", "environment"], script);
@@ -74,7 +74,7 @@ fn environment_delivers_the_token_and_says_how_long_it_is_good() {
 
 #[test]
 fn exit_codes_are_the_childs_own_and_ours_are_told_apart() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     for code in [0, 1, 3, 125, 254] {
         assert_eq!(job.exec(&[], &format!("exit {code}")).code, code);
     }
@@ -115,7 +115,7 @@ fn a_renewal_that_fails_for_a_while_costs_nobody_anything() {
     let fault = wifshare_sandbox::Fault::Status { status: 503, retry_after_s: None, commit: true };
     // The first exchange is well, then the endpoint is down for a while in which the credential lives on.
     let faults = std::iter::once(wifshare_sandbox::Fault::None).chain(std::iter::repeat_n(fault, 4)).collect();
-    let job = Job::new(Knobs { exchange_faults: faults, ..living(30) });
+    let job = Job::new(Settings { exchange_faults: faults, ..living(30) });
     let script = format!("for i in $(seq 50); do {ASK} || exit 9; sleep 0.5; done");
     let ended = job.exec(&[], &script);
     assert_eq!(ended.code, 0, "{}", ended.stderr);
@@ -128,7 +128,7 @@ fn a_renewal_that_fails_for_a_while_costs_nobody_anything() {
 #[test]
 fn a_credential_of_somebody_else_is_respected_and_nothing_is_exchanged() {
     for name in ["ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN"] {
-        let mut job = Job::new(knobs());
+        let mut job = Job::new(settings());
         job.set(name, "their-own");
         let ended = job.exec(&[], &format!(r#"[ "${name}" = their-own ] && [ -n "$ACTIONS_ID_TOKEN_REQUEST_URL" ]"#));
         assert_eq!(ended.code, 0, "{}", ended.stderr);
@@ -139,7 +139,7 @@ fn a_credential_of_somebody_else_is_respected_and_nothing_is_exchanged() {
 
 #[test]
 fn a_blank_key_is_no_key_and_does_not_reach_the_child() {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     job.set("ANTHROPIC_API_KEY", "");
     let ended = job.exec(&[], r#"[ -z "${ANTHROPIC_API_KEY+set}" ]"#);
     assert_eq!(ended.code, 0, "the Python SDK would take a blank key for a choice: {}", ended.stderr);
@@ -149,7 +149,7 @@ fn a_blank_key_is_no_key_and_does_not_reach_the_child() {
 #[test]
 fn an_operators_own_profile_is_left_alone_and_an_identity_token_is_provided() {
     for (name, value) in [("ANTHROPIC_CONFIG_DIR", "/their/own"), ("ANTHROPIC_PROFILE", "theirs")] {
-        let mut job = Job::new(knobs());
+        let mut job = Job::new(settings());
         job.set(name, value);
         if name == "ANTHROPIC_CONFIG_DIR" {
             // Beside them the directory is no choice of a profile.
@@ -168,7 +168,7 @@ fn an_operators_own_profile_is_left_alone_and_an_identity_token_is_provided() {
 
 #[test]
 fn an_operators_own_profile_needs_no_variables_of_ours() {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     job.set("ANTHROPIC_PROFILE", "theirs");
     job.unset("ANTHROPIC_FEDERATION_RULE_ID");
     job.unset("ANTHROPIC_ORGANIZATION_ID");
@@ -183,7 +183,7 @@ fn an_operators_own_profile_needs_no_variables_of_ours() {
 fn a_platform_that_fails_for_a_while_delays_only_the_token_to_spare() {
     let down = wifshare_sandbox::Fault::Status { status: 401, retry_after_s: None, commit: false };
     let faults = std::iter::once(wifshare_sandbox::Fault::None).chain(std::iter::repeat_n(down, 3)).collect();
-    let job = Job::new(Knobs { identity_token_faults: faults, ..knobs() });
+    let job = Job::new(Settings { identity_token_faults: faults, ..settings() });
     let script = format!(
         r#"{ASK} || exit 3; for i in $(seq 100); do [ -s "$ANTHROPIC_IDENTITY_TOKEN_FILE" ] && exit 0; sleep 0.1; done"#
     );
@@ -195,7 +195,7 @@ fn a_platform_that_fails_for_a_while_delays_only_the_token_to_spare() {
 
 #[test]
 fn an_identity_token_that_nobody_reads_is_replaced_at_four_fifths_of_its_life() {
-    let job = Job::new(Knobs { identity_token_lifetime_s: 5, ..knobs() });
+    let job = Job::new(Settings { identity_token_lifetime_s: 5, ..settings() });
     let inode = r#"stat -c %i "$ANTHROPIC_IDENTITY_TOKEN_FILE""#;
     let script =
         format!("first=$({inode}); sleep 2; [ $({inode}) = $first ] || exit 3; sleep 2.7; [ $({inode}) != $first ]");
@@ -206,7 +206,7 @@ fn an_identity_token_that_nobody_reads_is_replaced_at_four_fifths_of_its_life() 
 
 #[test]
 fn what_a_child_wrote_that_is_no_credential_displaces_none() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     let script = r#"
         set -e
         file="$ANTHROPIC_CONFIG_DIR/credentials/default.json"; before=$("$WIFSHARE" token)
@@ -222,7 +222,7 @@ fn what_a_child_wrote_that_is_no_credential_displaces_none() {
 
 #[test]
 fn a_relative_state_directory_is_found_from_everywhere() {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     job.set("WIFSHARE_STATE_DIR", "relative");
     let ended = job.exec(&[], &format!(r#"cd / && {ASK} && "$WIFSHARE" exec -- true"#));
     assert_eq!(ended.code, 0, "{}", ended.stderr);
@@ -245,7 +245,7 @@ fn a_source_with_one_token_warns_once_and_not_without_end() {
 
 #[test]
 fn without_any_configuration_optional_runs_the_command_as_it_is() {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     for name in ["ANTHROPIC_FEDERATION_RULE_ID", "ANTHROPIC_ORGANIZATION_ID"] {
         job.set(name, "");
     }
@@ -260,7 +260,7 @@ fn without_any_configuration_optional_runs_the_command_as_it_is() {
 
 #[test]
 fn what_a_child_of_federation_obtained_by_itself_becomes_everybodys() {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     job.may_keep_credential();
     // A stand-in for a client after a 401: buys with the file's token and writes what it bought where it found ours.
     let script = r#"
@@ -290,7 +290,7 @@ fn what_a_child_of_federation_obtained_by_itself_becomes_everybodys() {
 #[test]
 fn a_process_that_outlives_the_command_is_warned_of() {
     for delivery in ["profile", "federation", "environment", "gateway"] {
-        let job = Job::new(knobs());
+        let job = Job::new(settings());
         let ended = job.exec(&["--delivery", delivery], "(exec sleep 20) >/dev/null 2>&1 </dev/null & echo $! > pid");
         assert_eq!(ended.code, 0, "{}", ended.stderr);
         let pid = std::fs::read_to_string(job.path("pid")).unwrap().trim().to_owned();
@@ -298,14 +298,14 @@ fn a_process_that_outlives_the_command_is_warned_of() {
         let pid = rustix::process::Pid::from_raw(pid.parse().unwrap()).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
     }
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     let ended = job.exec(&[], "(sleep 0.05) & true");
     assert!(!ended.stderr.contains("still run"), "{}", ended.stderr);
 }
 
 #[test]
 fn a_command_needs_no_dashes_before_it() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     for (arguments, stdout) in [
         (&["exec", "echo", "hi", "--delivery", "-v"][..], "hi --delivery -v\n"),
         (&["exec", "--delivery", "gateway", "sh", "-c", "echo $0 $1", "a", "--"], "a --\n"),
@@ -320,7 +320,7 @@ fn a_command_needs_no_dashes_before_it() {
 
 #[test]
 fn a_script_without_an_interpreter_is_run_by_the_shell() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     let script = "printf 'echo \"$1\"; exit 6\\n' > script && chmod 755 script";
     assert_eq!(finish(job.command("sh", &["-c", script]).spawn().unwrap()).code, 0);
     let ended = job.run(&["exec", "--", "./script", "a b"]);

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use rustix::process::{Pid, Signal, kill_process};
-use wifshare_sandbox::Knobs;
+use wifshare_sandbox::Settings;
 
-use crate::job::{Ended, Job, eventually, finish, knobs, living};
+use crate::job::{Ended, Job, eventually, finish, living, settings};
 
 const ASK: &str = r#""$WIFSHARE" demo --child shared"#;
 
@@ -77,7 +77,7 @@ fn assert_nothing_bought_in_vain(job: &Job, ended: &Ended, what: &str) {
 fn a_full_disk_costs_no_credential() {
     for pages in 0..=12 {
         let what = format!("{pages} pages");
-        let mut job = Job::new(knobs());
+        let mut job = Job::new(settings());
         let Some(small) = Small::mount(&job, "128k") else { return };
         small.leave(pages * 4096);
         let ended = job.token(&[]);
@@ -93,7 +93,7 @@ fn a_run_on_a_full_disk_buys_nothing_that_it_cannot_deliver() {
     let mut served = 0;
     for pages in 0..=16 {
         let what = format!("{pages} pages");
-        let job = Job::new(knobs());
+        let job = Job::new(settings());
         let Some(small) = Small::mount(&job, "128k") else { return };
         small.leave(pages * 4096);
         let ended = job.exec(&[], ASK);
@@ -126,7 +126,7 @@ fn a_disk_that_fills_up_while_a_run_lives_takes_nothing_from_its_children() {
 
 #[test]
 fn a_read_only_disk_is_told_as_that_and_what_lies_on_it_is_served() {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     let Some(small) = Small::mount(&job, "128k") else { return };
     assert!(small.command("mount", &["-o", "remount,ro"]));
     for ended in [job.token(&[]), job.exec(&[], "true")] {
@@ -158,14 +158,14 @@ fn a_disk_that_fails_to_sync_costs_no_credential() {
     for error in ["EIO", "ENOSPC", "EINTR"] {
         for time in 1..=5 {
             let what = format!("{error}, sync number {time}");
-            let mut job = Job::new(knobs());
+            let mut job = Job::new(settings());
             job.may_keep_credential();
             let Some(ended) = injected(&job, &format!("fsync:error={error}:when={time}"), &["token"]) else { return };
             assert_nothing_bought_in_vain(&job, &ended, &what);
             if error == "EINTR" {
                 assert_eq!(ended.code, 0, "{what}: {}", ended.stderr);
             }
-            let job = Job::new(knobs());
+            let job = Job::new(settings());
             let fault = format!("fsync:error={error}:when={time}");
             let ended = injected(&job, &fault, &["exec", "--", "true"]).unwrap();
             assert_served_or_told(&ended, &what);
@@ -181,7 +181,7 @@ fn an_interrupted_system_call_is_made_again() {
     // I/O driver through a descriptor that does not block, where no system is interrupted and tokio expects it.
     for call in ["openat", "read", "fsync", "sendto", "recvfrom", "epoll_wait"] {
         let first = if matches!(call, "openat" | "read") { "12+7" } else { "1+3" };
-        let mut job = Job::new(knobs());
+        let mut job = Job::new(settings());
         let Some(ended) = injected(&job, &format!("{call}:error=EINTR:when={first}"), &["token"]) else { return };
         job.may_keep_credential();
         assert_eq!(ended.code, 0, "{call}: {}", ended.stderr);
@@ -194,7 +194,7 @@ fn too_few_descriptors_cost_no_credential() {
     let mut served = 0;
     for limit in 4..=20 {
         let what = format!("{limit} descriptors");
-        let mut job = Job::new(knobs());
+        let mut job = Job::new(settings());
         job.may_keep_credential();
         let script = format!(r#"ulimit -n {limit}; exec "$WIFSHARE" token"#);
         let ended = finish(job.command("sh", &["-c", &script]).spawn().unwrap());
@@ -207,7 +207,7 @@ fn too_few_descriptors_cost_no_credential() {
     assert!(served > 0, "with enough of them it works");
     for number in 8..=40 {
         let what = format!("open number {number}");
-        let mut job = Job::new(knobs());
+        let mut job = Job::new(settings());
         job.may_keep_credential();
         let Some(ended) = injected(&job, &format!("openat:error=EMFILE:when={number}"), &["token"]) else { return };
         assert_nothing_bought_in_vain(&job, &ended, &what);
@@ -216,7 +216,7 @@ fn too_few_descriptors_cost_no_credential() {
 
 #[test]
 fn who_waits_for_a_stopped_process_says_for_whom_and_both_are_served() {
-    let mut job = Job::new(Knobs { exchange_latency_ms: 1000, ..knobs() });
+    let mut job = Job::new(Settings { exchange_latency_ms: 1000, ..settings() });
     let holder = job.wifshare(&["token"]).spawn().unwrap();
     eventually("the exchange is under way", || job.counters().exchanges_received == 1);
     kill_process(Pid::from_child(&holder), Signal::STOP).unwrap();
@@ -238,7 +238,7 @@ fn who_had_something_in_hand_that_ends_while_a_stopped_process_holds_the_lock_is
     let mut job = Job::new(living(6));
     assert_eq!(job.token(&[]).code, 0);
     std::thread::sleep(std::time::Duration::from_millis(3200));
-    job.sandbox.set_knobs(Knobs { exchange_latency_ms: 500, ..living(600) });
+    job.sandbox.set_settings(Settings { exchange_latency_ms: 500, ..living(600) });
     let holder = job.wifshare(&["token"]).spawn().unwrap();
     eventually("the exchange is under way", || job.counters().exchanges_received == 2);
     kill_process(Pid::from_child(&holder), Signal::STOP).unwrap();
@@ -253,7 +253,7 @@ fn who_had_something_in_hand_that_ends_while_a_stopped_process_holds_the_lock_is
 
 #[test]
 fn a_link_that_took_the_place_of_the_state_directory_is_refused_and_nothing_is_written_through_it() {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     assert_eq!(job.token(&[]).code, 0);
     let (state, elsewhere) = (job.state(), job.path("elsewhere"));
     std::fs::rename(&state, job.path("real")).unwrap();
@@ -269,7 +269,7 @@ fn a_link_that_took_the_place_of_the_state_directory_is_refused_and_nothing_is_w
 
 #[test]
 fn a_file_with_a_second_name_is_refused_before_anything_is_spent() {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     assert_eq!(job.token(&[]).code, 0);
     for name in ["credential.json", "lock", "spent"] {
         let files = crate::job::files(&job.state());
@@ -310,7 +310,7 @@ fn a_run_whose_state_directory_was_removed_serves_on_and_leaves_nothing() {
 
 #[test]
 fn a_run_whose_state_directory_is_removed_at_its_very_end_recreates_nothing() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     // A second time, for what came into a directory between the removal of its files and its own.
     let ended = job.exec(&[], &format!("rm -rf '{0}' || rm -rf '{0}'", job.state().display()));
     assert_eq!(ended.code, 0, "{}", ended.stderr);
@@ -326,7 +326,7 @@ fn token_that_never_left_works_once_the_fault_is_gone() {
     let sockets = (1..=4).map(|time| ("socket", "EMFILE", time));
     for (call, error, time) in syncs.chain(opens).chain(sockets) {
         let what = format!("{error} at {call} number {time}");
-        let mut job = Job::new(knobs());
+        let mut job = Job::new(settings());
         job.may_keep_credential();
         let token = job.sandbox.issue_identity_token();
         job.use_token_file(&token);
@@ -352,7 +352,7 @@ fn twelve_identities_on_a_slow_disk_are_all_served() {
     if Command::new("strace").arg("-V").output().is_err() {
         return;
     }
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     job.may_keep_credential();
     let slow = ["-f", "-qq", "-o", "/dev/null", "-e", "trace=fsync", "-e", "inject=fsync:delay_enter=3000000"];
     let token = |number: u32| {

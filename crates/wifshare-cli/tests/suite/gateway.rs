@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use wifshare_sandbox::{Fault, Knobs};
+use wifshare_sandbox::{Fault, Settings};
 
 use crate::clients::{ALL, ONE, job_with_clients};
-use crate::job::{Job, eventually, files, finish, knobs, living};
+use crate::job::{Job, eventually, files, finish, living, settings};
 
 /// Asks the API by curl, as the environment says. `ask [OPTION]...`
 const ASK: &str = r#"
@@ -18,7 +18,7 @@ const ASK: &str = r#"
 
 #[test]
 fn every_client_works_behind_the_gateway_with_one_exchange_and_streams() {
-    let Some(job) = job_with_clients(Knobs { exchange_latency_ms: 1200, ..knobs() }) else { return };
+    let Some(job) = job_with_clients(Settings { exchange_latency_ms: 1200, ..settings() }) else { return };
     let all = ALL.join(" ");
     let script = format!(
         r#"{ONE}
@@ -35,7 +35,7 @@ fn every_client_works_behind_the_gateway_with_one_exchange_and_streams() {
 
 #[test]
 fn every_client_works_with_the_capability_in_both_variables() {
-    let Some(job) = job_with_clients(knobs()) else { return };
+    let Some(job) = job_with_clients(settings()) else { return };
     let all = ALL.join(" ");
     // Once with both variables, and once with the API key alone.
     let script = format!(
@@ -59,7 +59,7 @@ fn gateway_command_prints_the_api_key_when_asked() {
         (&["--api-key", "--format", "json"], true),
         (&["--format", "json"], false),
     ] {
-        let job = Job::new(knobs());
+        let job = Job::new(settings());
         let mut child = job.wifshare(&[&["gateway"], options].concat()).spawn().unwrap();
         let mut said = String::new();
         let mut stdout = std::io::BufReader::new(child.stdout.take().unwrap());
@@ -78,7 +78,7 @@ fn gateway_command_prints_the_api_key_when_asked() {
 
 #[test]
 fn a_client_that_insists_on_federating_gets_the_capability_and_nothing_is_forwarded() {
-    let Some(job) = job_with_clients(knobs()) else { return };
+    let Some(job) = job_with_clients(settings()) else { return };
     let all = ALL.join(" ");
     let script = format!(
         r#"{ONE}
@@ -99,7 +99,7 @@ fn a_client_that_insists_on_federating_gets_the_capability_and_nothing_is_forwar
 
 #[test]
 fn the_command_starts_at_once_and_its_first_request_waits_for_the_exchange() {
-    let job = Job::new(Knobs { exchange_latency_ms: 6000, ..knobs() });
+    let job = Job::new(Settings { exchange_latency_ms: 6000, ..settings() });
     let script = format!("{ASK} touch begun; ask > /dev/null");
     let start = Instant::now();
     let child = job.wifshare(&["exec", "--delivery", "gateway", "--", "sh", "-c", &script]).spawn().unwrap();
@@ -114,7 +114,7 @@ fn the_command_starts_at_once_and_its_first_request_waits_for_the_exchange() {
 
 #[test]
 fn a_command_that_asks_for_nothing_does_not_wait_for_the_exchange() {
-    let job = Job::new(Knobs { exchange_latency_ms: 20_000, ..knobs() });
+    let job = Job::new(Settings { exchange_latency_ms: 20_000, ..settings() });
     let start = Instant::now();
     let ended = job.exec(&["--delivery", "gateway"], "exit 7");
     assert_eq!(ended.code, 7);
@@ -124,7 +124,7 @@ fn a_command_that_asks_for_nothing_does_not_wait_for_the_exchange() {
 #[test]
 fn a_refused_exchange_is_told_on_standard_error_and_to_whoever_asks() {
     let refusal = Fault::Status { status: 401, retry_after_s: None, commit: false };
-    let job = Job::new(Knobs { exchange_faults: vec![refusal; 20], ..knobs() });
+    let job = Job::new(Settings { exchange_faults: vec![refusal; 20], ..settings() });
     let ended = job.exec(&["--delivery", "gateway"], &format!("{ASK} ask; echo; exit 3"));
     assert_eq!(ended.code, 3, "the command's own");
     assert!(ended.stdout.contains(r#""type":"authentication_error""#), "{}", ended.stdout);
@@ -134,7 +134,7 @@ fn a_refused_exchange_is_told_on_standard_error_and_to_whoever_asks() {
 
 #[test]
 fn an_exchange_that_fails_for_a_moment_costs_the_first_request_time_and_no_more() {
-    let job = Job::new(Knobs::fail_first(2, 503));
+    let job = Job::new(Settings::fail_first(2, 503));
     let ended = job.exec(&["--delivery", "gateway"], &format!("{ASK} ask > /dev/null"));
     assert_eq!(ended.code, 0, "{}{}", ended.stdout, ended.stderr);
     job.assert_exchanges(1);
@@ -169,7 +169,7 @@ fn renewals_under_load_fail_nothing() {
 
 #[test]
 fn a_401_is_healed_by_a_renewal_and_one_more_try() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     let script = format!(
         "{ASK} ask > /dev/null || exit 1
         touch worked; while ! [ -e revoked ]; do sleep 0.05; done
@@ -188,7 +188,7 @@ fn a_401_is_healed_by_a_renewal_and_one_more_try() {
 
 #[test]
 fn commands_inside_join_the_run_and_its_token_is_the_capability() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     let script = format!(
         r#"{ASK}
         [ "$("$WIFSHARE" token)" = "$ANTHROPIC_AUTH_TOKEN" ] || exit 1
@@ -206,7 +206,7 @@ fn commands_inside_join_the_run_and_its_token_is_the_capability() {
 
 #[test]
 fn a_gateway_takes_what_another_run_of_the_identity_keeps_already() {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     job.set("ASK", &format!("{ASK} ask > /dev/null"));
     let mut options = vec!["--delivery", "profile"];
     for name in [
@@ -228,7 +228,7 @@ fn a_gateway_takes_what_another_run_of_the_identity_keeps_already() {
 
 #[test]
 fn gateways_of_one_identity_buy_for_themselves_and_send_nothing_twice() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     let script = format!("{ASK} for n in 1 2 3; do ask > /dev/null || exit 1; done");
     let run = || job.wifshare(&["exec", "--delivery", "gateway", "--", "sh", "-c", &script]).spawn().unwrap();
     let runs = [run(), run(), run()];
@@ -240,7 +240,7 @@ fn gateways_of_one_identity_buy_for_themselves_and_send_nothing_twice() {
 
 #[test]
 fn a_fixed_token_serves_one_gateway() {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     let token = job.sandbox.issue_identity_token();
     job.without_endpoint();
     job.set("ANTHROPIC_IDENTITY_TOKEN", &token);
@@ -285,7 +285,7 @@ fn a_child_finds_the_credential_nowhere_as_the_same_user_or_as_another() {
         let user = user.iter().map(String::as_str).collect::<Vec<_>>();
         finish(job.command("setpriv", &[&user[..], arguments].concat()).spawn().unwrap())
     };
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     let (directory, wifshare) = (job.path(""), job.path("bin"));
     rustix::fs::chmod(&directory, rustix::fs::Mode::from_raw_mode(0o777)).unwrap();
     std::fs::copy(crate::job::WIFSHARE, &wifshare).unwrap();
@@ -308,7 +308,7 @@ fn a_child_finds_the_credential_nowhere_as_the_same_user_or_as_another() {
 
 #[test]
 fn each_request_is_an_event_and_tells_nothing_of_what_was_asked() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     let script = format!(
         "{ASK} ask > /dev/null
         curl -s -o /dev/null \"$ANTHROPIC_BASE_URL/v1/models?secret-query\" -H 'x-api-key: wrong'
@@ -337,7 +337,7 @@ fn each_request_is_an_event_and_tells_nothing_of_what_was_asked() {
 #[test]
 fn the_last_requests_of_a_run_are_in_its_log_and_tell_who_sent_them() {
     // As long as a message takes at least: the sender is looked for meanwhile.
-    let job = Job::new(Knobs { message_latency_ms: 100, ..knobs() });
+    let job = Job::new(Settings { message_latency_ms: 100, ..settings() });
     let url = "-o /dev/null \"$ANTHROPIC_BASE_URL/v1/messages\"";
     // One process and one connection; the run is over as soon as it has its answers.
     let script = format!(

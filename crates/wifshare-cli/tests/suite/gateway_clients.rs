@@ -1,12 +1,12 @@
 //! What clients ask of the gateway besides messages, as their own packages ask it; and what a limit of processes does.
 
 use crate::clients::{job_with_clients, node};
-use crate::job::{Job, WIFSHARE, finish, knobs};
+use crate::job::{Job, WIFSHARE, finish, settings};
 
 /// Both SDKs follow the address of a batch's results, which the API gives as its own.
 #[test]
 fn results_of_a_batch_are_read_through_the_gateway_by_both_sdks() {
-    let Some(mut job) = job_with_clients(knobs()) else { return };
+    let Some(mut job) = job_with_clients(settings()) else { return };
     job.set("NODE", node().to_str().unwrap());
     let script = r#"
         "$CLIENTS/../python/bin/python" - <<'EOF' || exit 1
@@ -40,7 +40,7 @@ EOF
 
 #[test]
 fn base_url_with_the_version_and_paths_without_it_lead_to_the_api() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     let script = r#"
         for url in /v1/models /models /v1/v1/models; do
             curl -sS -o /dev/null -w '%{http_code} ' -H "x-api-key: $ANTHROPIC_API_KEY" "$ANTHROPIC_BASE_URL$url"
@@ -73,7 +73,7 @@ fn limit_of_processes_is_an_error_with_nothing_bought_and_never_a_panic() {
         let good = if is_exec { 7 } else { 0 };
         let mut codes = Vec::new();
         for limit in 1..=ENOUGH {
-            let mut job = Job::new(knobs());
+            let mut job = Job::new(settings());
             job.may_keep_credential();
             rustix::fs::chmod(job.path(""), rustix::fs::Mode::from_raw_mode(0o777)).unwrap();
             let wifshare = job.path("bin");

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::job::{Job, finish, knobs};
+use crate::job::{Job, finish, settings};
 
 /// What the API of these tests gives for an access token.
 pub(crate) const ACCESS_TOKEN: &str = "sk-ant-oat01-canary-of-the-raw-api";
@@ -130,7 +130,7 @@ impl Gateway {
     const IDENTITY: [&str; 2] = ["--identity-command", "echo eyJhbGciOiJSUzI1NiJ9.eyJqdGkiOiJ4In0.YQ"];
 
     fn job(api: &Api) -> Job {
-        let mut job = Job::new(knobs());
+        let mut job = Job::new(settings());
         job.set("ANTHROPIC_BASE_URL", &format!("http://{}", api.address));
         job.without_endpoint();
         job

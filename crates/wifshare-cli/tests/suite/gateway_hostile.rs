@@ -7,10 +7,10 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Signal, kill_process};
-use wifshare_sandbox::Knobs;
+use wifshare_sandbox::Settings;
 
 use crate::gateway_ends::{ACCESS_TOKEN, Api, Gateway, Heard};
-use crate::job::{Job, eventually, finish, knobs};
+use crate::job::{Job, eventually, finish, settings};
 
 fn ok(_: &Heard, stream: &mut TcpStream) -> bool {
     stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").is_ok()
@@ -484,7 +484,7 @@ fn a_unix_socket_is_for_its_user_alone() {
     use std::os::unix::fs::{FileTypeExt, MetadataExt};
     use std::os::unix::net::UnixStream;
 
-    let job = Job::new(Knobs::default());
+    let job = Job::new(Settings::default());
     let path = job.path("gateway.sock");
     let gateway = Gateway::start(&job, &["--unix", path.to_str().unwrap()]);
     let metadata = std::fs::symlink_metadata(&path).unwrap();
@@ -520,7 +520,7 @@ fn a_unix_socket_is_for_its_user_alone() {
 
 #[test]
 fn a_gateway_that_others_could_reach_is_not_opened() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     let ended = job.run(&["gateway", "--listen", "0.0.0.0:0"]);
     assert_eq!(ended.code, 125);
     assert!(

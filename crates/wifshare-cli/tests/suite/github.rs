@@ -1,10 +1,10 @@
 //! In GitHub Actions: masked before anything could print it, foldable, and annotated.
 
-use crate::job::{Job, finish, knobs};
+use crate::job::{Job, finish, settings};
 
 #[test]
 fn both_tokens_are_masked_on_standard_error_before_the_command_starts() {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     job.set("GITHUB_ACTIONS", "true");
     let child = job.wifshare(&["exec", "--", "sh", "-c", "echo child >&2; cat $ANTHROPIC_CONFIG_DIR/credentials/*"]);
     let ended = finish({ child }.spawn().unwrap());
@@ -23,7 +23,7 @@ fn both_tokens_are_masked_on_standard_error_before_the_command_starts() {
 
 #[test]
 fn standard_output_of_token_holds_the_token_alone() {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     job.set("GITHUB_ACTIONS", "true");
     for _ in 0..2 {
         job.may_keep_credential();
@@ -36,7 +36,7 @@ fn standard_output_of_token_holds_the_token_alone() {
 
 #[test]
 fn a_credential_that_another_step_obtained_is_masked_in_this_one_too() {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     job.set("GITHUB_ACTIONS", "true");
     job.may_keep_credential();
     let token = finish(job.wifshare(&["token"]).spawn().unwrap()).stdout;
@@ -47,7 +47,7 @@ fn a_credential_that_another_step_obtained_is_masked_in_this_one_too() {
 
 #[test]
 fn what_a_person_must_act_on_is_an_annotation() {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     job.set("GITHUB_ACTIONS", "true");
     job.set("ANTHROPIC_API_KEY", "their-own");
     let shadowed = job.exec(&[], "true");
@@ -61,7 +61,7 @@ fn what_a_person_must_act_on_is_an_annotation() {
 
 /// A job of GitHub's, and its standard error as a regular file.
 fn job_with_stderr_in_a_file() -> (Job, std::path::PathBuf) {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     job.set("GITHUB_ACTIONS", "true");
     job.may_keep_credential();
     let path = job.path("stderr");
@@ -109,7 +109,7 @@ fn masks_are_written_always_or_never_where_that_is_asked_for() {
 
 #[test]
 fn json_stays_json_in_github_actions() {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     job.set("GITHUB_ACTIONS", "true");
     job.set("ANTHROPIC_CUSTOM_HEADERS", "x: y");
     let ended = job.exec(&["--log-format", "json", "-vv"], "true");
@@ -122,7 +122,7 @@ fn json_stays_json_in_github_actions() {
 
 #[test]
 fn a_secret_is_masked_once_by_a_process() {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     job.set("GITHUB_ACTIONS", "true");
     let ended = finish(job.wifshare(&["exec", "-vv", "--", "true"]).spawn().unwrap());
     let mut masks: Vec<&str> = ended.stderr.lines().filter(|line| line.starts_with("::add-mask::")).collect();
@@ -145,7 +145,7 @@ fn full_pipe() -> (std::io::PipeReader, std::io::PipeWriter) {
 
 #[test]
 fn standard_error_that_nobody_reads_holds_up_nobody() {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     job.set("GITHUB_ACTIONS", "true");
     job.may_keep_credential();
     let (_reader, writer) = full_pipe();
@@ -177,6 +177,6 @@ fn standard_error_that_nobody_reads_holds_up_nobody() {
 
 #[test]
 fn elsewhere_nothing_is_masked_because_a_mask_would_be_a_leak() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     assert!(!job.exec(&["--workspace-id", "default"], "true").stderr.contains("add-mask"));
 }

@@ -6,9 +6,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;
 
-use wifshare_sandbox::{FederationRule, Knobs, Verdict};
+use wifshare_sandbox::{FederationRule, Settings, Verdict};
 
-use crate::job::{Ended, Job, finish, knobs};
+use crate::job::{Ended, Job, finish, settings};
 
 /// Whom the tokens of the two jobs are about.
 const SUBJECTS: [&str; 2] =
@@ -164,11 +164,11 @@ struct Host {
 
 impl Host {
     fn new(source: Source) -> Host {
-        Host::with(source, knobs())
+        Host::with(source, settings())
     }
 
-    fn with(source: Source, knobs: Knobs) -> Host {
-        let mut job = Job::new(knobs);
+    fn with(source: Source, settings: Settings) -> Host {
+        let mut job = Job::new(settings);
         job.without_endpoint();
         job.may_keep_credential();
         let unspent = tempfile::tempdir().unwrap();
@@ -202,10 +202,10 @@ impl Host {
         command.envs(self.source.variables.iter().map(|(name, value)| (*name, self.filled_in(value))));
         command.envs(self.source.own.iter().map(|(name, values)| (*name, values[who])));
         match self.source.gives {
-            Gives::Endpoint => self
-                .job
-                .sandbox
-                .set_knobs(Knobs { identity_token_subject: SUBJECTS[who].to_owned(), ..self.job.sandbox.knobs() }),
+            Gives::Endpoint => self.job.sandbox.set_settings(Settings {
+                identity_token_subject: SUBJECTS[who].to_owned(),
+                ..self.job.sandbox.settings()
+            }),
             Gives::File(path) => std::fs::write(self.job.path(path), self.token_of(who)).unwrap(),
             Gives::Variable(name) => drop(command.env(name, self.token_of(who))),
             Gives::IdentityCommand(..) => {
@@ -335,7 +335,7 @@ fn job_leaves_the_keeper_and_the_run_of_another_job_alone() {
 fn refusal_of_one_job_is_not_the_others() {
     for_each_source(|source| {
         let rule = FederationRule { subject_prefix: SUBJECTS[0].to_owned(), ..FederationRule::default() };
-        let host = Host::with(source, Knobs { rule, ..knobs() });
+        let host = Host::with(source, Settings { rule, ..settings() });
         for command in [&["token"][..], &["exec", "--", "true"]] {
             let ended = host.run(1, command);
             assert_eq!(ended.code, 125, "{}", source.name);
@@ -410,7 +410,7 @@ fn token_file_may_go_inside_a_run() {
 
 #[test]
 fn run_takes_no_credential_of_another_subject_from_its_file() {
-    let lives_briefly = Knobs { access_token_lifetime_s: 4, access_token_lifetime_floor_s: 1, ..knobs() };
+    let lives_briefly = Settings { access_token_lifetime_s: 4, access_token_lifetime_floor_s: 1, ..settings() };
     for named in [false, true] {
         let host = Host::with(source("a token file"), lives_briefly.clone());
         let file = host.job.path("shared-token");

@@ -1,7 +1,7 @@
 //! What comes in wrapped or in the wrong form: refused before it is written down or sent, so that the repaired value works
 //! at once.
 
-use crate::job::{Job, knobs};
+use crate::job::{Job, settings};
 
 /// What people put in place of a token, and a word of what they are told.
 fn wrapped(token: &str) -> Vec<(String, &'static str)> {
@@ -42,7 +42,7 @@ fn assert_refused(job: &mut Job, words: &str) {
 #[test]
 fn wrapped_token_is_refused_from_each_source_and_works_once_repaired() {
     for source in ["file", "variable", "command"] {
-        let mut job = Job::new(knobs());
+        let mut job = Job::new(settings());
         job.without_endpoint();
         let token = job.sandbox.issue_identity_token();
         let path = job.path("token");
@@ -76,7 +76,7 @@ fn wrapped_token_is_refused_from_each_source_and_works_once_repaired() {
 
 #[test]
 fn token_file_in_utf_16_and_with_nul_is_named_as_that() {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     let token = job.sandbox.issue_identity_token();
     let path = job.use_token_file("");
     let utf_16 = |mark: &[u8], order: fn(u16) -> [u8; 2]| -> Vec<u8> {
@@ -99,7 +99,7 @@ fn token_file_in_utf_16_and_with_nul_is_named_as_that() {
 
 #[test]
 fn malformed_token_is_refused_by_every_command_and_found_by_doctor() {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     let token = job.sandbox.issue_identity_token();
     job.use_token_file(&format!("\"{token}\""));
     for ended in [job.exec(&[], "true"), job.run(&["start", "--format", "json"])] {
@@ -112,7 +112,7 @@ fn malformed_token_is_refused_by_every_command_and_found_by_doctor() {
 
 #[test]
 fn token_in_place_of_its_path_is_not_repeated() {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     let token = job.sandbox.issue_identity_token();
     job.without_endpoint();
     job.set("ANTHROPIC_IDENTITY_TOKEN_FILE", &token);
@@ -137,7 +137,7 @@ fn wrapped_id_is_refused_and_named() {
         ("ANTHROPIC_ORGANIZATION_ID", "fdrl_01SandboxRule", "is the id of a federation rule"),
         ("ANTHROPIC_OIDC_AUDIENCE", "\"https://api.anthropic.com\"", "in quotes"),
     ] {
-        let mut job = Job::new(knobs());
+        let mut job = Job::new(settings());
         job.set(variable, value);
         let ended = job.token(&[]);
         assert!(ended.stderr.contains("error[implausible-value]"), "{variable}={value}: {}", ended.stderr);

@@ -1,12 +1,12 @@
 //! Panics of wifshare's own: the command is waited for, the run ends in order, and nothing that is secret is told.
 
-use wifshare_sandbox::Knobs;
+use wifshare_sandbox::Settings;
 
-use crate::job::{Ended, Job, eventually, files, finish, knobs};
+use crate::job::{Ended, Job, eventually, files, finish, settings};
 
 /// A job in whose processes of wifshare a panic happens at this place.
 fn job_with_a_panic(place: &str) -> Job {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     job.set("WIFSHARE_TEST_PANIC_AT", place);
     job
 }
@@ -87,7 +87,7 @@ fn panic_in_a_keeper_that_begins_is_an_error_of_start() {
 
 #[test]
 fn panic_in_the_renewal_of_a_keeper_is_told_and_tried_again() {
-    let mut job = Job::new(Knobs { access_token_lifetime_s: 4, access_token_lifetime_floor_s: 1, ..knobs() });
+    let mut job = Job::new(Settings { access_token_lifetime_s: 4, access_token_lifetime_floor_s: 1, ..settings() });
     job.set("WIFSHARE_TEST_PANIC_AT", "replaced");
     // The first credential is stored by another process, which does not panic.
     let mut first = job.wifshare(&["token"]);

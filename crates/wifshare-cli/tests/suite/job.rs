@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use wifshare_sandbox::{Counters, Knobs, Sandbox};
+use wifshare_sandbox::{Counters, Sandbox, Settings};
 
 pub(crate) const WIFSHARE: &str = env!("CARGO_BIN_EXE_wifshare");
 
@@ -31,19 +31,19 @@ pub(crate) struct Ended {
     pub(crate) stderr: String,
 }
 
-/// Knobs for tests: keys that are made quickly, the rest as it is.
-pub(crate) fn knobs() -> Knobs {
-    Knobs::default()
+/// Settings for tests: keys that are made quickly, the rest as it is.
+pub(crate) fn settings() -> Settings {
+    Settings::default()
 }
 
-/// Knobs for access tokens that live so many seconds.
-pub(crate) fn living(seconds: u64) -> Knobs {
-    Knobs { access_token_lifetime_s: seconds, access_token_lifetime_floor_s: 1, ..knobs() }
+/// Settings for access tokens that live so many seconds.
+pub(crate) fn living(seconds: u64) -> Settings {
+    Settings { access_token_lifetime_s: seconds, access_token_lifetime_floor_s: 1, ..settings() }
 }
 
 impl Job {
-    pub(crate) fn new(knobs: Knobs) -> Job {
-        let sandbox = Sandbox::start(knobs).unwrap();
+    pub(crate) fn new(settings: Settings) -> Job {
+        let sandbox = Sandbox::start(settings).unwrap();
         let directory = tempfile::tempdir().unwrap();
         let mut job = Job { sandbox, directory, variables: BTreeMap::new(), may_keep_credential: false };
         let variables = job.sandbox.environment();

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use serde_json::Value;
-use wifshare_sandbox::{Fault, Knobs};
+use wifshare_sandbox::{Fault, Settings};
 
-use crate::job::{Ended, Job, WIFSHARE, eventually, files, finish, knobs, living};
+use crate::job::{Ended, Job, WIFSHARE, eventually, files, finish, living, settings};
 use crate::runner::Runner;
 
 const ASK: &str = r#""$WIFSHARE" demo --child shared"#;
@@ -93,7 +93,7 @@ fn assert_nothing_is_left(job: &Job) {
 #[test]
 fn steps_in_shells_of_their_own_share_one_exchange_and_stop_leaves_nothing() {
     for delivery in ["profile", "federation", "environment", "gateway"] {
-        let job = Job::new(knobs());
+        let job = Job::new(settings());
         let handed = start(&job, &["--delivery", delivery]);
         let pid = the_keeper(&job);
         let ask = match delivery {
@@ -130,7 +130,7 @@ fn start_with_an_api_key_hands_over_the_capability_twice() {
         [ "$ANTHROPIC_API_KEY" = "$ANTHROPIC_AUTH_TOKEN" ] || exit 8
         [ "$ANTHROPIC_API_KEY" = "$(env -u ANTHROPIC_AUTH_TOKEN "$WIFSHARE" token)" ] || exit 9"#;
     for options in [&["--delivery", "gateway", "--api-key"][..], &["--delivery", "gateway"]] {
-        let job = Job::new(knobs());
+        let job = Job::new(settings());
         start(&job, options);
         // The second one joins, with and without a key before it.
         let handed = start(&job, &["--delivery", "gateway", "--api-key"]);
@@ -147,7 +147,7 @@ fn start_with_an_api_key_hands_over_the_capability_twice() {
 
 #[test]
 fn what_children_would_not_inherit_is_taken_from_later_steps() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     let handed = start(&job, &[]);
     let gone: Vec<&str> = handed.iter().filter(|(_, value)| value.is_none()).map(|(name, _)| name.as_str()).collect();
     let expected = [
@@ -175,7 +175,7 @@ fn what_children_would_not_inherit_is_taken_from_later_steps() {
 
 #[test]
 fn a_second_start_joins_the_first_and_another_identity_has_a_keeper_of_its_own() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     let first = start(&job, &[]);
     assert_eq!(start(&job, &[]), first);
     // From within a later step as well, which has only what was handed over.
@@ -202,7 +202,7 @@ fn a_second_start_joins_the_first_and_another_identity_has_a_keeper_of_its_own()
 
 #[test]
 fn ten_starts_at_once_leave_one_keeper() {
-    let job = Job::new(Knobs { exchange_latency_ms: 500, ..knobs() });
+    let job = Job::new(Settings { exchange_latency_ms: 500, ..settings() });
     let starts: Vec<_> = (0..10).map(|_| job.wifshare(&["start", "--format", "json"]).spawn().unwrap()).collect();
     let handed: Vec<Handed> = starts
         .into_iter()
@@ -221,7 +221,7 @@ fn ten_starts_at_once_leave_one_keeper() {
 
 #[test]
 fn another_delivery_is_another_keeper_and_no_other_exchange() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     let first = start(&job, &[]);
     let second = start(&job, &["--delivery", "environment"]);
     assert_ne!(first["WIFSHARE_RUN"], second["WIFSHARE_RUN"]);
@@ -234,7 +234,7 @@ fn another_delivery_is_another_keeper_and_no_other_exchange() {
 
 #[test]
 fn stop_says_nothing_where_nothing_runs() {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     stop(&job, &[]);
     stop(&job, &["--all"]);
     job.token(&[]);
@@ -250,10 +250,10 @@ fn a_start_that_fails_tells_why_and_leaves_nothing() {
 }
 
 fn a_refusal_is_told_under(delivery: &str) {
-    let job = Job::new(knobs());
-    job.sandbox.set_knobs(Knobs {
+    let job = Job::new(settings());
+    job.sandbox.set_settings(Settings {
         exchange_faults: vec![Fault::Status { status: 401, retry_after_s: None, commit: true }; 4],
-        ..knobs()
+        ..settings()
     });
     let ended = job.run(&["start", "--delivery", delivery]);
     assert_eq!((ended.code, ended.stdout.as_str()), (125, "sh -c 'exit 125';\n"), "{}", ended.stderr);
@@ -265,7 +265,7 @@ fn a_refusal_is_told_under(delivery: &str) {
 
 #[test]
 fn a_start_that_cannot_hand_over_leaves_no_keeper() {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     job.set("GITHUB_ENV", "/nonexistent/file");
     let ended = job.run(&["start"]);
     assert_eq!(ended.code, 125);
@@ -275,7 +275,7 @@ fn a_start_that_cannot_hand_over_leaves_no_keeper() {
 
 #[test]
 fn an_interrupted_start_leaves_nothing() {
-    let job = Job::new(Knobs { identity_token_latency_ms: 4000, ..knobs() });
+    let job = Job::new(Settings { identity_token_latency_ms: 4000, ..settings() });
     let child = job.wifshare(&["start"]).spawn().unwrap();
     eventually("the start has begun", || !files(&job.state()).is_empty());
     signal(i32::try_from(child.id()).unwrap(), Signal::TERM);
@@ -286,7 +286,7 @@ fn an_interrupted_start_leaves_nothing() {
 
 #[test]
 fn the_keeper_ends_with_the_process_that_it_watches() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     let mut watched = job.command("sleep", &["600"]).spawn().unwrap();
     start(&job, &["--watch-pid", &watched.id().to_string()]);
     let pid = the_keeper(&job);
@@ -298,7 +298,7 @@ fn the_keeper_ends_with_the_process_that_it_watches() {
 
 #[test]
 fn without_being_told_it_watches_the_runners_process_for_the_job() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     let worker = job.path("Runner.Worker");
     std::fs::copy("/bin/sh", &worker).unwrap();
     // The step's shell ends, and the worker lives on.
@@ -316,7 +316,7 @@ fn without_being_told_it_watches_the_runners_process_for_the_job() {
 
 #[test]
 fn the_keeper_ends_when_its_time_is_over_or_its_directory_is_gone() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     start(&job, &["--max-life", "2s"]);
     let pid = the_keeper(&job);
     eventually("the keeper has ended", || has_ended(pid));
@@ -330,7 +330,7 @@ fn the_keeper_ends_when_its_time_is_over_or_its_directory_is_gone() {
 
 #[test]
 fn a_hangup_ends_nothing_and_what_a_killed_keeper_left_goes_with_stop() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     let handed = start(&job, &[]);
     let pid = the_keeper(&job);
     for ignored in [Signal::HUP, Signal::USR1, Signal::HUP] {
@@ -353,7 +353,7 @@ fn a_hangup_ends_nothing_and_what_a_killed_keeper_left_goes_with_stop() {
 
 #[test]
 fn stop_ends_a_keeper_that_does_not_listen() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     start(&job, &[]);
     let pid = the_keeper(&job);
     signal(pid, Signal::STOP);
@@ -364,7 +364,7 @@ fn stop_ends_a_keeper_that_does_not_listen() {
 
 #[test]
 fn a_process_that_was_given_the_keepers_number_gets_no_signal() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     let handed = start(&job, &[]);
     let run = PathBuf::from(handed["WIFSHARE_RUN"].clone().unwrap());
     let mut innocent = job.command("sleep", &["600"]).spawn().unwrap();
@@ -385,7 +385,7 @@ fn a_process_that_was_given_the_keepers_number_gets_no_signal() {
 
 #[test]
 fn the_keeper_holds_no_stream_and_no_descriptor_of_whoever_started_it() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     // A pipe to wait for, and a descriptor that is not closed on exec.
     let script = r#"exec 7>inherited; "$WIFSHARE" start 2>&1 | cat > said; echo over"#;
     let begun = Instant::now();
@@ -413,7 +413,7 @@ fn the_same_user_does_not_read_the_keepers_environment() {
         assert!(std::env::var_os("CI").is_none(), "only root can become somebody else");
         return;
     }
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     rustix::fs::chmod(job.path(""), rustix::fs::Mode::from_raw_mode(0o777)).unwrap();
     std::fs::copy(WIFSHARE, job.path("bin")).unwrap();
     let as_nobody = |script: &str| {
@@ -449,7 +449,7 @@ fn a_job_many_times_longer_than_its_token_is_never_refused() {
 
 #[test]
 fn three_steps_of_a_github_job_share_one_exchange_and_everything_is_masked() {
-    let mut runner = Runner::new(Job::new(knobs()));
+    let mut runner = Runner::new(Job::new(settings()));
     let started = runner.step(runner.job.wifshare(&["start"]));
     assert_eq!((started.code, started.stdout.as_str()), (0, ""), "{}", started.stderr);
     assert_eq!(runner.outputs["anthropic_profile"], "wifshare");
@@ -467,7 +467,7 @@ fn three_steps_of_a_github_job_share_one_exchange_and_everything_is_masked() {
 fn a_job_that_is_cancelled_in_any_step_leaves_nothing() {
     for cancelled in 0..3 {
         let latency = if cancelled == 0 { 3000 } else { 0 };
-        let mut runner = Runner::new(Job::new(Knobs { exchange_latency_ms: latency, ..knobs() }));
+        let mut runner = Runner::new(Job::new(Settings { exchange_latency_ms: latency, ..settings() }));
         let commands = [
             r#"touch begun-0; "$WIFSHARE" start"#,
             "touch begun-1; sleep 600",
@@ -517,7 +517,7 @@ fn waits(pid: i32) -> u64 {
 #[test]
 fn a_keeper_at_rest_does_not_wake_up_and_is_small() {
     for delivery in ["profile", "federation", "environment", "gateway"] {
-        let job = Job::new(knobs());
+        let job = Job::new(settings());
         start(&job, &["--delivery", delivery]);
         let pid = the_keeper(&job);
         std::thread::sleep(Duration::from_secs(2));
@@ -536,7 +536,7 @@ fn a_keeper_at_rest_does_not_wake_up_and_is_small() {
 
 #[test]
 fn doctor_tells_a_step_whether_its_keeper_is_there() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     let handed = start(&job, &[]);
     let doctor = r#""$WIFSHARE" doctor"#;
     let well = step(&job, &handed, doctor);

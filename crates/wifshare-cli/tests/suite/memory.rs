@@ -1,7 +1,7 @@
 //! The memory of a gateway, opened by another process of the same user before the gateway could hide itself.
 #![cfg(target_os = "linux")]
 
-use crate::job::{Job, WIFSHARE, eventually, finish, knobs};
+use crate::job::{Job, WIFSHARE, eventually, finish, settings};
 
 /// Starts what its arguments say, opens the memory of the process that becomes the gateway as early and as often as it
 /// can, and prints how many of these views show an access token once the gateway has answered a request.
@@ -63,7 +63,7 @@ fn memory_opened_at_the_start_of_a_gateway_shows_no_access_token() {
         std::thread::scope(|scope| {
             let attack = |_| {
                 scope.spawn(move || {
-                    let mut job = Job::new(knobs());
+                    let mut job = Job::new(settings());
                     let (directory, wifshare) = (job.path(""), job.path("bin"));
                     rustix::fs::chmod(&directory, rustix::fs::Mode::from_raw_mode(0o777)).unwrap();
                     std::fs::hard_link(WIFSHARE, &wifshare).or_else(|_| std::fs::copy(WIFSHARE, &wifshare).map(drop)).unwrap();

@@ -2,9 +2,9 @@
 
 use std::os::unix::fs::symlink;
 
-use wifshare_sandbox::{Fault, Knobs};
+use wifshare_sandbox::{Fault, Settings};
 
-use crate::job::{Ended, Job, knobs};
+use crate::job::{Ended, Job, settings};
 
 fn assert_told(ended: &Ended, code: i32, name: &str, words: &[&str]) {
     assert_eq!(ended.code, code, "{}", ended.stderr);
@@ -19,7 +19,7 @@ fn assert_told(ended: &Ended, code: i32, name: &str, words: &[&str]) {
 #[test]
 fn a_configuration_that_is_not_one() {
     let told = |changes: &[(&str, &str)], name: &str, words: &[&str]| {
-        let mut job = Job::new(knobs());
+        let mut job = Job::new(settings());
         for (variable, value) in changes {
             job.set(variable, value);
         }
@@ -47,13 +47,13 @@ fn an_identity_token_that_is_none() {
     for (text, words) in
         [("", "it is empty"), ("not-a-token", "three base64url segments"), (&"x".repeat(20_000), "more than the 16384")]
     {
-        let mut job = Job::new(knobs());
+        let mut job = Job::new(settings());
         job.use_token_file(text);
         assert_told(&job.token(&[]), 125, "identity-malformed", &[words, "token"]);
         assert_eq!(job.counters().exchanges_received, 0, "nothing is spent on it");
     }
     for fault in [Fault::MalformedIdentityToken, Fault::OversizedIdentityToken] {
-        let mut job = Job::new(Knobs { identity_token_faults: vec![fault], ..knobs() });
+        let mut job = Job::new(Settings { identity_token_faults: vec![fault], ..settings() });
         assert_told(&job.token(&[]), 125, "identity-malformed", &["GitHub Actions"]);
         assert_eq!(job.counters().exchanges_received, 0);
     }
@@ -61,7 +61,7 @@ fn an_identity_token_that_is_none() {
 
 #[test]
 fn a_pipe_in_place_of_a_token_file_is_refused_at_once() {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     let fifo = job.path("fifo");
     assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
     job.set("ANTHROPIC_IDENTITY_TOKEN_FILE", fifo.to_str().unwrap());
@@ -70,7 +70,7 @@ fn a_pipe_in_place_of_a_token_file_is_refused_at_once() {
 
 #[test]
 fn a_program_whose_interpreter_is_missing_is_told_as_that() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     let script = job.path("script");
     std::fs::write(&script, "#!/no/such/interpreter\r\n").unwrap();
     rustix::fs::chmod(&script, rustix::fs::Mode::from_raw_mode(0o755)).unwrap();
@@ -80,7 +80,7 @@ fn a_program_whose_interpreter_is_missing_is_told_as_that() {
 
 #[test]
 fn an_identity_token_that_has_ended() {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     let old = job.sandbox.issue_identity_token_with(|claims| {
         claims.insert("exp".to_owned(), 1_000_000.into());
     });
@@ -106,7 +106,7 @@ fn an_endpoint_that_answers_something_else() {
         (Fault::DropAfterCommit, 3, "answer-lost"),
         (Fault::Status { status: 503, retry_after_s: Some(1), commit: false }, 3, "endpoint-busy"),
     ] {
-        let mut job = Job::new(Knobs { exchange_faults: vec![fault.clone(); 5], ..knobs() });
+        let mut job = Job::new(Settings { exchange_faults: vec![fault.clone(); 5], ..settings() });
         assert_told(&job.token(&[]), 125, name, &[]);
         assert_eq!(job.counters().exchanges_received, times, "{fault:?}");
         job.assert_nothing_sent_twice();
@@ -115,19 +115,19 @@ fn an_endpoint_that_answers_something_else() {
 
 #[test]
 fn an_exchange_that_is_refused_names_where_the_reason_stands() {
-    let mut refusing = knobs();
+    let mut refusing = settings();
     refusing.rule.subject_prefix = "repo:somebody/else:*".to_owned();
     let mut job = Job::new(refusing);
     let words = ["HTTP 401", "Authentication failed", "request id req_", "Claude Console", "jti_reused"];
     assert_told(&job.token(&[]), 125, "exchange-refused", &words);
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     job.set("ANTHROPIC_FEDERATION_RULE_ID", "nonsense");
     assert_told(&job.token(&[]), 125, "exchange-refused", &["HTTP 400", "ANTHROPIC_FEDERATION_RULE_ID"]);
 }
 
 fn identity_endpoint_that_answers(status: u16, times: usize, retry_after_s: Option<u64>) -> Job {
     let fault = Fault::Status { status, retry_after_s, commit: false };
-    Job::new(Knobs { identity_token_faults: vec![fault; times], ..knobs() })
+    Job::new(Settings { identity_token_faults: vec![fault; times], ..settings() })
 }
 
 #[test]
@@ -169,7 +169,7 @@ fn identity_endpoint_that_stays_away_is_given_up_in_time() {
 
 #[test]
 fn an_endpoint_that_is_not_there() {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     // A port that was free a moment ago.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     job.set("ANTHROPIC_BASE_URL", &format!("http://127.0.0.1:{port}"));
@@ -181,7 +181,7 @@ fn an_endpoint_that_is_not_there() {
 
 #[test]
 fn a_state_directory_that_cannot_be_used() {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     assert_told(&job.token(&["--state-dir", "/proc/wifshare"]), 125, "state-unusable", &["/proc/wifshare"]);
 
     let loose = job.path("loose");
@@ -210,7 +210,7 @@ fn a_state_directory_that_cannot_be_used() {
 
 #[test]
 fn a_state_of_a_newer_version_is_left_alone() {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     assert_eq!(job.token(&[]).code, 0);
     let path = crate::job::files(&job.state()).into_iter().find(|path| path.ends_with("credential.json")).unwrap();
     let newer = r#"{"version": 7, "something": "else"}"#;
@@ -223,7 +223,7 @@ fn a_state_of_a_newer_version_is_left_alone() {
 
 #[test]
 fn a_link_in_place_of_a_state_file_is_refused_and_its_target_left_alone() {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     assert_eq!(job.token(&[]).code, 0);
     let path = crate::job::files(&job.state()).into_iter().find(|path| path.ends_with("credential.json")).unwrap();
     let victim = job.path("victim");
@@ -240,7 +240,7 @@ fn a_link_in_place_of_a_state_file_is_refused_and_its_target_left_alone() {
 
 #[test]
 fn arguments_that_cannot_be_meant_are_usage() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     for arguments in [
         &["token", "--min-life", "soon"][..],
         &["token", "--format", "xml"],
@@ -248,7 +248,7 @@ fn arguments_that_cannot_be_meant_are_usage() {
         &["claude"],
         &["claude", "--plugin", "../evil", "--", "-p", "x"],
         &["claude", "--marketplace", "owner/repo", "--", "-p", "x"],
-        &["sandbox", "--knobs", "{\"no_such_knob\": 1}"],
+        &["sandbox", "--settings", "{\"no_such_setting\": 1}"],
         &["exec", "--keep-env", "A,B", "--", "true"],
         &["nonsense"],
     ] {

@@ -2,9 +2,9 @@
 
 use std::process::Command;
 
-use wifshare_sandbox::Knobs;
+use wifshare_sandbox::Settings;
 
-use crate::job::{Ended, Job, finish, knobs, living};
+use crate::job::{Ended, Job, finish, living, settings};
 use crate::runner::Runner;
 
 /// Fails if this process finds a credential, or a way to one, in its environment.
@@ -24,7 +24,7 @@ const ASK: &str = r#""$WIFSHARE" demo --child shared"#;
 
 /// One request by way of the gateway that the environment names.
 pub(crate) fn ask_the_gateway(job: &Job) -> String {
-    assert!(job.sandbox.knobs().exchange_latency_ms < 1000);
+    assert!(job.sandbox.settings().exchange_latency_ms < 1000);
     r#"python3 - <<'END'
 import json, os, urllib.request
 request = urllib.request.Request(os.environ["ANTHROPIC_BASE_URL"] + "/v1/messages", method="POST",
@@ -37,7 +37,7 @@ END"#
 }
 
 fn inner(outer: &str, options: &str, script: &str) -> (Job, Ended) {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     std::fs::write(job.path("inner.sh"), script).unwrap();
     let ended = job.exec(&["--delivery", outer], &format!(r#""$WIFSHARE" exec {options} -- sh inner.sh"#));
     (job, ended)
@@ -56,7 +56,7 @@ fn exec_gateway_inside_any_run_hides_the_credential() {
 #[test]
 fn exec_gateway_inside_a_run_serves_the_shared_credential() {
     for outer in ["profile", "environment", "federation"] {
-        let job = Job::new(knobs());
+        let job = Job::new(settings());
         std::fs::write(job.path("inner.sh"), ask_the_gateway(&job)).unwrap();
         let ended = job.exec(&["--delivery", outer], r#""$WIFSHARE" exec --delivery gateway -- sh inner.sh"#);
         assert_eq!(ended.code, 0, "{outer}: {} {}", ended.stdout, ended.stderr);
@@ -127,7 +127,7 @@ fn an_inner_delivery_that_gives_more_leaves_the_outer_one() {
 #[test]
 fn a_step_that_asks_for_a_gateway_inside_a_keeper_sees_no_credential() {
     for delivery in ["profile", "environment", "federation"] {
-        let mut runner = Runner::new(Job::new(knobs()));
+        let mut runner = Runner::new(Job::new(settings()));
         let started = runner.step(runner.job.wifshare(&["start", "--delivery", delivery]));
         assert_eq!(started.code, 0, "{}", started.stderr);
         std::fs::write(runner.job.path("inner.sh"), FINDS_ONLY_A_CAPABILITY).unwrap();
@@ -149,7 +149,7 @@ fn a_step_that_asks_for_a_gateway_inside_a_keeper_sees_no_credential() {
 
 #[test]
 fn a_start_that_asks_for_a_gateway_inside_a_keeper_gives_later_steps_one() {
-    let mut runner = Runner::new(Job::new(knobs()));
+    let mut runner = Runner::new(Job::new(settings()));
     assert_eq!(runner.step(runner.job.wifshare(&["start"])).code, 0);
     let again = runner.step(runner.job.wifshare(&["start", "--delivery", "gateway"]));
     assert_eq!(again.code, 0, "{}", again.stderr);
@@ -170,7 +170,7 @@ fn a_start_that_asks_for_a_gateway_inside_a_keeper_gives_later_steps_one() {
 
 #[test]
 fn a_start_that_asks_for_less_inside_an_exec_is_refused() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     let ended = job.exec(&[], r#""$WIFSHARE" start --delivery gateway"#);
     assert_eq!(ended.code, 125, "{}", ended.stderr);
     assert!(ended.stderr.contains("error[delivery-refused]") && ended.stderr.contains("hint:"), "{}", ended.stderr);
@@ -186,7 +186,7 @@ fn a_gateway_that_cannot_be_given_is_refused() {
         ("CLAUDE_CODE_OAUTH_TOKEN", "canary"),
         ("ANTHROPIC_PROFILE", "mine"),
     ] {
-        let mut job = Job::new(knobs());
+        let mut job = Job::new(settings());
         job.set(name, value);
         for arguments in [
             &["exec", "--delivery", "gateway", "--", "touch", "began"][..],
@@ -208,7 +208,7 @@ fn a_gateway_that_cannot_be_given_is_refused() {
 
 #[test]
 fn an_optional_gateway_that_is_not_configured_leaves_no_way_to_a_credential() {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     job.unset("ANTHROPIC_FEDERATION_RULE_ID");
     job.unset("ANTHROPIC_ORGANIZATION_ID");
     let ended = job.exec(
@@ -224,7 +224,7 @@ fn a_gateway_that_cannot_be_opened_inside_a_run_runs_no_command() {
     if !rustix::process::geteuid().is_root() {
         return;
     }
-    let job = Job::new(Knobs { ..knobs() });
+    let job = Job::new(Settings { ..settings() });
     let script = r#"
         unshare --mount sh -c 'mount --bind "$RUNNER_TEMP/wifshare-$(id -u)" "$RUNNER_TEMP/wifshare-$(id -u)" &&
             mount -o remount,bind,ro "$RUNNER_TEMP/wifshare-$(id -u)" &&

@@ -3,7 +3,7 @@
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
-use crate::job::{Ended, Job, WIFSHARE, finish, knobs};
+use crate::job::{Ended, Job, WIFSHARE, finish, settings};
 
 const OTHER: u32 = 1001;
 /// What makes a program run as the other user (setpriv(1)).
@@ -17,7 +17,7 @@ fn is_root() -> bool {
 
 /// A job whose directory the other user owns, with a copy of wifshare that the other user reaches.
 fn job_of_two_users() -> (Job, PathBuf) {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     job.may_keep_credential();
     let program = job.path("program");
     std::fs::copy(WIFSHARE, &program).unwrap();
@@ -89,7 +89,7 @@ fn foreign_state_is_told_as_that_by_every_command() {
 #[test]
 fn place_that_cannot_hold_state_is_passed_over() {
     for unusable in ["relative", "/nonexistent/temp", "/dev/null"] {
-        let mut job = Job::new(knobs());
+        let mut job = Job::new(settings());
         let temporary = job.path("").to_str().unwrap().to_owned();
         job.set("RUNNER_TEMP", unusable);
         job.set("XDG_RUNTIME_DIR", "also-relative");
@@ -114,7 +114,7 @@ fn limits_of_the_system_are_named() {
         ("-f 0", "token", "ulimit -f"),
         ("-f 0", "exec -- true", "ulimit -f"),
     ] {
-        let mut job = Job::new(knobs());
+        let mut job = Job::new(settings());
         job.may_keep_credential();
         let ended = limited(&job, limit, command);
         assert_eq!(ended.code, 125, "{limit} {command}: {}", ended.stderr);
@@ -127,7 +127,7 @@ fn limits_of_the_system_are_named() {
 
 #[test]
 fn path_that_is_too_long_for_a_socket_is_named() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     let path = job.path(&"s".repeat(120));
     let ended = job.run(&["gateway", "--unix", path.to_str().unwrap()]);
     assert_eq!(ended.code, 125, "{}", ended.stderr);

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::clients::job_with_clients;
-use crate::job::{Job, knobs};
+use crate::job::{Job, settings};
 
 const QUERY: [&str; 7] = ["--", "-p", "say hi", "--model", "claude-sonnet-4-6", "--output-format", "text"];
 
@@ -27,7 +27,7 @@ fn enabled(job: &Job) -> Vec<String> {
 
 #[test]
 fn a_marketplace_three_plugins_and_a_query_make_one_exchange() {
-    let Some(mut job) = job_with_clients(knobs()) else { return };
+    let Some(mut job) = job_with_clients(settings()) else { return };
     job.set("INPUT_PLUGINS", "beta@wifshare-fixture\n\n  gamma@wifshare-fixture\n");
     let (claude, marketplace) = (claude_2_1_173(), marketplace());
     let begin = ["claude", "--claude", &claude, "--marketplace", &marketplace, "--plugin", "alpha@wifshare-fixture"];
@@ -40,7 +40,7 @@ fn a_marketplace_three_plugins_and_a_query_make_one_exchange() {
 
 #[test]
 fn a_step_that_fails_ends_the_run_with_its_code_and_is_named() {
-    let Some(job) = job_with_clients(knobs()) else { return };
+    let Some(job) = job_with_clients(settings()) else { return };
     let (claude, marketplace) = (claude_2_1_173(), marketplace());
     let begin = ["claude", "--claude", &claude, "--marketplace", &marketplace, "--plugin", "no-such@wifshare-fixture"];
     let ended = job.run(&[&begin[..], &QUERY].concat());
@@ -56,7 +56,7 @@ fn a_step_that_fails_ends_the_run_with_its_code_and_is_named() {
 
 #[test]
 fn inside_a_run_claude_joins_it() {
-    let Some(job) = job_with_clients(knobs()) else { return };
+    let Some(job) = job_with_clients(settings()) else { return };
     let script = format!(
         r#""$WIFSHARE" claude --claude {} -- -p "say hi" --model claude-sonnet-4-6 --output-format text </dev/null"#,
         claude_2_1_173()
@@ -69,7 +69,7 @@ fn inside_a_run_claude_joins_it() {
 
 #[test]
 fn in_github_actions_each_step_is_a_group() {
-    let Some(mut job) = job_with_clients(knobs()) else { return };
+    let Some(mut job) = job_with_clients(settings()) else { return };
     job.set("GITHUB_ACTIONS", "true");
     let (claude, marketplace) = (claude_2_1_173(), marketplace());
     let ended = crate::job::finish(

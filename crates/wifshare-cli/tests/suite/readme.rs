@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::clients::job_with_clients;
-use crate::job::{Ended, Job, WIFSHARE, eventually, finish, knobs};
+use crate::job::{Ended, Job, WIFSHARE, eventually, finish, settings};
 
 /// What is run elsewhere, and where.
 const ELSEWHERE: &[(&str, &str)] = &[
@@ -71,11 +71,11 @@ fn commands_of_the_readme_and_first_steps_work() {
         assert!(commands.iter().any(|it| it == command), "`{command}` is on neither page");
     }
     for command in commands.iter().filter(|command| ELSEWHERE.iter().all(|(elsewhere, _)| elsewhere != command)) {
-        let Some(mut job) = job_with_clients(knobs()) else { return };
+        let Some(mut job) = job_with_clients(settings()) else { return };
         reader(&mut job);
         job.may_keep_credential();
         match command.as_str() {
-            serving if serving.starts_with("wifshare sandbox --knobs") => serves(&job, serving),
+            serving if serving.starts_with("wifshare sandbox --settings") => serves(&job, serving),
             "wifshare start" => {
                 let ended = shell(&job, command);
                 assert_eq!(ended.code, 0, "{command}: {}", ended.stderr);

@@ -8,7 +8,7 @@ use std::process::Command;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::job::{Ended, Job, eventually, files, finish, knobs};
+use crate::job::{Ended, Job, eventually, files, finish, settings};
 use crate::runner::Runner;
 
 const ASK: &str = r#""$WIFSHARE" demo --child shared"#;
@@ -71,7 +71,7 @@ fn well(ended: &Ended, what: &str) {
 #[test]
 fn stop_gives_later_steps_of_a_github_job_their_own_variables_back() {
     for delivery in DELIVERIES {
-        let mut job = Job::new(knobs());
+        let mut job = Job::new(settings());
         job.set("NO_PROXY", "internal.example");
         job.set("HTTP_PROXY", "http://127.0.0.1:9");
         let own: BTreeMap<&str, String> =
@@ -107,7 +107,7 @@ fn stop_gives_later_steps_of_a_github_job_their_own_variables_back() {
 #[test]
 fn a_step_after_a_lost_keeper_signs_in_anew() {
     for end in ENDS {
-        let mut runner = Runner::new(Job::new(knobs()));
+        let mut runner = Runner::new(Job::new(settings()));
         well(&runner.step(runner.job.wifshare(&["start"])), "start");
         bring_about(end, &runner.job);
         let executed = sh(&mut runner, &format!(r#""$WIFSHARE" exec -- {ASK}"#));
@@ -134,7 +134,7 @@ fn a_step_after_a_lost_keeper_signs_in_anew() {
 
 #[test]
 fn ids_given_as_options_are_known_after_the_keeper_has_ended() {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     let ids = [("--federation-rule-id", OWN[0]), ("--organization-id", OWN[1]), ("--base-url", OWN[3])];
     let ids = ids.map(|(option, name)| (option, job.variable(name).unwrap().to_owned()));
     OWN.iter().for_each(|name| job.unset(name));
@@ -169,7 +169,7 @@ fn a_shell_that_evaluates_stop_has_its_own_variables_back() {
             assert!(std::env::var_os("CI").is_none(), "{shell} is missing");
             continue;
         }
-        let job = Job::new(knobs());
+        let job = Job::new(settings());
         let script = there_and_back(shell);
         let ended = finish(job.command(shell, &[options, &["-c", &script]].concat()).spawn().unwrap());
         assert_eq!(ended.code, 0, "{shell}: {} {}", ended.stdout, ended.stderr);
@@ -188,7 +188,7 @@ fn a_shell_that_evaluates_stop_has_its_own_variables_back() {
 #[test]
 fn json_and_dotenv_of_stop_undo_what_start_printed() {
     for format in ["json", "dotenv"] {
-        let job = Job::new(knobs());
+        let job = Job::new(settings());
         let started = finish(job.wifshare(&["start", "--format", "json"]).spawn().unwrap());
         let handed: BTreeMap<String, Option<String>> = serde_json::from_str(&started.stdout).unwrap();
         let mut stop = job.wifshare(&["stop", "--format", format]);
@@ -224,7 +224,7 @@ fn json_and_dotenv_of_stop_undo_what_start_printed() {
 #[test]
 fn a_shell_without_its_variables_is_told_which_run_is_over() {
     for end in ENDS {
-        let job = Job::new(knobs());
+        let job = Job::new(settings());
         let started = finish(job.wifshare(&["start", "--format", "json"]).spawn().unwrap());
         let handed: BTreeMap<String, Option<String>> = serde_json::from_str(&started.stdout).unwrap();
         bring_about(end, &job);
@@ -260,7 +260,7 @@ fn another_user_is_told_whose_run_it_is() {
     if !rustix::process::geteuid().is_root() {
         return;
     }
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     rustix::fs::chmod(job.path(""), rustix::fs::Mode::from_raw_mode(0o777)).unwrap();
     std::fs::copy(crate::job::WIFSHARE, job.path("bin")).unwrap();
     let started = finish(job.wifshare(&["start", "--format", "json"]).spawn().unwrap());
@@ -283,13 +283,16 @@ fn another_user_is_told_whose_run_it_is() {
 
 #[test]
 fn signing_in_after_a_lost_keeper_keeps_the_expected_subject_of_start() {
-    let mut runner = Runner::new(Job::new(knobs()));
+    let mut runner = Runner::new(Job::new(settings()));
     let start = ["start", "--expect-subject", "repo:octo-org/octo-repo:*"];
     well(&runner.step(runner.job.wifshare(&start)), "start");
     // With its state, for what was bought under the same expectation is served.
     bring_about(End::Lost, &runner.job);
     // From now on the subject has another form.
-    runner.job.sandbox.set_knobs(wifshare_sandbox::Knobs { immutable_subject: true, ..runner.job.sandbox.knobs() });
+    runner
+        .job
+        .sandbox
+        .set_settings(wifshare_sandbox::Settings { immutable_subject: true, ..runner.job.sandbox.settings() });
     let refused = sh(&mut runner, r#""$WIFSHARE" exec -- true"#);
     assert_eq!(refused.code, 125, "{}", refused.stderr);
     assert!(refused.stderr.contains("error[subject-unexpected]"), "{}", refused.stderr);

@@ -1,6 +1,6 @@
 //! Under `environment` no child can receive a successor: the run renews when a process inside it asks, and only then.
 
-use wifshare_sandbox::{Fault, Knobs};
+use wifshare_sandbox::{Fault, Settings};
 
 use crate::job::{Job, living};
 use crate::nesting::ask_the_gateway;
@@ -69,7 +69,7 @@ fn refused_renewal_is_told_to_whoever_asked() {
         "$WIFSHARE" token 2>&1"#;
     let child = job.wifshare(&["exec", "--delivery", "environment", "--", "sh", "-c", script]).spawn().unwrap();
     crate::job::eventually("the command runs", || job.path("ready").exists());
-    job.sandbox.set_knobs(Knobs { exchange_faults: refusals, ..job.sandbox.knobs() });
+    job.sandbox.set_settings(Settings { exchange_faults: refusals, ..job.sandbox.settings() });
     let start = std::time::Instant::now();
     std::fs::remove_file(job.path("ready")).unwrap();
     let ended = crate::job::finish(child);
@@ -87,7 +87,7 @@ fn command_inside_runs_with_its_first_token_where_none_can_be_renewed() {
     let child = job.wifshare(&["exec", "--delivery", "environment", "--", "sh", "-c", script]).spawn().unwrap();
     crate::job::eventually("the command runs", || job.path("ready").exists());
     let refusals = vec![Fault::Status { status: 401, retry_after_s: None, commit: false }; 3];
-    job.sandbox.set_knobs(Knobs { exchange_faults: refusals, ..job.sandbox.knobs() });
+    job.sandbox.set_settings(Settings { exchange_faults: refusals, ..job.sandbox.settings() });
     std::fs::remove_file(job.path("ready")).unwrap();
     let ended = crate::job::finish(child);
     assert_eq!(ended.code, 0, "{} {}", ended.stdout, ended.stderr);

@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
-use wifshare_sandbox::{Fault, Knobs};
+use wifshare_sandbox::{Fault, Settings};
 
 use crate::clients::{installed, node};
-use crate::job::{Ended, Job, finish, knobs};
+use crate::job::{Ended, Job, finish, settings};
 
 /// A job of some processes, one of them with a name that means harm.
 const JOB: &str = r#"
@@ -18,7 +18,7 @@ const JOB: &str = r#"
 "#;
 
 fn job() -> Job {
-    let job = Job::new(Knobs { exchange_latency_ms: 400, ..knobs() });
+    let job = Job::new(Settings { exchange_latency_ms: 400, ..settings() });
     assert_eq!(job.exec(&[], JOB).code, 3);
     job
 }
@@ -54,7 +54,7 @@ fn the_numbers_are_those_of_the_job() {
 
 #[test]
 fn the_longest_wait_is_told() {
-    let mut job = Job::new(Knobs { exchange_latency_ms: 1500, ..knobs() });
+    let mut job = Job::new(Settings { exchange_latency_ms: 1500, ..settings() });
     job.may_keep_credential();
     let children: Vec<_> = (0..4).map(|_| job.wifshare(&["token"]).spawn().unwrap()).collect();
     assert!(children.into_iter().map(finish).all(|ended| ended.code == 0));
@@ -66,7 +66,7 @@ fn the_longest_wait_is_told() {
 
 #[test]
 fn a_refusal_stands_in_every_form_with_its_request() {
-    let mut refusing = knobs();
+    let mut refusing = settings();
     refusing.rule.subject_prefix = "repo:somebody/else:*".to_owned();
     let mut job = Job::new(refusing);
     assert_eq!((job.token(&[]).code, job.token(&[]).code), (125, 125));
@@ -76,7 +76,7 @@ fn a_refusal_stands_in_every_form_with_its_request() {
         assert!(text.contains("exchange-refused") && text.contains(request), "{format}: {text}");
     }
     let lost = Fault::DropAfterCommit;
-    let mut job = Job::new(Knobs { exchange_faults: vec![lost], ..knobs() });
+    let mut job = Job::new(Settings { exchange_faults: vec![lost], ..settings() });
     assert_eq!(job.token(&[]).code, 0);
     let story: Value = serde_json::from_str(&report(&job, &["--format", "json"])).unwrap();
     assert_eq!(story["identities"][0]["exchanges"][0]["code"], "answer-lost", "{story:#}");
@@ -85,7 +85,7 @@ fn a_refusal_stands_in_every_form_with_its_request() {
 
 #[test]
 fn where_nothing_happened_there_is_nothing_to_report() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     let ended = job.run(&["report"]);
     assert_eq!((ended.code, ended.stdout.as_str()), (125, ""));
     assert!(ended.stderr.contains("error[nothing-to-report]") && ended.stderr.contains("hint:"), "{}", ended.stderr);
@@ -94,7 +94,7 @@ fn where_nothing_happened_there_is_nothing_to_report() {
 
 #[test]
 fn the_summary_of_a_github_job_has_what_the_run_did_unless_it_is_not_wanted() {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     let summary = job.path("summary.md");
     let read = || std::fs::read_to_string(&summary).unwrap_or_default();
     job.set("GITHUB_STEP_SUMMARY", summary.to_str().unwrap());
@@ -121,7 +121,7 @@ fn the_summary_of_a_github_job_has_what_the_run_did_unless_it_is_not_wanted() {
 
 #[test]
 fn stop_tells_in_the_summary_what_happened_since_start() {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     let summary = job.path("summary.md");
     job.set("GITHUB_STEP_SUMMARY", summary.to_str().unwrap());
     let started = job.run(&["start", "--format", "json"]);
@@ -139,7 +139,7 @@ fn stop_tells_in_the_summary_what_happened_since_start() {
 
 #[test]
 fn report_names_the_steps_of_claude() {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     std::fs::create_dir(job.path("market-of-somebody")).unwrap();
     let arguments = [
         "claude",

@@ -4,9 +4,9 @@ use std::os::unix::process::CommandExt;
 use std::process::Child;
 use std::time::Duration;
 
-use wifshare_sandbox::Knobs;
+use wifshare_sandbox::Settings;
 
-use crate::job::{Job, eventually, finish, knobs};
+use crate::job::{Job, eventually, finish, settings};
 
 const ASK: &str = r#""$WIFSHARE" demo --child shared"#;
 
@@ -26,7 +26,7 @@ fn asking_for(tenths: u64) -> String {
 
 #[test]
 fn twenty_overlapping_runs_share_one_credential_and_the_last_one_removes_it() {
-    let job = Job::new(Knobs { exchange_latency_ms: 200, ..knobs() });
+    let job = Job::new(Settings { exchange_latency_ms: 200, ..settings() });
     let anchor = start(
         &job,
         &format!("touch begun; {}; while ! [ -e over ]; do {ASK} || exit 9; sleep 0.1; done", asking_for(1)),
@@ -65,7 +65,7 @@ fn twenty_overlapping_runs_share_one_credential_and_the_last_one_removes_it() {
 
 #[test]
 fn what_a_killed_run_left_goes_with_the_next_start_of_any_identity() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     let child = start(&job, "touch begun; sleep 60");
     eventually("the run has begun", || job.path("begun").exists());
     kill_group(&child);
@@ -77,7 +77,7 @@ fn what_a_killed_run_left_goes_with_the_next_start_of_any_identity() {
 
 #[test]
 fn a_living_runs_files_are_spared_by_every_start() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     let child = start(&job, &format!("touch begun; while ! [ -e over ]; do {ASK} || exit 9; sleep 0.05; done"));
     eventually("the run has begun", || job.path("begun").exists());
     for _ in 0..5 {
@@ -94,7 +94,7 @@ fn a_living_runs_files_are_spared_by_every_start() {
 #[test]
 fn a_run_inside_a_run_joins_it() {
     for delivery in ["profile", "federation", "environment"] {
-        let job = Job::new(knobs());
+        let job = Job::new(settings());
         let script = r#"
             outer=$("$WIFSHARE" token) && inner=$("$WIFSHARE" exec -- "$WIFSHARE" exec -- "$WIFSHARE" token) &&
             [ -n "$outer" ] && [ "$outer" = "$inner" ] &&
@@ -108,8 +108,8 @@ fn a_run_inside_a_run_joins_it() {
 #[test]
 fn inside_a_run_another_identity_can_be_named() {
     for delivery in ["profile", "environment"] {
-        let job = Job::new(knobs());
-        let rule = job.sandbox.knobs().rule;
+        let job = Job::new(settings());
+        let rule = job.sandbox.settings().rule;
         let url = job.sandbox.identity_token_request_url();
         let bearer = job.sandbox.identity_token_request_token();
         let script = format!(
@@ -127,7 +127,7 @@ fn inside_a_run_another_identity_can_be_named() {
 #[test]
 fn a_child_that_changes_its_variables_is_not_served_as_somebody_else() {
     for delivery in ["profile", "federation", "environment"] {
-        let job = Job::new(knobs());
+        let job = Job::new(settings());
         let script = r#"ANTHROPIC_FEDERATION_RULE_ID=fdrl_other ANTHROPIC_ORGANIZATION_ID=other "$WIFSHARE" token"#;
         let ended = job.exec(&["--delivery", delivery], script);
         assert_eq!((ended.code, ended.stdout.as_str()), (125, ""), "{delivery}: {}", ended.stderr);
@@ -137,7 +137,7 @@ fn a_child_that_changes_its_variables_is_not_served_as_somebody_else() {
 
 #[test]
 fn what_an_ended_run_left_in_the_environment_is_not_taken_for_an_operators_own() {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     let ended = job.exec(&[], "env | grep -E 'WIFSHARE_RUN|ANTHROPIC_CONFIG_DIR|ANTHROPIC_PROFILE'");
     for line in ended.stdout.lines() {
         let (name, value) = line.split_once('=').unwrap();
@@ -150,7 +150,7 @@ fn what_an_ended_run_left_in_the_environment_is_not_taken_for_an_operators_own()
 
 #[test]
 fn an_inner_end_takes_nothing_from_the_outer_run() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     let ended = job.exec(&[], &format!(r#""$WIFSHARE" exec -- true && {ASK}"#));
     assert_eq!(ended.code, 0, "{}", ended.stderr);
     job.assert_exchanges(1);
@@ -158,7 +158,7 @@ fn an_inner_end_takes_nothing_from_the_outer_run() {
 
 #[test]
 fn the_credential_of_a_source_that_cannot_be_asked_again_stays_and_is_used_again() {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     job.may_keep_credential();
     job.without_endpoint();
     let token = job.sandbox.issue_identity_token();
@@ -173,7 +173,7 @@ fn the_credential_of_a_source_that_cannot_be_asked_again_stays_and_is_used_again
 
 #[test]
 fn a_token_file_that_was_replaced_lets_the_credential_go() {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     let path = job.use_token_file(&job.sandbox.issue_identity_token());
     let next = job.sandbox.issue_identity_token();
     let ended = job.exec(&[], &format!("{ASK} && printf %s '{next}' > {}", path.display()));
@@ -186,7 +186,7 @@ fn a_renewal_in_flight_never_brings_back_what_was_cleaned_up() {
     // The renewal of a 6 s token begins after about 2.5 s and hangs; the command ends meanwhile.
     let stall = wifshare_sandbox::Fault::Stall { ms: 6000 };
     let faults = vec![wifshare_sandbox::Fault::None, stall];
-    let job = Job::new(Knobs { exchange_faults: faults, ..crate::job::living(6) });
+    let job = Job::new(Settings { exchange_faults: faults, ..crate::job::living(6) });
     let start = std::time::Instant::now();
     let ended = job.exec(&[], "sleep 3.5");
     assert_eq!(ended.code, 0, "{}", ended.stderr);

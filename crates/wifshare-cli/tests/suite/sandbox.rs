@@ -5,11 +5,11 @@ use std::process::Stdio;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::job::{Job, finish, knobs};
+use crate::job::{Job, finish, settings};
 
 #[test]
 fn sandbox_runs_a_command_against_its_server() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     let script = r#"set -e; "$WIFSHARE" exec -- sh -c 'test -f "$ANTHROPIC_CONFIG_DIR/configs/wifshare.json"'
         echo "at $ANTHROPIC_BASE_URL"; exit 7"#;
     let ended = job.run(&["sandbox", "--", "sh", "-c", script]);
@@ -21,7 +21,7 @@ fn sandbox_runs_a_command_against_its_server() {
 
 #[test]
 fn sandbox_says_that_it_serves_and_prints_what_a_shell_reads() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     for (format, expected) in [
         ("dotenv", "ANTHROPIC_BASE_URL=http://127.0.0.1:"),
         ("env", "export ANTHROPIC_BASE_URL="),

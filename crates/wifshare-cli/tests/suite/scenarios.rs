@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde::Deserialize;
 use serde_json::Value;
-use wifshare_sandbox::{Knobs, Sandbox};
+use wifshare_sandbox::{Sandbox, Settings};
 
 use crate::job::{Ended, WIFSHARE, files, finish};
 
@@ -32,7 +32,7 @@ struct Scenario {
     why: String,
     arguments: Vec<String>,
     #[serde(default)]
-    knobs: Option<Value>,
+    settings: Option<Value>,
     #[serde(default)]
     environment: Changes,
     /// Made first, in order.
@@ -280,10 +280,10 @@ struct World {
 
 impl World {
     fn new(scenario: &Scenario) -> World {
-        let knobs = scenario.knobs.clone().unwrap_or_else(|| serde_json::json!({}));
-        let knobs: Knobs = serde_json::from_value(knobs).expect("knobs as the practice ground knows them");
+        let settings = scenario.settings.clone().unwrap_or_else(|| serde_json::json!({}));
+        let settings: Settings = serde_json::from_value(settings).expect("settings as the practice ground knows them");
         // Keys that are made quickly.
-        let sandbox = Sandbox::start(knobs).unwrap();
+        let sandbox = Sandbox::start(settings).unwrap();
         let holder = tempfile::tempdir().unwrap();
         let directory = holder.path().canonicalize().unwrap();
         let mut variables: BTreeMap<String, String> = sandbox.environment().into_iter().collect();

@@ -8,9 +8,9 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Command;
 
-use wifshare_sandbox::Knobs;
+use wifshare_sandbox::Settings;
 
-use crate::job::{Job, WIFSHARE, eventually, finish, knobs, living};
+use crate::job::{Job, WIFSHARE, eventually, finish, living, settings};
 
 /// The text of this file of every process on the machine that we may read.
 fn of_every_process(file: &str, is_wanted: impl Fn(&str) -> bool) -> Vec<String> {
@@ -27,7 +27,7 @@ fn of_every_process(file: &str, is_wanted: impl Fn(&str) -> bool) -> Vec<String>
 #[test]
 fn no_secret_ever_stands_in_an_argument_list() {
     // Slow enough to be seen on a busy machine.
-    let mut job = Job::new(Knobs { exchange_latency_ms: 500, ..living(6) });
+    let mut job = Job::new(Settings { exchange_latency_ms: 500, ..living(6) });
     job.may_keep_credential();
     let token = job.sandbox.issue_identity_token();
     let is_over = AtomicBool::new(false);
@@ -58,7 +58,7 @@ fn no_secret_ever_stands_in_an_argument_list() {
 
 #[test]
 fn our_own_processes_never_carry_the_access_token_in_their_environment() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     let child = job.wifshare(&["exec", "--delivery", "environment", "--", "sh", "-c", "touch begun; sleep 1"]).spawn();
     let child = child.unwrap();
     eventually("the command has begun", || job.path("begun").exists());
@@ -76,7 +76,7 @@ fn another_user_gets_nothing() {
         assert!(std::env::var_os("CI").is_none(), "only root can become somebody else");
         return;
     }
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     // The directory of the job itself is open, as a runner's temporary folder is.
     rustix::fs::chmod(job.path(""), rustix::fs::Mode::from_raw_mode(0o755)).unwrap();
     let child = job.wifshare(&["exec", "--delivery", "federation", "--", "sh", "-c", "touch begun; sleep 3"]).spawn();
@@ -118,7 +118,7 @@ fn the_same_user_reads_neither_memory_nor_environment_of_a_supervisor_and_the_ch
         let nobody = ["--reuid=65534", "--regid=65534", "--clear-groups"];
         job.command("setpriv", &[&nobody[..], arguments].concat())
     };
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     let (directory, wifshare) = (job.path(""), job.path("bin"));
     rustix::fs::chmod(&directory, rustix::fs::Mode::from_raw_mode(0o777)).unwrap();
     // The build's directory may be closed to others.
@@ -149,7 +149,7 @@ fn the_same_user_reads_neither_memory_nor_environment_of_a_supervisor_and_the_ch
 #[cfg(target_os = "linux")]
 #[test]
 fn a_crash_writes_no_core_file_and_a_childs_crash_writes_its_own() {
-    let mut job = Job::new(Knobs { exchange_latency_ms: 3000, ..knobs() });
+    let mut job = Job::new(Settings { exchange_latency_ms: 3000, ..settings() });
     job.may_keep_credential();
     let crash = |mut command: Command| {
         let child = command.spawn().unwrap();

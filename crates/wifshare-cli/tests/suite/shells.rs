@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use crate::job::{Job, WIFSHARE, finish, knobs};
+use crate::job::{Job, WIFSHARE, finish, settings};
 
 /// Whether this machine has the program. `tests/tools/install` installs it; under CI it may not be missing.
 fn has(program: &str) -> bool {
@@ -25,7 +25,7 @@ fn script(job: &Job, shell: &str) -> String {
 
 #[test]
 fn bash_completes_a_command_an_option_and_a_value() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     let path = script(&job, "bash");
     let complete = |words: &str, expected: &[&str]| {
         let ask = format!(
@@ -50,7 +50,7 @@ fn bash_completes_a_command_an_option_and_a_value() {
 
 #[test]
 fn the_other_shells_read_their_scripts() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     for (shell, arguments) in [("bash", ["-n"].as_slice()), ("zsh", &["-n"]), ("fish", &["--no-execute"])] {
         let path = script(&job, shell);
         if has(shell) {
@@ -65,7 +65,7 @@ fn the_other_shells_read_their_scripts() {
 
 #[test]
 fn fish_completes_commands_and_values() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     let path = script(&job, "fish");
     if has("fish") {
         for (words, expected) in [
@@ -105,7 +105,7 @@ zpty -d shell
 
 #[test]
 fn zsh_completes_values() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     let directory = job.path("functions");
     std::fs::create_dir(&directory).unwrap();
     std::fs::rename(script(&job, "zsh"), directory.join("_wifshare")).unwrap();
@@ -124,7 +124,7 @@ fn zsh_completes_values() {
 
 #[test]
 fn man_shows_a_page_for_each_command() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     let pages = job.path("man");
     std::fs::create_dir(&pages).unwrap();
     assert_eq!(job.run(&["man", "--directory", pages.to_str().unwrap()]).code, 0);
@@ -166,7 +166,7 @@ fn man_shows_a_page_for_each_command() {
 
 #[test]
 fn every_command_shows_an_example() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     let help =
         finish(Command::new(WIFSHARE).arg("--help").env_clear().stdout(std::process::Stdio::piped()).spawn().unwrap());
     let commands =

@@ -5,7 +5,7 @@ use std::process::{Child, Command};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::job::{Ended, Job, eventually, finish, knobs};
+use crate::job::{Ended, Job, eventually, finish, settings};
 
 /// Counts what it gets, and ends by itself after a while.
 const COUNTING: &str = r#"
@@ -25,7 +25,7 @@ fn send(child: &Child, signal: Signal) {
 #[test]
 fn each_signal_sent_to_us_reaches_the_child_once() {
     for (signal, name) in [(Signal::INT, "INT"), (Signal::TERM, "TERM"), (Signal::HUP, "HUP"), (Signal::USR1, "USR1")] {
-        let job = Job::new(knobs());
+        let job = Job::new(settings());
         let child = begin(&job, COUNTING);
         send(&child, signal);
         let ended = finish(child);
@@ -36,7 +36,7 @@ fn each_signal_sent_to_us_reaches_the_child_once() {
 #[test]
 fn a_child_that_dies_of_the_signal_is_told_as_that_and_nothing_is_left() {
     for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143), (Signal::HUP, 129)] {
-        let job = Job::new(knobs());
+        let job = Job::new(settings());
         let child = begin(&job, "touch begun; exec sleep 60");
         send(&child, signal);
         assert_eq!(finish(child).code, code);
@@ -46,7 +46,7 @@ fn a_child_that_dies_of_the_signal_is_told_as_that_and_nothing_is_left() {
 
 #[test]
 fn an_end_before_the_command_started_keeps_what_was_bought_for_others_and_cleans_up() {
-    let job = Job::new(wifshare_sandbox::Knobs { exchange_latency_ms: 1500, ..knobs() });
+    let job = Job::new(wifshare_sandbox::Settings { exchange_latency_ms: 1500, ..settings() });
     let child = job.wifshare(&["exec", "--", "touch", "begun"]).spawn().unwrap();
     eventually("the exchange is under way", || job.counters().exchanges_received == 1);
     send(&child, Signal::TERM);
@@ -58,7 +58,7 @@ fn an_end_before_the_command_started_keeps_what_was_bought_for_others_and_cleans
 
 #[test]
 fn a_token_interrupted_in_its_exchange_is_bought_once_all_the_same() {
-    let mut job = Job::new(wifshare_sandbox::Knobs { exchange_latency_ms: 1500, ..knobs() });
+    let mut job = Job::new(wifshare_sandbox::Settings { exchange_latency_ms: 1500, ..settings() });
     let child = job.wifshare(&["token"]).spawn().unwrap();
     eventually("the exchange is under way", || job.counters().exchanges_received == 1);
     send(&child, Signal::TERM);
@@ -69,7 +69,7 @@ fn a_token_interrupted_in_its_exchange_is_bought_once_all_the_same() {
 
 #[test]
 fn a_signal_right_after_the_start_is_not_lost() {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     job.token(&[]);
     for _ in 0..40 {
         let child = job.wifshare(&["exec", "--", "sleep", "20"]).spawn().unwrap();
@@ -86,7 +86,7 @@ fn a_signal_right_after_the_start_is_not_lost() {
 #[test]
 fn a_terminal_sends_ctrl_c_once() {
     // `script` gives us a terminal, and the terminal's own Ctrl-C reaches the whole foreground group.
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     if Command::new("script").arg("--version").output().is_err() {
         assert!(std::env::var_os("CI").is_none(), "`script` of util-linux is missing");
         return;
@@ -111,7 +111,7 @@ fn a_terminal_sends_ctrl_c_once() {
 
 #[test]
 fn what_was_ignored_before_us_stays_ignored() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     let script = r#"trap '' HUP; exec "$WIFSHARE" exec -- sh -c 'touch begun; kill -HUP $$; exit 5'"#;
     let ended: Ended = finish(job.command("sh", &["-c", script]).spawn().unwrap());
     assert_eq!(ended.code, 5, "nohup has to work through us: {}", ended.stderr);
@@ -119,7 +119,7 @@ fn what_was_ignored_before_us_stays_ignored() {
 
 #[test]
 fn as_process_one_signals_work_and_orphans_are_buried() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     let as_process_one = |command: &[&str]| {
         let arguments = ["--pid", "--fork", "--mount-proc", "--kill-child"];
         job.command("unshare", &[&arguments, command].concat())

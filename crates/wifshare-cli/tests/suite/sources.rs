@@ -1,10 +1,10 @@
 //! Sources over time: several given tokens, a platform that repeats itself, and what children inherit of each.
 
-use crate::job::{Job, knobs, living};
+use crate::job::{Job, living, settings};
 
 /// A job without GitHub's endpoint.
-fn job(knobs: wifshare_sandbox::Knobs) -> Job {
-    let mut job = Job::new(knobs);
+fn job(settings: wifshare_sandbox::Settings) -> Job {
+    let mut job = Job::new(settings);
     job.without_endpoint();
     job.may_keep_credential();
     job
@@ -44,12 +44,12 @@ fn given_tokens_are_used_one_after_another_while_the_command_runs() {
 fn a_metadata_server_that_repeats_its_token_keeps_a_job_signed_in() {
     use wifshare_sandbox::Fault::DuplicateIdentityToken;
     // As Google's tokens are: without a `jti`, and the same one each time.
-    let knobs = wifshare_sandbox::Knobs {
+    let settings = wifshare_sandbox::Settings {
         issue_jti: false,
         identity_token_faults: vec![DuplicateIdentityToken; 50],
         ..living(12)
     };
-    let mut job = job(knobs);
+    let mut job = job(settings);
     let address = job.sandbox.base_url();
     job.set("WIFSHARE_TEST_METADATA", &address);
     job.set("CLOUD_RUN_JOB", "nightly");
@@ -62,11 +62,11 @@ fn a_metadata_server_that_repeats_its_token_keeps_a_job_signed_in() {
 
 #[test]
 fn a_token_with_a_jti_is_not_sent_again_even_where_the_platform_repeats_it() {
-    let knobs = wifshare_sandbox::Knobs {
+    let settings = wifshare_sandbox::Settings {
         identity_token_faults: vec![wifshare_sandbox::Fault::DuplicateIdentityToken; 50],
-        ..knobs()
+        ..settings()
     };
-    let mut job = job(knobs);
+    let mut job = job(settings);
     let address = job.sandbox.base_url();
     job.set("WIFSHARE_TEST_METADATA", &address);
     job.set("CLOUD_RUN_JOB", "nightly");
@@ -87,7 +87,7 @@ fn children_do_not_inherit_what_a_ci_gave_the_job() {
         "SYSTEM_ACCESSTOKEN",
         "SYSTEM_OIDCREQUESTURI",
     ];
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     for name in &all[1..] {
         job.set(name, "x");
     }
@@ -103,7 +103,7 @@ fn children_do_not_inherit_what_a_ci_gave_the_job() {
 
 #[test]
 fn children_do_not_inherit_what_the_cloud_in_use_was_asked_with() {
-    let mut job = job(knobs());
+    let mut job = job(settings());
     let endpoint = format!("{}/msi/token", job.sandbox.base_url());
     let secret = job.sandbox.identity_token_request_token();
     job.set("IDENTITY_ENDPOINT", &endpoint);
@@ -120,7 +120,7 @@ fn children_do_not_inherit_what_the_cloud_in_use_was_asked_with() {
 
 #[test]
 fn given_tokens_under_names_of_ones_own_are_not_inherited() {
-    let mut job = job(knobs());
+    let mut job = job(settings());
     let token = job.sandbox.issue_identity_token();
     job.set("CLAUDE_ONE", &token);
     job.set("WIFSHARE_IDENTITY_TOKEN_VARIABLES", "CLAUDE_ONE");
@@ -132,7 +132,7 @@ fn given_tokens_under_names_of_ones_own_are_not_inherited() {
 #[test]
 fn the_end_of_what_the_platform_is_asked_with_is_told_when_it_is_near() {
     use base64::Engine;
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     let told = |job: &mut Job, left: u64| {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
         let claims = format!(r#"{{"exp":{}}}"#, now + left);
@@ -157,7 +157,7 @@ fn the_end_of_what_the_platform_is_asked_with_is_told_when_it_is_near() {
 
 #[test]
 fn a_gitlab_job_of_several_steps_is_served_by_start_and_stop() {
-    let mut job = job(knobs());
+    let mut job = job(settings());
     let issuer = job.sandbox.base_url();
     job.set("GITLAB_CI", "true");
     job.set("CI_SERVER_URL", &issuer);

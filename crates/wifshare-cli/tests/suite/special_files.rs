@@ -3,7 +3,7 @@
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use crate::job::{Ended, Job, finish, knobs};
+use crate::job::{Ended, Job, finish, settings};
 
 const KINDS: [&str; 3] = ["pipe", "socket", "directory"];
 
@@ -35,7 +35,7 @@ fn ended(job: &Job, arguments: &[&str], what: &str) -> Ended {
 
 #[test]
 fn no_command_waits_for_a_special_file_in_the_state_directory() {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     assert_eq!(job.token(&[]).code, 0);
     let key = crate::job::files(&job.state()).into_iter().find(|path| path.ends_with("credential.json")).unwrap();
     let key = key.parent().unwrap();
@@ -81,7 +81,7 @@ fn no_command_waits_for_a_special_file_that_a_variable_or_an_option_names() {
     for kind in KINDS {
         for name in names {
             let what = format!("a {kind} for {name}");
-            let mut job = Job::new(knobs());
+            let mut job = Job::new(settings());
             job.may_keep_credential();
             if name == "ANTHROPIC_IDENTITY_TOKEN_FILE" {
                 job.without_endpoint();
@@ -96,7 +96,7 @@ fn no_command_waits_for_a_special_file_that_a_variable_or_an_option_names() {
                 ended(&job, arguments, &what);
             }
         }
-        let job = Job::new(knobs());
+        let job = Job::new(settings());
         let rule = job.path("rule.json");
         put(kind, &rule);
         let refused = ended(&job, &["doctor", "--rule", rule.to_str().unwrap()], kind);

@@ -8,9 +8,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use wifshare_sandbox::Knobs;
+use wifshare_sandbox::Settings;
 
-use crate::job::{Ended, Job, WIFSHARE, eventually, files, finish, knobs};
+use crate::job::{Ended, Job, WIFSHARE, eventually, files, finish, settings};
 
 /// The processes that are keepers of this job.
 fn keepers(job: &Job) -> Vec<Pid> {
@@ -61,7 +61,7 @@ fn a_path_that_is_no_text_works_or_is_refused_by_every_command() {
             &["status"],
             &["stop"],
         ] {
-            let job = Job::new(knobs());
+            let job = Job::new(settings());
             let path = no_text(&job);
             let mut command = job.wifshare(arguments);
             match place {
@@ -112,7 +112,7 @@ fn a_path_that_is_no_text_works_or_is_refused_by_every_command() {
 
 #[test]
 fn a_start_whose_keeper_stands_still_ends_with_a_signal() {
-    let job = Job::new(Knobs { identity_token_latency_ms: 5000, ..knobs() });
+    let job = Job::new(Settings { identity_token_latency_ms: 5000, ..settings() });
     let child = job.wifshare(&["start"]).spawn().unwrap();
     eventually("there is a keeper", || !keepers(&job).is_empty());
     let keeper = keepers(&job)[0];
@@ -127,7 +127,7 @@ fn a_start_whose_keeper_stands_still_ends_with_a_signal() {
 #[test]
 fn a_keeper_ends_where_whoever_started_it_was_killed() {
     for latency in [0, 1500] {
-        let job = Job::new(Knobs { exchange_latency_ms: latency, ..knobs() });
+        let job = Job::new(Settings { exchange_latency_ms: latency, ..settings() });
         let child = job.wifshare(&["start"]).process_group(0).spawn().unwrap();
         eventually("there is a keeper", || !keepers(&job).is_empty());
         if latency > 0 {
@@ -142,7 +142,7 @@ fn a_keeper_ends_where_whoever_started_it_was_killed() {
 
 #[test]
 fn a_file_for_variables_that_is_a_pipe_does_not_hold_a_start() {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     let pipe = job.path("pipe");
     rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::from_raw_mode(0o600)).unwrap();
     job.set("GITHUB_ENV", pipe.to_str().unwrap());
@@ -154,7 +154,7 @@ fn a_file_for_variables_that_is_a_pipe_does_not_hold_a_start() {
 
 #[test]
 fn an_output_that_nobody_reads_does_not_hold_an_interrupted_start() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     let (reader, writer) = std::io::pipe().unwrap();
     // Full: nothing more can be written until somebody reads.
     rustix::io::ioctl_fionbio(&writer, true).unwrap();
@@ -184,7 +184,7 @@ fn a_keeper_hears_stop_whatever_signals_its_starter_ignored_or_blocked() {
         &["python3", "-c", &blocked],
         &["sh", "-c", r#"trap '' CHLD; exec "$WIFSHARE" start --format json"#],
     ] {
-        let job = Job::new(knobs());
+        let job = Job::new(settings());
         let started = finish(job.command(command[0], &command[1..]).spawn().unwrap());
         assert_eq!(started.code, 0, "{command:?}: {}", started.stderr);
         let begun = Instant::now();
@@ -198,7 +198,7 @@ fn a_keeper_hears_stop_whatever_signals_its_starter_ignored_or_blocked() {
 
 #[test]
 fn a_command_whose_starter_ignored_the_end_of_children_has_its_exit_code() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     let script = r#"trap '' CHLD; exec "$WIFSHARE" exec -- sh -c 'exit 5'"#;
     let ended = finish(job.command("bash", &["-c", script]).spawn().unwrap());
     assert_eq!(ended.code, 5, "{}", ended.stderr);
@@ -222,7 +222,7 @@ fn a_keeper_without_a_process_lives_as_long_as_the_job_and_a_start_puts_its_end_
         assert_eq!(started.code, 0, "{}", started.stderr);
         started
     };
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     start(&job, &[]);
     about(3600, &job);
     job.set("CI_JOB_TIMEOUT", "7200");
@@ -267,13 +267,13 @@ fn a_failing_start_fails_the_shell_that_evaluates_it() {
             continue;
         }
         for (arguments, variables, code) in failing {
-            let mut job = Job::new(knobs());
+            let mut job = Job::new(settings());
             variables.iter().for_each(|(name, value)| job.set(name, value));
             let script = format!("{}\necho went on", eval.replace("ARGUMENTS", arguments));
             let ended = finish(job.command(shell, &[options, &["-c", &script]].concat()).spawn().unwrap());
             assert_eq!((ended.code, ended.stdout.as_str()), (code, ""), "{shell} {eval} {arguments}: {}", ended.stderr);
         }
-        let job = Job::new(knobs());
+        let job = Job::new(settings());
         let script = format!("{}\necho went on", eval.replace("ARGUMENTS", "start --format env"));
         let ended = finish(job.command(shell, &[options, &["-c", &script]].concat()).spawn().unwrap());
         assert_eq!((ended.code, ended.stdout.as_str()), (0, "went on\n"), "{shell} {eval}: {}", ended.stderr);
@@ -283,7 +283,7 @@ fn a_failing_start_fails_the_shell_that_evaluates_it() {
 
 #[test]
 fn an_interrupted_start_fails_the_shell_that_evaluates_it() {
-    let job = Job::new(Knobs { identity_token_latency_ms: 4000, ..knobs() });
+    let job = Job::new(Settings { identity_token_latency_ms: 4000, ..settings() });
     let child = job.wifshare(&["start", "--format", "env"]).stdout(Stdio::piped()).spawn().unwrap();
     eventually("there is a keeper", || !keepers(&job).is_empty());
     signal(&child, Signal::TERM);
@@ -294,7 +294,7 @@ fn an_interrupted_start_fails_the_shell_that_evaluates_it() {
 
 #[test]
 fn token_as_variables_fails_the_shell_that_evaluates_it() {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     job.unset("ANTHROPIC_ORGANIZATION_ID");
     let script = r#"eval "$("$WIFSHARE" token --format env)"; echo went on"#;
     let ended = finish(job.command("sh", &["-ec", script]).spawn().unwrap());

@@ -7,9 +7,9 @@ use std::process::Stdio;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use wifshare_sandbox::Knobs;
+use wifshare_sandbox::Settings;
 
-use crate::job::{Job, eventually, files, finish, knobs};
+use crate::job::{Job, eventually, files, finish, settings};
 
 fn status(job: &Job) -> Value {
     let ended = job.run(&["status", "--json"]);
@@ -32,7 +32,7 @@ fn named<'a>(events: &'a [Value], name: &str) -> Vec<&'a Value> {
 
 #[test]
 fn inside_a_run_it_tells_the_credential_the_run_and_who_was_served() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     let script = r#""$WIFSHARE" token >/dev/null && "$WIFSHARE" status --json && "$WIFSHARE" status"#;
     let ended = job.exec(&[], script);
     assert_eq!((ended.code, ended.stderr.as_str()), (0, ""));
@@ -57,7 +57,7 @@ fn inside_a_run_it_tells_the_credential_the_run_and_who_was_served() {
 
 #[test]
 fn it_needs_no_configuration_and_tells_where_nothing_is() {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     assert_eq!(job.exec(&[], "true").code, 0);
     for name in ["ANTHROPIC_FEDERATION_RULE_ID", "ANTHROPIC_ORGANIZATION_ID"] {
         job.unset(name);
@@ -74,7 +74,7 @@ fn it_needs_no_configuration_and_tells_where_nothing_is() {
 
 #[test]
 fn who_has_the_lock_and_what_was_refused_is_told() {
-    let mut job = Job::new(Knobs { exchange_latency_ms: 3000, ..knobs() });
+    let mut job = Job::new(Settings { exchange_latency_ms: 3000, ..settings() });
     let slow = job.wifshare(&["token"]).spawn().unwrap();
     job.may_keep_credential();
     let pid = slow.id();
@@ -86,7 +86,7 @@ fn who_has_the_lock_and_what_was_refused_is_told() {
     assert_eq!(finish(slow).code, 0);
     assert_eq!(status(&job)["identities"][0]["lock"], Value::Null);
 
-    let mut refusing = knobs();
+    let mut refusing = settings();
     refusing.rule.subject_prefix = "repo:somebody/else:*".to_owned();
     let mut job = Job::new(refusing);
     assert_eq!((job.token(&[]).code, job.token(&[]).code), (125, 125));
@@ -100,7 +100,7 @@ fn who_has_the_lock_and_what_was_refused_is_told() {
 
 #[test]
 fn a_run_that_was_killed_is_gone_without_a_word() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     let mut run = job.wifshare(&["exec", "--", "sh", "-c", "echo $$; exec sleep 86398"]);
     let mut run = run.spawn().unwrap();
     let mut line = String::new();
@@ -117,7 +117,7 @@ fn a_run_that_was_killed_is_gone_without_a_word() {
 
 #[test]
 fn a_watch_prints_a_line_for_each_change_and_ends_by_a_signal() {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     let mut watch = job.wifshare(&["status", "--watch", "--json"]).spawn().unwrap();
     let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines();
     let mut next = || serde_json::from_str::<Value>(&lines.next().unwrap().unwrap()).unwrap();
@@ -150,7 +150,7 @@ pub(crate) fn on_a_terminal(job: &Job, arguments: &str, keys: &[u8]) -> (i32, St
 
 #[test]
 fn on_a_terminal_a_watch_fits_its_width_and_q_ends_it() {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     assert_eq!(job.token(&[]).code, 0);
     let (code, said) = on_a_terminal(&job, "status --watch", b"q");
     assert_eq!(code, 0, "{said}");
@@ -163,7 +163,7 @@ fn on_a_terminal_a_watch_fits_its_width_and_q_ends_it() {
 
 #[test]
 fn status_wraps_lines_to_any_width_and_leaves_out_empty_identities() {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     job.may_keep_credential();
     assert_eq!(job.token(&[]).code, 0);
     std::fs::create_dir(job.state().join("0".repeat(32))).unwrap();
@@ -179,7 +179,7 @@ fn status_wraps_lines_to_any_width_and_leaves_out_empty_identities() {
 
 #[test]
 fn the_log_tells_who_was_there_and_never_an_argument() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     let script = "sleep 1.5 & sleep 0.5; cat \"$ANTHROPIC_CONFIG_DIR/credentials/wifshare.json\" >/dev/null; wait; exit 3; hunter2";
     assert_eq!(job.exec(&[], script).code, 3);
     let path = log(&job).unwrap();
@@ -202,7 +202,7 @@ fn the_log_tells_who_was_there_and_never_an_argument() {
 
 #[test]
 fn of_a_gateway_it_tells_where_the_credential_is_and_what_was_asked() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     let script = r#"
         ask() { curl -s -o /dev/null "$ANTHROPIC_BASE_URL/v1/models" -H "x-api-key: $1"; }
         ask "$ANTHROPIC_AUTH_TOKEN"; ask wrong
@@ -220,7 +220,7 @@ fn of_a_gateway_it_tells_where_the_credential_is_and_what_was_asked() {
 
 #[test]
 fn a_log_that_cannot_be_written_hinders_nothing() {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     assert_eq!(job.exec(&[], "true").code, 0);
     let path = log(&job).unwrap();
     let victim = job.path("victim");

@@ -3,14 +3,14 @@
 use std::io::Write;
 use std::process::Stdio;
 
-use crate::job::{Job, finish, knobs};
+use crate::job::{Job, finish, settings};
 
 /// Prints its arguments, and what it reads.
 const SHOWS: &str = "#!/bin/sh\necho \"$@\"\ncat\n";
 
 #[test]
 fn the_query_alone_has_the_input_and_the_output() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     let claude = job.path("claude");
     std::fs::write(&claude, SHOWS).unwrap();
     rustix::fs::chmod(&claude, rustix::fs::Mode::from_raw_mode(0o755)).unwrap();

@@ -1,24 +1,24 @@
 //! How wifshare speaks: little, and in the form that whoever listens can use.
 
 use serde_json::Value;
-use wifshare_sandbox::{Fault, Knobs};
+use wifshare_sandbox::{Fault, Settings};
 
-use crate::job::{Job, finish, knobs};
+use crate::job::{Job, finish, settings};
 use crate::status::on_a_terminal;
 
 fn objects(text: &str) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("no object: {line}"))).collect()
 }
 
-fn refusing() -> Knobs {
-    let mut refusing = knobs();
+fn refusing() -> Settings {
+    let mut refusing = settings();
     refusing.rule.subject_prefix = "repo:somebody/else:*".to_owned();
     refusing
 }
 
 #[test]
 fn success_is_quiet_and_twice_verbose_tells_every_step_with_its_time() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     assert_eq!(job.exec(&[], "true").stderr, "");
     let once = job.exec(&["-v"], "true").stderr;
     assert!(once.contains("wifshare: exchanging it\n") && !once.contains("connected"), "{once}");
@@ -42,14 +42,14 @@ fn as_json_every_line_is_an_object() {
     assert!(error["causes"][0].as_str().unwrap().contains("HTTP 401"), "{error:#}");
     assert!(lines.iter().any(|line| line["level"] == "debug" && line["message"] == "exchanging it"), "{lines:#?}");
 
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     job.set("WIFSHARE_LOG_FORMAT", "json");
     job.set("ANTHROPIC_API_KEY", "x");
     let warned = job.exec(&[], "true");
     assert_eq!(objects(&warned.stderr)[0]["level"], "warning", "{}", warned.stderr);
 
     // What is wrong with the command line, too, however the form was asked for.
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     for wrong in [
         &["exec", "--log-format", "json", "--wat", "--", "true"][..],
         &["--log-format=json", "wat"],
@@ -69,7 +69,7 @@ fn as_json_every_line_is_an_object() {
     assert!(job.run(&["--help"]).stdout.contains("Usage:"));
 
     // A mask is no JSON: among the objects it stands where it is asked for alone.
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     job.set("GITHUB_ACTIONS", "true");
     let ended =
         finish(job.wifshare(&["exec", "--log-format", "json", "--mask", "always", "--", "true"]).spawn().unwrap());
@@ -90,14 +90,14 @@ fn colour_is_for_a_terminal_that_wants_it() {
 
 #[test]
 fn what_takes_its_time_is_one_line_on_a_terminal_that_goes_away() {
-    let mut job = Job::new(Knobs { exchange_latency_ms: 2600, ..knobs() });
+    let mut job = Job::new(Settings { exchange_latency_ms: 2600, ..settings() });
     let (code, said) = on_a_terminal(&job, "exec -- true", b"");
     assert_eq!(code, 0, "{said}");
     assert!(said.contains("\r\x1b[Kwifshare: exchanging the identity token, since "), "{said:?}");
     assert!(said.ends_with("\r\x1b[K"), "nothing stays: {said:?}");
     assert!(!said.contains('\n'), "{said:?}");
 
-    job.sandbox.set_knobs(Knobs { exchange_latency_ms: 8000, ..knobs() });
+    job.sandbox.set_settings(Settings { exchange_latency_ms: 8000, ..settings() });
     let first = job.wifshare(&["token"]).spawn().unwrap();
     job.may_keep_credential();
     crate::job::eventually("the exchange is under way", || job.counters().exchanges_received == 2);
@@ -109,7 +109,7 @@ fn what_takes_its_time_is_one_line_on_a_terminal_that_goes_away() {
 
 #[test]
 fn a_log_is_told_of_a_wait_now_and_then() {
-    let mut job = Job::new(Knobs { exchange_faults: vec![Fault::Stall { ms: 9000 }], ..knobs() });
+    let mut job = Job::new(Settings { exchange_faults: vec![Fault::Stall { ms: 9000 }], ..settings() });
     let first = job.wifshare(&["token"]).spawn().unwrap();
     job.may_keep_credential();
     crate::job::eventually("the exchange is under way", || job.counters().exchanges_received == 1);

@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::job::{Ended, Job, finish, knobs};
+use crate::job::{Ended, Job, finish, settings};
 
 /// Stands in for cargo: clippy fails, and so does one of the tests.
 const CARGO: &str = r#"#!/bin/sh
@@ -55,7 +55,7 @@ fn run(place: &Path, arguments: &[&str]) -> Ended {
 
 #[test]
 fn stages_after_a_failed_one_run_and_the_end_lists_failures() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     let place = copy(&job);
     let ended = run(&place, &[]);
     assert_eq!((ended.code, ended.stderr.as_str()), (1, ""), "{}", ended.stdout);
@@ -79,7 +79,7 @@ fn stages_after_a_failed_one_run_and_the_end_lists_failures() {
 /// The output ends with `./test`, though a process that a stage left behind holds it open.
 #[test]
 fn process_left_by_a_stage_holds_nobody_up() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     let place = copy(&job);
     std::fs::write(place.join("tests/lint/run"), "#!/bin/sh\nsleep 300 &\necho $! > left\n").unwrap();
     let started = std::time::Instant::now();
@@ -93,7 +93,7 @@ fn process_left_by_a_stage_holds_nobody_up() {
 
 #[test]
 fn named_stages_run_alone() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     let place = copy(&job);
     let ended = run(&place, &["docs", "lint"]);
     assert_eq!(ended.code, 0, "{}", ended.stdout);
@@ -105,7 +105,7 @@ fn named_stages_run_alone() {
 
 #[test]
 fn needs_name_what_is_missing_and_what_to_run() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     let needs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/needs");
     let path = job.path("bin");
     std::fs::create_dir(&path).unwrap();

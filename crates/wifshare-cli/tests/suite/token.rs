@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use serde_json::Value;
-use wifshare_sandbox::{Fault, Knobs};
+use wifshare_sandbox::{Fault, Settings};
 
-use crate::job::{Ended, Job, finish, knobs, living};
+use crate::job::{Ended, Job, finish, living, settings};
 
 #[test]
 fn a_hundred_cold_processes_make_one_exchange_and_print_one_answer() {
-    let mut job = Job::new(Knobs { exchange_latency_ms: 1200, ..knobs() });
+    let mut job = Job::new(Settings { exchange_latency_ms: 1200, ..settings() });
     job.may_keep_credential();
     let children: Vec<_> = (0..100).map(|_| job.wifshare(&["token"]).spawn().unwrap()).collect();
     let answers: Vec<Ended> = children.into_iter().map(finish).collect();
@@ -40,7 +40,7 @@ fn who_has_something_usable_does_not_wait_for_something_better() {
     let mut job = Job::new(living(40));
     let first = job.token(&[]);
     std::thread::sleep(Duration::from_millis(20_500));
-    job.sandbox.set_knobs(Knobs { exchange_latency_ms: 8000, ..living(40) });
+    job.sandbox.set_settings(Settings { exchange_latency_ms: 8000, ..living(40) });
     let renewing = job.wifshare(&["token"]).spawn().unwrap();
     crate::job::eventually("a renewal is under way", || job.counters().exchanges_received == 2);
     let start = std::time::Instant::now();
@@ -53,7 +53,7 @@ fn who_has_something_usable_does_not_wait_for_something_better() {
 
 #[test]
 fn a_warm_call_makes_no_exchange_and_every_format_tells_the_same_token() {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     let token = job.token(&[]).stdout.trim().to_owned();
     assert_eq!(job.token(&["--format", "header"]).stdout, format!("Authorization: Bearer {token}\n"));
     assert_eq!(job.token(&["--format", "env"]).stdout, format!("ANTHROPIC_AUTH_TOKEN={token}\n"));
@@ -79,7 +79,7 @@ fn a_token_that_has_to_last_is_bought_when_the_stored_one_does_not() {
 #[test]
 fn a_lost_answer_costs_a_new_identity_token_and_never_the_same_again() {
     for fault in [Fault::DropAfterCommit, Fault::DropBeforeCommit, Fault::TruncatedBody] {
-        let mut job = Job::new(Knobs { exchange_faults: vec![fault.clone()], ..knobs() });
+        let mut job = Job::new(Settings { exchange_faults: vec![fault.clone()], ..settings() });
         let answer = job.token(&[]);
         assert_eq!(answer.code, 0, "{fault:?}: {}", answer.stderr);
         assert!(answer.stderr.contains("trying again"), "{fault:?}: {}", answer.stderr);
@@ -91,7 +91,7 @@ fn a_lost_answer_costs_a_new_identity_token_and_never_the_same_again() {
 #[test]
 fn a_busy_endpoint_is_asked_three_times_with_three_identity_tokens_and_the_failure_is_remembered() {
     let fault = Fault::Status { status: 529, retry_after_s: None, commit: true };
-    let mut job = Job::new(Knobs { exchange_faults: vec![fault; 9], ..knobs() });
+    let mut job = Job::new(Settings { exchange_faults: vec![fault; 9], ..settings() });
     let answer = job.token(&[]);
     assert_eq!(answer.code, 125);
     assert!(answer.stderr.contains("error[endpoint-busy]"), "{}", answer.stderr);
@@ -104,7 +104,7 @@ fn a_busy_endpoint_is_asked_three_times_with_three_identity_tokens_and_the_failu
 
 #[test]
 fn twenty_processes_with_a_refused_identity_make_one_request_and_hear_one_reason() {
-    let mut refusing = Knobs { exchange_latency_ms: 300, ..knobs() };
+    let mut refusing = Settings { exchange_latency_ms: 300, ..settings() };
     refusing.rule.subject_prefix = "repo:somebody/else:*".to_owned();
     let job = Job::new(refusing);
     let children: Vec<_> = (0..20).map(|_| job.wifshare(&["token"]).spawn().unwrap()).collect();
@@ -122,7 +122,7 @@ fn twenty_processes_with_a_refused_identity_make_one_request_and_hear_one_reason
 #[test]
 fn twenty_processes_whose_token_was_spent_elsewhere_make_one_request_and_fail_with_one_cause() {
     for is_file in [true, false] {
-        let mut job = Job::new(Knobs { exchange_latency_ms: 300, ..knobs() });
+        let mut job = Job::new(Settings { exchange_latency_ms: 300, ..settings() });
         let token = job.sandbox.issue_identity_token();
         if is_file {
             job.use_token_file(&token);
@@ -164,7 +164,7 @@ fn twenty_processes_whose_token_was_spent_elsewhere_make_one_request_and_fail_wi
 
 #[test]
 fn a_refusal_is_remembered_by_exec_as_well() {
-    let mut refusing = knobs();
+    let mut refusing = settings();
     refusing.rule.subject_prefix = "repo:somebody/else:*".to_owned();
     let job = Job::new(refusing);
     for _ in 0..3 {
@@ -176,7 +176,7 @@ fn a_refusal_is_remembered_by_exec_as_well() {
 
 #[test]
 fn a_token_file_serves_once_and_its_spent_token_is_explained() {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     let token = job.sandbox.issue_identity_token();
     let path = job.use_token_file(&token);
     assert_eq!(job.token(&[]).code, 0);
@@ -194,7 +194,7 @@ fn a_token_file_serves_once_and_its_spent_token_is_explained() {
 #[test]
 fn ten_identities_that_read_one_file_send_its_token_once() {
     // Each has a lock of its own, so that nothing but the ledger stands between them.
-    let mut job = Job::new(Knobs { exchange_latency_ms: 500, ..knobs() });
+    let mut job = Job::new(Settings { exchange_latency_ms: 500, ..settings() });
     job.use_token_file(&job.sandbox.issue_identity_token());
     job.may_keep_credential();
     let start = |number| job.wifshare(&["token", "--workspace-id", &format!("wrkspc_{number}")]).spawn().unwrap();
@@ -208,7 +208,7 @@ fn ten_identities_that_read_one_file_send_its_token_once() {
 
 #[test]
 fn a_command_can_be_the_source_and_nothing_but_the_option_names_it() {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     let path = job.use_token_file(&job.sandbox.issue_identity_token());
     job.unset("ANTHROPIC_IDENTITY_TOKEN_FILE");
     let command = format!("cat {}", path.display());
@@ -218,17 +218,17 @@ fn a_command_can_be_the_source_and_nothing_but_the_option_names_it() {
 
 #[test]
 fn a_platform_that_hands_out_the_same_token_twice_is_asked_again() {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     assert_eq!(job.token(&[]).code, 0);
     let faults = vec![Fault::DuplicateIdentityToken];
-    job.sandbox.set_knobs(Knobs { identity_token_faults: faults, ..knobs() });
+    job.sandbox.set_settings(Settings { identity_token_faults: faults, ..settings() });
     assert_eq!(job.token(&["--workspace-id", "default"]).code, 0);
     job.assert_exchanges(2);
 }
 
 #[test]
 fn expected_subject_is_served_no_credential_that_was_bought_without_it() {
-    let mut job = Job::new(knobs());
+    let mut job = Job::new(settings());
     job.may_keep_credential();
     assert_eq!(job.token(&[]).code, 0);
     let refused = job.token(&["--expect-subject", "repo:octo-org/another:*"]);
@@ -247,7 +247,7 @@ fn expected_subject_is_served_no_credential_that_was_bought_without_it() {
 
 #[test]
 fn start_and_federation_refuse_an_unexpected_subject() {
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     for command in [&["start", "--format", "json"][..], &["exec", "--delivery", "federation"]] {
         let options = [command, &["--expect-subject", "repo:octo-org/another:*"]].concat();
         let ended = job.run(&[options, if command[0] == "exec" { vec!["--", "true"] } else { vec![] }].concat());

@@ -7,13 +7,13 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use wifshare_sandbox::{Knobs, Sandbox};
+use wifshare_sandbox::{Sandbox, Settings};
 
 use crate::client::{access_token, exchange, get, message, post, put};
 
 #[test]
 fn a_message_is_answered_by_the_model_it_names() {
-    let sandbox = Sandbox::start(Knobs::default()).unwrap();
+    let sandbox = Sandbox::start(Settings::default()).unwrap();
     let answer = message(&sandbox, &access_token(&sandbox), false).unwrap();
     assert_eq!(answer.status, 200);
     let answer = answer.json();
@@ -28,8 +28,8 @@ fn a_message_is_answered_by_the_model_it_names() {
 
 #[test]
 fn only_a_live_access_token_is_let_in() {
-    let sandbox = Sandbox::start(Knobs::default()).unwrap();
-    let other = Sandbox::start(Knobs::default()).unwrap();
+    let sandbox = Sandbox::start(Settings::default()).unwrap();
+    let other = Sandbox::start(Settings::default()).unwrap();
     let live = access_token(&sandbox);
     let url = format!("{}/v1/messages", sandbox.base_url());
     let body = r#"{"model": "m", "messages": []}"#;
@@ -58,7 +58,7 @@ fn only_a_live_access_token_is_let_in() {
 
 #[test]
 fn a_revoked_access_token_is_refused_and_its_successor_is_not() {
-    let sandbox = Sandbox::start(Knobs::default()).unwrap();
+    let sandbox = Sandbox::start(Settings::default()).unwrap();
     let (first, second) = (access_token(&sandbox), access_token(&sandbox));
     sandbox.revoke_access_tokens();
     assert_eq!(message(&sandbox, &first, false).unwrap().status, 401);
@@ -71,8 +71,8 @@ fn a_revoked_access_token_is_refused_and_its_successor_is_not() {
 
 #[test]
 fn an_expired_access_token_is_refused() {
-    let knobs = Knobs { access_token_lifetime_s: 1, access_token_lifetime_floor_s: 1, ..Knobs::default() };
-    let sandbox = Sandbox::start(knobs).unwrap();
+    let settings = Settings { access_token_lifetime_s: 1, access_token_lifetime_floor_s: 1, ..Settings::default() };
+    let sandbox = Sandbox::start(settings).unwrap();
     let short_lived = access_token(&sandbox);
     assert_eq!(message(&sandbox, &short_lived, false).unwrap().status, 200);
     #[expect(clippy::disallowed_methods, reason = "the sandbox's clock is the real one")]
@@ -82,7 +82,7 @@ fn an_expired_access_token_is_refused() {
 
 #[test]
 fn a_stream_has_the_events_that_clients_assemble_a_message_from() {
-    let sandbox = Sandbox::start(Knobs::default()).unwrap();
+    let sandbox = Sandbox::start(Settings::default()).unwrap();
     let answer = message(&sandbox, &access_token(&sandbox), true).unwrap();
     assert!(answer.header("content-type").starts_with("text/event-stream"));
     let events: Vec<(String, Value)> = answer
@@ -120,7 +120,7 @@ fn a_stream_has_the_events_that_clients_assemble_a_message_from() {
 #[test]
 #[expect(clippy::disallowed_methods, reason = "when an event arrives is what is tested")]
 fn the_events_of_a_stream_arrive_one_by_one() {
-    let sandbox = Sandbox::start(Knobs { message_event_interval_ms: 100, ..Knobs::default() }).unwrap();
+    let sandbox = Sandbox::start(Settings { message_event_interval_ms: 100, ..Settings::default() }).unwrap();
     let access_token = access_token(&sandbox);
     let address = sandbox.base_url().replace("http://", "");
     let mut connection = TcpStream::connect(&address).unwrap();
@@ -148,7 +148,7 @@ fn the_events_of_a_stream_arrive_one_by_one() {
 
 #[test]
 fn the_other_calls_are_there_and_guarded() {
-    let sandbox = Sandbox::start(Knobs::default()).unwrap();
+    let sandbox = Sandbox::start(Settings::default()).unwrap();
     let url = |path: &str| format!("{}{path}", sandbox.base_url());
     let bearer = format!("Bearer {}", access_token(&sandbox));
     let headers = [("authorization", bearer.as_str())];
@@ -171,8 +171,8 @@ fn the_other_calls_are_there_and_guarded() {
 }
 
 #[test]
-fn the_beta_is_needed_when_the_knob_says_so() {
-    let sandbox = Sandbox::start(Knobs { require_oauth_beta: true, ..Knobs::default() }).unwrap();
+fn beta_is_required_if_set() {
+    let sandbox = Sandbox::start(Settings { require_oauth_beta: true, ..Settings::default() }).unwrap();
     let bearer = format!("Bearer {}", access_token(&sandbox));
     let status = |beta: &str| {
         let headers = [("authorization", bearer.as_str()), ("anthropic-beta", beta)];
@@ -186,7 +186,7 @@ fn the_beta_is_needed_when_the_knob_says_so() {
 
 #[test]
 fn a_body_may_be_large_but_not_at_the_token_endpoint() {
-    let sandbox = Sandbox::start(Knobs::default()).unwrap();
+    let sandbox = Sandbox::start(Settings::default()).unwrap();
     let bearer = format!("Bearer {}", access_token(&sandbox));
     let large = json!({"model": "m", "messages": [{"role": "user", "content": "a".repeat(20 << 20)}]}).to_string();
     let url = format!("{}/v1/messages", sandbox.base_url());
@@ -199,7 +199,7 @@ fn a_body_may_be_large_but_not_at_the_token_endpoint() {
 
 #[test]
 fn the_sandbox_can_be_watched_and_turned_over_http() {
-    let sandbox = Sandbox::start(Knobs::default()).unwrap();
+    let sandbox = Sandbox::start(Settings::default()).unwrap();
     let url = |path: &str| format!("{}/sandbox/{path}", sandbox.base_url());
     let identity_token = sandbox.issue_identity_token();
     exchange(&sandbox, &identity_token).unwrap();
@@ -212,13 +212,13 @@ fn the_sandbox_can_be_watched_and_turned_over_http() {
         assert!(!history.body.contains(&secret));
     }
 
-    assert_eq!(get(&url("knobs"), &[]).unwrap().json(), serde_json::to_value(Knobs::default()).unwrap());
-    let turned = put(&url("knobs"), &json!({"exchange_faults": ["drop_after_commit"], "check_jti": false})).unwrap();
+    assert_eq!(get(&url("settings"), &[]).unwrap().json(), serde_json::to_value(Settings::default()).unwrap());
+    let turned = put(&url("settings"), &json!({"exchange_faults": ["drop_after_commit"], "check_jti": false})).unwrap();
     assert_eq!(turned.status, 200);
     assert_eq!(turned.json()["exchange_faults"], json!(["drop_after_commit"]));
-    assert!(!sandbox.knobs().check_jti);
-    let unknown = put(&url("knobs"), &json!({"check_jtis": false})).unwrap();
+    assert!(!sandbox.settings().check_jti);
+    let unknown = put(&url("settings"), &json!({"check_jtis": false})).unwrap();
     assert_eq!(unknown.status, 400);
     assert!(unknown.body.contains("check_jtis"));
-    assert!(!sandbox.knobs().check_jti, "a refused change changes nothing");
+    assert!(!sandbox.settings().check_jti, "a refused change changes nothing");
 }

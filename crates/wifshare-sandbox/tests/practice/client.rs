@@ -69,7 +69,7 @@ pub(crate) fn put(url: &str, body: &Value) -> Outcome {
 
 /// The body of a good exchange.
 pub(crate) fn grant(sandbox: &Sandbox, assertion: &str) -> Value {
-    let rule = sandbox.knobs().rule;
+    let rule = sandbox.settings().rule;
     json!({
         "grant_type": "urn:ietf:params:oauth:grant-type:jwt-bearer",
         "assertion": assertion,

@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use wifshare_sandbox::{Knobs, Sandbox};
+use wifshare_sandbox::{Sandbox, Settings};
 
 use crate::client::{access_token, exchange, get, header_and_claims, identity_token, message};
 
@@ -34,7 +34,7 @@ fn an_issuer_that_is_ahead_or_behind_issues_tokens_that_are_refused() {
     for (ahead, reason) in
         [(0, None), (20, None), (-300, None), (3600, Some("not_yet_valid")), (-3600, Some("expired"))]
     {
-        let sandbox = Sandbox::start(Knobs { issuer_clock_ahead_s: ahead, ..Knobs::default() }).unwrap();
+        let sandbox = Sandbox::start(Settings { issuer_clock_ahead_s: ahead, ..Settings::default() }).unwrap();
         let given = sandbox.issue_identity_token();
         let asked = identity_token(&sandbox, "https://api.anthropic.com").unwrap().json()["value"].clone();
         for token in [given.as_str(), asked.as_str().unwrap()] {
@@ -49,7 +49,7 @@ fn an_issuer_that_is_ahead_or_behind_issues_tokens_that_are_refused() {
 #[test]
 fn a_server_that_is_ahead_or_behind_refuses_good_tokens_and_shows_its_clock() {
     for (ahead, reason) in [(3600, "expired"), (-3600, "not_yet_valid")] {
-        let sandbox = Sandbox::start(Knobs { server_clock_ahead_s: ahead, ..Knobs::default() }).unwrap();
+        let sandbox = Sandbox::start(Settings { server_clock_ahead_s: ahead, ..Settings::default() }).unwrap();
         let token = sandbox.issue_identity_token();
         assert!(is_about(issued_at(&token) - now(), 0));
         let answer = exchange(&sandbox, &token).unwrap();
@@ -59,31 +59,39 @@ fn a_server_that_is_ahead_or_behind_refuses_good_tokens_and_shows_its_clock() {
         assert!(is_about(date_ahead(&sandbox, "/v1/models"), ahead), "the API goes by the server's clock");
         assert!(is_about(date_ahead(&sandbox, "/.well-known/jwks"), 0), "and the issuer by its own");
         // Two clocks that are wrong by as much agree.
-        sandbox.set_knobs(Knobs { server_clock_ahead_s: ahead, issuer_clock_ahead_s: ahead, ..Knobs::default() });
+        sandbox.set_settings(Settings {
+            server_clock_ahead_s: ahead,
+            issuer_clock_ahead_s: ahead,
+            ..Settings::default()
+        });
         assert_eq!(exchange(&sandbox, &sandbox.issue_identity_token()).unwrap().status, 200);
     }
 }
 
 #[test]
 fn a_server_whose_clock_steps_forward_ends_access_tokens() {
-    let sandbox = Sandbox::start(Knobs::default()).unwrap();
+    let sandbox = Sandbox::start(Settings::default()).unwrap();
     let access_token = access_token(&sandbox);
     assert_eq!(message(&sandbox, &access_token, false).unwrap().status, 200);
-    sandbox.set_knobs(Knobs { server_clock_ahead_s: 601, ..Knobs::default() });
+    sandbox.set_settings(Settings { server_clock_ahead_s: 601, ..Settings::default() });
     assert_eq!(message(&sandbox, &access_token, false).unwrap().status, 401);
-    sandbox.set_knobs(Knobs::default());
+    sandbox.set_settings(Settings::default());
     assert_eq!(message(&sandbox, &access_token, false).unwrap().status, 200);
 }
 
 #[test]
 fn every_answer_has_a_date() {
-    let sandbox = Sandbox::start(Knobs::default()).unwrap();
+    let sandbox = Sandbox::start(Settings::default()).unwrap();
     for path in ["/", "/nothing", "/idtoken", "/.well-known/openid-configuration", "/v1/models", "/sandbox/counters"] {
         assert!(is_about(date_ahead(&sandbox, path), 0), "{path}");
     }
     // As far as clocks can be turned, there is an answer.
     for extreme in [i64::MIN, i64::MAX] {
-        sandbox.set_knobs(Knobs { server_clock_ahead_s: extreme, issuer_clock_ahead_s: extreme, ..Knobs::default() });
+        sandbox.set_settings(Settings {
+            server_clock_ahead_s: extreme,
+            issuer_clock_ahead_s: extreme,
+            ..Settings::default()
+        });
         sandbox.issue_identity_token();
         assert_eq!(get(&sandbox.base_url(), &[]).unwrap().status, 200);
     }

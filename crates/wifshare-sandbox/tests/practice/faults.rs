@@ -3,15 +3,15 @@
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use wifshare_sandbox::{Fault, Knobs, Sandbox, Verdict};
+use wifshare_sandbox::{Fault, Sandbox, Settings, Verdict};
 
 use crate::client::{
     Outcome, access_token, agent, exchange, grant, identity_token, message, post_with, token_endpoint,
 };
 
 fn sandbox_with(fault: Fault) -> Sandbox {
-    let knobs = Knobs::with_exchange_faults([fault]);
-    Sandbox::start(knobs).unwrap()
+    let settings = Settings::with_exchange_faults([fault]);
+    Sandbox::start(settings).unwrap()
 }
 
 /// Exchanges a token under the fault, then once more without, which tells whether the first had spent it.
@@ -22,7 +22,7 @@ fn spends(fault: Fault, looks_right: impl FnOnce(Outcome, &str)) -> bool {
     looks_right(exchange(&sandbox, &identity_token), &identity_token);
     assert_eq!(sandbox.counters().exchanges_faulted, 1, "{fault:?}");
     assert_eq!(sandbox.history()[0].fault, fault);
-    assert_eq!(sandbox.knobs().exchange_faults, []);
+    assert_eq!(sandbox.settings().exchange_faults, []);
 
     let status = exchange(&sandbox, &identity_token).unwrap().status;
     let counters = sandbox.counters();
@@ -263,8 +263,8 @@ fn a_body_drips_byte_by_byte_and_is_good_in_the_end() {
 #[test]
 fn a_connection_is_accepted_and_left_unread_for_a_while() {
     use std::io::{Read, Write};
-    let knobs = Knobs { accept_delays_ms: vec![500], ..Knobs::default() };
-    let sandbox = Sandbox::start(knobs).unwrap();
+    let settings = Settings { accept_delays_ms: vec![500], ..Settings::default() };
+    let sandbox = Sandbox::start(settings).unwrap();
     let address: std::net::SocketAddr = sandbox.base_url().replace("http://", "").parse().unwrap();
     #[expect(clippy::disallowed_methods, reason = "how long it takes is what is tested")]
     let begin = Instant::now();
@@ -275,7 +275,7 @@ fn a_connection_is_accepted_and_left_unread_for_a_while() {
     connection.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     assert!(begin.elapsed() >= Duration::from_millis(500), "{:?}", begin.elapsed());
-    assert_eq!(sandbox.knobs().accept_delays_ms.len(), 0);
+    assert_eq!(sandbox.settings().accept_delays_ms.len(), 0);
     #[expect(clippy::disallowed_methods, reason = "how long it takes is what is tested")]
     let begin = Instant::now();
     assert_eq!(status_of(exchange(&sandbox, &sandbox.issue_identity_token())), 200);
@@ -296,13 +296,13 @@ fn the_history_tells_how_far_apart_two_requests_came() {
 fn faults_are_taken_in_order_and_then_it_behaves() {
     let script =
         [Fault::None, Fault::DropBeforeCommit, Fault::Status { status: 500, retry_after_s: None, commit: false }];
-    let sandbox = Sandbox::start(Knobs::with_exchange_faults(script)).unwrap();
+    let sandbox = Sandbox::start(Settings::with_exchange_faults(script)).unwrap();
     let next = || exchange(&sandbox, &sandbox.issue_identity_token()).ok().map(|answer| answer.status);
     assert_eq!([next(), next(), next(), next()], [Some(200), None, Some(500), Some(200)]);
     let verdicts: Vec<_> = sandbox.history().into_iter().map(|exchange| exchange.verdict).collect();
     assert_eq!(verdicts, [Verdict::Accepted, Verdict::Undecided, Verdict::Undecided, Verdict::Accepted]);
 
-    let sandbox = Sandbox::start(Knobs::fail_first(2, 529)).unwrap();
+    let sandbox = Sandbox::start(Settings::fail_first(2, 529)).unwrap();
     let identity_token = sandbox.issue_identity_token();
     let next = || status_of(exchange(&sandbox, &identity_token));
     assert_eq!([next(), next(), next()], [529, 529, 200]);
@@ -311,7 +311,7 @@ fn faults_are_taken_in_order_and_then_it_behaves() {
 #[test]
 fn a_spent_token_is_counted_even_when_a_fault_answers() {
     let sandbox =
-        Sandbox::start(Knobs::with_exchange_faults([Fault::DropAfterCommit, Fault::DropBeforeCommit])).unwrap();
+        Sandbox::start(Settings::with_exchange_faults([Fault::DropAfterCommit, Fault::DropBeforeCommit])).unwrap();
     let identity_token = sandbox.issue_identity_token();
     for _ in 0..2 {
         assert!(exchange(&sandbox, &identity_token).is_err());
@@ -324,7 +324,7 @@ fn a_spent_token_is_counted_even_when_a_fault_answers() {
 fn a_fault_at_the_wrong_endpoint_is_noticed() {
     let sandbox = sandbox_with(Fault::DuplicateIdentityToken);
     assert_eq!(exchange(&sandbox, &sandbox.issue_identity_token()).unwrap().status, 501);
-    sandbox.set_knobs(Knobs { identity_token_faults: vec![Fault::WrongTokenType], ..Knobs::default() });
+    sandbox.set_settings(Settings { identity_token_faults: vec![Fault::WrongTokenType], ..Settings::default() });
     assert_eq!(identity_token(&sandbox, "a").unwrap().status, 501);
 }
 
@@ -339,7 +339,7 @@ fn the_identity_endpoint_fails_in_its_own_ways() {
         Fault::DropBeforeCommit,
         Fault::Status { status: 502, retry_after_s: None, commit: false },
     ];
-    let sandbox = Sandbox::start(Knobs { identity_token_faults: faults, ..Knobs::default() }).unwrap();
+    let sandbox = Sandbox::start(Settings { identity_token_faults: faults, ..Settings::default() }).unwrap();
     let next = || identity_token(&sandbox, "https://api.anthropic.com");
     let value = || next().unwrap().json()["value"].clone();
     let first = value();
@@ -362,13 +362,13 @@ fn the_identity_endpoint_fails_in_its_own_ways() {
 
 #[test]
 fn a_message_fails_while_its_access_token_is_live() {
-    let sandbox = Sandbox::start(Knobs::default()).unwrap();
+    let sandbox = Sandbox::start(Settings::default()).unwrap();
     let access_token = access_token(&sandbox);
     let unauthorized = Fault::Status { status: 401, retry_after_s: None, commit: false };
     let message_faults = vec![unauthorized, Fault::DropAfterCommit, Fault::TruncatedBody];
-    sandbox.set_knobs(Knobs { message_faults, ..Knobs::default() });
+    sandbox.set_settings(Settings { message_faults, ..Settings::default() });
     assert_eq!(message(&sandbox, "another", false).unwrap().status, 401);
-    assert_eq!(sandbox.knobs().message_faults.len(), 3, "a stranger takes no fault");
+    assert_eq!(sandbox.settings().message_faults.len(), 3, "a stranger takes no fault");
     assert_eq!(message(&sandbox, &access_token, false).unwrap().status, 401);
     assert!(message(&sandbox, &access_token, true).is_err());
     assert!(message(&sandbox, &access_token, true).is_err(), "the stream is cut");

@@ -5,12 +5,12 @@ use p256::ecdsa::signature::Signer;
 use p256::ecdsa::{Signature, SigningKey};
 use ring::hmac;
 use serde_json::{Map, Value, json};
-use wifshare_sandbox::{Knobs, Sandbox};
+use wifshare_sandbox::{Sandbox, Settings};
 
 use crate::client::{exchange, get, header_and_claims};
 
 fn sandbox() -> Sandbox {
-    Sandbox::start(Knobs::default()).unwrap()
+    Sandbox::start(Settings::default()).unwrap()
 }
 
 /// The claims and the key id of a good identity token.

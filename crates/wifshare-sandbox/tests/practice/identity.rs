@@ -9,13 +9,13 @@ use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use p256::EncodedPoint;
 use p256::ecdsa::signature::Verifier;
 use p256::ecdsa::{Signature, VerifyingKey};
-use wifshare_sandbox::{Knobs, Sandbox};
+use wifshare_sandbox::{Sandbox, Settings};
 
 use crate::client::{exchange, get, header_and_claims, identity_token};
 
 #[test]
 fn a_job_obtains_a_token_for_the_audience_it_names() {
-    let sandbox = Sandbox::start(Knobs::default()).unwrap();
+    let sandbox = Sandbox::start(Settings::default()).unwrap();
     let answer = identity_token(&sandbox, "https%3A%2F%2Fapi.anthropic.com").unwrap();
     assert_eq!(answer.status, 200);
     assert_eq!(answer.json()["count"], 1);
@@ -35,15 +35,15 @@ fn a_job_obtains_a_token_for_the_audience_it_names() {
 fn a_slow_platform_takes_its_time() {
     #[expect(clippy::disallowed_methods, reason = "how long it takes is what is tested")]
     let begin = Instant::now();
-    let sandbox = Sandbox::start(Knobs { identity_token_latency_ms: 400, ..Knobs::default() }).unwrap();
+    let sandbox = Sandbox::start(Settings { identity_token_latency_ms: 400, ..Settings::default() }).unwrap();
     assert_eq!(identity_token(&sandbox, "a").unwrap().status, 200);
     assert!(begin.elapsed() >= Duration::from_millis(400));
 }
 
 #[test]
 fn the_request_token_is_needed() {
-    let sandbox = Sandbox::start(Knobs::default()).unwrap();
-    let other = Sandbox::start(Knobs::default()).unwrap();
+    let sandbox = Sandbox::start(Settings::default()).unwrap();
+    let other = Sandbox::start(Settings::default()).unwrap();
     let url = format!("{}&audience=a", sandbox.identity_token_request_url());
     let strange = format!("Bearer {}", other.identity_token_request_token());
     let basic = format!("Basic {}", sandbox.identity_token_request_token());
@@ -58,7 +58,7 @@ fn the_request_token_is_needed() {
 
 #[test]
 fn token_verifies_by_the_published_key() {
-    let sandbox = Sandbox::start(Knobs::default()).unwrap();
+    let sandbox = Sandbox::start(Settings::default()).unwrap();
     let metadata = get(&format!("{}/.well-known/openid-configuration", sandbox.base_url()), &[]).unwrap().json();
     assert_eq!(metadata["issuer"], sandbox.base_url());
     let jwks = get(metadata["jwks_uri"].as_str().unwrap(), &[]).unwrap().json();
@@ -83,7 +83,7 @@ fn token_verifies_by_the_published_key() {
 
 #[test]
 fn every_token_has_its_own_jti() {
-    let sandbox = Sandbox::start(Knobs::default()).unwrap();
+    let sandbox = Sandbox::start(Settings::default()).unwrap();
     let mut numbers = HashSet::new();
     for _ in 0..20 {
         sandbox.issue_identity_token_with(|claims| {

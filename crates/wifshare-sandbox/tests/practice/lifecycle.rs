@@ -5,7 +5,7 @@ use std::{
     net::{SocketAddr, TcpStream},
 };
 
-use wifshare_sandbox::{Knobs, Sandbox};
+use wifshare_sandbox::{Sandbox, Settings};
 
 use crate::client::{access_token, exchange, identity_token};
 
@@ -16,21 +16,21 @@ fn address(sandbox: &Sandbox) -> SocketAddr {
 #[test]
 fn it_listens_on_loopback_alone() {
     for elsewhere in ["0.0.0.0:0", "192.0.2.1:0", "[::]:0"] {
-        let error = Sandbox::start_at(elsewhere.parse().unwrap(), Knobs::default()).unwrap_err();
+        let error = Sandbox::start_at(elsewhere.parse().unwrap(), Settings::default()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput, "{elsewhere}");
     }
 }
 
 #[test]
 fn it_stops_when_dropped_and_its_port_is_free_again() {
-    let sandbox = Sandbox::start(Knobs::default()).unwrap();
+    let sandbox = Sandbox::start(Settings::default()).unwrap();
     let address = address(&sandbox);
     let mut idle = TcpStream::connect(address).unwrap();
-    assert_eq!(Sandbox::start_at(address, Knobs::default()).unwrap_err().kind(), ErrorKind::AddrInUse);
+    assert_eq!(Sandbox::start_at(address, Settings::default()).unwrap_err().kind(), ErrorKind::AddrInUse);
     drop(sandbox);
     assert!(TcpStream::connect(address).is_err());
     assert!(matches!(idle.read(&mut [0]), Ok(0) | Err(_)), "open connections are closed");
-    let again = Sandbox::start_at(address, Knobs::default()).unwrap();
+    let again = Sandbox::start_at(address, Settings::default()).unwrap();
     assert_eq!(again.base_url(), format!("http://{address}"));
 }
 
@@ -38,15 +38,15 @@ fn it_stops_when_dropped_and_its_port_is_free_again() {
 fn it_can_be_owned_within_a_runtime() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
-        let sandbox = Sandbox::start(Knobs::default()).unwrap();
-        assert!(Sandbox::start_at("192.0.2.1:0".parse().unwrap(), Knobs::default()).is_err());
+        let sandbox = Sandbox::start(Settings::default()).unwrap();
+        assert!(Sandbox::start_at("192.0.2.1:0".parse().unwrap(), Settings::default()).is_err());
         drop(sandbox);
     });
 }
 
 #[test]
 fn it_answers_hundreds_of_connections_that_are_open_at_once() {
-    let sandbox = Sandbox::start(Knobs::default()).unwrap();
+    let sandbox = Sandbox::start(Settings::default()).unwrap();
     let mut connections: Vec<TcpStream> = (0..300).map(|_| TcpStream::connect(address(&sandbox)).unwrap()).collect();
     // Twice on each, for connections are kept alive.
     for _ in 0..2 {
@@ -67,7 +67,7 @@ fn it_answers_hundreds_of_connections_that_are_open_at_once() {
 
 #[test]
 fn a_job_finds_what_it_needs_in_its_environment() {
-    let sandbox = Sandbox::start(Knobs::default()).unwrap();
+    let sandbox = Sandbox::start(Settings::default()).unwrap();
     let environment = sandbox.environment();
     let names: Vec<&str> = environment.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(
@@ -87,7 +87,7 @@ fn a_job_finds_what_it_needs_in_its_environment() {
 
 #[test]
 fn every_secret_is_a_canary() {
-    let sandbox = Sandbox::start(Knobs::default()).unwrap();
+    let sandbox = Sandbox::start(Settings::default()).unwrap();
     let given = sandbox.issue_identity_token();
     let edited = sandbox.issue_identity_token_with(serde_json::Map::clear);
     let asked = identity_token(&sandbox, "a").unwrap().json()["value"].as_str().unwrap().to_owned();

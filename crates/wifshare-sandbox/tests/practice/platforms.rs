@@ -1,6 +1,6 @@
 //! The identity endpoints of other platforms, each asked as its documentation says, and each in a way that it refuses.
 
-use wifshare_sandbox::{Fault, Knobs, Sandbox};
+use wifshare_sandbox::{Fault, Sandbox, Settings};
 
 use crate::client::{exchange, get, header_and_claims, post};
 
@@ -14,7 +14,7 @@ fn exchanged(sandbox: &Sandbox, token: &str) {
 
 #[test]
 fn azure_pipelines_is_asked_by_post_with_the_jobs_token() {
-    let sandbox = Sandbox::start(Knobs::default()).unwrap();
+    let sandbox = Sandbox::start(Settings::default()).unwrap();
     let url = format!("{}/azure-pipelines/oidctoken?api-version=7.1&serviceConnectionId=x", sandbox.base_url());
     let bearer = format!("Bearer {}", sandbox.identity_token_request_token());
     let answer = post(&url, &[("authorization", &bearer)], "").unwrap();
@@ -27,7 +27,7 @@ fn azure_pipelines_is_asked_by_post_with_the_jobs_token() {
 
 #[test]
 fn googles_metadata_server_wants_its_header_and_signs_its_answers_with_it() {
-    let sandbox = Sandbox::start(Knobs::default()).unwrap();
+    let sandbox = Sandbox::start(Settings::default()).unwrap();
     let url = format!("{}/computeMetadata/v1/instance/service-accounts/default/identity", sandbox.base_url());
     let flavour = ("metadata-flavor", "Google");
     let answer = get(&format!("{url}?audience={AUDIENCE}&format=full"), &[flavour]).unwrap();
@@ -43,7 +43,7 @@ fn googles_metadata_server_wants_its_header_and_signs_its_answers_with_it() {
 
 #[test]
 fn a_managed_identity_is_asked_for_with_its_header_version_and_resource() {
-    let sandbox = Sandbox::start(Knobs::default()).unwrap();
+    let sandbox = Sandbox::start(Settings::default()).unwrap();
     let secret = sandbox.identity_token_request_token();
     for (path, header, version) in [
         ("/metadata/identity/oauth2/token", ("metadata", "true"), "2018-02-01"),
@@ -62,7 +62,7 @@ fn a_managed_identity_is_asked_for_with_its_header_version_and_resource() {
 
 #[test]
 fn entra_takes_a_token_of_the_cluster_for_an_application() {
-    let sandbox = Sandbox::start(Knobs::default()).unwrap();
+    let sandbox = Sandbox::start(Settings::default()).unwrap();
     let url = format!("{}/entra/7e4a/oauth2/v2.0/token", sandbox.base_url());
     let ask = |assertion: &str, scope: &str| {
         let body = format!(
@@ -81,7 +81,7 @@ fn entra_takes_a_token_of_the_cluster_for_an_application() {
 #[test]
 fn the_script_of_faults_is_one_for_all_of_them() {
     let faults = vec![Fault::DuplicateIdentityToken, Fault::Status { status: 503, retry_after_s: None, commit: false }];
-    let sandbox = Sandbox::start(Knobs { identity_token_faults: faults, ..Knobs::default() }).unwrap();
+    let sandbox = Sandbox::start(Settings { identity_token_faults: faults, ..Settings::default() }).unwrap();
     let first = sandbox.issue_identity_token();
     let url = format!(
         "{}/computeMetadata/v1/instance/service-accounts/default/identity?audience={AUDIENCE}",

@@ -3,13 +3,13 @@
 use std::{sync::Barrier, thread, time::Duration};
 
 use serde_json::{Value, json};
-use wifshare_sandbox::{Knobs, Sandbox, Verdict};
+use wifshare_sandbox::{Sandbox, Settings, Verdict};
 
 use crate::client::{agent, exchange, grant, message, post_with, token_endpoint};
 
 #[test]
 fn the_second_exchange_of_a_token_is_refused_and_not_told_why() {
-    let sandbox = Sandbox::start(Knobs::default()).unwrap();
+    let sandbox = Sandbox::start(Settings::default()).unwrap();
     let identity_token = sandbox.issue_identity_token();
 
     let first = exchange(&sandbox, &identity_token).unwrap();
@@ -48,7 +48,7 @@ fn the_second_exchange_of_a_token_is_refused_and_not_told_why() {
 
 #[test]
 fn of_fifty_at_the_same_time_exactly_one_is_accepted() {
-    let sandbox = Sandbox::start(Knobs { exchange_latency_ms: 100, ..Knobs::default() }).unwrap();
+    let sandbox = Sandbox::start(Settings { exchange_latency_ms: 100, ..Settings::default() }).unwrap();
     let identity_token = sandbox.issue_identity_token();
     let together = Barrier::new(50);
     let statuses: Vec<u16> = thread::scope(|scope| {
@@ -70,19 +70,19 @@ fn of_fifty_at_the_same_time_exactly_one_is_accepted() {
 
 #[test]
 fn a_client_that_gives_up_waiting_has_spent_its_token() {
-    let sandbox = Sandbox::start(Knobs { exchange_latency_ms: 5_000, ..Knobs::default() }).unwrap();
+    let sandbox = Sandbox::start(Settings { exchange_latency_ms: 5_000, ..Settings::default() }).unwrap();
     let identity_token = sandbox.issue_identity_token();
     let hasty = agent(Duration::from_millis(300));
     let body = grant(&sandbox, &identity_token).to_string();
     assert!(post_with(&hasty, &token_endpoint(&sandbox), &[], &body).is_err());
-    sandbox.set_knobs(Knobs::default());
+    sandbox.set_settings(Settings::default());
     assert_eq!(exchange(&sandbox, &identity_token).unwrap().status, 401);
     assert_eq!(sandbox.counters().refused["jti_reused"], 1);
 }
 
 #[test]
 fn a_token_without_jti_or_an_issuer_that_does_not_check_is_not_single_use() {
-    let sandbox = Sandbox::start(Knobs::default()).unwrap();
+    let sandbox = Sandbox::start(Settings::default()).unwrap();
     let without_jti = sandbox.issue_identity_token_with(|claims| _ = claims.remove("jti"));
     for _ in 0..2 {
         assert_eq!(exchange(&sandbox, &without_jti).unwrap().status, 200);
@@ -90,7 +90,7 @@ fn a_token_without_jti_or_an_issuer_that_does_not_check_is_not_single_use() {
     assert_eq!(sandbox.counters().identity_tokens_reused, 0, "nothing identifies it");
     assert_eq!(sandbox.counters().assertions_repeated, 1);
 
-    sandbox.set_knobs(Knobs { check_jti: false, ..Knobs::default() });
+    sandbox.set_settings(Settings { check_jti: false, ..Settings::default() });
     let identity_token = sandbox.issue_identity_token();
     for _ in 0..2 {
         assert_eq!(exchange(&sandbox, &identity_token).unwrap().status, 200);
@@ -100,7 +100,7 @@ fn a_token_without_jti_or_an_issuer_that_does_not_check_is_not_single_use() {
 
 #[test]
 fn two_tokens_with_one_jti_are_one_token() {
-    let sandbox = Sandbox::start(Knobs::default()).unwrap();
+    let sandbox = Sandbox::start(Settings::default()).unwrap();
     let with_jti = |run: &str| {
         sandbox.issue_identity_token_with(|claims| {
             claims.insert("jti".into(), json!("same"));
@@ -115,7 +115,7 @@ fn two_tokens_with_one_jti_are_one_token() {
 
 #[test]
 fn an_access_token_lives_as_long_as_the_identity_token_allows() {
-    let sandbox = Sandbox::start(Knobs { access_token_lifetime_s: 3600, ..Knobs::default() }).unwrap();
+    let sandbox = Sandbox::start(Settings { access_token_lifetime_s: 3600, ..Settings::default() }).unwrap();
     let expires_in = |remaining: i64| {
         let identity_token = sandbox.issue_identity_token_with(|claims| {
             let issued_at = claims["iat"].as_i64().unwrap();
@@ -129,13 +129,17 @@ fn an_access_token_lives_as_long_as_the_identity_token_allows() {
     assert_eq!(expires_in(20), 60);
     assert_eq!(expires_in(-5), 60);
     assert_eq!(expires_in(2500), 3600);
-    sandbox.set_knobs(Knobs { access_token_lifetime_s: 2, access_token_lifetime_floor_s: 1, ..Knobs::default() });
+    sandbox.set_settings(Settings {
+        access_token_lifetime_s: 2,
+        access_token_lifetime_floor_s: 1,
+        ..Settings::default()
+    });
     assert_eq!(expires_in(300), 2);
 }
 
 #[test]
 fn a_malformed_request_spends_nothing() {
-    let sandbox = Sandbox::start(Knobs::default()).unwrap();
+    let sandbox = Sandbox::start(Settings::default()).unwrap();
     let identity_token = sandbox.issue_identity_token();
     let mut body = grant(&sandbox, &identity_token);
     body["federation_rule_id"] = json!("my-rule");
@@ -150,7 +154,7 @@ fn a_malformed_request_spends_nothing() {
 
 #[test]
 fn an_issuer_without_jti_issues_tokens_that_are_accepted_as_often_as_they_come() {
-    let sandbox = Sandbox::start(Knobs { issue_jti: false, ..Knobs::default() }).unwrap();
+    let sandbox = Sandbox::start(Settings { issue_jti: false, ..Settings::default() }).unwrap();
     let identity_token = sandbox.issue_identity_token();
     for _ in 0..2 {
         assert_eq!(exchange(&sandbox, &identity_token).unwrap().status, 200);

@@ -199,7 +199,7 @@ pub(super) mod tests {
     use std::cell::Cell;
     use std::sync::Arc;
 
-    use wifshare_sandbox::{Knobs, Sandbox};
+    use wifshare_sandbox::{Sandbox, Settings};
 
     use super::*;
     use crate::config::{Inputs, resolve};
@@ -305,8 +305,9 @@ pub(super) mod tests {
 
     /// The same, with this provision.
     pub(in crate::run) fn run_of(provision: Provision, lifetime: u64) -> (Run, Sandbox, tempfile::TempDir) {
-        let knobs = Knobs { access_token_lifetime_s: lifetime, access_token_lifetime_floor_s: 1, ..Knobs::default() };
-        let sandbox = Sandbox::start(knobs).expect("a practice ground");
+        let settings =
+            Settings { access_token_lifetime_s: lifetime, access_token_lifetime_floor_s: 1, ..Settings::default() };
+        let sandbox = Sandbox::start(settings).expect("a practice ground");
         let holder = tempfile::tempdir().expect("a directory");
         let environment: Environment = sandbox.environment().into_iter().collect();
         let inputs = Inputs { state_dir: Some(holder.path().join("state")), ..Inputs::default() };

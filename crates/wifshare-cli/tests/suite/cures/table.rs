@@ -2,10 +2,10 @@
 
 use std::net::TcpListener;
 
-use wifshare_sandbox::{Fault, Knobs};
+use wifshare_sandbox::{Fault, Settings};
 
 use super::{Case, Cure, Cured, Row};
-use crate::job::{Job, knobs};
+use crate::job::{Job, settings};
 
 const RULE: &str = "ANTHROPIC_FEDERATION_RULE_ID";
 const ORGANIZATION: &str = "ANTHROPIC_ORGANIZATION_ID";
@@ -36,11 +36,11 @@ fn another_directory(job: &mut Job) {
 }
 
 fn well_again(job: &mut Job) {
-    job.sandbox.set_knobs(knobs());
+    job.sandbox.set_settings(settings());
 }
 
 fn ids_again(job: &mut Job) {
-    let rule = job.sandbox.knobs().rule;
+    let rule = job.sandbox.settings().rule;
     job.set(RULE, &rule.id);
     job.set(ORGANIZATION, &rule.organization_id);
 }
@@ -65,7 +65,7 @@ fn the_api_itself(job: &mut Job) {
 }
 
 fn fail_the_exchange(job: &Job, fault: &Fault) {
-    job.sandbox.set_knobs(Knobs { exchange_faults: vec![fault.clone(); 6], ..knobs() });
+    job.sandbox.set_settings(Settings { exchange_faults: vec![fault.clone(); 6], ..settings() });
 }
 
 fn token_file(job: &mut Job, text: &str) {
@@ -185,7 +185,7 @@ pub(super) fn rows() -> Vec<Row> {
         cured(
             "implausible-value",
             |job| {
-                let rule = format!("\"{}\"", job.sandbox.knobs().rule.id);
+                let rule = format!("\"{}\"", job.sandbox.settings().rule.id);
                 job.set(RULE, &rule);
             },
             "wifshare token",
@@ -204,9 +204,9 @@ pub(super) fn rows() -> Vec<Row> {
         cured(
             "identity-refused",
             |job| {
-                job.sandbox.set_knobs(Knobs {
+                job.sandbox.set_settings(Settings {
                     identity_token_faults: vec![Fault::Status { status: 403, retry_after_s: None, commit: false }; 60],
-                    ..knobs()
+                    ..settings()
                 });
             },
             "wifshare token",
@@ -216,7 +216,7 @@ pub(super) fn rows() -> Vec<Row> {
         ),
         cured(
             "identity-unexpected",
-            |job| job.sandbox.set_knobs(Knobs { identity_token_faults: vec![Fault::NotJson; 60], ..knobs() }),
+            |job| job.sandbox.set_settings(Settings { identity_token_faults: vec![Fault::NotJson; 60], ..settings() }),
             "wifshare token",
             "",
             Cure::Job(well_again),
@@ -301,9 +301,9 @@ pub(super) fn rows() -> Vec<Row> {
         cured(
             "exchange-refused",
             |job| {
-                let mut knobs = knobs();
-                knobs.rule.workspace_id_required = true;
-                job.sandbox.set_knobs(knobs);
+                let mut settings = settings();
+                settings.rule.workspace_id_required = true;
+                job.sandbox.set_settings(settings);
             },
             "wifshare token",
             "likely: ANTHROPIC_WORKSPACE_ID is not set",
@@ -372,7 +372,7 @@ pub(super) fn rows() -> Vec<Row> {
         ),
         cured(
             "keeper",
-            |job| job.sandbox.set_knobs(Knobs { identity_token_latency_ms: 3000, ..knobs() }),
+            |job| job.sandbox.set_settings(Settings { identity_token_latency_ms: 3000, ..settings() }),
             r#"wifshare start > /dev/null & pid=$!; sleep 1; kill -KILL $(cat /proc/$pid/task/*/children); wait $pid"#,
             "run `wifshare stop`",
             Cure::Backticks("wifshare"),

@@ -1,13 +1,13 @@
-//! Everything about the sandbox that can be turned, before the start and while it runs.
+//! The settings of the mock server, at its start and while it runs.
 
 use serde::{Deserialize, Serialize};
 
 use crate::Fault;
 
-/// The settings of a sandbox. In JSON the names are those of the fields, and every one may be left out.
+/// The settings of a mock server. In JSON, each has the name of its field, and each is optional.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Knobs {
+pub struct Settings {
     /// Milliseconds between deciding an exchange and answering it. The identity token is spent at the beginning.
     pub exchange_latency_ms: u64,
     /// Milliseconds that the identity endpoint takes.
@@ -51,7 +51,7 @@ pub struct Knobs {
     pub message_faults: Vec<Fault>,
 }
 
-impl Default for Knobs {
+impl Default for Settings {
     /// A GitHub job and a rule as the Console sets it up, without delays or faults.
     fn default() -> Self {
         Self {
@@ -78,7 +78,7 @@ impl Default for Knobs {
     }
 }
 
-impl Knobs {
+impl Settings {
     /// The default, except that the first `n` exchanges fail with this HTTP status and spend nothing.
     pub fn fail_first(n: usize, status: u16) -> Self {
         Self::with_exchange_faults(vec![Fault::Status { status, retry_after_s: None, commit: false }; n])
@@ -128,19 +128,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_knob_left_out_has_its_default_and_an_unknown_one_is_refused() {
-        let knobs: Knobs = serde_json::from_value(json!({"check_jti": false, "rule": {"id": "fdrl_x"}})).unwrap();
-        assert!(!knobs.check_jti);
-        assert_eq!(knobs.rule.audience, "https://api.anthropic.com");
-        assert_eq!(knobs.identity_token_lifetime_s, 300);
-        assert!(serde_json::from_value::<Knobs>(json!({"exchange_latency": 1})).is_err());
+    fn missing_setting_has_default_and_unknown_one_is_rejected() {
+        let settings: Settings = serde_json::from_value(json!({"check_jti": false, "rule": {"id": "fdrl_x"}})).unwrap();
+        assert!(!settings.check_jti);
+        assert_eq!(settings.rule.audience, "https://api.anthropic.com");
+        assert_eq!(settings.identity_token_lifetime_s, 300);
+        assert!(serde_json::from_value::<Settings>(json!({"exchange_latency": 1})).is_err());
     }
 
     #[test]
-    fn knobs_survive_their_json() {
-        let knobs =
-            Knobs { rule: FederationRule { id: "fdrl_y".into(), ..Default::default() }, ..Knobs::fail_first(2, 429) };
-        assert_eq!(serde_json::from_value::<Knobs>(serde_json::to_value(&knobs).unwrap()).unwrap(), knobs);
-        assert_eq!(knobs.exchange_faults.len(), 2);
+    fn settings_survive_their_json() {
+        let settings = Settings {
+            rule: FederationRule { id: "fdrl_y".into(), ..Default::default() },
+            ..Settings::fail_first(2, 429)
+        };
+        assert_eq!(serde_json::from_value::<Settings>(serde_json::to_value(&settings).unwrap()).unwrap(), settings);
+        assert_eq!(settings.exchange_faults.len(), 2);
     }
 }
