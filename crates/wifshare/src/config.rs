@@ -283,8 +283,9 @@ impl Config {
 
     /// What this process has to show before it is given a stored credential.
     pub fn proof(&self) -> Proof {
-        // A file can be replaced by another job's, and a path says nothing about its content.
-        match self.job.is_unique || self.source.names_its_job() {
+        // A path says nothing about a file's content: another job, or another step of this one, can replace it.
+        let is_file = matches!(self.source, IdentitySource::File { .. });
+        match self.source.names_its_job() || (self.job.is_unique && !is_file) {
             true => Proof::Key,
             false => Proof::Token,
         }

@@ -384,20 +384,41 @@ fn token_file_that_shows_nothing_is_given_nothing() {
     assert_eq!(host.buyers(), [0]);
 }
 
+/// The variables with which each CI names a job that no other job has the ids of.
+const NAMED_JOBS: [&[(&str, &str)]; 6] = [
+    &[("CI_JOB_ID", "11"), ("CI_SERVER_URL", "https://gitlab.example")],
+    &[("BUILDKITE_JOB_ID", "11")],
+    &[("CIRCLE_WORKFLOW_JOB_ID", "11")],
+    &[("BITBUCKET_STEP_UUID", "{11}")],
+    &[("SYSTEM_JOBID", "11"), ("SYSTEM_COLLECTIONURI", "https://dev.azure.com/o/"), ("SYSTEM_PLANID", "p")],
+    &[("GITHUB_RUN_ID", "11"), ("GITHUB_RUN_ATTEMPT", "1"), ("GITHUB_JOB", "test")],
+];
+
 #[test]
-fn token_file_may_go_in_a_job_that_its_ci_names() {
-    let host = Host::new(source("a token file"));
-    let in_gitlab = |who: usize, id: &str| {
-        let mut command = host.wifshare(who, &["token"]);
-        command.env("CI_JOB_ID", id).env("CI_SERVER_URL", "https://gitlab.example");
-        command
-    };
-    let first = finish(in_gitlab(0, "11").spawn().unwrap());
-    let (mut same_job, mut another) = (in_gitlab(0, "11"), in_gitlab(0, "12"));
-    std::fs::remove_file(host.job.path("shared-token")).unwrap();
-    assert_eq!(finish(same_job.spawn().unwrap()).stdout, first.stdout);
-    assert_eq!(finish(another.spawn().unwrap()).code, 125, "another job with the same path");
-    assert_eq!(host.buyers(), [0]);
+fn token_file_shows_its_subject_in_a_named_job_too() {
+    for job in NAMED_JOBS {
+        let host = Host::new(source("a token file"));
+        let in_the_job = |who: usize, arguments: &[&str]| {
+            let mut command = host.wifshare(who, arguments);
+            finish(command.envs(job.iter().copied()).spawn().unwrap())
+        };
+        let print = ["exec", "--delivery", "environment", "--", "printenv", "ANTHROPIC_AUTH_TOKEN"];
+        let first = in_the_job(0, &["token"]).stdout;
+        // The same file is rewritten for another subject inside of one job.
+        let second = in_the_job(1, &["token"]).stdout;
+        assert_ne!(second, first, "{job:?}");
+        assert_eq!(in_the_job(0, &["token"]).stdout, first, "{job:?}");
+        // Each `exec` is the last run of its credential, and removes it.
+        assert_eq!(in_the_job(1, &print).stdout, second, "{job:?}");
+        assert_eq!(in_the_job(0, &print).stdout, first, "{job:?}");
+        assert_eq!(host.buyers(), [0, 1], "{job:?}");
+        let mut without_a_file = host.wifshare(0, &["token"]);
+        std::fs::remove_file(host.job.path("shared-token")).unwrap();
+        let ended = finish(without_a_file.envs(job.iter().copied()).spawn().unwrap());
+        assert_eq!((ended.code, ended.stdout.as_str()), (125, ""), "{job:?}");
+        assert!(ended.stderr.contains("error[identity-file]"), "{}", ended.stderr);
+        host.job.assert_nothing_sent_twice();
+    }
 }
 
 #[test]
