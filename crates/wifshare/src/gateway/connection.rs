@@ -133,6 +133,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
 
     /// Sends a request on and its answer back. Says whether the connection is in order for another one.
     async fn forward(&mut self, request: &mut Request, account: &mut Account) -> bool {
+        const UNREADABLE: Refusal = Refusal::new(502, "the API's answer about batches is compressed or not UTF-8");
         let mut held = match self.shared.credential().await {
             Ok(held) => held,
             Err(refusal) => return self.refuse(&refusal, request, account).await,
@@ -222,7 +223,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
                 Ok(Ended::Answered { may_stay }) => {
                     if let Some(answer) = client.answer() {
                         let addresses = self.shared.upstream.addresses(&self.shared.policy.host);
-                        let answer = addresses.replaced_in(answer);
+                        let Ok(answer) = addresses.replaced_in(answer) else {
+                            return self.refuse(&UNREADABLE, request, account).await;
+                        };
                         account.bytes_out = answer.len() as u64;
                         if !answer::write(self.stream, &answer).await {
                             return false;
