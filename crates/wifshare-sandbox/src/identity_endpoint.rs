@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use crate::{
     Fault,
     answer::{self, Outcome},
+    bearer::bearer,
     random,
-    server::bearer,
     state::State,
 };
 

@@ -39,6 +39,7 @@
 mod answer;
 mod assertion;
 mod batches;
+mod bearer;
 mod clock;
 pub mod conformance;
 mod fault;

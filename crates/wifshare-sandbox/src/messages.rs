@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 use crate::{
     Fault, Settings,
     answer::{self, Body, End, Outcome, Stop},
+    bearer::bearer,
     random,
-    server::bearer,
     state::State,
 };
 

@@ -7,8 +7,9 @@ use serde_json::{Value, json};
 use crate::{
     Fault,
     answer::{self, Outcome},
-    assertion, identity_endpoint,
-    server::bearer,
+    assertion,
+    bearer::bearer,
+    identity_endpoint,
     state::State,
 };
 

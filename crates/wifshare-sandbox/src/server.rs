@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -72,12 +72,6 @@ pub(crate) async fn serve(listener: TcpListener, state: Arc<State>) {
 
 fn is_reset(error: &hyper::Error) -> bool {
     error.source().and_then(|cause| cause.downcast_ref()) == Some(&HangUp::Reset)
-}
-
-/// The credentials of an `authorization: Bearer …` header (RFC 6750 §2.1).
-pub(crate) fn bearer(headers: &HeaderMap) -> Option<&str> {
-    let (scheme, credentials) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then(|| credentials.trim())
 }
 
 async fn answer(state: &State, request: Request<Incoming>) -> Result<Response<Body>, HangUp> {
