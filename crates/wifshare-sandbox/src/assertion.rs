@@ -163,7 +163,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn claims_match_the_rule_up_to_the_boundary_and_not_beyond() {
+    fn claims_match_the_rule_at_the_boundaries() {
         let rule = FederationRule::default();
         for (claim, value, expected) in [
             ("jti", json!("any"), Ok(())),
@@ -191,7 +191,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_signature_counts_only_from_a_published_key_and_an_allowed_algorithm() {
+    fn signature_requires_published_key_and_allowed_algorithm() {
         let encode = |header: Value| BASE64_URL_SAFE_NO_PAD.encode(header.to_string());
         let token = SigningKey::of_this_process().sign(&issuer::claims(ISSUER, "a", 300, MOMENT));
         let (header, rest) = token.split_once('.').unwrap();

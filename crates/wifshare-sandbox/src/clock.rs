@@ -25,7 +25,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_clock_may_be_ahead_or_behind_and_never_before_its_epoch() {
+    fn clock_offset_saturates_at_the_epoch() {
         let now = Duration::from_millis(100_500);
         for (seconds, shown) in [(0, 100_500), (1, 101_500), (-1, 99_500), (-100, 500), (-101, 0), (i64::MIN, 0)] {
             assert_eq!(ahead(now, seconds), Duration::from_millis(shown), "{seconds}");

@@ -361,7 +361,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_case_is_found_by_its_name() {
+    fn case_parses_from_its_name() {
         for case in Case::ALL {
             assert_eq!(case.name().parse(), Ok(case));
         }
@@ -370,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_inherits_what_it_needs_to_start_and_no_credentials() {
+    fn client_inherits_environment_without_credentials() {
         for (name, expected) in [
             ("PATH", true),
             ("LANG", true),

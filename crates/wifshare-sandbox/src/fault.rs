@@ -202,7 +202,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_fault_is_written_as_its_name_and_fields() {
+    fn fault_serializes_as_name_and_fields() {
         for (fault, written) in [
             (Fault::None, json!("none")),
             (Fault::DropAfterCommit, json!("drop_after_commit")),

@@ -204,7 +204,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_jti_is_spent_once() {
+    fn jti_is_spent_once() {
         let mut ledger = Ledger::default();
         assert!(ledger.spend("a"));
         assert!(!ledger.spend("a"));
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn an_access_token_lives_until_its_last_second_or_revocation() {
+    fn access_token_is_live_until_expiry_or_revocation() {
         let mut ledger = Ledger::default();
         let second = Duration::from_secs(1);
         ledger.access_token_issued("t", "s", second);
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn the_history_is_bounded_and_the_counters_are_not() {
+    fn history_is_bounded_and_counters_are_not() {
         let mut ledger = Ledger::default();
         for at in 0..1500 {
             ledger.record(ExchangeRecord {

@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn thumbprint_is_the_one_that_another_implementation_computes() {
+    fn thumbprint_matches_another_implementation() {
         // The key of RFC 7515 appendix A.3; the thumbprint by Python's jwcrypto.
         let [x, y] = ["f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU", "x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0"];
         assert_eq!(thumbprint(x, y), "oKIywvGUpTVTyxMQ3bwIIeQUudfr_CkLMjCE19ECD-U");

@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn a_malformed_request_is_told_which_field() {
+    fn malformed_request_error_names_the_field() {
         assert!(TokenRequest::parse(good().to_string().as_bytes()).is_ok());
         for (field, value) in [
             ("grant_type", json!("refresh_token")),
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_has_to_name_what_the_rule_names() {
+    fn request_must_match_the_rule() {
         let settings = Settings::default();
         let workspace_id_required = FederationRule { workspace_id_required: true, ..FederationRule::default() };
         let several_workspaces = Settings { rule: workspace_id_required, ..Settings::default() };
@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn an_identity_token_is_spent_by_its_acceptance_alone() {
+    fn only_accepted_identity_token_is_spent() {
         let (settings, mut ledger) = (Settings::default(), Ledger::default());
         let request = TokenRequest::parse(good().to_string().as_bytes()).unwrap();
         let claims = claims_with("jti", json!("j"));
@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn an_access_token_lives_twice_the_rest_of_its_identity_token_within_bounds() {
+    fn access_token_lives_twice_remaining_time_within_bounds() {
         let settings = |lifetime, floor| Settings {
             access_token_lifetime_s: lifetime,
             access_token_lifetime_floor_s: floor,

@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_secret_is_found_among_the_arguments_of_any_process() {
+    fn secret_in_any_argument_list_is_found() {
         let proc = tempfile::tempdir().unwrap();
         for (id, list, stat) in [
             ("7", "curl\0--header\0Bearer s3cret\0", "7 (cu) rl) S 1 5 5 0"),

@@ -206,14 +206,14 @@ mod tests {
     }
 
     #[test]
-    fn who_sends_each_token_once_and_succeeds_keeps_every_rule() {
+    fn single_send_with_success_passes_every_case() {
         for case in Case::ALL {
             assert_eq!(judge(case, &seen(&[End::Code(0)], 1, 0)).0, Judgement::Kept, "{case}");
         }
     }
 
     #[test]
-    fn who_was_never_there_keeps_none() {
+    fn client_without_exchange_fails_every_case() {
         for case in Case::ALL {
             let (judgement, evidence) = judge(case, &seen(&[End::Code(0)], 0, 0));
             assert_eq!(judgement, Judgement::Broken, "{case}");
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn who_sends_a_token_again_breaks_every_rule_about_sending() {
+    fn repeated_token_fails_every_case_about_sending() {
         for case in Case::ALL {
             let elsewhere = [Case::Reflected, Case::ArgumentLists].contains(&case);
             let expected = if elsewhere { Judgement::Kept } else { Judgement::Broken };
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn success_is_asked_for_where_nothing_went_wrong() {
+    fn cases_without_fault_require_success() {
         for case in Case::ALL {
             let asked =
                 [Case::OneRun, Case::TokenReplaced, Case::AtOnce, Case::ShortLife, Case::WithoutJti].contains(&case);
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn boundaries() {
+    fn rules_hold_at_their_boundaries() {
         let ok = &[End::Code(0)][..];
         assert_eq!(judgement(Case::OneRun, &seen(ok, 2, 0)), Judgement::Broken);
         assert_eq!(judgement(Case::TokenReplaced, &seen(ok, 2, 0)), Judgement::Kept);
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn a_leak_is_the_whole_or_a_telling_part_and_is_not_shown() {
+    fn leak_is_whole_or_long_part_and_is_withheld() {
         let secret = format!("eyJ{}.{}.{}", "h".repeat(60), "0123456789".repeat(10), "s".repeat(80));
         let secrets = [secret.clone(), "sk-ant-oat01-x".to_owned()];
         let payload = "0123456789".repeat(10);

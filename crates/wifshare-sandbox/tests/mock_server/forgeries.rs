@@ -1,4 +1,4 @@
-//! What the token endpoint must not accept.
+//! Assertions that the token endpoint must reject.
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use p256::ecdsa::signature::Signer;
@@ -35,7 +35,7 @@ fn is_refused(sandbox: &Sandbox, assertion: &str, reason: &str) {
 }
 
 #[test]
-fn a_token_whose_claims_do_not_match_is_refused() {
+fn token_with_wrong_claims_is_refused() {
     let sandbox = sandbox();
     let after = |claims: &Map<String, Value>, seconds: i64| json!(claims["iat"].as_i64().unwrap() + seconds);
     let edited = |claim: &str, value: Value| {
@@ -58,7 +58,7 @@ fn a_token_whose_claims_do_not_match_is_refused() {
 }
 
 #[test]
-fn a_token_that_the_issuer_did_not_sign_is_refused() {
+fn token_not_signed_by_issuer_is_refused() {
     let sandbox = sandbox();
     let (claims, kid) = genuine(&sandbox);
     let part = |value: Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());

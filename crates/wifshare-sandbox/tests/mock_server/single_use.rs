@@ -1,4 +1,4 @@
-//! An identity token is exchanged once.
+//! An identity token is accepted once.
 
 use std::{sync::Barrier, thread, time::Duration};
 
@@ -8,7 +8,7 @@ use wifshare_sandbox::{Sandbox, Settings, Verdict};
 use crate::client::{agent, exchange, grant, message, post_with, token_endpoint};
 
 #[test]
-fn the_second_exchange_of_a_token_is_refused_and_not_told_why() {
+fn second_exchange_of_token_gets_401_without_reason() {
     let sandbox = Sandbox::start(Settings::default()).unwrap();
     let identity_token = sandbox.issue_identity_token();
 
@@ -47,7 +47,7 @@ fn the_second_exchange_of_a_token_is_refused_and_not_told_why() {
 }
 
 #[test]
-fn of_fifty_at_the_same_time_exactly_one_is_accepted() {
+fn one_of_fifty_concurrent_exchanges_is_accepted() {
     let sandbox = Sandbox::start(Settings { exchange_latency_ms: 100, ..Settings::default() }).unwrap();
     let identity_token = sandbox.issue_identity_token();
     let together = Barrier::new(50);
@@ -69,7 +69,7 @@ fn of_fifty_at_the_same_time_exactly_one_is_accepted() {
 }
 
 #[test]
-fn a_client_that_gives_up_waiting_has_spent_its_token() {
+fn abandoned_exchange_spends_its_token() {
     let sandbox = Sandbox::start(Settings { exchange_latency_ms: 5_000, ..Settings::default() }).unwrap();
     let identity_token = sandbox.issue_identity_token();
     let hasty = agent(Duration::from_millis(300));
@@ -81,7 +81,7 @@ fn a_client_that_gives_up_waiting_has_spent_its_token() {
 }
 
 #[test]
-fn a_token_without_jti_or_an_issuer_that_does_not_check_is_not_single_use() {
+fn token_without_checked_jti_is_accepted_again() {
     let sandbox = Sandbox::start(Settings::default()).unwrap();
     let without_jti = sandbox.issue_identity_token_with(|claims| _ = claims.remove("jti"));
     for _ in 0..2 {
@@ -99,7 +99,7 @@ fn a_token_without_jti_or_an_issuer_that_does_not_check_is_not_single_use() {
 }
 
 #[test]
-fn two_tokens_with_one_jti_are_one_token() {
+fn tokens_with_same_jti_are_accepted_once() {
     let sandbox = Sandbox::start(Settings::default()).unwrap();
     let with_jti = |run: &str| {
         sandbox.issue_identity_token_with(|claims| {
@@ -114,7 +114,7 @@ fn two_tokens_with_one_jti_are_one_token() {
 }
 
 #[test]
-fn an_access_token_lives_as_long_as_the_identity_token_allows() {
+fn access_token_lifetime_depends_on_identity_token() {
     let sandbox = Sandbox::start(Settings { access_token_lifetime_s: 3600, ..Settings::default() }).unwrap();
     let expires_in = |remaining: i64| {
         let identity_token = sandbox.issue_identity_token_with(|claims| {
@@ -138,7 +138,7 @@ fn an_access_token_lives_as_long_as_the_identity_token_allows() {
 }
 
 #[test]
-fn a_malformed_request_spends_nothing() {
+fn malformed_request_spends_nothing() {
     let sandbox = Sandbox::start(Settings::default()).unwrap();
     let identity_token = sandbox.issue_identity_token();
     let mut body = grant(&sandbox, &identity_token);
@@ -153,7 +153,7 @@ fn a_malformed_request_spends_nothing() {
 }
 
 #[test]
-fn an_issuer_without_jti_issues_tokens_that_are_accepted_as_often_as_they_come() {
+fn tokens_issued_without_jti_are_accepted_again() {
     let sandbox = Sandbox::start(Settings { issue_jti: false, ..Settings::default() }).unwrap();
     let identity_token = sandbox.issue_identity_token();
     for _ in 0..2 {

@@ -1,4 +1,4 @@
-//! Starting, stopping and many at once.
+//! Start, stop, and many connections at once.
 
 use std::{
     io::{ErrorKind, Read, Write},
@@ -14,7 +14,7 @@ fn address(sandbox: &Sandbox) -> SocketAddr {
 }
 
 #[test]
-fn it_listens_on_loopback_alone() {
+fn server_listens_on_loopback_only() {
     for elsewhere in ["0.0.0.0:0", "192.0.2.1:0", "[::]:0"] {
         let error = Sandbox::start_at(elsewhere.parse().unwrap(), Settings::default()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput, "{elsewhere}");
@@ -22,7 +22,7 @@ fn it_listens_on_loopback_alone() {
 }
 
 #[test]
-fn it_stops_when_dropped_and_its_port_is_free_again() {
+fn drop_stops_server_and_frees_port() {
     let sandbox = Sandbox::start(Settings::default()).unwrap();
     let address = address(&sandbox);
     let mut idle = TcpStream::connect(address).unwrap();
@@ -35,7 +35,7 @@ fn it_stops_when_dropped_and_its_port_is_free_again() {
 }
 
 #[test]
-fn it_can_be_owned_within_a_runtime() {
+fn server_starts_and_stops_inside_a_runtime() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
         let sandbox = Sandbox::start(Settings::default()).unwrap();
@@ -45,7 +45,7 @@ fn it_can_be_owned_within_a_runtime() {
 }
 
 #[test]
-fn it_answers_hundreds_of_connections_that_are_open_at_once() {
+fn server_answers_hundreds_of_open_connections() {
     let sandbox = Sandbox::start(Settings::default()).unwrap();
     let mut connections: Vec<TcpStream> = (0..300).map(|_| TcpStream::connect(address(&sandbox)).unwrap()).collect();
     // Twice on each, for connections are kept alive.
@@ -66,7 +66,7 @@ fn it_answers_hundreds_of_connections_that_are_open_at_once() {
 }
 
 #[test]
-fn a_job_finds_what_it_needs_in_its_environment() {
+fn environment_configures_a_job() {
     let sandbox = Sandbox::start(Settings::default()).unwrap();
     let environment = sandbox.environment();
     let names: Vec<&str> = environment.iter().map(|(name, _)| name.as_str()).collect();
@@ -86,7 +86,7 @@ fn a_job_finds_what_it_needs_in_its_environment() {
 }
 
 #[test]
-fn every_secret_is_a_canary() {
+fn secrets_list_every_issued_token() {
     let sandbox = Sandbox::start(Settings::default()).unwrap();
     let given = sandbox.issue_identity_token();
     let edited = sandbox.issue_identity_token_with(serde_json::Map::clear);

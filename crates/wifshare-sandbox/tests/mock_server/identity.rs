@@ -1,4 +1,4 @@
-//! The CI's half: identity tokens for the job that has the request token, verifiable by anybody.
+//! The CI's part: identity tokens for a job with the request token, verified with the published keys.
 
 use std::{
     collections::HashSet,
@@ -14,7 +14,7 @@ use wifshare_sandbox::{Sandbox, Settings};
 use crate::client::{exchange, get, header_and_claims, identity_token};
 
 #[test]
-fn a_job_obtains_a_token_for_the_audience_it_names() {
+fn identity_endpoint_issues_token_for_requested_audience() {
     let sandbox = Sandbox::start(Settings::default()).unwrap();
     let answer = identity_token(&sandbox, "https%3A%2F%2Fapi.anthropic.com").unwrap();
     assert_eq!(answer.status, 200);
@@ -32,7 +32,7 @@ fn a_job_obtains_a_token_for_the_audience_it_names() {
 }
 
 #[test]
-fn a_slow_platform_takes_its_time() {
+fn identity_endpoint_waits_for_its_latency() {
     #[expect(clippy::disallowed_methods, reason = "how long it takes is what is tested")]
     let begin = Instant::now();
     let sandbox = Sandbox::start(Settings { identity_token_latency_ms: 400, ..Settings::default() }).unwrap();
@@ -41,7 +41,7 @@ fn a_slow_platform_takes_its_time() {
 }
 
 #[test]
-fn the_request_token_is_needed() {
+fn identity_endpoint_requires_request_token() {
     let sandbox = Sandbox::start(Settings::default()).unwrap();
     let other = Sandbox::start(Settings::default()).unwrap();
     let url = format!("{}&audience=a", sandbox.identity_token_request_url());
@@ -82,7 +82,7 @@ fn token_verifies_by_the_published_key() {
 }
 
 #[test]
-fn every_token_has_its_own_jti() {
+fn identity_tokens_have_distinct_jtis() {
     let sandbox = Sandbox::start(Settings::default()).unwrap();
     let mut numbers = HashSet::new();
     for _ in 0..20 {

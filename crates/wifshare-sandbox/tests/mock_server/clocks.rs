@@ -1,4 +1,4 @@
-//! Clocks that are wrong: the issuer's, the server's, or both.
+//! Wrong clocks: the issuer's, the server's, or both.
 
 use std::time::SystemTime;
 
@@ -30,7 +30,7 @@ fn is_about(seconds: i64, expected: i64) -> bool {
 }
 
 #[test]
-fn an_issuer_that_is_ahead_or_behind_issues_tokens_that_are_refused() {
+fn tokens_of_issuer_with_wrong_clock_are_refused() {
     for (ahead, reason) in
         [(0, None), (20, None), (-300, None), (3600, Some("not_yet_valid")), (-3600, Some("expired"))]
     {
@@ -47,7 +47,7 @@ fn an_issuer_that_is_ahead_or_behind_issues_tokens_that_are_refused() {
 }
 
 #[test]
-fn a_server_that_is_ahead_or_behind_refuses_good_tokens_and_shows_its_clock() {
+fn server_with_wrong_clock_refuses_tokens_and_shows_its_date() {
     for (ahead, reason) in [(3600, "expired"), (-3600, "not_yet_valid")] {
         let sandbox = Sandbox::start(Settings { server_clock_ahead_s: ahead, ..Settings::default() }).unwrap();
         let token = sandbox.issue_identity_token();
@@ -69,7 +69,7 @@ fn a_server_that_is_ahead_or_behind_refuses_good_tokens_and_shows_its_clock() {
 }
 
 #[test]
-fn a_server_whose_clock_steps_forward_ends_access_tokens() {
+fn server_clock_step_expires_access_tokens() {
     let sandbox = Sandbox::start(Settings::default()).unwrap();
     let access_token = access_token(&sandbox);
     assert_eq!(message(&sandbox, &access_token, false).unwrap().status, 200);
@@ -80,7 +80,7 @@ fn a_server_whose_clock_steps_forward_ends_access_tokens() {
 }
 
 #[test]
-fn every_answer_has_a_date() {
+fn every_response_has_a_date() {
     let sandbox = Sandbox::start(Settings::default()).unwrap();
     for path in ["/", "/nothing", "/idtoken", "/.well-known/openid-configuration", "/v1/models", "/sandbox/counters"] {
         assert!(is_about(date_ahead(&sandbox, path), 0), "{path}");

@@ -1,4 +1,4 @@
-//! The API takes live access tokens and nothing else, and answers as the real one does.
+//! The API accepts only live access tokens, and its responses have the shape of the real one's.
 
 use std::{
     io::{BufRead, BufReader, Write},
@@ -12,7 +12,7 @@ use wifshare_sandbox::{Sandbox, Settings};
 use crate::client::{access_token, exchange, get, message, post, put};
 
 #[test]
-fn a_message_is_answered_by_the_model_it_names() {
+fn message_is_answered_by_requested_model() {
     let sandbox = Sandbox::start(Settings::default()).unwrap();
     let answer = message(&sandbox, &access_token(&sandbox), false).unwrap();
     assert_eq!(answer.status, 200);
@@ -27,7 +27,7 @@ fn a_message_is_answered_by_the_model_it_names() {
 }
 
 #[test]
-fn only_a_live_access_token_is_let_in() {
+fn api_accepts_only_live_access_tokens() {
     let sandbox = Sandbox::start(Settings::default()).unwrap();
     let other = Sandbox::start(Settings::default()).unwrap();
     let live = access_token(&sandbox);
@@ -57,7 +57,7 @@ fn only_a_live_access_token_is_let_in() {
 }
 
 #[test]
-fn a_revoked_access_token_is_refused_and_its_successor_is_not() {
+fn revoked_access_token_is_refused_and_next_one_accepted() {
     let sandbox = Sandbox::start(Settings::default()).unwrap();
     let (first, second) = (access_token(&sandbox), access_token(&sandbox));
     sandbox.revoke_access_tokens();
@@ -70,7 +70,7 @@ fn a_revoked_access_token_is_refused_and_its_successor_is_not() {
 }
 
 #[test]
-fn an_expired_access_token_is_refused() {
+fn expired_access_token_is_refused() {
     let settings = Settings { access_token_lifetime_s: 1, access_token_lifetime_floor_s: 1, ..Settings::default() };
     let sandbox = Sandbox::start(settings).unwrap();
     let short_lived = access_token(&sandbox);
@@ -81,7 +81,7 @@ fn an_expired_access_token_is_refused() {
 }
 
 #[test]
-fn a_stream_has_the_events_that_clients_assemble_a_message_from() {
+fn stream_has_all_events_of_a_message() {
     let sandbox = Sandbox::start(Settings::default()).unwrap();
     let answer = message(&sandbox, &access_token(&sandbox), true).unwrap();
     assert!(answer.header("content-type").starts_with("text/event-stream"));
@@ -119,7 +119,7 @@ fn a_stream_has_the_events_that_clients_assemble_a_message_from() {
 
 #[test]
 #[expect(clippy::disallowed_methods, reason = "when an event arrives is what is tested")]
-fn the_events_of_a_stream_arrive_one_by_one() {
+fn stream_events_arrive_one_by_one() {
     let sandbox = Sandbox::start(Settings { message_event_interval_ms: 100, ..Settings::default() }).unwrap();
     let access_token = access_token(&sandbox);
     let address = sandbox.base_url().replace("http://", "");
@@ -147,7 +147,7 @@ fn the_events_of_a_stream_arrive_one_by_one() {
 }
 
 #[test]
-fn the_other_calls_are_there_and_guarded() {
+fn other_api_calls_require_an_access_token() {
     let sandbox = Sandbox::start(Settings::default()).unwrap();
     let url = |path: &str| format!("{}{path}", sandbox.base_url());
     let bearer = format!("Bearer {}", access_token(&sandbox));
@@ -171,7 +171,7 @@ fn the_other_calls_are_there_and_guarded() {
 }
 
 #[test]
-fn beta_is_required_if_set() {
+fn oauth_beta_header_is_required_if_set() {
     let sandbox = Sandbox::start(Settings { require_oauth_beta: true, ..Settings::default() }).unwrap();
     let bearer = format!("Bearer {}", access_token(&sandbox));
     let status = |beta: &str| {
@@ -185,7 +185,7 @@ fn beta_is_required_if_set() {
 }
 
 #[test]
-fn a_body_may_be_large_but_not_at_the_token_endpoint() {
+fn large_body_is_accepted_except_by_token_endpoint() {
     let sandbox = Sandbox::start(Settings::default()).unwrap();
     let bearer = format!("Bearer {}", access_token(&sandbox));
     let large = json!({"model": "m", "messages": [{"role": "user", "content": "a".repeat(20 << 20)}]}).to_string();
@@ -198,7 +198,7 @@ fn a_body_may_be_large_but_not_at_the_token_endpoint() {
 }
 
 #[test]
-fn the_sandbox_can_be_watched_and_turned_over_http() {
+fn counters_and_settings_are_served_over_http() {
     let sandbox = Sandbox::start(Settings::default()).unwrap();
     let url = |path: &str| format!("{}/sandbox/{path}", sandbox.base_url());
     let identity_token = sandbox.issue_identity_token();

@@ -1,4 +1,4 @@
-//! The identity endpoints of other platforms, each asked as its documentation says, and each in a way that it refuses.
+//! Identity endpoints of other platforms: a documented request, and one that is refused.
 
 use wifshare_sandbox::{Fault, Sandbox, Settings};
 
@@ -13,7 +13,7 @@ fn exchanged(sandbox: &Sandbox, token: &str) {
 }
 
 #[test]
-fn azure_pipelines_is_asked_by_post_with_the_jobs_token() {
+fn azure_pipelines_requires_post_and_request_token() {
     let sandbox = Sandbox::start(Settings::default()).unwrap();
     let url = format!("{}/azure-pipelines/oidctoken?api-version=7.1&serviceConnectionId=x", sandbox.base_url());
     let bearer = format!("Bearer {}", sandbox.identity_token_request_token());
@@ -26,7 +26,7 @@ fn azure_pipelines_is_asked_by_post_with_the_jobs_token() {
 }
 
 #[test]
-fn googles_metadata_server_wants_its_header_and_signs_its_answers_with_it() {
+fn google_metadata_server_requires_and_returns_its_header() {
     let sandbox = Sandbox::start(Settings::default()).unwrap();
     let url = format!("{}/computeMetadata/v1/instance/service-accounts/default/identity", sandbox.base_url());
     let flavour = ("metadata-flavor", "Google");
@@ -42,7 +42,7 @@ fn googles_metadata_server_wants_its_header_and_signs_its_answers_with_it() {
 }
 
 #[test]
-fn a_managed_identity_is_asked_for_with_its_header_version_and_resource() {
+fn managed_identity_requires_header_version_and_resource() {
     let sandbox = Sandbox::start(Settings::default()).unwrap();
     let secret = sandbox.identity_token_request_token();
     for (path, header, version) in [
@@ -61,7 +61,7 @@ fn a_managed_identity_is_asked_for_with_its_header_version_and_resource() {
 }
 
 #[test]
-fn entra_takes_a_token_of_the_cluster_for_an_application() {
+fn entra_exchanges_cluster_token_for_application_token() {
     let sandbox = Sandbox::start(Settings::default()).unwrap();
     let url = format!("{}/entra/7e4a/oauth2/v2.0/token", sandbox.base_url());
     let ask = |assertion: &str, scope: &str| {
@@ -79,7 +79,7 @@ fn entra_takes_a_token_of_the_cluster_for_an_application() {
 }
 
 #[test]
-fn the_script_of_faults_is_one_for_all_of_them() {
+fn platforms_share_one_fault_script() {
     let faults = vec![Fault::DuplicateIdentityToken, Fault::Status { status: 503, retry_after_s: None, commit: false }];
     let sandbox = Sandbox::start(Settings { identity_token_faults: faults, ..Settings::default() }).unwrap();
     let first = sandbox.issue_identity_token();

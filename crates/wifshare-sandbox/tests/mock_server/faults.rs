@@ -1,4 +1,4 @@
-//! Each fault does what it says, and spends what it says.
+//! Each fault: its effect on the response, and whether the identity token is spent.
 
 use std::time::{Duration, Instant};
 
@@ -37,7 +37,7 @@ fn status_of(outcome: Outcome) -> u16 {
 }
 
 #[test]
-fn a_status_comes_in_the_shape_of_the_api_and_spends_on_request() {
+fn status_fault_has_api_error_shape_and_may_spend() {
     let unavailable = |commit| Fault::Status { status: 503, retry_after_s: Some(7), commit };
     let looks_right = |outcome: Outcome, _: &str| {
         let answer = outcome.unwrap();
@@ -58,7 +58,7 @@ fn a_status_comes_in_the_shape_of_the_api_and_spends_on_request() {
 }
 
 #[test]
-fn a_dropped_connection_has_no_answer() {
+fn dropped_connection_has_no_response() {
     let looks_right = |outcome: Outcome, _: &str| assert!(outcome.is_err());
     assert!(!spends(Fault::DropBeforeCommit, looks_right));
     assert!(spends(Fault::DropAfterCommit, looks_right));
@@ -83,7 +83,7 @@ fn bare_exchange(sandbox: &Sandbox, identity_token: &str) -> (String, std::io::R
 }
 
 #[test]
-fn a_drop_is_an_orderly_end_and_a_reset_is_not() {
+fn drop_closes_with_fin_and_reset_with_rst() {
     for (fault, is_reset, spends) in [
         (Fault::DropBeforeCommit, false, false),
         (Fault::DropAfterCommit, false, true),
@@ -102,7 +102,7 @@ fn a_drop_is_an_orderly_end_and_a_reset_is_not() {
 }
 
 #[test]
-fn every_kind_of_redirect_is_given_and_spends_nothing() {
+fn redirect_of_every_status_spends_nothing() {
     for status in [301, 302, 303, 307, 308] {
         let redirect = Fault::Redirect { status, location: "/elsewhere".into() };
         assert!(!spends(redirect, |outcome, _| {
@@ -113,7 +113,7 @@ fn every_kind_of_redirect_is_given_and_spends_nothing() {
 }
 
 #[test]
-fn something_in_front_of_the_endpoint_answers_and_nothing_is_spent() {
+fn response_of_an_intermediary_spends_nothing() {
     let redirect = Fault::Redirect { status: 307, location: "http://127.0.0.1:9/elsewhere".into() };
     assert!(!spends(redirect, |outcome, _| {
         let answer = outcome.unwrap();
@@ -127,7 +127,7 @@ fn something_in_front_of_the_endpoint_answers_and_nothing_is_spent() {
 }
 
 #[test]
-fn an_answer_is_lost_or_grows_and_the_token_is_spent() {
+fn empty_or_oversized_response_spends_token() {
     assert!(spends(Fault::EmptyBody, |outcome, _| {
         let answer = outcome.unwrap();
         assert_eq!((answer.status, answer.body.as_str()), (200, ""));
@@ -149,7 +149,7 @@ fn an_answer_is_lost_or_grows_and_the_token_is_spent() {
 }
 
 #[test]
-fn a_truncated_body_announces_its_length_and_stops_halfway() {
+fn truncated_body_announces_full_length() {
     use std::io::{Read, Write};
     let sandbox = sandbox_with(Fault::TruncatedBody);
     let body = grant(&sandbox, &sandbox.issue_identity_token()).to_string();
@@ -170,7 +170,7 @@ fn a_truncated_body_announces_its_length_and_stops_halfway() {
 }
 
 #[test]
-fn the_assertion_comes_back_in_the_error() {
+fn reflected_assertion_is_in_error_response() {
     let reflects = |outcome: Outcome, identity_token: &str| {
         let answer = outcome.unwrap();
         assert_eq!(answer.status, 400);
@@ -181,7 +181,7 @@ fn the_assertion_comes_back_in_the_error() {
 }
 
 #[test]
-fn a_field_is_wrong_or_missing_and_the_token_is_spent() {
+fn response_with_wrong_or_missing_field_spends_token() {
     assert!(spends(Fault::WrongTypes, |outcome, _| {
         let granted = outcome.unwrap().json();
         assert!(granted["access_token"].is_number() && granted["expires_in"].is_object());
@@ -205,7 +205,7 @@ fn a_field_is_wrong_or_missing_and_the_token_is_spent() {
 }
 
 #[test]
-fn a_stall_is_a_good_answer_that_comes_late() {
+fn stall_delays_a_valid_response() {
     #[expect(clippy::disallowed_methods, reason = "how long it takes is what is tested")]
     let begin = Instant::now();
     assert!(spends(Fault::Stall { ms: 400 }, |outcome, _| {
@@ -220,7 +220,7 @@ fn a_stall_is_a_good_answer_that_comes_late() {
 }
 
 #[test]
-fn a_body_drips_byte_by_byte_and_is_good_in_the_end() {
+fn drip_sends_a_valid_body_byte_by_byte() {
     use std::io::{BufRead, BufReader, Read, Write};
     assert!(spends(Fault::Drip { ms: 100 }, |outcome, _| {
         assert!(outcome.unwrap().json()["access_token"].is_string());
@@ -261,7 +261,7 @@ fn a_body_drips_byte_by_byte_and_is_good_in_the_end() {
 }
 
 #[test]
-fn a_connection_is_accepted_and_left_unread_for_a_while() {
+fn accept_delay_leaves_connection_unread() {
     use std::io::{Read, Write};
     let settings = Settings { accept_delays_ms: vec![500], ..Settings::default() };
     let sandbox = Sandbox::start(settings).unwrap();
@@ -283,7 +283,7 @@ fn a_connection_is_accepted_and_left_unread_for_a_while() {
 }
 
 #[test]
-fn the_history_tells_how_far_apart_two_requests_came() {
+fn history_shows_time_between_requests() {
     let sandbox = sandbox_with(Fault::Stall { ms: 300 });
     for _ in 0..2 {
         assert_eq!(status_of(exchange(&sandbox, &sandbox.issue_identity_token())), 200);
@@ -293,7 +293,7 @@ fn the_history_tells_how_far_apart_two_requests_came() {
 }
 
 #[test]
-fn faults_are_taken_in_order_and_then_it_behaves() {
+fn faults_are_used_in_order_then_none() {
     let script =
         [Fault::None, Fault::DropBeforeCommit, Fault::Status { status: 500, retry_after_s: None, commit: false }];
     let sandbox = Sandbox::start(Settings::with_exchange_faults(script)).unwrap();
@@ -309,7 +309,7 @@ fn faults_are_taken_in_order_and_then_it_behaves() {
 }
 
 #[test]
-fn a_spent_token_is_counted_even_when_a_fault_answers() {
+fn reused_token_is_counted_despite_a_fault() {
     let sandbox =
         Sandbox::start(Settings::with_exchange_faults([Fault::DropAfterCommit, Fault::DropBeforeCommit])).unwrap();
     let identity_token = sandbox.issue_identity_token();
@@ -321,7 +321,7 @@ fn a_spent_token_is_counted_even_when_a_fault_answers() {
 }
 
 #[test]
-fn a_fault_at_the_wrong_endpoint_is_noticed() {
+fn fault_at_wrong_endpoint_gets_501() {
     let sandbox = sandbox_with(Fault::DuplicateIdentityToken);
     assert_eq!(exchange(&sandbox, &sandbox.issue_identity_token()).unwrap().status, 501);
     sandbox.set_settings(Settings { identity_token_faults: vec![Fault::WrongTokenType], ..Settings::default() });
@@ -329,7 +329,7 @@ fn a_fault_at_the_wrong_endpoint_is_noticed() {
 }
 
 #[test]
-fn the_identity_endpoint_fails_in_its_own_ways() {
+fn identity_endpoint_has_its_own_faults() {
     let faults = vec![
         Fault::None,
         Fault::DuplicateIdentityToken,
@@ -361,7 +361,7 @@ fn the_identity_endpoint_fails_in_its_own_ways() {
 }
 
 #[test]
-fn a_message_fails_while_its_access_token_is_live() {
+fn message_fault_fails_with_live_access_token() {
     let sandbox = Sandbox::start(Settings::default()).unwrap();
     let access_token = access_token(&sandbox);
     let unauthorized = Fault::Status { status: 401, retry_after_s: None, commit: false };

@@ -1,4 +1,4 @@
-//! A plain HTTP client, and the requests that the tests have in common.
+//! An HTTP client, and the requests that several tests send.
 
 use std::time::Duration;
 
