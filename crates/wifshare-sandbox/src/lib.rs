@@ -1,26 +1,26 @@
-//! A practice ground for workload identity federation.
+//! A mock server for workload identity federation.
 //!
 //! A CI job's identity token is exchanged once for an access token (RFC 7523 §2.1), and the second exchange of the same
-//! token is refused. [`Sandbox::start`] runs both sides of that story on loopback: an OpenID provider shaped like GitHub
-//! Actions' and a token endpoint with a Messages API shaped like Anthropic's, which enforce single use as the real
-//! ones do. [`Settings`] set lifetimes, delays, clocks that are wrong and a script of [`Fault`]s; [`Counters`] tell afterwards
-//! what a client did. [`conformance`] tries any command against the rules of single use.
+//! token is refused. [`Sandbox::start`] runs both sides on loopback: an OpenID provider like that of GitHub Actions, and
+//! a token endpoint with a Messages API like Anthropic's. Both enforce single use as the real ones do. [`Settings`]
+//! control lifetimes, delays, wrong clocks and a script of [`Fault`]s; [`Counters`] show what a client did.
+//! [`conformance`] tests whether a command keeps the rules of single use.
 //!
 //! ```
 //! use wifshare_sandbox::{Settings, Sandbox};
 //!
 //! let sandbox = Sandbox::start(Settings::fail_first(1, 503))?;
 //! for (name, value) in sandbox.environment() {
-//!     // What a job of a CI would find in its environment: hand it to the client under test.
+//!     // The variables of a CI job: set them for the client under test.
 //!     assert!(!name.is_empty() && !value.is_empty());
 //! }
 //! assert_eq!(sandbox.counters().exchanges_accepted, 0);
 //! # std::io::Result::Ok(())
 //! ```
 //!
-//! | path | what answers |
+//! | path | endpoint |
 //! |---|---|
-//! | `GET /idtoken` | the CI: an identity token for the bearer of the request token |
+//! | `GET /idtoken` | the CI: an identity token, for requests with the request token |
 //! | `POST /azure-pipelines/oidctoken` | Azure Pipelines, for the same bearer |
 //! | `GET /computeMetadata/v1/…/identity` | Google Cloud's metadata server |
 //! | `GET /metadata/identity/oauth2/token` | Azure's instance metadata service |
@@ -29,12 +29,12 @@
 //! | `GET /.well-known/openid-configuration`, `GET /.well-known/jwks` | the issuer's metadata and public keys |
 //! | `POST /v1/oauth/token` | the token endpoint |
 //! | `POST /v1/messages`, `POST /v1/messages/count_tokens`, `GET /v1/models`, `GET /v1/models/NAME` | the API, for live access tokens |
-//! | `GET /sandbox/counters`, `GET /sandbox/history` | what happened |
+//! | `GET /sandbox/counters`, `GET /sandbox/history` | what a client did |
 //! | `GET /sandbox/settings`, `PUT /sandbox/settings` | the settings; one that is not named in a `PUT` returns to its default |
-//! | `POST /sandbox/revoke` | every access token issued so far is refused from now on |
+//! | `POST /sandbox/revoke` | refuses all access tokens that were issued so far |
 //!
-//! Nothing under `/sandbox` asks for authentication, and its keys are made for one process: this is a practice server
-//! that listens on loopback alone, and its tokens are worthless everywhere else.
+//! Nothing under `/sandbox` requires authentication. The server listens on loopback only, and its signing key lives as
+//! long as the process, so its tokens are worthless elsewhere.
 
 mod answer;
 mod assertion;
