@@ -1,4 +1,4 @@
-//! The running sandbox, as its owner holds it.
+//! [`Sandbox`]: starts, inspects and stops the mock server.
 
 use std::{
     fmt,
@@ -13,31 +13,31 @@ use tokio::sync::oneshot;
 
 use crate::{Counters, ExchangeRecord, Settings, identity_endpoint, server, state::State};
 
-/// A running sandbox. It stops, and its connections are closed, when this is dropped.
+/// A running mock server. Dropping it stops the server and closes its connections.
 pub struct Sandbox {
     state: Arc<State>,
-    // Dropped to stop the server.
+    // Dropping it stops the server.
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Sandbox {
-    /// Starts a sandbox on a port of 127.0.0.1 that the system chooses.
+    /// Starts a mock server on 127.0.0.1, on a free port.
     ///
     /// # Errors
-    /// The system has no port or no thread to give.
+    /// No port or no thread is available.
     pub fn start(settings: Settings) -> io::Result<Self> {
         Self::start_at((Ipv4Addr::LOCALHOST, 0).into(), settings)
     }
 
-    /// Starts a sandbox at this address.
+    /// Starts a mock server at this address.
     ///
     /// # Errors
-    /// The address is not loopback ([`InvalidInput`](io::ErrorKind::InvalidInput)), is in use, or cannot be had.
+    /// The address is not loopback ([`InvalidInput`](io::ErrorKind::InvalidInput)), is in use, or is not available.
     pub fn start_at(address: SocketAddr, settings: Settings) -> io::Result<Self> {
         let (stop, stopped) = oneshot::channel();
         let (report, started) = mpsc::channel();
-        // The runtime lives and dies in its own thread, for its owner may be within a runtime, where neither is allowed.
+        // The runtime has its own thread: the caller may be inside a runtime, where creating or dropping one panics.
         let thread = std::thread::Builder::new().name("wifshare-sandbox".to_owned()).spawn(move || {
             match tokio::runtime::Builder::new_current_thread().enable_all().build() {
                 Ok(runtime) => runtime.block_on(run(address, settings, &report, stopped)),
@@ -53,18 +53,17 @@ impl Sandbox {
         self.state.base_url.clone()
     }
 
-    /// Where identity tokens are asked for, the value of `ACTIONS_ID_TOKEN_REQUEST_URL`. Has a query already, as
-    /// GitHub's has.
+    /// The identity endpoint, the value of `ACTIONS_ID_TOKEN_REQUEST_URL`. Like GitHub's, it has a query.
     pub fn identity_token_request_url(&self) -> String {
         format!("{}{}?{}", self.state.base_url, identity_endpoint::PATH, identity_endpoint::QUERY)
     }
 
-    /// What they are asked for with, the value of `ACTIONS_ID_TOKEN_REQUEST_TOKEN`. Random for each sandbox.
+    /// The request token, the value of `ACTIONS_ID_TOKEN_REQUEST_TOKEN`. Random for each server.
     pub fn identity_token_request_token(&self) -> String {
         self.state.request_token.clone()
     }
 
-    /// The variables that a job in this CI, configured for this rule, finds in its environment.
+    /// The environment variables of a CI job that is configured for this server.
     pub fn environment(&self) -> Vec<(String, String)> {
         let rule = self.state.settings().rule;
         [
@@ -79,20 +78,20 @@ impl Sandbox {
         .into()
     }
 
-    /// A fresh identity token for the rule's audience, ready to be exchanged.
+    /// Issues an identity token for the rule's audience.
     pub fn issue_identity_token(&self) -> String {
         let identity_token = self.issue_identity_token_with(|_| {});
         self.state.ledger().identity_token_given("", &identity_token);
         identity_token
     }
 
-    /// A fresh identity token whose claims are edited before they are signed.
+    /// Issues an identity token for the rule's audience, with claims changed by `edit`.
     pub fn issue_identity_token_with(&self, edit: impl FnOnce(&mut Map<String, Value>)) -> String {
         let audience = self.state.settings().rule.audience;
         self.state.issue_identity_token(&audience, edit)
     }
 
-    /// How often what happened so far.
+    /// The counters since the start.
     pub fn counters(&self) -> Counters {
         self.state.ledger().counters.clone()
     }
@@ -112,7 +111,7 @@ impl Sandbox {
         self.state.set_settings(settings);
     }
 
-    /// Ends every access token issued so far: the API answers 401 to them from now on.
+    /// Revokes all access tokens issued so far: the API answers 401 to them.
     pub fn revoke_access_tokens(&self) {
         self.state.ledger().revoke();
     }
@@ -122,8 +121,7 @@ impl Sandbox {
         self.state.ledger().subject_of(access_token)
     }
 
-    /// Every request token, identity token and access token ever handed out: canaries, to be searched for in logs,
-    /// output and errors.
+    /// All request tokens, identity tokens and access tokens issued so far, to search for in logs, output and errors.
     pub fn secrets(&self) -> Vec<String> {
         self.state.ledger().secrets()
     }
@@ -140,7 +138,7 @@ async fn run(
             let state = Arc::new(State::new(format!("http://{address}"), settings));
             tokio::spawn(server::serve(listener, Arc::clone(&state)));
             _ = report.send(Ok(state));
-            // An error is the sender dropped: the one way it is told.
+            // Returns an error when the sender is dropped, which is the signal to stop.
             _ = stopped.await;
         }
         Err(error) => _ = report.send(Err(error)),
@@ -157,7 +155,7 @@ impl Drop for Sandbox {
     fn drop(&mut self) {
         drop(self.stop.take());
         if let Some(thread) = self.thread.take() {
-            // A panic of the server has been reported by its thread, and has no place in a drop.
+            // The thread has reported its own panic; `drop` must not panic again.
             _ = thread.join();
         }
     }
