@@ -1,4 +1,4 @@
-//! What can go wrong on purpose.
+//! Faults that a script can inject.
 
 use std::time::Duration;
 
@@ -9,38 +9,38 @@ use serde_json::{Value, json};
 
 use crate::answer::{self, Body, End, HangUp, Outcome, Stop};
 
-/// One misbehaviour of one request, an element of the scripts in [`Settings`](crate::Settings).
+/// A fault for one request: an element of the scripts in [`Settings`](crate::Settings).
 ///
 /// In JSON a fault is its name in snake case, with its fields if it has any: `"drop_after_commit"`,
 /// `{"status": {"status": 503, "retry_after_s": 1}}`, `{"expires_in": "600"}`.
 ///
-/// An exchange is either spoiled before it is decided, whatever the request says, or it is decided as usual and then
-/// the *acceptance* is spoiled, the identity token being spent; a refusal is given as it is. Each variant says which.
-/// A fault that means nothing at an endpoint is answered there with 501 and its name, so that a wrong script is seen.
+/// A fault takes effect before the token endpoint decides, whatever the request, or after it accepts and the identity
+/// token is spent. In the second case a refusal is sent unchanged. Each variant says which.
+/// An endpoint answers 501 with the fault's name to a fault that it does not support.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Fault {
-    /// Behave.
+    /// No fault.
     #[default]
     None,
-    /// An error in the API's own shape. A number that is no HTTP status becomes 500.
+    /// An error in the API's format. An invalid HTTP status becomes 500.
     Status {
         /// The HTTP status.
         status: u16,
         /// Seconds for a `retry-after` header.
         #[serde(default)]
         retry_after_s: Option<u64>,
-        /// Whether the identity token is spent all the same.
+        /// Whether the identity token is spent.
         #[serde(default)]
         commit: bool,
     },
-    /// The connection is closed without an answer, before the identity token is spent.
+    /// The connection is closed without a response, before the identity token is spent.
     DropBeforeCommit,
-    /// The connection is closed without an answer, after the identity token is spent.
+    /// The connection is closed without a response, after the identity token is spent.
     DropAfterCommit,
-    /// The connection is reset (RST) without an answer, before the identity token is spent.
+    /// The connection is reset (RST) without a response, before the identity token is spent.
     ResetBeforeCommit,
-    /// The connection is reset (RST) without an answer, after the identity token is spent.
+    /// The connection is reset (RST) without a response, after the identity token is spent.
     ResetAfterCommit,
     /// A redirect, before the identity token is spent.
     Redirect {
@@ -49,50 +49,49 @@ pub enum Fault {
         /// The `location` header.
         location: String,
     },
-    /// 200 with a page of HTML, as from a captive portal, before the identity token is spent.
+    /// 200 with an HTML page, as from a captive portal, before the identity token is spent.
     NotJson,
-    /// 200 with nothing in it, after the identity token is spent.
+    /// 200 with an empty body, after the identity token is spent.
     EmptyBody,
-    /// A good answer with padding, after the identity token is spent.
+    /// A valid response with padding, after the identity token is spent.
     Oversized {
         /// The size of the padding in bytes, at most 64 MiB.
         bytes: usize,
     },
-    /// An answer that ends in the middle, after the identity token is spent. A stream of events ends after the third.
+    /// A response that ends before its announced length, after the identity token is spent. A stream ends after three events.
     TruncatedBody,
-    /// An answer that is complete for HTTP and half of its JSON, after the identity token is spent.
+    /// A complete HTTP response with half of the JSON, after the identity token is spent.
     TruncatedJson,
     /// A 400 that repeats the assertion in `error_description` and `received`, before the identity token is spent.
     ReflectAssertion,
     /// 200 with every field of a wrong JSON type, after the identity token is spent.
     WrongTypes,
-    /// 200 with this in place of `expires_in`, `null` leaving it out; after the identity token is spent.
+    /// 200 with this `expires_in`, or without it if `null`; after the identity token is spent.
     ExpiresIn(Value),
     /// 200 without `access_token`, after the identity token is spent.
     NoAccessToken,
     /// 200 with a `token_type` that is not `Bearer`, after the identity token is spent.
     WrongTokenType,
-    /// A good answer that comes late; the identity token is spent at once.
+    /// A valid response with a delay; the identity token is spent at once.
     Stall {
         /// The delay in milliseconds, added to the endpoint's own latency.
         ms: u64,
     },
-    /// A good answer whose body drips byte by byte; the identity token is spent at once.
+    /// A valid response whose body is sent byte by byte; the identity token is spent at once.
     Drip {
-        /// The time from the first byte of the body to the last, in milliseconds. A stream of events comes event by
-        /// event in as long.
+        /// The time from the first byte of the body to the last, in milliseconds. A stream is sent event by event.
         ms: u64,
     },
-    /// At the identity endpoint: the previous identity token once more (a fresh one where there is none).
+    /// At the identity endpoint: the previous identity token again (a new one if there is none).
     DuplicateIdentityToken,
-    /// At the identity endpoint: a value that is no JWT.
+    /// At the identity endpoint: a value that is not a JWT.
     MalformedIdentityToken,
     /// At the identity endpoint: an identity token, correctly signed, larger than a token endpoint accepts.
     OversizedIdentityToken,
 }
 
 impl Fault {
-    /// Whether an exchange is decided, and a good identity token spent, before this fault takes effect.
+    /// Whether an exchange is decided, and a valid identity token spent, before this fault takes effect.
     pub(crate) fn commits(&self) -> bool {
         match self {
             Self::Status { commit, .. } => *commit,
@@ -120,7 +119,7 @@ impl Fault {
         }
     }
 
-    /// Gives `answer` as this fault leaves it: the faults of the wire, which every endpoint can have.
+    /// Applies this fault to the response `answer`. Handles the faults that every endpoint supports.
     pub(crate) async fn spoil(&self, mut answer: Value) -> Outcome {
         match self {
             Self::None => Ok(answer::json(StatusCode::OK, &answer)),
@@ -185,7 +184,7 @@ impl Fault {
     }
 }
 
-/// An answer in JSON that announces so many bytes, whatever its parts come to.
+/// A JSON response with this Content-Length, whatever the length of its parts.
 fn json_in_parts(parts: Vec<Bytes>, announced: usize, interval: Duration, end: End) -> Response<Body> {
     let mut response = answer::in_parts(parts, interval, end);
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
