@@ -1,4 +1,4 @@
-//! What happened: identity tokens spent, access tokens issued, decisions and their count.
+//! The record of a server: spent identity tokens, issued access tokens, decisions and counters.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Fault;
 
-/// How often what happened, since the start.
+/// Counters since the start.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Counters {
@@ -20,57 +20,56 @@ pub struct Counters {
     pub identity_tokens_refused: u64,
     /// Requests to the identity endpoint that took a fault.
     pub identity_tokens_faulted: u64,
-    /// Requests to the token endpoint, of whatever outcome.
+    /// Requests to the token endpoint.
     pub exchanges_received: u64,
-    /// Exchanges decided in favour of the client, including those whose answer a fault spoiled.
+    /// Accepted exchanges, including those whose response was changed by a fault.
     pub exchanges_accepted: u64,
-    /// Exchanges decided against the client, of whatever reason.
+    /// Refused exchanges.
     pub exchanges_refused: u64,
-    /// The refused ones by reason: `jti_reused`, `expired`, … and `invalid_request` for those answered with 400.
+    /// Refused exchanges by reason: `jti_reused`, `expired`, … and `invalid_request` for status 400.
     pub refused: BTreeMap<String, u64>,
-    /// Exchanges that a fault spoiled, before the decision or after it.
+    /// Exchanges that had a fault, before or after the decision.
     pub exchanges_faulted: u64,
-    /// How often a correctly signed identity token arrived whose `jti` had been spent, whoever had got the answer to
-    /// the first exchange, and whether or not `check_jti` is on.
+    /// Correctly signed identity tokens whose `jti` was already spent, whether or not `check_jti` is set.
     pub identity_tokens_reused: u64,
-    /// How often an assertion arrived that had arrived before, spent or not: a client that sends each identity token
-    /// at most once leaves this at zero under any fault.
+    /// Assertions that were received before, spent or not. A client that sends each identity token at most once leaves
+    /// this at zero under any fault.
     pub assertions_repeated: u64,
     /// Messages answered.
     pub messages_accepted: u64,
-    /// Calls of the API without a live access token, or otherwise refused.
+    /// API calls without a live access token, or refused for another reason.
     pub messages_refused: u64,
-    /// Messages that a fault spoiled.
+    /// Messages that had a fault.
     pub messages_faulted: u64,
     /// Token counts and model lists answered.
     pub other_calls_accepted: u64,
 }
 
-/// One request to the token endpoint and what became of it. Holds no token.
+/// A request to the token endpoint and its outcome. Contains no token.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ExchangeRecord {
-    /// When, in Unix seconds by the token endpoint's clock.
+    /// The time of the request in Unix seconds, by the token endpoint's clock.
     pub at: u64,
-    /// When, in milliseconds since the sandbox was started.
+    /// The time of the request in milliseconds since the server's start.
     #[serde(default)]
     pub arrived_ms: u64,
-    /// The answer's `request-id`.
+    /// The response's `request-id`.
     pub request_id: String,
-    /// What was decided.
+    /// The decision.
     pub verdict: Verdict,
-    /// Why it was refused; `None` otherwise.
+    /// The reason of a refusal; `None` otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// The identity token's `jti`, if it has one and its signature is good.
+    /// The identity token's `jti`, if it has one and its signature is valid.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jti: Option<String>,
-    /// Its `sub`, if its signature is good.
+    /// Its `sub`, if its signature is valid.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subject: Option<String>,
-    /// Seconds that the access token was given; `None` unless accepted.
+    /// The access token's lifetime in seconds; `None` unless accepted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_in: Option<u64>,
-    /// What the script did to this request.
+    /// The fault that the script had for this request.
     #[serde(default)]
     pub fault: Fault,
 }
@@ -79,11 +78,11 @@ pub struct ExchangeRecord {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// An access token was issued, whether or not it arrived.
+    /// An access token was issued, whether or not the client received it.
     Accepted,
     /// 400 or 401.
     Refused,
-    /// A fault came before the decision.
+    /// A fault took effect before the decision.
     Undecided,
 }
 
@@ -99,14 +98,14 @@ pub(crate) struct Ledger {
     /// The subject of the identity token that each access token was issued for.
     subjects: HashMap<String, String>,
     history: VecDeque<ExchangeRecord>,
-    /// Every secret ever handed out; it only grows, for a leak is searched at the end.
+    /// All secrets issued. None is removed, because tests search for leaks at the end.
     secrets: Vec<String>,
-    /// The identity token that each caller of the identity endpoint was given last.
+    /// The latest identity token of each caller of the identity endpoint.
     last_identity_tokens: HashMap<String, String>,
 }
 
 impl Ledger {
-    /// Counts an assertion that arrived before, and one whose `jti`, if it could be verified, is spent.
+    /// Counts an assertion that was received before, and a verified one whose `jti` is spent.
     pub(crate) fn see(&mut self, assertion: &str, jti: Option<&str>) {
         let mut hasher = DefaultHasher::new();
         assertion.hash(&mut hasher);
@@ -118,61 +117,61 @@ impl Ledger {
         }
     }
 
-    /// Spends this `jti`; false if it was spent already. Whoever holds the ledger is alone with it, so of two
-    /// requests with one identity token exactly one is told true.
+    /// Spends this `jti`; false if it was already spent. The ledger is behind a mutex, so of two requests with one
+    /// identity token exactly one gets true.
     pub(crate) fn spend(&mut self, jti: &str) -> bool {
         self.spent.insert(jti.to_owned())
     }
 
-    /// Remembers an identity token that was handed out.
+    /// Records an issued identity token.
     pub(crate) fn identity_token_issued(&mut self, identity_token: &str) {
         self.counters.identity_tokens_issued += 1;
         self.secrets.push(identity_token.to_owned());
     }
 
-    /// Remembers which identity token this caller of the identity endpoint was given.
+    /// Records the latest identity token of this caller of the identity endpoint.
     pub(crate) fn identity_token_given(&mut self, caller: &str, identity_token: &str) {
         self.last_identity_tokens.insert(caller.to_owned(), identity_token.to_owned());
     }
 
-    /// The identity token that this caller was given last.
+    /// The latest identity token of this caller.
     pub(crate) fn last_identity_token(&self, caller: &str) -> Option<String> {
         self.last_identity_tokens.get(caller).cloned()
     }
 
-    /// Remembers an access token that was handed out to this subject, to be honoured until `expires_at`.
+    /// Records an access token for this subject, live until `expires_at`.
     pub(crate) fn access_token_issued(&mut self, access_token: &str, subject: &str, expires_at: Duration) {
         self.secrets.push(access_token.to_owned());
         self.subjects.insert(access_token.to_owned(), subject.to_owned());
         self.expires_at.insert(access_token.to_owned(), expires_at);
     }
 
-    /// Remembers another secret.
+    /// Records another secret.
     pub(crate) fn secret_issued(&mut self, secret: &str) {
         self.secrets.push(secret.to_owned());
     }
 
-    /// Every secret handed out so far.
+    /// All secrets issued so far.
     pub(crate) fn secrets(&self) -> Vec<String> {
         self.secrets.clone()
     }
 
-    /// Whether this access token is honoured at this moment.
+    /// Whether this access token is live at `now`.
     pub(crate) fn is_live(&self, access_token: &str, now: Duration) -> bool {
         self.expires_at.get(access_token).is_some_and(|expires_at| now < *expires_at)
     }
 
-    /// The subject that an access token was issued to, whether or not it is still honoured.
+    /// The subject that an access token was issued to, whether or not it is still live.
     pub(crate) fn subject_of(&self, access_token: &str) -> Option<String> {
         self.subjects.get(access_token).cloned()
     }
 
-    /// Forgets the access tokens, so that none issued so far is honoured.
+    /// Revokes all access tokens issued so far.
     pub(crate) fn revoke(&mut self) {
         self.expires_at.clear();
     }
 
-    /// Counts and remembers an exchange.
+    /// Counts and records an exchange.
     pub(crate) fn record(&mut self, exchange: ExchangeRecord) {
         const LONGEST_HISTORY: usize = 1000;
         match exchange.verdict {
