@@ -1,4 +1,4 @@
-//! What all requests share.
+//! The state that all requests share.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -9,11 +9,11 @@ use serde_json::{Map, Value};
 
 use crate::{Fault, Settings, clock, issuer, ledger::Ledger, random, signing::SigningKey};
 
-/// The sandbox behind its listener.
+/// The state of a mock server.
 pub(crate) struct State {
     /// `http://127.0.0.1:PORT`, which is the issuer too.
     pub(crate) base_url: String,
-    /// What the identity endpoint wants as bearer token.
+    /// The bearer token that the identity endpoint requires.
     pub(crate) request_token: String,
     started: Instant,
     settings: Mutex<Settings>,
@@ -21,7 +21,7 @@ pub(crate) struct State {
 }
 
 impl State {
-    /// A sandbox where nothing has happened yet.
+    /// The state at the start.
     pub(crate) fn new(base_url: String, settings: Settings) -> Self {
         let request_token = format!("sandbox-request-token-{}", random::secret(32));
         let mut ledger = Ledger::default();
@@ -30,7 +30,7 @@ impl State {
         Self { base_url, request_token, started, settings: Mutex::new(settings), ledger: Mutex::new(ledger) }
     }
 
-    /// The ledger, for whoever asks alone. Never held across an `await`.
+    /// Locks the ledger. Never hold it across an `await`.
     pub(crate) fn ledger(&self) -> MutexGuard<'_, Ledger> {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -69,12 +69,12 @@ impl State {
         clock::ahead(clock::now(), self.lock_settings().server_clock_ahead_s)
     }
 
-    /// How long the sandbox has been there.
+    /// The time since the start.
     pub(crate) fn age(&self) -> Duration {
         clock::monotonic().duration_since(self.started)
     }
 
-    /// Signs an identity token for this audience, its claims edited first, and remembers it.
+    /// Signs an identity token for this audience, with claims changed by `edit`, and records it.
     pub(crate) fn issue_identity_token(&self, audience: &str, edit: impl FnOnce(&mut Map<String, Value>)) -> String {
         let settings = self.settings();
         let mut claims =
