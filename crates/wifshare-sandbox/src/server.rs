@@ -1,4 +1,4 @@
-//! The listener: connections, limits, and which path is answered by whom.
+//! The HTTP server: connections, limits, and routes.
 
 use std::{
     error::Error,
@@ -23,13 +23,13 @@ use crate::{
     token_endpoint,
 };
 
-/// Requests have this long to arrive, headers and body each.
+/// The limit for receiving a request's headers, and again for its body.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Listens at a loopback address. Called within a runtime.
+/// Listens at a loopback address. Call it inside a runtime.
 ///
 /// # Errors
-/// The address is in use, is not loopback, or is not this computer's.
+/// The address is in use, is not loopback, or does not exist on this machine.
 pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     // A thousand processes that start together should not wait for a second round of SYN.
     const BACKLOG: u32 = 4096;
@@ -47,7 +47,7 @@ pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 pub(crate) async fn serve(listener: TcpListener, state: Arc<State>) {
     loop {
         let Ok((connection, _)) = listener.accept().await else {
-            // Out of file descriptors, most likely: some will come back.
+            // Probably out of file descriptors: retry.
             tokio::time::sleep(Duration::from_millis(20)).await;
             continue;
         };
@@ -60,10 +60,10 @@ pub(crate) async fn serve(listener: TcpListener, state: Arc<State>) {
                 .timer(TokioTimer::new())
                 .header_read_timeout(PATIENCE)
                 .serve_connection(TokioIo::new(connection), answer);
-            // An error is a client that went away or a connection that we closed on purpose.
+            // An error means that the client closed the connection, or a fault did.
             let ended = (&mut serving).await;
             if ended.is_err_and(|error| is_reset(&error)) {
-                // What is closed without lingering is reset.
+                // Closing with a zero linger time sends RST.
                 _ = serving.into_parts().io.into_inner().set_zero_linger();
             }
         });
@@ -90,7 +90,7 @@ async fn answer(state: &State, request: Request<Incoming>) -> Result<Response<Bo
     };
     let request_id = HeaderValue::from_str(&request_id).expect("letters and digits");
     response.headers_mut().insert("request-id", request_id);
-    // When it was answered, by the clock of whoever answered.
+    // The time of the response, by the clock of the issuer or of the API.
     let now = if is_the_issuers { state.issuer_now() } else { state.server_now() };
     if let Some(date) = date(now) {
         response.headers_mut().insert(header::DATE, date);
@@ -102,7 +102,7 @@ fn is_the_issuers(path: &str) -> bool {
     path == identity_endpoint::PATH || path.starts_with("/.well-known/")
 }
 
-/// The moment as HTTP writes it (RFC 9110 §5.6.7), which knows no year after 9999.
+/// An HTTP date (RFC 9110 §5.6.7). `None` after the year 9999, which the format cannot express.
 fn date(now: Duration) -> Option<HeaderValue> {
     const YEAR_10000: Duration = Duration::from_secs(253_402_300_800);
     let date = (now < YEAR_10000).then(|| httpdate::fmt_http_date(UNIX_EPOCH + now))?;
