@@ -58,7 +58,8 @@ pub enum Fault {
         /// The size of the padding in bytes, at most 64 MiB.
         bytes: usize,
     },
-    /// A response that ends before its announced length, after the identity token is spent. A stream ends after three events.
+    /// A response that ends before its announced length, after the identity token is spent. A stream ends after the third
+    /// event.
     TruncatedBody,
     /// A complete HTTP response with half of the JSON, after the identity token is spent.
     TruncatedJson,
