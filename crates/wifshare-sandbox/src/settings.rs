@@ -8,51 +8,50 @@ use crate::Fault;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// Milliseconds between deciding an exchange and answering it. The identity token is spent at the beginning.
+    /// Delay of the token endpoint's response in milliseconds. The identity token is spent before the delay.
     pub exchange_latency_ms: u64,
-    /// Milliseconds that the identity endpoint takes.
+    /// Delay of the identity endpoint's response in milliseconds.
     pub identity_token_latency_ms: u64,
-    /// Milliseconds that a message takes to its first byte.
+    /// Delay of a message's first byte in milliseconds.
     pub message_latency_ms: u64,
     /// Milliseconds between the events of a streamed message.
     pub message_event_interval_ms: u64,
-    /// The `sub` of identity tokens: who asks for them.
+    /// The `sub` of identity tokens.
     pub identity_token_subject: String,
-    /// Seconds that an identity token lives.
+    /// Lifetime of identity tokens in seconds.
     pub identity_token_lifetime_s: u64,
-    /// Seconds that an access token lives at most; twice the identity token's remaining life is the other limit.
+    /// Maximum lifetime of access tokens in seconds. Twice the identity token's remaining lifetime is the other limit.
     pub access_token_lifetime_s: u64,
-    /// Seconds that an access token lives at least, 60 at the real endpoint. Zero counts as one.
+    /// Minimum lifetime of access tokens in seconds; 60 at the real endpoint. Zero counts as one.
     pub access_token_lifetime_floor_s: u64,
-    /// Seconds by which the issuer's clock is ahead, or behind if negative: `iat`, `nbf` and `exp` go by it.
+    /// Seconds by which the issuer's clock is ahead, or behind if negative. `iat`, `nbf` and `exp` use it.
     pub issuer_clock_ahead_s: i64,
-    /// Seconds by which the clock of the token endpoint and the API is ahead, or behind if negative: identity tokens
-    /// are checked and access tokens end by it, and it is the one that the `date` header of an answer shows.
+    /// Seconds by which the clock of the token endpoint and the API is ahead, or behind if negative. The
+    /// checks of identity tokens, the expiry of access tokens and the `date` header use it.
     pub server_clock_ahead_s: i64,
-    /// Milliseconds that a new connection is left unread after it was accepted: each connection, whatever it is going
-    /// to ask for, takes the first that is left.
+    /// Delays between accepting a connection and reading from it, in milliseconds. Each connection uses up the first.
     pub accept_delays_ms: Vec<u64>,
     /// Whether an identity token with a `jti` can be exchanged only once.
     pub check_jti: bool,
-    /// Whether identity tokens have a `jti`; one without is accepted as often as it comes.
+    /// Whether identity tokens have a `jti`; a token without one is accepted any number of times.
     pub issue_jti: bool,
-    /// Whether the subject names the repository with its immutable ids (`repo:ORG@ID/REPO@ID:…`), as GitHub does for
-    /// repositories made since 15 July 2026.
+    /// Whether the subject has the repository's immutable ids (`repo:ORG@ID/REPO@ID:…`), as for GitHub repositories
+    /// created since 15 July 2026.
     pub immutable_subject: bool,
     /// Whether the API refuses calls without the beta `oauth-2025-04-20`.
     pub require_oauth_beta: bool,
-    /// The rule that identity tokens have to match.
+    /// The rule that identity tokens must match.
     pub rule: FederationRule,
-    /// What goes wrong at the token endpoint: each request takes the first that is left.
+    /// Faults of the token endpoint. Each request uses up the first.
     pub exchange_faults: Vec<Fault>,
-    /// What goes wrong at the identity endpoint, for requests with the right request token.
+    /// Faults of the identity endpoint, for requests with the correct request token.
     pub identity_token_faults: Vec<Fault>,
-    /// What goes wrong at `/v1/messages`, for requests with a live access token.
+    /// Faults of `/v1/messages`, for requests with a live access token.
     pub message_faults: Vec<Fault>,
 }
 
 impl Default for Settings {
-    /// A GitHub job and a rule as the Console sets it up, without delays or faults.
+    /// A GitHub job and a matching rule, without delays or faults.
     fn default() -> Self {
         Self {
             exchange_latency_ms: 0,
@@ -79,32 +78,32 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// The default, except that the first `n` exchanges fail with this HTTP status and spend nothing.
+    /// The default, but the first `n` exchanges fail with this HTTP status and spend no identity token.
     pub fn fail_first(n: usize, status: u16) -> Self {
         Self::with_exchange_faults(vec![Fault::Status { status, retry_after_s: None, commit: false }; n])
     }
 
-    /// The default, except that the first exchanges go wrong as scripted.
+    /// The default, with these faults for the first exchanges.
     pub fn with_exchange_faults(faults: impl Into<Vec<Fault>>) -> Self {
         Self { exchange_faults: faults.into(), ..Self::default() }
     }
 }
 
-/// The federation rule: which identity tokens are accepted, and what a request has to name.
+/// The federation rule: which identity tokens are accepted, and which ids a request must have.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct FederationRule {
     /// The rule's id, `fdrl_…`.
     pub id: String,
-    /// The organisation's UUID.
+    /// The organization's UUID.
     pub organization_id: String,
-    /// The service account, `svac_…`. A request may leave it out; if it names one, it has to be this.
+    /// The service account, `svac_…`. A request may omit it, but may not have another.
     pub service_account_id: String,
-    /// What the identity token's `aud` has to contain.
+    /// The audience that the identity token's `aud` must contain.
     pub audience: String,
-    /// What the identity token's `sub` has to be, or to begin with if this ends in `*`.
+    /// The required `sub` of the identity token, or its prefix if this ends in `*`.
     pub subject_prefix: String,
-    /// Whether a request has to name a workspace, as with a rule that covers several.
+    /// Whether a request must name a workspace, as for a rule that covers several.
     pub workspace_id_required: bool,
 }
 
