@@ -1,12 +1,11 @@
 //! The conformance kit: does a client keep the rules of single use?
 //!
-//! A [`Subject`] is any command that signs in and ends. [`try_case`] runs it once or more often in a sandbox, a home
-//! directory and a temporary directory that are made for the one [`Case`], and judges it by what the sandbox counted and
-//! by what the command printed. What the command did with its access token is its own affair, but for a few cases that
-//! ask for an exit code of 0.
+//! A [`Subject`] is any command that signs in and ends. [`try_case`] runs it one or more times with a mock server, a
+//! home directory and a temporary directory that are new for each [`Case`]. The verdict depends on the server's counters
+//! and on the command's output. A few cases also require exit code 0.
 //!
-//! The rules are those of a client that may be one of many: an identity token is sent once, whatever comes back; a wait
-//! that is asked for is kept; a refusal is believed; nothing secret goes where others can read it.
+//! The rules: send each identity token once, whatever the response; wait as long as `retry-after` says; stop after a
+//! refusal; put no secret where other users can read it.
 
 mod argument_lists;
 mod judge;
@@ -28,29 +27,29 @@ use self::{
 };
 use crate::{Fault, Sandbox, Settings, clock};
 
-/// Waits that long; an error if somebody wants the kit to end.
+/// Waits for this duration. Returns an error if the kit is to stop.
 pub type Pause<'a> = &'a dyn Fn(Duration) -> io::Result<()>;
 
-/// The client that is tried.
+/// The client under test.
 #[derive(Clone, Debug)]
 pub struct Subject {
-    /// The command and its arguments. A relative path would be looked for in a home directory that is empty.
+    /// The command and its arguments. A relative path is resolved in an empty home directory.
     pub command: Vec<OsString>,
-    /// The variables that it inherits, of which those about credentials, homes and proxies are left out.
+    /// The variables that it inherits, except those about credentials, home directories and proxies.
     pub environment: Vec<(OsString, OsString)>,
-    /// Where it finds identity tokens.
+    /// Its source of identity tokens.
     pub source: Source,
-    /// How long it may take for one run. It is killed afterwards, with its process group.
+    /// The limit for one run. After it, the command's process group is killed.
     pub bound: Duration,
 }
 
-/// Where a client finds identity tokens.
+/// A client's source of identity tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Source {
     /// `ANTHROPIC_IDENTITY_TOKEN_FILE` names a file with one unspent token.
     #[default]
     File,
-    /// `ACTIONS_ID_TOKEN_REQUEST_URL` and `…_TOKEN` lead to an endpoint that gives a fresh one to each request.
+    /// `ACTIONS_ID_TOKEN_REQUEST_URL` and `…_TOKEN` lead to an endpoint that issues a new one for each request.
     Endpoint,
     /// Both are set.
     Both,
@@ -66,7 +65,7 @@ impl Source {
     }
 }
 
-/// One thing that is tried.
+/// One test case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Case {
     /// One run.
@@ -81,26 +80,26 @@ pub enum Case {
     ResetAnswer,
     /// The token endpoint is unavailable once.
     Unavailable,
-    /// The token endpoint asks for a pause once.
+    /// The token endpoint answers 429 with `retry-after` once.
     TooManyRequests,
     /// The token endpoint refuses.
     Refused,
     /// The token endpoint redirects to another address.
     Redirect,
-    /// The access token lives as short as the real endpoint gives it, which is shorter than clients like it.
+    /// The access token has the real endpoint's minimum lifetime.
     ShortLife,
     /// The identity token has no `jti`.
     WithoutJti,
-    /// The assertion is repeated in the error.
+    /// The error response contains the assertion.
     Reflected,
     /// Secrets in argument lists.
     ArgumentLists,
-    /// The platform gives one identity token twice.
+    /// The platform issues the same identity token twice.
     SameTokenTwice,
 }
 
 impl Case {
-    /// All of them, in the order of the table.
+    /// All cases, in the order of the table.
     pub const ALL: [Self; 14] = [
         Self::OneRun,
         Self::TokenReplaced,
@@ -138,7 +137,7 @@ impl Case {
         }
     }
 
-    /// What is tried, and what is asked of the client.
+    /// The situation, and the behavior that is required.
     pub fn tried(self) -> &'static str {
         match self {
             Self::OneRun => "one run signs in with one exchange",
@@ -211,34 +210,34 @@ impl FromStr for Case {
 #[error("no such case; they are {}", Case::ALL.map(Case::name).join(", "))]
 pub struct UnknownCase;
 
-/// What became of a case.
+/// The verdict of a case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Judgement {
     /// The client kept the rule.
     Kept,
-    /// It did not.
+    /// The client broke the rule.
     Broken,
-    /// The case says nothing about this client, or cannot be tried on this system.
+    /// The case does not apply to this client, or cannot run on this system.
     NotApplicable,
 }
 
 /// A line of the table.
 #[derive(Clone, Debug)]
 pub struct Row {
-    /// What was tried.
+    /// The case.
     pub case: Case,
-    /// What became of it.
+    /// The verdict.
     pub judgement: Judgement,
-    /// What is wrong, if anything is, and what was counted.
+    /// The broken rules, if any, and the counts.
     pub evidence: String,
-    /// The end of what the first run printed on standard error, without secrets: for whoever looks for a cause.
+    /// The end of the first run's standard error, without secrets.
     pub said: String,
 }
 
-/// Tries one case, in a sandbox and directories of its own.
+/// Runs one case, with its own mock server and directories.
 ///
 /// # Errors
-/// The sandbox, a directory or the command could not be had, or `pause` was interrupted; no process is left then.
+/// The server, a directory or the command could not be created, or `pause` returned an error. No process remains.
 pub fn try_case(case: Case, subject: &Subject, pause: Pause<'_>) -> io::Result<Row> {
     if case == Case::SameTokenTwice && !subject.source.has_endpoint() {
         let evidence = "there is no endpoint that could give a token twice".to_owned();
@@ -274,7 +273,7 @@ pub fn try_case(case: Case, subject: &Subject, pause: Pause<'_>) -> io::Result<R
     Ok(Row { case, judgement, evidence, said })
 }
 
-/// A job of a CI with nothing in it: the directories and variables of one case.
+/// An empty CI job: the directories and variables of one case.
 struct Job<'a> {
     subject: &'a Subject,
     sandbox: &'a Sandbox,
@@ -289,7 +288,7 @@ impl<'a> Job<'a> {
         Ok(job)
     }
 
-    /// Puts a fresh identity token in place, whole and at once, as a platform that rotates does.
+    /// Replaces the token file atomically with a new identity token, as a rotating platform does.
     fn replace_token(&self) -> io::Result<()> {
         if self.subject.source.has_file() {
             let mut file = tempfile::NamedTempFile::new_in(self.temporary.path())?;
@@ -322,9 +321,9 @@ impl<'a> Job<'a> {
         variables
     }
 
-    /// Runs the command so often at once, each until its end or its bound.
+    /// Runs the command `runs` times in parallel, each until it ends or reaches its limit.
     fn run(&self, runs: usize, pause: Pause<'_>, lists: &mut Option<ArgumentLists>) -> io::Result<Vec<Ended>> {
-        // Short against what a client takes, and long against what a look at all processes takes.
+        // Short compared to a client's run, and long compared to reading all argument lists.
         const TICK: Duration = Duration::from_millis(10);
         let begin = clock::monotonic();
         let environment = self.environment();
