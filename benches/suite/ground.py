@@ -1,4 +1,4 @@
-"""The practice ground that everything is measured on, and the environments of those who work there."""
+"""The mock server that everything is measured on, and the environments of those who work there."""
 
 import contextlib
 import json

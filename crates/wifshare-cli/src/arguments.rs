@@ -733,7 +733,7 @@ fn commands() -> Vec<&'static str> {
     ]
 }
 
-/// Where the platforms have what never moves. For our own tests, a practice ground that stands in their place; release
+/// Where the platforms have what never moves. For our own tests, a mock server that stands in their place; release
 /// builds do not have it.
 #[cfg(debug_assertions)]
 #[expect(clippy::disallowed_methods, reason = "a switch of debug builds, for tests with a platform of their own")]

@@ -544,10 +544,10 @@ pub(crate) const CATALOGUE: &[Entry] = &[
         evidence: &["the message names the directory; `wifshare status` shows what is in it"],
         cures: &["name the directory with --state-dir or WIFSHARE_STATE_DIR, or tell of everything with --all"],
     },
-    // -- the practice ground --
+    // -- the mock server --
     Entry {
         code: "sandbox",
-        meaning: "The practice ground could not listen.",
+        meaning: "The mock server could not listen.",
         causes: &["the port is taken", "the address is not a loopback one"],
         evidence: &["the address and the system's reason in the message"],
         cures: &["--listen 127.0.0.1:0 takes any free port"],

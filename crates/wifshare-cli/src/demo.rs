@@ -46,8 +46,8 @@ fn show(processes: u32, environment: &Environment, talk: Talk) -> Result<u8, Fai
     };
     let directory = tempfile::tempdir().map_err(failed("make a directory for the demo"))?;
     let sandbox = Sandbox::start(Settings { exchange_latency_ms: EXCHANGE_LATENCY_MS, ..Settings::default() })
-        .map_err(failed("start the practice ground on loopback"))?;
-    talk.detail(&format!("the practice ground listens at {}", sandbox.base_url()));
+        .map_err(failed("start the mock server on loopback"))?;
+    talk.detail(&format!("the mock server listens at {}", sandbox.base_url()));
 
     let mut job = Environment::default();
     for name in ["PATH", "HOME", "TMPDIR", "SYSTEMROOT"] {

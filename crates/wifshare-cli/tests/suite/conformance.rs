@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use crate::job::{Ended, Job, WIFSHARE, eventually, finish, settings};
 
-/// What the kit says about a command; the job's own practice ground is nowhere in it.
+/// What the kit says about a command; the job's own mock server is nowhere in it.
 fn conformance(options: &[&str], command: &[&str]) -> Ended {
     let job = Job::new(settings());
     let ended = job.run(&[&["sandbox", "--conformance"], options, &["--"], command].concat());

@@ -29,7 +29,7 @@ struct Source {
 /// How a source comes by the tokens of a job.
 #[derive(Clone, Copy)]
 enum Gives {
-    /// The practice ground issues them to whoever asks, and is told whom they are about.
+    /// The mock server issues them to whoever asks, and is told whom they are about.
     Endpoint,
     /// This file holds one.
     File(&'static str),

@@ -1,4 +1,4 @@
-//! A CI job as a test sees it: an environment, a directory, a practice ground, and a search for secrets in everything
+//! A CI job as a test sees it: an environment, a directory, a mock server, and a search for secrets in everything
 //! that comes out.
 
 use std::collections::BTreeMap;
@@ -148,7 +148,7 @@ impl Job {
         assert_eq!(counters.identity_tokens_reused, 0, "{counters:#?}");
     }
 
-    /// Fails if this text holds a secret of the practice ground.
+    /// Fails if this text holds a secret of the mock server.
     pub(crate) fn search(&self, text: &str, place: &str) {
         for secret in self.sandbox.secrets() {
             assert!(!text.contains(&secret), "{place} holds a secret ({} bytes):\n{text}", secret.len());

@@ -99,7 +99,7 @@ fn serves(job: &Job, command: &str) {
     serving.args(["-c", &format!("exec {command}")]).current_dir(job.path("."));
     serving.env("PATH", format!("{}:/usr/bin:/bin", job.path("bin").to_str().unwrap())).stdout(file);
     let mut serving = serving.spawn().unwrap();
-    eventually("the practice ground says where it is", || {
+    eventually("the mock server says where it is", || {
         std::fs::read_to_string(&out).unwrap().contains("ANTHROPIC_BASE_URL=http://127.0.0.1:")
     });
     std::thread::sleep(Duration::from_millis(1));

@@ -1,5 +1,5 @@
 //! The folders in `scenarios/`: what happened to somebody, and what they were told. `scenarios/README.md` describes a
-//! folder; this file runs each of them against the real binary and a practice ground of its own.
+//! folder; this file runs each of them against the real binary and a mock server of its own.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -42,7 +42,7 @@ struct Scenario {
     #[serde(default)]
     before: Vec<Before>,
     exit: i32,
-    /// Counters of the practice ground, compared exactly.
+    /// Counters of the mock server, compared exactly.
     #[serde(default)]
     counts: BTreeMap<String, Value>,
     /// The files that hold a secret afterwards, and no others do.
@@ -266,7 +266,7 @@ fn run(folder: &Path) -> Vec<String> {
     complaints
 }
 
-/// A directory, a practice ground and an environment: the job that a scenario happens in.
+/// A directory, a mock server and an environment: the job that a scenario happens in.
 struct World {
     sandbox: Sandbox,
     // The directory goes when this goes.
@@ -281,7 +281,7 @@ struct World {
 impl World {
     fn new(scenario: &Scenario) -> World {
         let settings = scenario.settings.clone().unwrap_or_else(|| serde_json::json!({}));
-        let settings: Settings = serde_json::from_value(settings).expect("settings as the practice ground knows them");
+        let settings: Settings = serde_json::from_value(settings).expect("settings as the mock server knows them");
         // Keys that are made quickly.
         let sandbox = Sandbox::start(settings).unwrap();
         let holder = tempfile::tempdir().unwrap();

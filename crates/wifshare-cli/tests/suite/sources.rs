@@ -137,7 +137,7 @@ fn the_end_of_what_the_platform_is_asked_with_is_told_when_it_is_near() {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
         let claims = format!(r#"{{"exp":{}}}"#, now + left);
         let claims = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(claims);
-        // The practice ground's own request token is opaque; this one is refused, so another run has to have signed in.
+        // The mock server's own request token is opaque; this one is refused, so another run has to have signed in.
         job.set("ACTIONS_ID_TOKEN_REQUEST_TOKEN", &format!("e30.{claims}.c2ln"));
         job.exec(&[], "true").stderr
     };

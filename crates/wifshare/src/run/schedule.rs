@@ -307,7 +307,7 @@ pub(super) mod tests {
     pub(in crate::run) fn run_of(provision: Provision, lifetime: u64) -> (Run, Sandbox, tempfile::TempDir) {
         let settings =
             Settings { access_token_lifetime_s: lifetime, access_token_lifetime_floor_s: 1, ..Settings::default() };
-        let sandbox = Sandbox::start(settings).expect("a practice ground");
+        let sandbox = Sandbox::start(settings).expect("a mock server");
         let holder = tempfile::tempdir().expect("a directory");
         let environment: Environment = sandbox.environment().into_iter().collect();
         let inputs = Inputs { state_dir: Some(holder.path().join("state")), ..Inputs::default() };
