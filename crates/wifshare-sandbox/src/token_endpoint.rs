@@ -14,8 +14,8 @@ use crate::{
     state::State,
 };
 
-/// Answers one exchange. What is decided is decided, and spent, before the first `await`: a client that goes away
-/// during the latency has spent its identity token all the same.
+/// Answers one exchange. The decision is made, and the identity token spent, before the first `await`: a client that
+/// disconnects during the delay has spent its token.
 pub(crate) async fn answer(state: &State, body: &[u8], request_id: &str) -> Outcome {
     let now = state.server_now();
     let arrived_ms = u64::try_from(state.age().as_millis()).unwrap_or(u64::MAX);
@@ -76,7 +76,7 @@ pub(crate) async fn answer(state: &State, body: &[u8], request_id: &str) -> Outc
     }
 }
 
-/// The answer to an accepted exchange, as the fault leaves it.
+/// The response to an accepted exchange, with the fault applied.
 async fn give(grant: Grant, fault: Fault) -> Outcome {
     let mut answer = json!({
         "access_token": grant.access_token,
@@ -111,7 +111,7 @@ async fn give(grant: Grant, fault: Fault) -> Outcome {
     fault.spoil(answer).await
 }
 
-/// A request that is well formed. What it names need not exist.
+/// A well-formed request. Its ids need not exist.
 #[derive(Clone, Debug, PartialEq)]
 struct TokenRequest {
     assertion: String,
@@ -121,7 +121,7 @@ struct TokenRequest {
     workspace_id: Option<String>,
 }
 
-/// What is wrong with a request, for the client to read. Names the field.
+/// The error message for a malformed request. It names the field.
 #[derive(Clone, Debug, PartialEq)]
 struct InvalidRequest(String);
 
@@ -170,14 +170,14 @@ fn is_id(prefix: &str, text: &str) -> bool {
         .is_some_and(|rest| (1..=64).contains(&rest.len()) && rest.bytes().all(|byte| byte.is_ascii_alphanumeric()))
 }
 
-/// An access token as issued.
+/// An issued access token.
 #[derive(Debug, PartialEq)]
 struct Grant {
     access_token: String,
     expires_in: u64,
 }
 
-/// Why there is none.
+/// Why an exchange is refused.
 #[derive(Debug, PartialEq)]
 enum Refusal {
     Invalid(InvalidRequest),
@@ -193,7 +193,7 @@ impl Refusal {
     }
 }
 
-/// Decides an exchange and writes the decision down: an accepted identity token is spent when this returns.
+/// Decides an exchange and records the decision: an accepted identity token is spent when this returns.
 fn decide(
     request: &TokenRequest,
     claims: Result<&Claims, &Reason>,
@@ -243,8 +243,8 @@ impl TokenRequest {
     }
 }
 
-/// Seconds that an access token lives: the rule's, but at most twice what the identity token has left, and never
-/// below the floor.
+/// The lifetime of an access token in seconds: the rule's, at most twice the identity token's remaining lifetime, and
+/// at least the floor.
 fn expires_in(settings: &Settings, remaining: u64) -> u64 {
     let twice_remaining = remaining.saturating_mul(2);
     settings.access_token_lifetime_s.min(twice_remaining).max(settings.access_token_lifetime_floor_s).max(1)
