@@ -1,4 +1,4 @@
-//! Answers: JSON, text, errors in the API's shape, bodies in parts, and no answer at all.
+//! Responses: JSON, text, errors in the API's format, bodies in parts, and closed connections.
 
 use std::time::Duration;
 
@@ -7,23 +7,23 @@ use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, channel::Channel, combinators::UnsyncBoxBody};
 use serde_json::{Value, json};
 
-/// The body of every answer.
+/// The body of every response.
 pub(crate) type Body = UnsyncBoxBody<Bytes, HangUp>;
 
-/// An answer, or the reason why there is none.
+/// A response, or the reason for an error or a closed connection.
 pub(crate) type Outcome = Result<Response<Body>, Stop>;
 
-/// Why a request goes no further.
+/// How a request fails.
 #[derive(Debug)]
 pub(crate) enum Stop {
-    /// It is answered with an error.
+    /// With an error response.
     Error {
         status: StatusCode,
         message: String,
         /// Seconds for a `retry-after` header.
         retry_after_s: Option<u64>,
     },
-    /// The connection ends without an answer.
+    /// By closing the connection without a response.
     HangUp(HangUp),
 }
 
@@ -34,13 +34,13 @@ impl Stop {
     }
 }
 
-/// How a connection ends here, on purpose: returned to hyper as an error, it ends the connection where it stands.
+/// How a fault closes a connection. Returned to hyper as an error, it closes the connection immediately.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the sandbox hung up")]
 pub(crate) enum HangUp {
-    /// In order (FIN).
+    /// With FIN.
     Close,
-    /// As a process ends it that has crashed, or a middlebox that has forgotten it (RST).
+    /// With RST, as after a crash or by a middlebox.
     Reset,
 }
 
