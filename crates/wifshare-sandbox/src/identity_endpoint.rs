@@ -1,4 +1,4 @@
-//! The CI's endpoint for identity tokens, as GitHub Actions has it.
+//! The CI's endpoint for identity tokens, with the interface of GitHub Actions.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::{
     state::State,
 };
 
-/// The endpoint's path and the query that it is handed out with; clients append `&audience=…`.
+/// The endpoint's path, and the query of its URL; clients append `&audience=…`.
 pub(crate) const PATH: &str = "/idtoken";
 pub(crate) const QUERY: &str = "api-version=2.0";
 
@@ -60,7 +60,7 @@ pub(crate) fn issue(state: &State, audience: &str, caller: &str) -> (Value, Faul
         state.ledger().identity_token_given(caller, &identity_token);
         identity_token
     };
-    // Held apart from the match: a lock taken in its head would be held in its arms.
+    // Not inside the `match` expression, whose temporaries, and so the lock, live until its end.
     let previous = state.ledger().last_identity_token(caller);
     match fault {
         Fault::WrongTypes => (json!(42), Fault::None),
