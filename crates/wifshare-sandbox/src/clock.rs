@@ -1,4 +1,4 @@
-//! The one place where the sandbox asks what time it is.
+//! The only module that reads the clocks.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -8,13 +8,13 @@ pub(crate) fn now() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
-/// A moment that only this process measures by.
+/// The monotonic clock, for durations within this process.
 #[expect(clippy::disallowed_methods, reason = "how long things take is measured here and nowhere else")]
 pub(crate) fn monotonic() -> Instant {
     Instant::now()
 }
 
-/// What a clock shows at this moment that is so many seconds ahead, or behind if negative.
+/// The time on a clock that is this many seconds ahead, or behind if negative.
 pub(crate) fn ahead(now: Duration, seconds: i64) -> Duration {
     let difference = Duration::from_secs(seconds.unsigned_abs());
     if seconds < 0 { now.saturating_sub(difference) } else { now.saturating_add(difference) }
