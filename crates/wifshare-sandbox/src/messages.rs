@@ -15,10 +15,10 @@ use crate::{
     state::State,
 };
 
-/// Lets a live access token in, and nothing else.
+/// Accepts a request with a live access token.
 ///
 /// # Errors
-/// The 401 to answer with.
+/// A 401 for any other request.
 pub(crate) fn authorize(state: &State, headers: &HeaderMap) -> Result<(), Stop> {
     const OAUTH_BETA: &str = "oauth-2025-04-20";
     let has_beta = headers
@@ -42,7 +42,7 @@ pub(crate) fn authorize(state: &State, headers: &HeaderMap) -> Result<(), Stop> 
     Err(Stop::error(StatusCode::UNAUTHORIZED, complaint))
 }
 
-/// Answers a message, whole or as a stream of events.
+/// Answers a message request, with JSON or a stream of events.
 pub(crate) async fn answer(state: &State, body: &[u8]) -> Outcome {
     #[derive(Deserialize)]
     struct MessageRequest {
@@ -87,12 +87,12 @@ pub(crate) async fn answer(state: &State, body: &[u8]) -> Outcome {
     }
 }
 
-/// How many tokens a message has: ten, whatever it is.
+/// The token count of any message: ten.
 pub(crate) fn count_tokens() -> Value {
     json!({"input_tokens": INPUT_TOKENS})
 }
 
-/// The models to choose from. A message may name any other.
+/// The model list. A message may name any model.
 pub(crate) fn models() -> Value {
     const MODEL: &str = "claude-sandbox-1";
     json!({"data": [model(MODEL)], "first_id": MODEL, "last_id": MODEL, "has_more": false})
@@ -125,7 +125,7 @@ pub(crate) fn message(model: &str) -> Value {
     })
 }
 
-/// The message as the events that a streaming client assembles it from.
+/// The events of a streamed message.
 fn events(message: Value) -> Vec<Value> {
     let mut opening = message;
     opening["content"] = json!([]);
