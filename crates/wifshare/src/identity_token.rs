@@ -269,7 +269,7 @@ impl Claims {
             _ => return Err(Malformed::NotThreeSegments),
         };
         let payload = URL_SAFE_NO_PAD.decode(payload).map_err(|_| Malformed::Encoding("payload"))?;
-        let Connector { iss, sub, aud, jti, iat, exp } =
+        let RawClaims { iss, sub, aud, jti, iat, exp } =
             serde_json::from_slice(&payload).map_err(|_| Malformed::Claims)?;
         // RFC 7519 §2: a NumericDate may have a fraction.
         let moment = |seconds: Option<f64>| seconds.filter(|s| *s >= 0.0).map(|s| from_epoch_seconds(s as u64));
@@ -295,7 +295,7 @@ fn is_accepted(algorithm: &str) -> bool {
 }
 
 #[derive(Deserialize)]
-struct Connector {
+struct RawClaims {
     iss: Option<String>,
     sub: Option<String>,
     aud: Option<Audience>,

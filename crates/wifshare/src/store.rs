@@ -296,7 +296,7 @@ impl Store {
             memory.set(credential);
             return Ok(());
         }
-        let connector = Connector {
+        let file = CredentialFile {
             version: CREDENTIAL_FORMAT,
             generation: credential.generation,
             access_token: credential.access_token.expose(),
@@ -306,8 +306,8 @@ impl Store {
             remintable: self.remintable,
             principal: self.principal.known(),
         };
-        let mut bytes = zeroize::Zeroizing::new(Vec::with_capacity(2 * connector.access_token.len() + 4096));
-        serde_json::to_writer_pretty(&mut *bytes, &connector).expect("texts and numbers become JSON");
+        let mut bytes = zeroize::Zeroizing::new(Vec::with_capacity(2 * file.access_token.len() + 4096));
+        serde_json::to_writer_pretty(&mut *bytes, &file).expect("texts and numbers become JSON");
         Ok(private_file::replace(&self.directory, CREDENTIAL, &bytes, watch)?)
     }
 }
@@ -400,7 +400,7 @@ struct Stored {
 }
 
 #[derive(Serialize)]
-struct Connector<'a> {
+struct CredentialFile<'a> {
     version: u32,
     generation: u64,
     access_token: &'a str,

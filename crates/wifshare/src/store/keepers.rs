@@ -44,7 +44,7 @@ pub struct Starting {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Connector {
+struct KeeperFile {
     owner: Owner,
     provides: String,
     identity: BTreeMap<String, String>,
@@ -56,14 +56,14 @@ impl Keeper {
     /// The keeper whose run has this directory, if it lives.
     pub fn of_run(directory: &Path) -> Option<Keeper> {
         let bytes = private_file::read(&directory.join(KEEPER)).ok()??;
-        let connector: Connector = serde_json::from_slice(&bytes).ok()?;
+        let file: KeeperFile = serde_json::from_slice(&bytes).ok()?;
         is_alive(directory).then(|| Keeper {
             directory: directory.to_owned(),
-            owner: connector.owner,
-            provides: connector.provides,
-            identity: connector.identity,
-            gives: connector.gives.into_iter().collect(),
-            takes: connector.takes,
+            owner: file.owner,
+            provides: file.provides,
+            identity: file.identity,
+            gives: file.gives.into_iter().collect(),
+            takes: file.takes,
         })
     }
 
@@ -101,7 +101,7 @@ impl Keeper {
         let text = |(name, value): (&std::ffi::OsStr, &std::ffi::OsStr)| {
             (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned())
         };
-        let connector = Connector {
+        let file = KeeperFile {
             owner: self.owner.clone(),
             provides: self.provides.clone(),
             identity: self.identity.clone(),
@@ -109,7 +109,7 @@ impl Keeper {
             takes: self.takes.clone(),
         };
         let mut bytes = Zeroizing::new(Vec::with_capacity(16 * 1024));
-        serde_json::to_writer(&mut *bytes, &connector).expect("texts and numbers become JSON");
+        serde_json::to_writer(&mut *bytes, &file).expect("texts and numbers become JSON");
         Ok(private_file::replace(&self.directory, KEEPER, &bytes, watch)?)
     }
 }
