@@ -137,7 +137,7 @@ fn join(
         // A CI gives these to each of its steps anew, whatever the keeper took.
         remove_token_variables(&mut joined, &arguments.keep_env, &variables_of_the_cis().collect::<Vec<_>>());
         if let Enclosing::Store { store, .. } = around
-            && let Ok(Some(held)) = store.read()
+            && let Ok(Some(held)) = store.read(clock())
         {
             // It may have been renewed since the last step, and this log has not seen its mask.
             talk.mask(held.access_token.expose());

@@ -42,6 +42,40 @@ impl Clock {
     pub fn now(&self) -> SystemTime {
         (self.wall)()
     }
+
+    /// This moment by both clocks.
+    pub fn moment(&self) -> Moment {
+        Moment { wall: (self.wall)(), monotonic: (self.monotonic)() }
+    }
+}
+
+/// A moment by both clocks. The difference of two shows whether the wall clock was set in between.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moment {
+    /// By the wall clock.
+    pub wall: SystemTime,
+    /// By the clock that is never set.
+    pub monotonic: Duration,
+}
+
+impl Moment {
+    /// A smaller difference is no step: both clocks are read one after the other, and the wall clock is slewed.
+    const TOLERANCE: Duration = Duration::from_secs(2);
+
+    /// By how much the wall clock was set back between this moment and `now`; zero if it kept pace or went ahead.
+    pub fn set_back(self, now: Moment) -> Duration {
+        let passed = now.monotonic.saturating_sub(self.monotonic);
+        let expected = self.wall.checked_add(passed).unwrap_or(self.wall);
+        let behind = expected.duration_since(now.wall).unwrap_or_default();
+        if behind > Self::TOLERANCE { behind } else { Duration::ZERO }
+    }
+
+    /// Whether the wall clock and the monotonic one measure the same time between this moment and `now`.
+    pub(crate) fn agrees_with(self, now: Moment) -> bool {
+        let passed = now.monotonic.checked_sub(self.monotonic);
+        let shown = now.wall.duration_since(self.wall).ok();
+        matches!((passed, shown), (Some(passed), Some(shown)) if passed.abs_diff(shown) <= Self::TOLERANCE)
+    }
 }
 
 #[cfg(target_os = "linux")]
@@ -70,4 +104,35 @@ pub fn from_epoch_seconds(seconds: u64) -> SystemTime {
     // A century from now at most: a larger number is nonsense, and must not overflow what is added to it.
     const CENTURIES: u64 = 1 << 36;
     SystemTime::UNIX_EPOCH + Duration::from_secs(seconds.min(CENTURIES))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn set_back_is_what_the_wall_clock_lacks() {
+        let at = |wall: u64, monotonic: u64| Moment {
+            wall: from_epoch_seconds(1_000_000 + wall),
+            monotonic: Duration::from_secs(monotonic),
+        };
+        let then = at(1000, 50);
+        for (wall, monotonic, set_back) in [
+            (1000, 50, 0),
+            (1100, 150, 0),
+            (1098, 150, 0),
+            (1097, 150, 3),
+            (1, 150, 1099),
+            // Set ahead, or a monotonic clock that began again.
+            (5000, 150, 0),
+            (1000, 1, 0),
+            (990, 1, 10),
+        ] {
+            assert_eq!(then.set_back(at(wall, monotonic)), Duration::from_secs(set_back), "{wall} {monotonic}");
+        }
+        for (wall, monotonic, agrees) in [(1102, 150, true), (1103, 150, false), (1097, 150, false), (1000, 49, false)]
+        {
+            assert_eq!(then.agrees_with(at(wall, monotonic)), agrees, "{wall} {monotonic}");
+        }
+    }
 }

@@ -6,7 +6,10 @@ use std::time::{Duration, SystemTime};
 use crate::secret::Secret;
 
 /// What came out of an exchange: one access token, shared by every process of a job.
-#[derive(Clone, Debug, PartialEq, Eq)]
+///
+/// Two credentials are equal if they have the same access token: the times of one differ from process to process where
+/// the wall clock was set.
+#[derive(Clone, Debug)]
 pub struct Credential {
     /// The bearer token (RFC 6750).
     pub access_token: Secret,
@@ -17,6 +20,14 @@ pub struct Credential {
     /// How many credentials this identity has had, this one included. A later one has a higher number.
     pub generation: u64,
 }
+
+impl PartialEq for Credential {
+    fn eq(&self, other: &Credential) -> bool {
+        self.access_token == other.access_token
+    }
+}
+
+impl Eq for Credential {}
 
 /// How much life a credential has left for our purposes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,6 +104,13 @@ impl Credential {
     /// Whether it may be served at this moment.
     pub fn is_usable(&self, now: SystemTime) -> bool {
         self.freshness(now) != Freshness::Expired
+    }
+
+    /// The same credential by a wall clock that was set back by this much.
+    pub(crate) fn moved_back(&self, by: Duration) -> Credential {
+        let moved = |moment: SystemTime| moment.checked_sub(by).unwrap_or(SystemTime::UNIX_EPOCH);
+        let [expires_at, obtained_at] = [self.expires_at, self.obtained_at].map(moved);
+        Credential { expires_at, obtained_at, ..self.clone() }
     }
 
     fn lead(&self) -> Duration {

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, TryLockError};
 use std::time::{Duration, SystemTime};
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Moment};
 use crate::config::Config;
 use crate::credential::Credential;
 use crate::http::HttpClient;
@@ -50,6 +50,9 @@ pub struct Holder {
 struct Held {
     credential: Arc<Credential>,
     fresh: Range<SystemTime>,
+    /// When it stops being fresh by the monotonic clock: the wall clock may be set back.
+    fresh_until: Duration,
+    since: Moment,
 }
 
 /// How long a usable credential is served without another try, after its successor could not be had.
@@ -114,19 +117,27 @@ impl Holder {
 
     fn fresh(&self) -> Option<Arc<Credential>> {
         let held = self.held();
-        held.as_ref().filter(|held| held.fresh.contains(&self.clock.now())).map(|held| Arc::clone(&held.credential))
+        let now = self.clock.moment();
+        let is_fresh = |held: &&Held| held.fresh.contains(&now.wall) && now.monotonic < held.fresh_until;
+        held.as_ref().filter(is_fresh).map(|held| Arc::clone(&held.credential))
     }
 
     fn usable(&self) -> Option<Arc<Credential>> {
         let held = self.held();
-        let credential = &held.as_ref()?.credential;
-        credential.is_usable(self.clock.now()).then(|| Arc::clone(credential))
+        let (held, now) = (held.as_ref()?, self.clock.moment());
+        let by = held.since.set_back(now);
+        let credential = match by.is_zero() {
+            true => Arc::clone(&held.credential),
+            false => Arc::new(held.credential.moved_back(by)),
+        };
+        credential.is_usable(now.wall).then_some(credential)
     }
 
     fn hold(&self, credential: Credential) -> Arc<Credential> {
-        let fresh = credential.fresh_during();
+        let (fresh, since) = (credential.fresh_during(), self.clock.moment());
+        let fresh_until = since.monotonic + fresh.end.duration_since(since.wall).unwrap_or_default();
         let credential = Arc::new(credential);
-        let held = Held { credential: Arc::clone(&credential), fresh };
+        let held = Held { credential: Arc::clone(&credential), fresh, fresh_until, since };
         *self.held.write().unwrap_or_else(PoisonError::into_inner) = Some(held);
         credential
     }

@@ -37,7 +37,8 @@ pub fn obtain(
     // Who has something usable in hand waits for something better a moment only.
     const MOMENT: Duration = Duration::from_secs(2);
     let fresh = |stored: &Credential| stored.freshness(clock.now()) == Freshness::Fresh;
-    let has_one = || Ok::<_, StoreError>(config.store().read()?.is_some_and(|stored| stored.is_usable(clock.now())));
+    let has_one =
+        || Ok::<_, StoreError>(config.store().read(clock)?.is_some_and(|stored| stored.is_usable(clock.now())));
     let patience = || Ok(if has_one()? { MOMENT } else { PATIENCE });
     let fresh_within = |patience: &dyn Fn() -> Result<Duration, StoreError>| {
         replace_unless(fresh, || Ok(()), config, transport, patience, clock, watch)
@@ -51,7 +52,7 @@ pub fn obtain(
     };
     match obtained {
         Err(ObtainError::Interrupted(interrupted)) => Err(interrupted.into()),
-        Err(error) => match config.store().read() {
+        Err(error) => match config.store().read(clock) {
             Ok(Some(stored)) if stored.is_usable(clock.now()) => {
                 if let ObtainError::Store(StoreError::Held { .. }) = error {
                     return Ok(stored);
@@ -102,7 +103,7 @@ pub fn obtain_lasting(
     // Where the last one would not have been enough even when it was new, another exchange would be wasted.
     prove(config, transport, clock, watch)?;
     let hopeless = |stored: &Credential| stored.is_usable(clock.now()) && stored.lifetime() < asked;
-    if let Some(stored) = config.store().read()?.filter(hopeless) {
+    if let Some(stored) = config.store().read(clock)?.filter(hopeless) {
         return Err(too_short(&stored));
     }
     let credential = replace_unless(lasting, || Ok(()), config, transport, &|| Ok(PATIENCE), clock, watch)?;
@@ -178,7 +179,7 @@ fn carry_out(
     let mut given = None;
     let mut connection = None;
     let mut may_keep = Some(may_keep);
-    let look = || Ok::<_, StoreError>(store.read_with_principal()?.filter(|(stored, _)| acceptable(stored)));
+    let look = || Ok::<_, StoreError>(store.read_with_principal(clock)?.filter(|(stored, _)| acceptable(stored)));
     loop {
         let done: Result<Heard, ObtainError> = match (purchase.act(), &mut turn) {
             (Act::Prove, _) => unreachable!("it was the first act"),
@@ -572,7 +573,7 @@ mod tests {
             drop(turn);
             assert_eq!(adopted.join().unwrap().unwrap().access_token, bought.access_token);
         });
-        assert_eq!(config.store().read().unwrap().unwrap().access_token, bought.access_token);
+        assert_eq!(config.store().read(clock).unwrap().unwrap().access_token, bought.access_token);
         assert!(store.remembered_refusal(clock.now()).unwrap().is_none(), "nobody is refused any more");
     }
 }

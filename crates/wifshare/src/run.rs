@@ -8,7 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, SystemTime};
 
 use crate::alarm::Alarm;
-use crate::clock::{Clock, Interrupted};
+use crate::clock::{Clock, Interrupted, Moment};
 use crate::config::{Config, DEFAULT_BASE_URL};
 use crate::credential::{Credential, Freshness};
 use crate::delivery::{self, Delivery, HandedOutToken, Handout, ProfileDirectory};
@@ -77,13 +77,32 @@ pub struct Run {
 
 struct Desk {
     lease: Option<Lease>,
-    held: Option<Credential>,
+    held: Option<Held>,
     /// Whether children find what is held; a full disk may keep it from them for a while.
     is_delivered: bool,
     /// When the token in the file is to be replaced for its age.
     token_due: Option<SystemTime>,
     is_over: bool,
     is_abandoned: bool,
+}
+
+/// The credential of a run, its times by the wall clock of the moment at which the run took it.
+struct Held {
+    credential: Credential,
+    since: Moment,
+    /// By how much the wall clock was set back when it was last delivered.
+    delivered_back: Duration,
+}
+
+impl Held {
+    fn new(credential: Credential, now: Moment) -> Held {
+        Held { credential, since: now, delivered_back: Duration::ZERO }
+    }
+
+    /// The credential by the wall clock of this moment.
+    fn at(&self, now: Moment) -> Credential {
+        self.credential.moved_back(self.since.set_back(now))
+    }
 }
 
 /// What became of the credential when a run ended.
@@ -247,7 +266,7 @@ impl Run {
             return gateway.environment(parent, keep, &self.config.source.variables(), &self.directory);
         }
         let mut child = delivery::environment(
-            match (&self.provision, &self.profile, &self.handed_out, &self.desk().held) {
+            match (&self.provision, &self.profile, &self.handed_out, &self.held()) {
                 (Provision::Credential(Delivery::Environment), _, _, Some(held)) => Handout::Environment(held),
                 (Provision::Credential(Delivery::Federation), Some(profile), handed_out, _) => Handout::Federation {
                     profile,
@@ -278,7 +297,8 @@ impl Run {
 
     /// The credential as the run holds it now.
     pub fn held(&self) -> Option<Credential> {
-        self.desk().held.clone()
+        let now = self.clock.moment();
+        self.desk().held.as_ref().map(|held| held.at(now))
     }
 
     /// How long the job can stay signed in, as far as the source knows; `None` where nothing is held.
@@ -340,7 +360,8 @@ impl Run {
         };
         // From here on a renewal that is still in flight keeps nothing: there is nobody left who would need it.
         self.desk().is_abandoned = true;
-        let held = self.desk().held.take();
+        let held = self.held();
+        self.desk().held = None;
         Ok(match (lease.end(|| self.afterwards())?, held) {
             (None, _) => Ending::Shared,
             (Some(_), None) => Ending::Nothing,
@@ -379,7 +400,9 @@ impl Run {
                 profile.create(&self.config.base_url, watch)?;
                 // What cannot be delivered shall not be bought; where nothing will be bought there is nothing to lose.
                 let fresh = |stored: &Credential| stored.freshness(self.clock.now()) == Freshness::Fresh;
-                if self.supplier == Supplier::Itself && !self.config.store().read()?.as_ref().is_some_and(fresh) {
+                if self.supplier == Supplier::Itself
+                    && !self.config.store().read(self.clock)?.as_ref().is_some_and(fresh)
+                {
                     private_file::make_sure_of_room(&self.directory, ROOM)?;
                 }
             }
@@ -388,7 +411,7 @@ impl Run {
                 profile.publish(&held, watch)?;
             }
             self.profile = profile;
-            self.desk().held = Some(held);
+            self.desk().held = Some(Held::new(held, self.clock.moment()));
         }
         let wants_identity_token = match self.provision {
             Provision::IdentityToken | Provision::Credential(Delivery::Federation) => true,
@@ -444,13 +467,18 @@ impl Run {
             return Err(Interrupted.into());
         }
         // Held first: what was bought is not bought again because it could not be written.
-        desk.held = Some(credential.clone());
+        desk.held = Some(Held::new(credential.clone(), self.clock.moment()));
+        self.deliver(&mut desk, &credential)
+    }
+
+    /// Puts what is held where children find it.
+    fn deliver(&self, desk: &mut Desk, credential: &Credential) -> Result<(), ObtainError> {
         desk.is_delivered = false;
         if let Some(profile) = &self.profile {
-            profile.publish(&credential, self.watch())?;
+            profile.publish(credential, self.watch())?;
         }
         if let Some(gateway) = &self.gateway {
-            gateway.publisher.hold(&credential);
+            gateway.publisher.hold(credential);
         }
         desk.is_delivered = true;
         Ok(())

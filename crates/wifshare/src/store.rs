@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use crate::clock::{Clock, Interrupted, epoch_seconds, from_epoch_seconds};
+use crate::clock::{Clock, Interrupted, Moment, epoch_seconds, from_epoch_seconds};
 use crate::credential::{Credential, is_bearer_token};
 use crate::identity_token::IdentityToken;
 use crate::message::whole_message;
@@ -182,7 +182,7 @@ impl Store {
     /// The store that a run belongs to, found by the run's own directory.
     pub fn of_run(run: &Path) -> Option<Store> {
         let directory = run.parent()?.parent()?;
-        let stored = read_credential(directory).ok()??;
+        let stored = read_file(directory).ok()??;
         Some(Store {
             root: directory.parent()?.to_owned(),
             directory: directory.to_owned(),
@@ -203,23 +203,27 @@ impl Store {
         })
     }
 
-    /// Reads the credential as it is, fresh or not. A damaged file counts as none, and so does one of another principal.
-    pub fn read(&self) -> Result<Option<Credential>, StoreError> {
-        Ok(self.read_with_principal()?.map(|(credential, _)| credential))
+    /// Reads the credential, fresh or not, with its times by the wall clock of this moment. A damaged file counts as
+    /// none, and so does one of another principal.
+    pub fn read(&self, clock: Clock) -> Result<Option<Credential>, StoreError> {
+        Ok(self.read_with_principal(clock)?.map(|(credential, _)| credential))
     }
 
     /// The same, with whose it is, where the file says that.
-    pub(crate) fn read_with_principal(&self) -> Result<Option<(Credential, Option<Principal>)>, StoreError> {
+    pub(crate) fn read_with_principal(
+        &self,
+        clock: Clock,
+    ) -> Result<Option<(Credential, Option<Principal>)>, StoreError> {
         let is_ours = |stored: &Stored| match (&stored.principal, self.principal.known()) {
             (_, None) => true,
             (Some(stored), Some(own)) => stored == own,
             // A file that does not say it is for nobody who has shown who he is.
             (None, Some(_)) => false,
         };
-        let stored = read_credential(&self.directory)?.filter(is_ours);
+        let stored = read_credential(&self.directory, clock)?.filter(is_ours);
         let stored = stored.map(|stored| (stored.credential, stored.principal));
         // What this process keeps in memory it has bought itself.
-        let remembered = self.memory.as_ref().and_then(Memory::get);
+        let remembered = self.memory.as_ref().and_then(|memory| memory.get(clock.moment()));
         let remembered = remembered.map(|credential| (credential, self.principal.known().cloned()));
         Ok(stored.into_iter().chain(remembered).max_by_key(|(credential, _)| credential.expires_at))
     }
@@ -260,7 +264,7 @@ impl Store {
 
     /// Removes the credential. The ledger and a remembered refusal stay, and so does a newer format's file.
     pub fn remove(&self) -> Result<(), StoreError> {
-        if let Err(error @ StoreError::Newer { .. }) = self.read() {
+        if let Err(error @ StoreError::Newer { .. }) = read_file(&self.directory) {
             return Err(error);
         }
         Ok(private_file::remove(&self.directory.join(CREDENTIAL))?)
@@ -291,9 +295,9 @@ impl Store {
         Ok(private_file::private_directory(&self.directory)?)
     }
 
-    fn write(&self, credential: &Credential, watch: Watch<'_>) -> Result<(), StoreError> {
+    fn write(&self, credential: &Credential, clock: Clock, watch: Watch<'_>) -> Result<(), StoreError> {
         if let Some(memory) = &self.memory {
-            memory.set(credential);
+            memory.set(credential, clock.moment());
             return Ok(());
         }
         let file = CredentialFile {
@@ -304,6 +308,7 @@ impl Store {
             obtained_at: epoch_seconds(credential.obtained_at),
             source: &self.source,
             remintable: self.remintable,
+            stored: Stamp::of(clock.moment()),
             principal: self.principal.known(),
         };
         let mut bytes = zeroize::Zeroizing::new(Vec::with_capacity(2 * file.access_token.len() + 4096));
@@ -317,10 +322,10 @@ impl Turn<'_> {
     /// returned all the same and told as [`Step::NotKept`]: losing it would cost the identity token.
     pub fn keep(&mut self, mut credential: Credential) -> Credential {
         private_file::remove_unfinished(&self.store.directory);
-        let stored = self.store.read();
+        let stored = self.store.read(self.clock);
         credential.generation = stored.as_ref().map_or(0, |stored| stored.as_ref().map_or(0, |it| it.generation)) + 1;
         self.doing("storing");
-        let written = stored.and_then(|_| self.store.write(&credential, self.watch));
+        let written = stored.and_then(|_| self.store.write(&credential, self.clock, self.watch));
         // Stored first: an observer may take its time, and must not stand between the purchase and those who wait for it.
         (self.watch)(&Step::Exchanged(&credential));
         match written {
@@ -397,6 +402,40 @@ struct Stored {
     source: String,
     remintable: bool,
     principal: Option<Principal>,
+    stored: Option<Stamp>,
+}
+
+/// When a credential was stored, by both clocks: a reader finds out whether the wall clock was set back since.
+#[derive(Serialize, Deserialize)]
+struct Stamp {
+    /// The boot that the monotonic clock counts from.
+    boot: String,
+    wall_ms: u64,
+    since_boot_ms: u64,
+}
+
+impl Stamp {
+    /// `None` on a system without a boot id: its monotonic clock tells other processes nothing.
+    fn of(moment: Moment) -> Option<Stamp> {
+        let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let wall = moment.wall.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let [wall_ms, since_boot_ms] = [wall, moment.monotonic].map(milliseconds);
+        Some(Stamp { boot: owner::boot()?, wall_ms, since_boot_ms })
+    }
+
+    /// By how much the wall clock was set back since, as far as the clock since boot shows it.
+    fn set_back(&self, now: Moment) -> Duration {
+        let wall = SystemTime::UNIX_EPOCH + Duration::from_millis(self.wall_ms.min(1 << 46));
+        let then = Moment { wall, monotonic: Duration::from_millis(self.since_boot_ms) };
+        if then.agrees_with(now) {
+            return Duration::ZERO;
+        }
+        match owner::boot().is_some_and(|boot| boot == self.boot) {
+            true => then.set_back(now),
+            // Stored before this boot: the machine has run at least this long since.
+            false => Moment { monotonic: Duration::ZERO, ..then }.set_back(now),
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -408,6 +447,8 @@ struct CredentialFile<'a> {
     obtained_at: u64,
     source: &'a str,
     remintable: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stored: Option<Stamp>,
     #[serde(flatten)]
     principal: Option<&'a Principal>,
 }
@@ -421,6 +462,7 @@ struct Read {
     obtained_at: u64,
     source: String,
     remintable: bool,
+    stored: Option<Stamp>,
     #[serde(flatten)]
     principal: Option<Principal>,
 }
@@ -430,7 +472,21 @@ struct Version {
     version: u64,
 }
 
-fn read_credential(directory: &Path) -> Result<Option<Stored>, StoreError> {
+/// The stored credential, its times by the wall clock of this moment: where that was set back they move with it.
+fn read_credential(directory: &Path, clock: Clock) -> Result<Option<Stored>, StoreError> {
+    let mut read = read_file(directory)?;
+    if let Some(stored) = &mut read
+        && let Some(stamp) = &stored.stored
+    {
+        let by = stamp.set_back(clock.moment());
+        if !by.is_zero() {
+            stored.credential = stored.credential.moved_back(by);
+        }
+    }
+    Ok(read)
+}
+
+fn read_file(directory: &Path) -> Result<Option<Stored>, StoreError> {
     let path = directory.join(CREDENTIAL);
     match private_file::read(&path)? {
         Some(bytes) => parse_credential(&bytes, path),
@@ -460,7 +516,8 @@ fn parse_credential(bytes: &[u8], path: PathBuf) -> Result<Option<Stored>, Store
         obtained_at: moments(read.obtained_at.min(read.expires_at)),
         generation: read.generation,
     };
-    Ok(Some(Stored { credential, source: read.source, remintable: read.remintable, principal: read.principal }))
+    let Read { source, remintable, principal, stored, .. } = read;
+    Ok(Some(Stored { credential, source, remintable, principal, stored }))
 }
 
 #[cfg(test)]
@@ -493,6 +550,31 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::disallowed_methods, reason = "the test edits the file")]
+    fn stored_times_move_with_a_wall_clock_that_was_set_back() {
+        let holder = tempfile::tempdir().unwrap();
+        let store = Store::at(&location(holder.path()));
+        let kept = keep(&store, "t");
+        let path = store.directory().join(CREDENTIAL);
+        let text = std::fs::read_to_string(&path).unwrap();
+        let behind = Clock { wall: || Clock::system().now() - Duration::from_secs(3600), ..Clock::system() };
+        let ahead = Clock { wall: || Clock::system().now() + Duration::from_secs(300), ..Clock::system() };
+        let left = |clock: Clock| store.read(clock).unwrap().unwrap().remaining(clock.now()).as_secs();
+        assert!((598..=600).contains(&left(behind)), "{}", left(behind));
+        assert_eq!(left(ahead), kept.remaining(ahead.now()).as_secs(), "what looks older is renewed, and no harm");
+        // Stored before this boot: the machine has run for longer than the credential lives.
+        std::fs::write(&path, text.replace(&owner::boot().unwrap(), "another")).unwrap();
+        let rebooted = Clock { monotonic: || Duration::from_secs(3599), ..behind };
+        assert_eq!(left(rebooted), 0);
+        assert!(left(Clock { monotonic: || Duration::from_secs(3600 - 60), ..behind }) <= 600);
+        // Without a stamp the wall clock is all there is.
+        let mut value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        value.as_object_mut().unwrap().remove("stored");
+        std::fs::write(&path, value.to_string()).unwrap();
+        assert!(left(behind) > 4000);
+    }
+
+    #[test]
     fn a_hundred_threads_have_their_turn_one_after_another() {
         let holder = tempfile::tempdir().unwrap();
         let store = Store::at(&location(holder.path()));
@@ -508,7 +590,7 @@ mod tests {
                 });
             }
         });
-        assert_eq!(store.read().unwrap().unwrap().generation, 100);
+        assert_eq!(store.read(Clock::system()).unwrap().unwrap().generation, 100);
     }
 
     #[test]
@@ -554,7 +636,7 @@ mod tests {
         let store = Store::at(&location(holder.path()));
         store.create().unwrap();
         private_file::replace(&store.directory, CREDENTIAL, br#"{"version":3,"x":1}"#, &|_| {}).unwrap();
-        assert!(matches!(store.read(), Err(StoreError::Newer { version: 3, .. })));
+        assert!(matches!(store.read(Clock::system()), Err(StoreError::Newer { version: 3, .. })));
         assert_eq!(turn(&store).keep(credential("x")).access_token.expose(), "x", "what was bought is not lost");
         assert!(store.remove().is_err());
         let left = private_file::read(&store.directory.join(CREDENTIAL)).unwrap().unwrap();
@@ -568,7 +650,7 @@ mod tests {
         store.create().unwrap();
         for damaged in ["", "{", "[]", r#"{"version":1}"#, "\0\0\0"] {
             private_file::replace(&store.directory, CREDENTIAL, damaged.as_bytes(), &|_| {}).unwrap();
-            assert_eq!(store.read().unwrap(), None, "{damaged:?}");
+            assert_eq!(store.read(Clock::system()).unwrap(), None, "{damaged:?}");
         }
         assert_eq!(keep(&store, "new").access_token.expose(), "new");
     }
@@ -578,7 +660,7 @@ mod tests {
         let holder = tempfile::tempdir().unwrap();
         let store = Store::at(&location(holder.path()));
         let first = keep(&store, "one");
-        assert_eq!(store.read().unwrap(), Some(first.clone()));
+        assert_eq!(store.read(Clock::system()).unwrap(), Some(first.clone()));
         assert_eq!(keep(&store, "two").generation, 2);
     }
 
@@ -591,14 +673,14 @@ mod tests {
         keep(&store, "shared");
         assert!(one.is_shared());
         assert_eq!(one.end(|| Afterwards::Remove).unwrap(), None);
-        assert!(store.read().unwrap().is_some(), "one run's end takes nothing from another");
+        assert!(store.read(Clock::system()).unwrap().is_some(), "one run's end takes nothing from another");
         assert!(!two.is_shared());
         let directory = two.directory().to_owned();
         assert_eq!(two.end(|| Afterwards::Keep).unwrap(), Some(Afterwards::Keep));
         assert!(!directory.exists());
-        assert!(store.read().unwrap().is_some());
+        assert!(store.read(Clock::system()).unwrap().is_some());
         assert_eq!(lease().end(|| Afterwards::Remove).unwrap(), Some(Afterwards::Remove));
-        assert!(store.read().unwrap().is_none());
+        assert!(store.read(Clock::system()).unwrap().is_none());
     }
 
     #[test]
@@ -610,7 +692,7 @@ mod tests {
         keep(&store, "shared");
         sweep(&location.root, Clock::system(), &|_| {});
         assert!(lease.directory().exists());
-        assert!(store.read().unwrap().is_some());
+        assert!(store.read(Clock::system()).unwrap().is_some());
     }
 
     #[test]
@@ -659,9 +741,9 @@ mod tests {
         let store = Store::at(&location);
         keep(&store, "left-behind");
         sweep(&location.root, Clock::system(), &|_| {});
-        assert!(store.read().unwrap().is_some(), "what `token` left behind lives until it expires");
+        assert!(store.read(Clock::system()).unwrap().is_some(), "what `token` left behind lives until it expires");
         let later = Clock { wall: || from_epoch_seconds(5_000_000_000), ..Clock::system() };
         sweep(&location.root, later, &|_| {});
-        assert!(store.read().unwrap().is_none());
+        assert!(store.read(Clock::system()).unwrap().is_none());
     }
 }

@@ -17,13 +17,15 @@ thread_local! {
     static AHEAD: Cell<Duration> = const { Cell::new(Duration::ZERO) };
     static BEGAN: SystemTime = SystemTime::now();
     static PAUSES: RefCell<Vec<Duration>> = const { RefCell::new(Vec::new()) };
+    /// How far the wall clock was set back.
+    static SET_BACK: Cell<Duration> = const { Cell::new(Duration::ZERO) };
     /// How much longer each pause takes than was asked.
     static DELAY: Cell<Duration> = const { Cell::new(Duration::ZERO) };
 }
 
 /// A wait takes no time, and puts both clocks ahead by what it should have taken.
 const CLOCK: Clock = Clock {
-    wall: || BEGAN.with(|began| *began) + AHEAD.get(),
+    wall: || BEGAN.with(|began| *began) + AHEAD.get() - SET_BACK.get(),
     monotonic: || AHEAD.get(),
     pause: |time| {
         PAUSES.with_borrow_mut(|pauses| pauses.push(time));
@@ -369,6 +371,27 @@ fn a_holder_serves_what_is_usable_for_five_seconds_before_it_tries_again() {
     assert_eq!(*failures.lock().unwrap(), 4);
     pass_until_left(&first, 20);
     assert_eq!(code(holder.credential().map(|it| (*it).clone())), "state-in-the-way");
+}
+
+#[test]
+fn holder_serves_no_expired_credential_after_the_clock_was_set_back() {
+    let world = World::new(settings([vec![Fault::None], vec![status(400, None); 9]].concat()));
+    let (holder, _) = holder(&world, CLOCK);
+    let first = holder.credential().unwrap();
+    let left = |credential: &Credential| credential.remaining(CLOCK.now()).as_secs();
+    SET_BACK.set(seconds(25));
+    let credential = holder.credential().unwrap();
+    assert_eq!(*credential, *first, "by the wall clock alone it is fresh");
+    pass_until_left(&first, 100);
+    // By the wall clock 100 s are left, and 75 s are left in truth; its successor is refused.
+    let served = holder.credential().unwrap();
+    assert_eq!(*served, *first);
+    assert!((74..=75).contains(&left(&served)), "{}", left(&served));
+    SET_BACK.set(seconds(3600));
+    pass(seconds(40));
+    assert!(holder.credential().is_ok(), "35 s are left");
+    pass(seconds(10));
+    assert_eq!(code(holder.credential().map(|it| (*it).clone())), "exchange-refused");
 }
 
 #[test]

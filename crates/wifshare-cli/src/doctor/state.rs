@@ -35,7 +35,7 @@ pub(super) fn look(config: &Config) -> (Vec<Finding>, Option<Credential>) {
             return (findings, None);
         }
     }
-    match store.read() {
+    match store.read(clock()) {
         Ok(Some(credential)) if credential.is_usable(clock().now()) => {
             let left = whole(credential.remaining(clock().now()));
             findings.push(Finding::ok(
@@ -57,7 +57,7 @@ pub(super) fn of_the_run(run: &Enclosing) -> Vec<Finding> {
         return vec![Finding::ok("run", found)];
     };
     let now = clock().now();
-    vec![match store.read() {
+    vec![match store.read(clock()) {
         Ok(Some(credential)) if credential.is_usable(now) => Finding::ok(
             "run",
             format!(

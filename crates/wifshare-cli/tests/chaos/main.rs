@@ -20,6 +20,7 @@
 #![expect(clippy::disallowed_methods, reason = "tests stand outside the border: they make the world that is handed in")]
 #![expect(clippy::print_stderr, reason = "the figures are what the run is for")]
 
+#[path = "../suite/wall_clock.rs"]
 mod clock;
 #[path = "../suite/job.rs"]
 #[expect(dead_code, reason = "what the suite needs of it and we do not")]

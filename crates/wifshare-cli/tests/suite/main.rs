@@ -52,3 +52,4 @@ mod steps;
 mod talk;
 mod test_command;
 mod token;
+mod wall_clock;

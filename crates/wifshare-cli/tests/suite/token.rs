@@ -5,7 +5,8 @@ use std::time::Duration;
 use serde_json::Value;
 use wifshare_sandbox::{Fault, Settings};
 
-use crate::job::{Ended, Job, finish, living, settings};
+use crate::job::{Ended, Job, eventually, finish, living, settings};
+use crate::wall_clock;
 
 #[test]
 fn a_hundred_cold_processes_make_one_exchange_and_print_one_answer() {
@@ -42,7 +43,7 @@ fn who_has_something_usable_does_not_wait_for_something_better() {
     std::thread::sleep(Duration::from_millis(20_500));
     job.sandbox.set_settings(Settings { exchange_latency_ms: 8000, ..living(40) });
     let renewing = job.wifshare(&["token"]).spawn().unwrap();
-    crate::job::eventually("a renewal is under way", || job.counters().exchanges_received == 2);
+    eventually("a renewal is under way", || job.counters().exchanges_received == 2);
     let start = std::time::Instant::now();
     let served = job.token(&[]);
     assert_eq!((served.code, &served.stdout), (0, &first.stdout), "{}", served.stderr);
@@ -61,6 +62,51 @@ fn a_warm_call_makes_no_exchange_and_every_format_tells_the_same_token() {
     assert_eq!(json["access_token"], token.as_str());
     assert_eq!(json["token_type"], "Bearer");
     assert!((570..=600).contains(&json["expires_in"].as_u64().unwrap()), "{}", json["expires_in"]);
+    job.assert_exchanges(1);
+}
+
+#[test]
+fn clock_set_back_does_not_prolong_a_stored_credential() {
+    let mut job = Job::new(living(8));
+    wall_clock::replace(&mut job);
+    let first = job.token(&[]);
+    assert_eq!(first.code, 0, "{}", first.stderr);
+    // Within the leeway for inexact clocks: by the wall clock alone the credential is fresh.
+    if !wall_clock::set(&job, -20) {
+        return;
+    }
+    assert_eq!(job.token(&[]).stdout, first.stdout, "it has not ended yet");
+    std::thread::sleep(Duration::from_secs(8));
+    let second = job.token(&[]);
+    assert_eq!(second.code, 0, "{}", second.stderr);
+    assert_ne!(second.stdout, first.stdout);
+    job.assert_exchanges(2);
+}
+
+#[test]
+fn clock_set_back_under_a_run_moves_the_delivered_expiry() {
+    let mut job = Job::new(settings());
+    wall_clock::replace(&mut job);
+    let expiry = "grep -o '\"expires_at\": *[0-9]*' \"$ANTHROPIC_CONFIG_DIR\"/credentials/*.json | tr -dc 0-9";
+    let mut running = job.wifshare(&["exec", "--", "sh", "-c", &format!("{expiry}; echo; read line; {expiry}; echo")]);
+    let mut running = running.stdin(std::process::Stdio::piped()).spawn().unwrap();
+    let published =
+        || crate::job::files(&job.state()).into_iter().find(|path| path.ends_with("credentials/wifshare.json"));
+    eventually("the credential is delivered", || published().is_some());
+    let before = std::fs::read_to_string(published().unwrap()).unwrap();
+    if !wall_clock::set(&job, -3600) {
+        drop(running.stdin.take());
+        finish(running);
+        return;
+    }
+    eventually("it is delivered again", || {
+        published().is_some_and(|path| std::fs::read_to_string(path).is_ok_and(|now| now != before))
+    });
+    std::io::Write::write_all(running.stdin.as_mut().unwrap(), b"\n").unwrap();
+    let ended = finish(running);
+    let seconds: Vec<u64> = ended.stdout.lines().map(|line| line.parse().unwrap()).collect();
+    let [before, after] = seconds[..] else { panic!("{}", ended.stdout) };
+    assert!((3590..=3610).contains(&(before - after)), "{before} {after}");
     job.assert_exchanges(1);
 }
 

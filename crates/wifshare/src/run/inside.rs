@@ -54,7 +54,7 @@ impl Run {
         let start = (self.clock.monotonic)();
         let mut request = Request::to(around);
         loop {
-            let stored = self.config.store().read_with_principal()?;
+            let stored = self.config.store().read_with_principal(self.clock)?;
             let now = self.clock.now();
             if let Some((stored, principal)) = stored.filter(|(stored, _)| stored.is_usable(now)) {
                 principal.into_iter().for_each(|principal| self.config.principal.learn(principal));

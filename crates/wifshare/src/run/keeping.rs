@@ -54,6 +54,7 @@ impl Run {
         if let Some(rejected) = rejected {
             self.replace(&rejected, schedule);
         }
+        self.follow_the_wall_clock(schedule);
         self.restore(schedule);
         self.look_at_what_children_did(schedule);
         if self.renews_on_request() {
@@ -149,6 +150,27 @@ impl Run {
         }
     }
 
+    /// Delivers the credential again if the wall clock was set back: its times are read by clients that know no other
+    /// clock, and they would use it after its end.
+    fn follow_the_wall_clock(&self, schedule: &mut Schedule) {
+        const DIFFERENCE: Duration = Duration::from_secs(2);
+        let now = self.clock.moment();
+        let mut desk = self.desk();
+        let Some(held) = desk.held.as_mut().filter(|_| !self.over.load(Ordering::SeqCst)) else { return };
+        let by = held.since.set_back(now);
+        if by.abs_diff(held.delivered_back) <= DIFFERENCE {
+            return;
+        }
+        held.delivered_back = by;
+        let moved = held.at(now);
+        let delivered = self.deliver(&mut desk, &moved);
+        drop(desk);
+        match delivered {
+            Ok(()) => schedule.succeeded(self),
+            Err(_) => drop(schedule.failed(self)),
+        }
+    }
+
     /// Somebody may remove the state directory while we live, to make room for instance. Children look where they
     /// looked before, so what they found there is put in place again, from memory. Whoever removes it has a moment to
     /// come to an end: a directory that fills again cannot be removed.
@@ -179,7 +201,8 @@ impl Run {
 
     fn lay_out_again(&self) -> Result<bool, ObtainError> {
         let mut desk = self.desk();
-        let held = desk.held.clone();
+        let now = self.clock.moment();
+        let held = desk.held.as_ref().map(|held| held.at(now));
         let lay_out = || {
             self.write_inputs()?;
             if let (Some(profile), Some(held)) = (&self.profile, &held) {
@@ -305,7 +328,7 @@ impl Run {
             // It is answered by the time of the next try.
             Request::to(around).send();
         }
-        let (Some(held), stored) = (self.held(), self.config.store().read()) else { return };
+        let (Some(held), stored) = (self.held(), self.config.store().read(self.clock)) else { return };
         let now = self.clock.now();
         match stored {
             Ok(Some(stored)) if stored != held && stored.is_usable(now) => {
@@ -465,7 +488,7 @@ mod tests {
             pass(Schedule::RESTORE_AFTER);
             run.restore(&mut schedule);
             assert!(run.is_in_place() && delivered(&run) == before);
-            assert_eq!(run.config.store().read().expect("readable"), run.held(), "others find it too");
+            assert_eq!(run.config.store().read(CLOCK).expect("readable"), run.held(), "others find it too");
             assert!(schedule.token_was_read, "whether a token to spare was taken nobody knows");
             assert_eq!(sandbox.counters().exchanges_accepted, 1);
             run.restore(&mut schedule);

@@ -34,7 +34,7 @@ pub fn credential_of_run(
         // Before the store is read: what the run stores, it stores before it answers.
         let is_open = request.is_open();
         let now = clock.now();
-        let stored = store.read()?;
+        let stored = store.read(clock)?;
         let left = stored.as_ref().map_or(Duration::ZERO, |stored| stored.remaining(now));
         let is_fresh = stored.as_ref().is_some_and(|stored| stored.freshness(now) == Freshness::Fresh);
         let lasts = |stored: &Credential| stored.is_usable(now) && min_life.is_none_or(|asked| left >= asked);
@@ -122,7 +122,7 @@ impl Run {
     /// Whether what is stored is fresh: then a request is answered by it.
     pub(super) fn is_stored_fresh(&self) -> Result<bool, StoreError> {
         let is_fresh = |stored: &Credential| stored.freshness(self.clock.now()) == Freshness::Fresh;
-        Ok(self.config.store().read()?.as_ref().is_some_and(is_fresh))
+        Ok(self.config.store().read(self.clock)?.as_ref().is_some_and(is_fresh))
     }
 
     /// Tells those who asked that the store has the outcome. A request that cannot be removed is answered again.

@@ -2,7 +2,7 @@
 
 use super::lease::{LEASE, RUNS};
 use super::ledger::Ledger;
-use super::{LOCK, Store, StoreError, keepers, read_credential, refusal};
+use super::{LOCK, Store, StoreError, keepers, read_file, refusal};
 use crate::private_file;
 
 impl Store {
@@ -16,7 +16,7 @@ impl Store {
             open(LEASE),
             open(keepers::START),
             private_file::verify_if_there(&self.directory.join(RUNS)).map_err(StoreError::from),
-            read_credential(&self.directory).map(drop),
+            read_file(&self.directory).map(drop),
             open(refusal::FILE),
         ];
         checks.into_iter().filter_map(Result::err).collect()

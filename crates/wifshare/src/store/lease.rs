@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::file_lock::FileLock;
 use super::ledger::Ledger;
 use super::owner::Owner;
-use super::{CREDENTIAL, LOCK, Store, StoreError, read_credential};
+use super::{CREDENTIAL, LOCK, Store, StoreError, read_credential, read_file};
 use crate::clock::Clock;
 use crate::private_file::{self, PrivateFileError};
 use crate::step::{Step, Watch};
@@ -219,7 +219,7 @@ fn owner_of(run: &Path) -> Result<Option<Owner>, StoreError> {
 }
 
 fn remove_credential_of_nobody(key: &Path, last_run_was_killed: bool, clock: Clock) -> Result<bool, StoreError> {
-    let is_to_go = || match read_credential(key) {
+    let is_to_go = || match read_credential(key, clock) {
         Ok(Some(stored)) => {
             let left_by_a_killed_run = last_run_was_killed && stored.remintable;
             !stored.credential.is_usable(clock.now()) || left_by_a_killed_run
@@ -253,7 +253,7 @@ pub fn clear(root: &Path, keys: Option<&[PathBuf]>, clock: Clock, watch: Watch<'
             (FileLock::try_acquire(&key.join(LEASE))?, FileLock::try_acquire(&key.join(LOCK))?)
         {
             private_file::remove(&key.join(RUNS))?;
-            if read_credential(&key)?.is_some() {
+            if read_file(&key)?.is_some() {
                 private_file::remove(&key.join(CREDENTIAL))?;
             }
         } else {

@@ -47,7 +47,7 @@ pub fn look(root: &Path, clock: Clock) -> Result<Vec<Look>, StoreError> {
 
 fn look_at(directory: PathBuf, clock: Clock) -> Look {
     let key = directory.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let (stored, unreadable) = match read_credential(&directory) {
+    let (stored, unreadable) = match read_credential(&directory, clock) {
         Ok(stored) => (stored, None),
         Err(error) => (None, Some(error)),
     };

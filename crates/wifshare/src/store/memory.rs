@@ -2,19 +2,21 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::clock::Moment;
 use crate::credential::Credential;
 
 /// A place for one credential in this process's memory; its copies are the same place.
 #[derive(Clone, Debug, Default)]
-pub struct Memory(Arc<Mutex<Option<Credential>>>);
+pub struct Memory(Arc<Mutex<Option<(Credential, Moment)>>>);
 
 impl Memory {
-    pub(super) fn get(&self) -> Option<Credential> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    pub(super) fn get(&self, now: Moment) -> Option<Credential> {
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.as_ref().map(|(credential, since)| credential.moved_back(since.set_back(now)))
     }
 
-    pub(super) fn set(&self, credential: &Credential) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(credential.clone());
+    pub(super) fn set(&self, credential: &Credential, now: Moment) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((credential.clone(), now));
     }
 }
 
@@ -37,10 +39,10 @@ mod tests {
         let now = from_epoch_seconds(epoch_seconds(Clock::system().now()));
         let (access_token, expires_at) = (Secret::new("t".to_owned()), now + Duration::from_secs(600));
         let bought = Credential { access_token, expires_at, obtained_at: now, generation: 0 };
-        assert_eq!(store().read().unwrap(), None);
+        assert_eq!(store().read(Clock::system()).unwrap(), None);
         let keeping = store();
         let kept = keeping.lock(Duration::from_secs(1), Clock::system(), &|_| {}).unwrap().keep(bought);
-        assert_eq!(store().read().unwrap(), Some(kept));
+        assert_eq!(store().read(Clock::system()).unwrap(), Some(kept));
         assert!(!store().has_file());
     }
 }

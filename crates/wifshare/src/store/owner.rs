@@ -63,7 +63,7 @@ pub(crate) fn start_time_in(stat: &str) -> Option<u64> {
     after_name.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
-fn boot() -> Option<String> {
+pub(super) fn boot() -> Option<String> {
     static BOOT: OnceLock<Option<String>> = OnceLock::new();
     let read = || short_text(Path::new("/proc/sys/kernel/random/boot_id")).map(|id| id.trim().to_owned());
     BOOT.get_or_init(read).clone()
