@@ -116,7 +116,7 @@ fn changes(
     // What the first start wrote down knows its options too.
     let is_the_same = environment.os(RUN_VARIABLE).is_some_and(|run| keeper.directory == Path::new(run));
     let started = Started::in_environment(environment).filter(|_| is_the_same);
-    let started = started.unwrap_or_else(|| Started::of(keeper, identity, &gives, &own));
+    let started = started.unwrap_or_else(|| Started::of(keeper, identity, &gives, &own).after(keeper, environment));
     let mut later = own.into_owned();
     keeper.takes.iter().for_each(|name| later.remove(name));
     gives.iter().for_each(|(name, value)| later.set(name, value));

@@ -70,6 +70,8 @@ fn begin(arguments: &StartArguments, format: HandOver, environment: &Environment
         announce("joined", keeper, watched.as_ref(), format, talk);
         Ok(0)
     };
+    // One that gives more than is asked for now, and would go on doing so.
+    let mut exceeding = None;
     if joined::run_to_join(&arguments.share.identity, environment).is_some() {
         match joined::keeper_around(environment) {
             Some(keeper) if is_asked_for(&keeper, arguments) => return join(&as_asked_for(keeper, arguments)),
@@ -81,7 +83,7 @@ fn begin(arguments: &StartArguments, format: HandOver, environment: &Environment
                 ));
                 return join(&keeper);
             }
-            Some(_) => {}
+            Some(keeper) => exceeding = Some(keeper),
             None => {
                 refuse_less_than_the_run_around(arguments, environment)?;
                 talk.notice(
@@ -92,8 +94,17 @@ fn begin(arguments: &StartArguments, format: HandOver, environment: &Environment
             }
         }
     }
-    let (config, provision) = match decide(&arguments.share, environment, talk)? {
-        Decision::AsItIs | Decision::WithoutACredential => return Ok(0),
+    let decision = decide(&arguments.share, environment, talk);
+    // What this step would sign in with may be what the keeper around it took away.
+    let is_missing = ["unconfigured", "configured-in-part", "no-identity-source"];
+    let decision = decision.map_err(|failure| match &exceeding {
+        Some(keeper) if is_missing.contains(&&*failure.name) => cannot_replace(keeper, arguments, Some(&failure)),
+        _ => failure,
+    });
+    let (config, provision) = match decision? {
+        Decision::AsItIs | Decision::WithoutACredential => {
+            return exceeding.map_or(Ok(0), |keeper| Err(cannot_replace(&keeper, arguments, None)));
+        }
         Decision::Begin(config, provision) => (*config, provision),
     };
     refuse_a_path_that_is_no_text(&config.location.root)?;
@@ -104,6 +115,9 @@ fn begin(arguments: &StartArguments, format: HandOver, environment: &Environment
     let store = config.store();
     // Whoever comes meanwhile waits, and finds the keeper that we leave.
     let starting = store.starting(PATIENCE, clock(), &watch)?;
+    if let Some(keeper) = &exceeding {
+        replace(keeper, provision, environment, talk)?;
+    }
     let found = store.keepers().into_iter().find(|keeper| keeper.provides == provision.to_string());
     if let Some(keeper) = found {
         drop(starting);
@@ -209,6 +223,36 @@ fn as_asked_for(mut keeper: Keeper, arguments: &StartArguments) -> Keeper {
 fn gives_less(keeper: &Keeper, arguments: &StartArguments) -> bool {
     let around = keeper.provides.parse::<Delivery>();
     arguments.share.delivery.is_some_and(|asked| around.is_ok_and(|around| around.gives_less_than(asked)))
+}
+
+/// Ends a keeper of this job that gives more than is asked for now: its credential would stay readable.
+fn replace(keeper: &Keeper, provision: Provision, environment: &Environment, talk: Talk) -> Result<(), Failure> {
+    stop::end_and_sum_up(keeper, environment, talk);
+    let key = keeper.key_directory().unwrap_or(&keeper.directory);
+    let root = key.parent().unwrap_or(key);
+    let is_clear = wifshare::clear(root, Some(&[key.to_owned()]), clock(), &|step| talk.step(step))?;
+    let stays = if is_clear { "" } else { "; its credential stays, because others still use it" };
+    talk.progress(&format!(
+        "ended the keeper with {}: --delivery {provision} is asked for, and it gave {}{stays}",
+        keeper.owner, keeper.provides
+    ));
+    Ok(())
+}
+
+/// Why the keeper around this step, which gives more than is asked for now, stays as it is.
+fn cannot_replace(keeper: &Keeper, arguments: &StartArguments, why: Option<&Failure>) -> Failure {
+    let asked = arguments.share.delivery.unwrap_or_default();
+    let message = format!(
+        "--delivery {asked} is asked for, and the keeper around this step, which gives {}, cannot be replaced",
+        keeper.provides
+    );
+    let hint = format!(
+        "run `wifshare stop` first (in a shell: eval \"$(wifshare stop --format env)\"), then \
+         `wifshare start --delivery {asked}`"
+    );
+    let mut failure = Failure::new(code!("delivery-refused"), message, Some(&hint));
+    failure.causes.extend(why.into_iter().flat_map(|why| std::iter::once(&why.message).chain(&why.causes)).cloned());
+    failure
 }
 
 /// Inside an `exec` there is nothing that a keeper could renew with, and the variables of the run around it stay.

@@ -2,10 +2,11 @@
 //! after the keeper has ended signs in anew by it. It holds ids and paths, and no secret.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
-use wifshare::{DEFAULT_BASE_URL, Environment, Keeper};
+use wifshare::{DEFAULT_BASE_URL, Environment, Keeper, RUN_VARIABLE};
 
 use crate::arguments::{EXPECT_SUBJECT, IdentityArguments};
 use crate::clock::clock;
@@ -43,6 +44,9 @@ pub(crate) struct Started {
     pub(crate) before: BTreeMap<String, Option<String>>,
     /// The names of those that were taken and whose values may be secrets, which stand nowhere.
     pub(crate) taken: Vec<String>,
+    /// The runs of the keepers that earlier steps have started and that live: `stop` ends them too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) beside: Vec<PathBuf>,
 }
 
 impl Started {
@@ -75,7 +79,20 @@ impl Started {
                 .collect(),
             before,
             taken: secret.into_iter().map(str::to_owned).collect(),
+            beside: Vec::new(),
         }
+    }
+
+    /// The same in an environment that an earlier `start` has changed: what that one left is not forgotten.
+    pub(crate) fn after(mut self, keeper: &Keeper, environment: &Environment) -> Started {
+        let before = Started::in_environment(environment).unwrap_or_default();
+        let around = environment.os(RUN_VARIABLE).map(|run| Path::new(run).to_owned());
+        let is_another = |run: &PathBuf| *run != keeper.directory && Keeper::of_run(run).is_some();
+        self.beside = before.beside.into_iter().chain(around).filter(is_another).collect();
+        let is_new = |name: &String| !self.taken.contains(name) && !self.before.contains_key(name);
+        let taken: Vec<String> = before.taken.into_iter().filter(is_new).collect();
+        self.taken.extend(taken);
+        self
     }
 
     /// As the value of its variable: one line.

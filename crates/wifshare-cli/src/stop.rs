@@ -13,6 +13,7 @@ use crate::joined;
 use crate::run_over::RunOver;
 use crate::signals;
 use crate::start;
+use crate::started::Started;
 use crate::summary;
 use crate::talk::Talk;
 
@@ -50,57 +51,79 @@ fn end_keepers(arguments: &StopArguments, environment: &Environment, talk: Talk)
         (None, Some(root)) if root.is_dir() => root.to_owned(),
         (asked, _) => inputs.working_directory.join(state_directory(asked.as_deref(), &own)),
     };
-    let found = keepers(&root);
+    let (found, seen) = keepers(&root);
     let said: Vec<(&str, &str)> = arguments.identity.said().collect();
     let said = match said.is_empty() {
         false => said,
         true => IDENTITY_VARIABLES.iter().filter_map(|name| Some((*name, own.text(name)?))).collect(),
     };
     let job = job(&own);
+    let names_an_identity = arguments.identity.name_an_identity();
     let around = joined::keeper_around(environment).map(|keeper| keeper.directory);
+    // Those that earlier steps of this job have started beside it, wherever their state is.
+    let beside = Started::in_environment(environment).filter(|_| !names_an_identity).unwrap_or_default().beside;
+    let beside: Vec<Keeper> = beside.iter().filter_map(|run| Keeper::of_run(run)).collect();
     let is_meant = |keeper: &Keeper| match &around {
         _ if arguments.all => true,
-        Some(around) if !arguments.identity.name_an_identity() => keeper.directory == *around,
+        Some(around) if !names_an_identity => keeper.directory == *around,
         // A keeper of another job of the CI is left to that one.
         _ => {
             keeper.agrees_with(said.iter().copied())
                 && !keeper.contradicts(job.ids.iter().map(|(name, id)| (*name, &**id)))
         }
     };
-    let meant: Vec<Keeper> = found.into_iter().filter(is_meant).collect();
-    let mut ends_later = false;
-    for keeper in &meant {
-        ends_later |= end(keeper) == Ending::Later;
-        talk.detail(&format!("the keeper with {} has ended", keeper.owner));
-        if let Some(key) = keeper.key_directory()
-            && let Some(since) = summary::beginning_of(key, keeper.owner.pid)
-        {
-            summary::append(key, since, environment, talk);
+    let mut meant: Vec<Keeper> = found.into_iter().filter(is_meant).collect();
+    for keeper in beside {
+        if meant.iter().all(|one| one.directory != keeper.directory) {
+            meant.push(keeper);
         }
     }
+    let mut ends_later = false;
+    for keeper in &meant {
+        ends_later |= end_and_sum_up(keeper, environment, talk) == Ending::Later;
+    }
+    let owners =
+        |keepers: &[Keeper]| keepers.iter().map(|keeper| keeper.owner.to_string()).collect::<Vec<_>>().join(", ");
+    seen.inspect_err(|_| {
+        if !meant.is_empty() {
+            talk.progress(&format!("ended the keeper with {}", owners(&meant)));
+        }
+    })?;
     let mut keys: Vec<PathBuf> = meant.iter().filter_map(Keeper::key_directory).map(Path::to_owned).collect();
     // Nothing is asked for this: what the same configuration keeps for others goes too, unless somebody lives for it.
     keys.extend(resolve(&inputs, &own).ok().into_iter().flat_map(|config| config.key_directories()));
     let names_nothing = said.is_empty() && around.is_none();
-    let keys = if arguments.all || names_nothing { None } else { Some(keys) };
+    let elsewhere: Vec<&Path> = keys.iter().filter_map(|key| key.parent()).filter(|parent| *parent != root).collect();
+    let of_all = if arguments.all || names_nothing { None } else { Some(&*keys) };
     let start = (clock().monotonic)();
     let is_clear = loop {
-        let is_clear = clear(&root, keys.as_deref(), clock(), &|step| talk.step(step))?;
+        let mut is_clear = clear(&root, of_all, clock(), &|step| talk.step(step))?;
+        for root in &elsewhere {
+            is_clear &= clear(root, Some(&keys), clock(), &|step| talk.step(step))?;
+        }
         let is_late = (clock().monotonic)() - start >= LAST_MOMENTS;
         if is_clear || !ends_later || is_late || signals::pause(Duration::from_millis(100)).is_err() {
             break is_clear;
         }
     };
-    let ended: Vec<String> = meant.iter().map(|keeper| keeper.owner.to_string()).collect();
-    match (ended.is_empty(), is_clear) {
-        (true, _) => {}
-        (false, true) => talk.progress(&format!("ended the keeper with {}, removed the credential", ended.join(", "))),
-        (false, false) => talk.progress(&format!(
-            "ended the keeper with {}; the credential stays, because others still use it",
-            ended.join(", ")
-        )),
+    if !meant.is_empty() {
+        let became =
+            if is_clear { ", removed the credential" } else { "; the credential stays, because others still use it" };
+        talk.progress(&format!("ended the keeper with {}{became}", owners(&meant)));
     }
     Ok(())
+}
+
+/// Ends a keeper, and adds what happened meanwhile to the summary of the job.
+pub(crate) fn end_and_sum_up(keeper: &Keeper, environment: &Environment, talk: Talk) -> Ending {
+    let ending = end(keeper);
+    talk.detail(&format!("the keeper with {} has ended", keeper.owner));
+    if let Some(key) = keeper.key_directory()
+        && let Some(since) = summary::beginning_of(key, keeper.owner.pid)
+    {
+        summary::append(key, since, environment, talk);
+    }
+    ending
 }
 
 /// What a keeper takes to notice that its directory is gone, and to end.

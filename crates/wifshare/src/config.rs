@@ -277,7 +277,7 @@ impl Config {
     /// The directories of this configuration's identity keys, one for each principal that has one.
     pub fn key_directories(&self) -> Vec<PathBuf> {
         let common = &self.location.key[..COMMON_LENGTH];
-        let keys = store::keys(&self.location.root).into_iter();
+        let keys = store::keys(&self.location.root).unwrap_or_default().into_iter();
         keys.filter(|key| key.file_name().is_some_and(|name| name.to_string_lossy().starts_with(common))).collect()
     }
 

@@ -51,6 +51,14 @@ fn stop(job: &Job, options: &[&str]) {
     assert!(ended.stderr.is_empty() || ended.stderr.starts_with("wifshare: ended the keeper"), "{}", ended.stderr);
 }
 
+/// With what GitHub's runner gives to each step anew.
+fn in_github(job: &Job, mut command: Command) -> Command {
+    for name in ["ACTIONS_ID_TOKEN_REQUEST_URL", "ACTIONS_ID_TOKEN_REQUEST_TOKEN"] {
+        command.env(name, job.variable(name).unwrap());
+    }
+    command
+}
+
 /// The processes that keep something in this state directory, by what they wrote down.
 fn keepers(state: &Path) -> Vec<i32> {
     let is_alive = |pid: &i32| Path::new(&format!("/proc/{pid}")).exists() && state_of(*pid) != 'Z';
@@ -230,6 +238,121 @@ fn another_delivery_is_another_keeper_and_no_other_exchange() {
     stop(&job, &[]);
     assert_nothing_is_left(&job);
     job.assert_exchanges(1);
+}
+
+#[test]
+fn start_that_asks_for_less_ends_the_keeper_around_it() {
+    for (first, second, elsewhere) in [
+        ("profile", "gateway", [false, false]),
+        ("federation", "profile", [false, false]),
+        ("environment", "gateway", [false, false]),
+        ("profile", "gateway", [true, true]),
+        ("profile", "gateway", [true, false]),
+        ("profile", "gateway", [false, true]),
+    ] {
+        let job = Job::new(settings());
+        let other = job.path("other");
+        let options = |delivery, elsewhere: bool| match elsewhere {
+            true => vec!["--delivery", delivery, "--state-dir", other.to_str().unwrap()],
+            false => vec!["--delivery", delivery],
+        };
+        let handed = start(&job, &options(first, elsewhere[0]));
+        let before = keepers(&job.path(""));
+        let words = [&["start", "--format", "json"][..], &options(second, elsewhere[1])].concat();
+        let ended = finish(in_github(&job, with(job.wifshare(&words), &handed)).spawn().unwrap());
+        assert_eq!(ended.code, 0, "{}", ended.stderr);
+        assert!(ended.stderr.contains(&format!("it gave {first}")), "{}", ended.stderr);
+        assert_eq!(before.len(), 1);
+        assert!(has_ended(before[0]), "{first} {second} {elsewhere:?}");
+        if second == "gateway" {
+            assert!(!files(&job.path("")).iter().any(|path| path.ends_with("credential.json")));
+        }
+        let mut later = handed.clone();
+        later.extend(serde_json::from_str::<Handed>(&ended.stdout).unwrap());
+        let ended = finish(with(job.wifshare(&["stop"]), &later).spawn().unwrap());
+        assert_eq!(ended.code, 0, "{}", ended.stderr);
+        assert!(keepers(&job.path("")).is_empty(), "{first} {second} {elsewhere:?}");
+        assert!(job.files_with_secrets().is_empty(), "{:?}", job.files_with_secrets());
+    }
+}
+
+#[test]
+fn start_that_asks_for_less_and_cannot_sign_in_says_what_to_do() {
+    let job = Job::new(settings());
+    let script = r#"
+        eval "$("$WIFSHARE" start)"
+        "$WIFSHARE" start --delivery gateway; echo "ended with $?"
+        eval "$("$WIFSHARE" stop --format env)"
+        eval "$("$WIFSHARE" start --delivery gateway)"; echo "$ANTHROPIC_AUTH_TOKEN" | cut -c 1-20
+        "$WIFSHARE" stop"#;
+    let ended = finish(job.command("sh", &["-c", script]).spawn().unwrap());
+    assert!(ended.stderr.contains("error[delivery-refused]"), "{}", ended.stderr);
+    assert!(ended.stderr.contains(r#"eval "$(wifshare stop --format env)""#), "{}", ended.stderr);
+    assert!(ended.stdout.contains("ended with 125"), "{}{}", ended.stdout, ended.stderr);
+    assert!(ended.stdout.contains("wifshare-capability-"), "{}{}", ended.stdout, ended.stderr);
+    assert_nothing_is_left(&job);
+}
+
+#[test]
+fn stop_ends_every_keeper_that_the_steps_before_it_started() {
+    let job = Job::new(settings());
+    let first = start(&job, &[]);
+    let words = ["start", "--format", "json", "--workspace-id", "default"];
+    let ended = finish(in_github(&job, with(job.wifshare(&words), &first)).spawn().unwrap());
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    assert_eq!(keepers(&job.state()).len(), 2);
+    let mut later = first;
+    later.extend(serde_json::from_str::<Handed>(&ended.stdout).unwrap());
+    let ended = finish(with(job.wifshare(&["stop"]), &later).spawn().unwrap());
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    assert_nothing_is_left(&job);
+}
+
+#[test]
+fn stop_fails_where_the_state_directory_is_not_acceptable() {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    let job = Job::new(settings());
+    let mode = |path: &Path, mode: u32| std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+    let stop_in = |path: &Path| job.run(&["stop", "--state-dir", path.to_str().unwrap()]);
+    let said = |ended: Ended, code: &str| {
+        assert_eq!((ended.code, ended.stdout.as_str()), (125, ""), "{code}: {}", ended.stderr);
+        assert!(ended.stderr.contains(&format!("error[{code}]")), "{code}: {}", ended.stderr);
+    };
+    start(&job, &[]);
+    let (state, link) = (job.state(), job.path("link"));
+    symlink(&state, &link).unwrap();
+    said(stop_in(&link), "state-in-the-way");
+    std::fs::remove_file(&link).unwrap();
+    symlink(job.path("nothing"), &link).unwrap();
+    said(stop_in(&link), "state-in-the-way");
+    said(job.run(&["status", "--state-dir", link.to_str().unwrap()]), "state-in-the-way");
+    the_keeper(&job);
+    // Others could have put another keeper's files there.
+    mode(&state, 0o777);
+    said(stop_in(&state), "state-loose");
+    the_keeper(&job);
+    // Others can only read: the keeper ends, and the fault is told all the same.
+    mode(&state, 0o755);
+    let ended = stop_in(&state);
+    assert!(ended.stderr.contains("ended the keeper"), "{}", ended.stderr);
+    said(ended, "state-loose");
+    assert_nothing_is_left(&job);
+    mode(&state, 0o700);
+    stop(&job, &[]);
+    // One file that others can read hides no keeper either.
+    let handed = start(&job, &[]);
+    let written = Path::new(handed["WIFSHARE_RUN"].as_ref().unwrap()).join("keeper.json");
+    mode(&written, 0o644);
+    said(job.run(&["stop"]), "state-loose");
+    mode(&written, 0o600);
+    stop(&job, &[]);
+    assert_nothing_is_left(&job);
+    if rustix::process::geteuid().is_root() {
+        rustix::fs::chown(&state, Some(rustix::fs::Uid::from_raw(65534)), None).unwrap();
+        said(stop_in(&state), "state-foreign");
+        rustix::fs::chown(&state, Some(rustix::fs::Uid::from_raw(0)), None).unwrap();
+    }
 }
 
 #[test]

@@ -8,12 +8,12 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::file_lock::FileLock;
-use super::lease::{is_alive, is_key, is_unborn, subdirectories};
+use super::lease::{RUNS, is_alive, is_unborn, keys_unverified, list, subdirectories};
 use super::owner::Owner;
 use super::{Store, StoreError};
 use crate::clock::{Clock, epoch_seconds, from_epoch_seconds};
 use crate::environment::Environment;
-use crate::private_file;
+use crate::private_file::{self, PrivateFileError};
 use crate::step::Watch;
 
 const KEEPER: &str = "keeper.json";
@@ -55,16 +55,20 @@ struct KeeperFile {
 impl Keeper {
     /// The keeper whose run has this directory, if it lives.
     pub fn of_run(directory: &Path) -> Option<Keeper> {
-        let bytes = private_file::read(&directory.join(KEEPER)).ok()??;
-        let file: KeeperFile = serde_json::from_slice(&bytes).ok()?;
-        is_alive(directory).then(|| Keeper {
+        Keeper::read(directory).ok()?
+    }
+
+    fn read(directory: &Path) -> Result<Option<Keeper>, StoreError> {
+        let Some(bytes) = private_file::read(&directory.join(KEEPER))? else { return Ok(None) };
+        let Ok(file) = serde_json::from_slice::<KeeperFile>(&bytes) else { return Ok(None) };
+        Ok(is_alive(directory).then(|| Keeper {
             directory: directory.to_owned(),
             owner: file.owner,
             provides: file.provides,
             identity: file.identity,
             gives: file.gives.into_iter().collect(),
             takes: file.takes,
-        })
+        }))
     }
 
     /// When it ends at the latest, whatever else it waits for.
@@ -144,18 +148,45 @@ impl Store {
 
     /// The living keepers of this key.
     pub fn keepers(&self) -> Vec<Keeper> {
-        keepers_of(&self.directory)
+        let runs = subdirectories(&self.directory.join(RUNS));
+        runs.iter().filter(|run| !is_unborn(run)).filter_map(|run| Keeper::of_run(run)).collect()
     }
 }
 
-/// The living keepers under all keys of this state directory.
-pub fn keepers(root: &Path) -> Vec<Keeper> {
-    subdirectories(root).into_iter().filter(|path| is_key(path)).flat_map(|key| keepers_of(&key)).collect()
-}
-
-fn keepers_of(key: &Path) -> Vec<Keeper> {
-    let runs = subdirectories(&key.join(super::lease::RUNS));
-    runs.iter().filter(|run| !is_unborn(run)).filter_map(|run| Keeper::of_run(run)).collect()
+/// The living keepers under all keys of this state directory, and what kept us from seeing all of them.
+///
+/// A directory that others can only read still says truly whose its files are, so its keepers are among them.
+pub fn keepers(root: &Path) -> (Vec<Keeper>, Result<(), StoreError>) {
+    let mut seen = private_file::verify_if_there(root).map_err(StoreError::from);
+    let can_be_written_by_others = |mode: u32| mode & 0o022 != 0;
+    match &seen {
+        Err(StoreError::File(PrivateFileError::Loose { mode, .. })) if !can_be_written_by_others(*mode) => {}
+        Err(_) => return (Vec::new(), seen),
+        Ok(()) => {}
+    }
+    let mut note = |error| {
+        if seen.is_ok() {
+            seen = Err(error);
+        }
+    };
+    let mut found = Vec::new();
+    let keys = keys_unverified(root).unwrap_or_else(|error| {
+        note(error);
+        Vec::new()
+    });
+    for key in keys {
+        let runs = list(&key.join(RUNS)).unwrap_or_else(|error| {
+            note(error);
+            Vec::new()
+        });
+        for run in runs.iter().filter(|run| !is_unborn(run)) {
+            match Keeper::read(run) {
+                Ok(keeper) => found.extend(keeper),
+                Err(error) => note(error),
+            }
+        }
+    }
+    (found, seen)
 }
 
 #[cfg(test)]
@@ -183,7 +214,7 @@ mod tests {
         let found = Keeper::of_run(lease.directory()).expect("it lives");
         assert_eq!((found.owner, found.provides, found.takes), (keeper.owner, keeper.provides, keeper.takes));
         assert_eq!((found.identity, found.gives.text("A")), (keeper.identity, Some("b")));
-        for keepers in [store.keepers(), keepers(&root)] {
+        for keepers in [store.keepers(), keepers(&root).0] {
             let [one] = keepers.as_slice() else { panic!("{keepers:?}") };
             assert_eq!((one.directory.as_path(), one.key_directory()), (lease.directory(), Some(store.directory())));
             let agrees = |name, value| one.agrees_with([(name, value)].into_iter());
@@ -194,6 +225,6 @@ mod tests {
         }
         let directory = lease.directory().to_owned();
         lease.end(|| Afterwards::Remove).unwrap();
-        assert!(Keeper::of_run(&directory).is_none() && keepers(&root).is_empty());
+        assert!(Keeper::of_run(&directory).is_none() && keepers(&root).0.is_empty());
     }
 }

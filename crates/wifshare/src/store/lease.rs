@@ -176,7 +176,7 @@ pub fn is_alive(run: &Path) -> bool {
 ///
 /// It is a courtesy to the user and no duty: what cannot be removed now is left to the next start.
 pub fn sweep(root: &Path, clock: Clock, watch: Watch<'_>) {
-    for key in subdirectories(root).into_iter().filter(|path| is_key(path)) {
+    for key in keys(root).unwrap_or_default() {
         remove_unfinished_of_nobody(&key);
         let runs = subdirectories(&key.join(RUNS));
         let born = runs.iter().filter(|run| !is_unborn(run));
@@ -244,11 +244,15 @@ fn remove_credential_of_nobody(key: &Path, last_run_was_killed: bool, clock: Clo
 
 /// Removes what nobody lives for, the credential included: of these keys, or of all where none is named. What living
 /// runs share stays. Tells whether nothing had to stay.
+///
+/// # Errors
+///
+/// If the state directory is not this user's alone, or something in it cannot be removed.
 pub fn clear(root: &Path, keys: Option<&[PathBuf]>, clock: Clock, watch: Watch<'_>) -> Result<bool, StoreError> {
     let mut is_clear = true;
+    let found = self::keys(root)?;
     sweep(root, clock, watch);
-    let is_meant = |key: &PathBuf| is_key(key) && keys.is_none_or(|keys| keys.contains(key));
-    for key in subdirectories(root).into_iter().filter(is_meant) {
+    for key in found.into_iter().filter(|key| keys.is_none_or(|keys| keys.contains(key))) {
         if let (Some(_alone), Some(_turn)) =
             (FileLock::try_acquire(&key.join(LEASE))?, FileLock::try_acquire(&key.join(LOCK))?)
         {
@@ -270,14 +274,33 @@ fn remove_unfinished_of_nobody(key: &Path) {
     }
 }
 
-/// The directories of all identity keys of this state directory.
-pub fn keys(root: &Path) -> Vec<PathBuf> {
-    subdirectories(root).into_iter().filter(|path| is_key(path)).collect()
+/// The directories of all identity keys of this state directory; none where it does not exist.
+///
+/// # Errors
+///
+/// If it is not this user's alone, or cannot be read.
+pub fn keys(root: &Path) -> Result<Vec<PathBuf>, StoreError> {
+    private_file::verify_if_there(root)?;
+    keys_unverified(root)
+}
+
+/// The same, whoever can read the directory.
+pub(super) fn keys_unverified(root: &Path) -> Result<Vec<PathBuf>, StoreError> {
+    Ok(list(root)?.into_iter().filter(|path| is_key(path)).collect())
 }
 
 pub(super) fn subdirectories(path: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(path).into_iter().flatten().flatten();
-    entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect()
+    list(path).unwrap_or_default()
+}
+
+/// The directories in this one; none where it does not exist.
+pub(super) fn list(path: &Path) -> Result<Vec<PathBuf>, StoreError> {
+    let entries = match fs::read_dir(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(|source| failed("list", path, source))?,
+    };
+    let is_directory = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
+    Ok(entries.flatten().filter(is_directory).map(|entry| entry.path()).collect())
 }
 
 pub(super) fn is_unborn(run: &Path) -> bool {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::file_lock::{FileLock, holder};
-use super::lease::{is_key, is_unborn, subdirectories};
+use super::lease::{is_unborn, keys, subdirectories};
 use super::owner::Owner;
 use super::{LOCK, Refusal, StoreError, is_alive, read_credential, refusal};
 use crate::clock::Clock;
@@ -36,11 +36,7 @@ pub struct Look {
 /// Looks at every identity key of this state directory, in the order of their names. Where there is no directory there
 /// are none.
 pub fn look(root: &Path, clock: Clock) -> Result<Vec<Look>, StoreError> {
-    if !root.exists() {
-        return Ok(Vec::new());
-    }
-    private_file::private_directory(root)?;
-    let mut keys: Vec<_> = subdirectories(root).into_iter().filter(|path| is_key(path)).collect();
+    let mut keys = keys(root)?;
     keys.sort();
     Ok(keys.into_iter().map(|directory| look_at(directory, clock)).collect())
 }
