@@ -23,7 +23,10 @@ pub fn share(command: &[OsString], environment: &Environment) -> Result<u8, Box<
         Arc::new(Run::begin(config, provision, transport, Clock::system(), Arc::new(|_: &wifshare::Step<'_>| {}))?);
     let keeper = Arc::clone(&run);
     // It ends with the run; a request that hangs must not hold a finished command.
-    std::thread::spawn(move || keeper.keep_fresh(0.0));
+    if let Err(error) = std::thread::Builder::new().spawn(move || keeper.keep_fresh(0.0)) {
+        run.end()?;
+        return Err(error.into());
+    }
     let worked = Child::spawn(command, &run.environment(environment, &[]), Streams::Ours).map(|mut child| child.wait());
     run.end()?;
     Ok(exit_code(worked??))

@@ -132,6 +132,7 @@ fn size(path: &Path) -> Option<u64> {
 
 #[cfg(test)]
 #[cfg(unix)]
+#[expect(clippy::disallowed_methods, reason = "a test may end where it gets no thread")]
 mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
 

@@ -460,6 +460,7 @@ pub(crate) fn is_spent(token: &IdentityToken, config: &Config) -> bool {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a test may end where it gets no thread")]
 mod tests {
     use std::cell::Cell;
     use std::sync::atomic::{AtomicBool, Ordering};

@@ -440,6 +440,7 @@ use platform::{
 
 #[cfg(test)]
 #[cfg(unix)]
+#[expect(clippy::disallowed_methods, reason = "a test may end where it gets no thread")]
 mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
 

@@ -521,6 +521,7 @@ fn parse_credential(bytes: &[u8], path: PathBuf) -> Result<Option<Stored>, Store
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a test may end where it gets no thread")]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 

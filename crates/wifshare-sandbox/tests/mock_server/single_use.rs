@@ -47,6 +47,7 @@ fn second_exchange_of_token_gets_401_without_reason() {
 }
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "a test may end if it gets no thread")]
 fn one_of_fifty_concurrent_exchanges_is_accepted() {
     let sandbox = Sandbox::start(Settings { exchange_latency_ms: 100, ..Settings::default() }).unwrap();
     let identity_token = sandbox.issue_identity_token();
