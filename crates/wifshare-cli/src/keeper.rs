@@ -123,6 +123,8 @@ fn begin(orders: &Orders, environment: &Environment) -> Result<(Arc<Run>, PipeRe
     let options = GatewayOptions { api_key: orders.api_key, ..GatewayOptions::default() };
     let (run, events) = share::begin("start", config, provision, options, SignIn::First, environment, talk)?;
     let run = Arc::new(run.ending_with_its_directory());
+    // Now, while somebody hears of a limit.
+    run.watch_files();
     let until = wifshare::extend(run.directory(), crate::clock::clock().now() + orders.longest);
     match until.map_err(Failure::from).and_then(|()| Ok(run.announce(environment, &orders.keep)?)) {
         Ok(()) => Ok((run, signalled, events)),

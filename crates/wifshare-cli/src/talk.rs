@@ -326,6 +326,9 @@ impl Talk {
                     "no credential could be had, and requests are refused until there is one: {cause}{hint}"
                 ));
             }
+            Step::NotWatched { limit } => {
+                self.warning(&format!("changes of the run's files are polled for, because {limit}"));
+            }
             Step::ConnectionFault => {
                 self.warning("an internal error ended one connection to the gateway; the others go on");
             }

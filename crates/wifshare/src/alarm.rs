@@ -18,6 +18,15 @@ pub enum Happening {
     Removal,
 }
 
+/// Why changes in a directory are not noticed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unwatched {
+    /// A limit of the system is reached. In words, with what raises it.
+    Limit(&'static str),
+    /// There is no such directory, or the system cannot watch one.
+    Otherwise,
+}
+
 /// A thread's way to wait for whatever comes first.
 #[derive(Debug)]
 pub struct Alarm(platform::Alarm);
@@ -33,10 +42,12 @@ impl Alarm {
         self.0.ring();
     }
 
-    /// From now on a wait ends when this happens there. Tells whether it can be noticed: not on every system, and a user
-    /// may have so and so many watches. To be called again for a directory that may be another one by now, and for each
+    /// From now on a wait ends when this happens there. To be called again for a directory that may be another one by now, and for each
     /// thing that is to be noticed there.
-    pub fn watch(&self, directory: &Path, happening: Happening) -> bool {
+    ///
+    /// # Errors
+    /// It cannot be noticed: not on every system, and the instances and watches of a user are limited.
+    pub fn watch(&self, directory: &Path, happening: Happening) -> Result<(), Unwatched> {
         self.0.watch(directory, happening)
     }
 
@@ -60,6 +71,7 @@ mod platform {
 
     use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
     use rustix::fs::inotify;
+    use rustix::io::Errno;
     use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime};
 
     use super::*;
@@ -69,7 +81,27 @@ mod platform {
     pub(super) struct Alarm {
         bell: Option<OwnedFd>,
         timer: Option<OwnedFd>,
-        watches: Option<OwnedFd>,
+        watches: Result<OwnedFd, Unwatched>,
+    }
+
+    impl Unwatched {
+        /// What an error of inotify_init1(2) or inotify_add_watch(2) means.
+        pub(crate) fn by(errno: Errno) -> Unwatched {
+            // The limit of open files of this process has the same number as that of the user's instances.
+            let may_open_files = || eventfd(0, EventfdFlags::CLOEXEC).is_ok();
+            match errno {
+                Errno::MFILE if may_open_files() => Unwatched::Limit(
+                    "this user has no inotify instance left; raise the limit with `sysctl fs.inotify.max_user_instances=1024`",
+                ),
+                Errno::MFILE => {
+                    Unwatched::Limit("this process may not open more files; raise the limit with `ulimit -n 1024`")
+                }
+                Errno::NOSPC => Unwatched::Limit(
+                    "this user has no inotify watch left; raise the limit with `sysctl fs.inotify.max_user_watches=524288`",
+                ),
+                _ => Unwatched::Otherwise,
+            }
+        }
     }
 
     impl Alarm {
@@ -79,7 +111,7 @@ mod platform {
             Alarm {
                 bell: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).ok(),
                 timer: timerfd_create(TimerfdClockId::Realtime, timer_flags).ok(),
-                watches: inotify::init(quiet).ok(),
+                watches: inotify::init(quiet).map_err(Unwatched::by),
             }
         }
 
@@ -89,15 +121,15 @@ mod platform {
             }
         }
 
-        pub(super) fn watch(&self, directory: &Path, happening: Happening) -> bool {
+        pub(super) fn watch(&self, directory: &Path, happening: Happening) -> Result<(), Unwatched> {
             use inotify::WatchFlags as On;
 
-            let Some(watches) = &self.watches else { return false };
+            let watches = self.watches.as_ref().map_err(|unwatched| *unwatched)?;
             let on = match happening {
                 Happening::Arrival => On::MOVED_TO | On::CLOSE_WRITE,
                 Happening::Removal => On::DELETE | On::MOVED_FROM | On::DELETE_SELF | On::MOVE_SELF,
             };
-            inotify::add_watch(watches, directory, on | On::ONLYDIR | On::MASK_ADD).is_ok()
+            inotify::add_watch(watches, directory, on | On::ONLYDIR | On::MASK_ADD).map(drop).map_err(Unwatched::by)
         }
 
         pub(super) fn knows_the_wall_clock(&self) -> bool {
@@ -109,7 +141,10 @@ mod platform {
             const LOOK_FOR_A_RING: Duration = Duration::from_millis(100);
             let longest = if self.bell.is_some() { longest } else { longest.min(LOOK_FOR_A_RING) };
             self.arm(moment);
-            let own = [&self.bell, &self.timer, &self.watches].into_iter().flatten().map(AsFd::as_fd);
+            let own = [self.bell.as_ref(), self.timer.as_ref(), self.watches.as_ref().ok()]
+                .into_iter()
+                .flatten()
+                .map(AsFd::as_fd);
             let mut eyes: Vec<_> = own.chain(eye).map(|eye| PollFd::from_borrowed_fd(eye, PollFlags::IN)).collect();
             // An interruption ends it as well; whoever waits looks again in any case.
             let _ = poll(&mut eyes, timespec(longest).as_ref());
@@ -131,7 +166,7 @@ mod platform {
             if let Some(bell) = &self.bell {
                 let _ = rustix::io::read(bell, &mut [0u8; 8]);
             }
-            let Some(watches) = &self.watches else { return };
+            let Ok(watches) = &self.watches else { return };
             let mut buffer = [MaybeUninit::uninit(); 4096];
             let mut events = inotify::Reader::new(watches, &mut buffer);
             while events.next().is_ok() {}
@@ -169,8 +204,8 @@ mod platform {
             self.bell.notify_all();
         }
 
-        pub(super) fn watch(&self, _directory: &Path, _happening: Happening) -> bool {
-            false
+        pub(super) fn watch(&self, _directory: &Path, _happening: Happening) -> Result<(), Unwatched> {
+            Err(Unwatched::Otherwise)
         }
 
         pub(super) fn knows_the_wall_clock(&self) -> bool {
@@ -229,7 +264,8 @@ mod tests {
         }
         let file = std::fs::File::create(removals.join("old")).expect("created");
         let alarm = Alarm::new();
-        assert!(alarm.watch(&arrivals, Happening::Arrival) && alarm.watch(&removals, Happening::Removal));
+        assert_eq!(alarm.watch(&arrivals, Happening::Arrival), Ok(()));
+        assert_eq!(alarm.watch(&removals, Happening::Removal), Ok(()));
         std::fs::File::create(removals.join("new")).expect("created");
         drop(file);
         let moment = Duration::from_millis(50);
@@ -239,7 +275,7 @@ mod tests {
         assert!(taken(|| alarm.wait(None, moment, None)) >= moment, "told once");
         std::fs::remove_dir_all(&removals).expect("removed");
         assert!(taken(|| alarm.wait(None, LONG, None)) < LONG / 2);
-        assert!(!alarm.watch(&removals, Happening::Removal));
+        assert_eq!(alarm.watch(&removals, Happening::Removal), Err(Unwatched::Otherwise));
     }
 
     #[test]
@@ -255,7 +291,7 @@ mod tests {
         }
         let watching = |directory: &str, happening| {
             let alarm = Alarm::new();
-            assert!(alarm.watch(&inside(directory), happening));
+            assert_eq!(alarm.watch(&inside(directory), happening), Ok(()));
             alarm
         };
         let ends = |alarm: &Alarm, what: &str| {

@@ -263,6 +263,7 @@ impl What {
             | Step::Connected
             | Step::Recorded
             | Step::Answered
+            | Step::NotWatched { .. }
             | Step::Written(_)
             | Step::Replaced(_) => return None,
         })

@@ -21,10 +21,7 @@ fn of_code(code: i32) -> Option<&'static str> {
     Some(match () {
         () if is(Errno::MFILE) => "this process may not open more files: raise the limit (`ulimit -n 1024`)",
         () if is(Errno::NFILE) => "this system may not open more files: raise fs.file-max, or end what holds them open",
-        () if is(Errno::NOSPC) => {
-            "the disk is full (or the limit of inotify watches is reached): free some space, or raise \
-                                   fs.inotify.max_user_watches"
-        }
+        () if is(Errno::NOSPC) => "the disk is full: free some space",
         () if is(Errno::DQUOT) => "this user's quota on that file system is used up: free some space",
         () if is(Errno::FBIG) => {
             "the file would be larger than this process may write: raise the limit (`ulimit -f unlimited`)"

@@ -73,6 +73,7 @@ pub struct Run {
     over: AtomicBool,
     /// Whether the run is over when somebody removes its directory; otherwise what was there is put in place again.
     ends_with_its_directory: bool,
+    limit_was_told: AtomicBool,
 }
 
 struct Desk {
@@ -190,6 +191,7 @@ impl Run {
             renewing: Mutex::new(()),
             over: AtomicBool::new(false),
             ends_with_its_directory: false,
+            limit_was_told: AtomicBool::new(false),
         };
         match catch_unwind(AssertUnwindSafe(|| run.prepare(options))) {
             Ok(Ok(())) => Ok(run),

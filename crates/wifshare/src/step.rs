@@ -108,6 +108,11 @@ pub enum Step<'a> {
         /// Why, safe to show.
         cause: String,
     },
+    /// Changes of a run's files are looked for now and then, because the system does not notify of them.
+    NotWatched {
+        /// Which limit is reached, and what raises it.
+        limit: &'static str,
+    },
     /// A connection to the gateway ended because of an internal error; the others go on.
     ConnectionFault,
     /// The credential of the delivery was replaced by this one.

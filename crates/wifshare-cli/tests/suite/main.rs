@@ -23,6 +23,7 @@ mod gateway_hostile;
 mod github;
 mod help;
 mod identities;
+mod inotify;
 mod inputs;
 mod internal_error;
 mod job;

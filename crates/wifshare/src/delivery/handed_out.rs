@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::alarm::Eye;
+use crate::alarm::{Eye, Unwatched};
 use crate::identity_token::IdentityToken;
 use crate::private_file::{self, PrivateFileError};
 use crate::step::Watch;
@@ -34,7 +34,7 @@ impl HandedOutToken {
 
     /// Hands this token out in place of the one before. Whoever has the older file open goes on reading it whole.
     pub fn replace(&self, token: IdentityToken, watch: Watch<'_>) -> Result<(), PrivateFileError> {
-        // Somebody may have removed it; from then on nobody tells us of readers, and the token is replaced as it ages.
+        // Somebody may have removed it; from then on readers are found by the time of access alone.
         private_file::private_directory(&self.directory)?;
         private_file::replace_unsynced(&self.directory, FILE, token.expose().as_bytes(), watch)
     }
@@ -46,45 +46,63 @@ impl HandedOutToken {
 
     /// Whether somebody opened the file since the last call; from then on its token may be spent.
     ///
-    /// Only the kernel can tell, and only on Linux: a client without a profile leaves no other trace of an exchange.
+    /// The kernel tells it on Linux. Without a watch the file's time of access does, where the file system keeps that: a
+    /// client without a profile leaves no other trace of an exchange.
     pub fn was_read(&self) -> bool {
-        self.readers.opened(FILE)
+        match self.readers.watched() {
+            Ok(()) => self.readers.opened(FILE),
+            Err(_) => self.was_accessed(),
+        }
+    }
+
+    /// Whether readers are noticed without looking for them.
+    pub fn watched(&self) -> Result<(), Unwatched> {
+        self.readers.watched()
+    }
+
+    /// A file is written once, under another name. What is newer than that is a reader's.
+    fn was_accessed(&self) -> bool {
+        let metadata = std::fs::symlink_metadata(&self.path);
+        metadata.is_ok_and(|it| matches!((it.accessed(), it.modified()), (Ok(read), Ok(written)) if read > written))
     }
 }
 
 #[cfg(target_os = "linux")]
 mod readers {
-    use std::io;
     use std::mem::MaybeUninit;
     use std::os::fd::{AsFd, OwnedFd};
     use std::path::Path;
 
     use rustix::fs::inotify;
+    use rustix::io::Errno;
 
-    use crate::alarm::Eye;
+    use crate::alarm::{Eye, Unwatched};
 
-    /// Without a watch (a user may have so and so many) the token is replaced when it ages, as on other systems.
     #[derive(Debug)]
-    pub(super) struct Readers(Option<OwnedFd>);
+    pub(super) struct Readers(Result<OwnedFd, Unwatched>);
 
     impl Readers {
         pub(super) fn of(directory: &Path) -> Readers {
-            Readers(Self::watch(directory).ok())
+            Readers(Self::watch(directory).map_err(Unwatched::by))
         }
 
-        fn watch(directory: &Path) -> io::Result<OwnedFd> {
+        fn watch(directory: &Path) -> Result<OwnedFd, Errno> {
             let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
             // The directory, because the file in it is replaced by rename.
             inotify::add_watch(&watch, directory, inotify::WatchFlags::OPEN)?;
             Ok(watch)
         }
 
+        pub(super) fn watched(&self) -> Result<(), Unwatched> {
+            self.0.as_ref().map(drop).map_err(|unwatched| *unwatched)
+        }
+
         pub(super) fn news(&self) -> Option<Eye<'_>> {
-            self.0.as_ref().map(AsFd::as_fd)
+            self.0.as_ref().ok().map(AsFd::as_fd)
         }
 
         pub(super) fn opened(&self, name: &str) -> bool {
-            let Some(watch) = &self.0 else { return false };
+            let Ok(watch) = &self.0 else { return false };
             let mut buffer = [MaybeUninit::uninit(); 4096];
             let mut events = inotify::Reader::new(watch, &mut buffer);
             let mut opened = false;
@@ -98,12 +116,12 @@ mod readers {
     }
 }
 
-/// Not run by us: elsewhere a token is replaced when it ages and when a credential file changes.
+/// Not run by us: elsewhere readers are found by the time of access.
 #[cfg(not(target_os = "linux"))]
 mod readers {
     use std::path::Path;
 
-    use crate::alarm::Eye;
+    use crate::alarm::{Eye, Unwatched};
 
     #[derive(Debug)]
     pub(super) struct Readers;
@@ -111,6 +129,10 @@ mod readers {
     impl Readers {
         pub(super) fn of(_directory: &Path) -> Readers {
             Readers
+        }
+
+        pub(super) fn watched(&self) -> Result<(), Unwatched> {
+            Err(Unwatched::Otherwise)
         }
 
         pub(super) fn news(&self) -> Option<Eye<'_>> {

@@ -9,11 +9,11 @@ use super::inside::Supplier;
 use super::request::Request;
 use super::schedule::Schedule;
 use super::{Provision, Run, lock};
-use crate::alarm::Happening;
+use crate::alarm::{Happening, Unwatched};
 use crate::backoff::Backoff;
 use crate::clock::{Interrupted, epoch_seconds, from_epoch_seconds};
 use crate::credential::{Credential, Freshness};
-use crate::delivery::{Delivery, HandedOutToken};
+use crate::delivery::{Delivery, HandedOutToken, ProfileDirectory};
 use crate::identity::Reissue;
 use crate::identity_token::IdentityToken;
 use crate::message::whole_message;
@@ -32,7 +32,7 @@ impl Run {
         loop {
             let age = (self.clock.monotonic)().saturating_sub(begun);
             // Watched first and looked at then, so that nothing falls between the two.
-            let is_watched = age >= watched_from && self.watch_what_is_ours();
+            let is_watched = age >= watched_from && self.watch_files();
             if self.is_over() {
                 return;
             }
@@ -398,13 +398,22 @@ impl Run {
         if adopts || self.renews_on_request() || self.ends_with_its_directory { Self::SOON } else { LATER }
     }
 
-    /// Watches what others may do to our files. Tells whether all of it can be noticed.
-    fn watch_what_is_ours(&self) -> bool {
-        let removal = self.alarm.watch(&self.directory, Happening::Removal);
+    /// Watches what others may do to our files. Tells whether all of it can be noticed; a limit that prevents that is told
+    /// as a step, once.
+    pub fn watch_files(&self) -> bool {
         let adopted = self.profile.as_ref().filter(|_| self.provision == Provision::Credential(Delivery::Federation));
-        let arrival = adopted.is_none_or(|profile| self.alarm.watch(&profile.credentials(), Happening::Arrival));
-        let request = !self.renews_on_request() || self.alarm.watch(&self.directory, Happening::Arrival);
-        removal && arrival && request
+        let on_request = Some(&self.directory).filter(|_| self.renews_on_request());
+        let arrivals = adopted.map(ProfileDirectory::credentials).into_iter().chain(on_request.cloned());
+        let mut watched: Vec<_> = arrivals.map(|directory| self.alarm.watch(&directory, Happening::Arrival)).collect();
+        watched.push(self.alarm.watch(&self.directory, Happening::Removal));
+        watched.extend(self.handed_out.as_ref().map(HandedOutToken::watched));
+        let unwatched = watched.into_iter().find_map(Result::err);
+        if let Some(Unwatched::Limit(limit)) = unwatched
+            && !self.limit_was_told.swap(true, Ordering::Relaxed)
+        {
+            (self.watch)(&Step::NotWatched { limit });
+        }
+        unwatched.is_none()
     }
 
     /// Whether there is nothing more to keep fresh.
@@ -570,7 +579,7 @@ mod tests {
     #[test]
     fn what_a_child_puts_in_place_is_noticed_and_taken_over_where_it_is_good() {
         let (run, _sandbox, _holder) = run_of(Provision::Credential(Delivery::Federation), 600);
-        assert!(run.watch_what_is_ours());
+        assert!(run.watch_files());
         let profile = run.profile.as_ref().expect("a profile");
         let clock = Clock::system();
         let start = (clock.monotonic)();

@@ -118,9 +118,9 @@ impl Schedule {
         }
         if !is_watched {
             longest = longest.min(match run.provision {
-                Provision::Credential(Delivery::Federation) => LOOK_AT_FILES,
+                Provision::IdentityToken | Provision::Credential(Delivery::Federation) => LOOK_AT_FILES,
                 Provision::Credential(Delivery::Environment) => LOOK_FOR_REQUESTS,
-                _ => LOOK_NOW_AND_THEN,
+                Provision::Credential(Delivery::Profile | Delivery::Gateway) => LOOK_NOW_AND_THEN,
             });
         }
         if !run.alarm.knows_the_wall_clock() {
