@@ -2,7 +2,7 @@
 
 use std::process::{Command, Stdio};
 
-use crate::job::{Job, WIFSHARE, finish, knobs, living};
+use crate::job::{Job, WIFSHARE, finish, living, settings};
 
 /// Whether this machine lets us make a user namespace, whose limits are its own.
 fn has_user_namespaces() -> bool {
@@ -40,7 +40,7 @@ fn federation_without_inotify_polls_and_names_the_limit_once() {
         ("max_inotify_watches", 0, "sysctl fs.inotify.max_user_watches=524288"),
     ];
     for (limit, number, cure) in cases {
-        let job = Job::new(knobs());
+        let job = Job::new(settings());
         let script = NEXT_TOKEN_FOLLOWS.replacen("sleep 1\n", "sleep 1; touch \"$RUNNER_TEMP/mark\"\n", 1);
         let exec = [WIFSHARE, "exec", "--delivery", "federation", "--", "sh", "-c", &script];
         let ended = finish(limited(&job, limit, number, &exec).spawn().unwrap());
@@ -69,7 +69,7 @@ fn keeper_without_inotify_names_the_limit_and_ends_with_its_directory() {
     if !has_user_namespaces() {
         return;
     }
-    let job = Job::new(knobs());
+    let job = Job::new(settings());
     let script = r#""$WIFSHARE" start --format json > handed || exit
         keeper=$(grep -ho '"pid":[0-9]*' "$RUNNER_TEMP"/wifshare-*/*/runs/*/keeper.json | cut -d: -f2)
         kill -0 "$keeper" || exit 8
