@@ -366,6 +366,16 @@ pub(crate) const CATALOGUE: &[Entry] = &[
     },
     // -- a keeper --
     Entry {
+        code: "memory-not-hidden",
+        meaning: "A gateway could not hide its memory, where the credential is, from the command. Nothing was exchanged.",
+        causes: &["a seccomp filter of the container that denies the system call prctl"],
+        evidence: &["the answer of the system in the message", "the container's seccomp profile"],
+        cures: &[
+            "allow prctl (PR_SET_DUMPABLE, PR_GET_DUMPABLE) in the seccomp profile",
+            "or use another --delivery, which does not promise to keep the credential from the command",
+        ],
+    },
+    Entry {
         code: "keeper",
         meaning: "`wifshare start` could not leave a keeper behind, or the keeper ended at once.",
         causes: &[

@@ -60,11 +60,14 @@ pub(crate) enum Answer {
     Failed(Failure),
 }
 
-pub(crate) fn keeper(environment: &Environment) -> Result<u8, Failure> {
+pub(crate) fn keeper(hidden: io::Result<()>, environment: &Environment) -> Result<u8, Failure> {
     let orders: Option<Orders> = environment.text(VARIABLE).and_then(|text| serde_json::from_str(text).ok());
-    if orders.as_ref().is_some_and(|orders| orders.provides == Delivery::Gateway.to_string()) {
-        hardening::begin_anew();
-    }
+    let guarded = match &orders {
+        Some(orders) if orders.provides == Delivery::Gateway.to_string() => {
+            hardening::guard_memory(hidden, environment, talk_of(orders, environment))
+        }
+        _ => Ok(()),
+    };
     hardening::close_what_was_inherited();
     // It fails for the leader of a group, which is what a person gets who starts a keeper by hand.
     let _ = rustix::process::setsid();
@@ -77,7 +80,7 @@ pub(crate) fn keeper(environment: &Environment) -> Result<u8, Failure> {
     let mut environment = environment.clone();
     environment.remove(VARIABLE);
     let threads = Thread::prepare("renewal").and_then(|freshener| Ok((freshener, Thread::prepare("answer")?)));
-    let begun = threads.map_err(|error| no_thread(&error)).and_then(|(freshener, reader)| {
+    let begun = guarded.and_then(|()| threads.map_err(|error| no_thread(&error))).and_then(|(freshener, reader)| {
         let acknowledged = acknowledgement(reader);
         Ok((begin(&orders, &environment)?, freshener, acknowledged))
     });
@@ -105,8 +108,12 @@ pub(crate) fn keeper(environment: &Environment) -> Result<u8, Failure> {
     Ok(0)
 }
 
+fn talk_of(orders: &Orders, environment: &Environment) -> Talk {
+    Talk::new(u8::from(orders.verbose), None, None, Terminal::of_talk(environment), environment)
+}
+
 fn begin(orders: &Orders, environment: &Environment) -> Result<(Arc<Run>, PipeReader, EventWriter), Failure> {
-    let talk = Talk::new(u8::from(orders.verbose), None, None, Terminal::of_talk(environment), environment);
+    let talk = talk_of(orders, environment);
     let signalled = signals::listen_as_keeper()?;
     let provision: Provision = orders.provides.parse().map_err(|error: wifshare::UnknownDelivery| {
         Failure::new(code!("keeper"), format!("the keeper was told to provide something unknown: {error}"), None)

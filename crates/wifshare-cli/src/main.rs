@@ -58,7 +58,7 @@ fn main() -> ExitCode {
 
 #[expect(clippy::disallowed_methods, reason = "the border: the environment is read here and nowhere else")]
 fn run() -> ExitCode {
-    hardening::hide_this_process();
+    let hidden = hardening::hide_this_process();
     signals::survive_file_size_limit();
     let environment: Environment = std::env::vars_os().collect();
     let words: Vec<OsString> = std::env::args_os().skip(1).collect();
@@ -66,15 +66,17 @@ fn run() -> ExitCode {
     internal_error::report_panics(Talk::new(0, LogFormat::among(&words), None, terminal, &environment));
     // What `start` leaves behind is no command of the user's: help, completions and man pages do not offer it.
     if words == [keeper::NAME] {
-        return end(keeper::keeper(&environment), Talk::new(0, None, None, terminal, &environment));
+        return end(keeper::keeper(hidden, &environment), Talk::new(0, None, None, terminal, &environment));
     }
     let Arguments { talk, command } = match Arguments::parse(&words, || Terminal::of_data(&environment).width) {
         Ok(arguments) => arguments,
         Err(said) => return not_a_command(&said, &words, terminal, &environment),
     };
     let talk = Talk::new(talk.verbose, talk.log_format, talk.mask, terminal, &environment);
-    if command.keeps_a_credential_in_memory() {
-        hardening::begin_anew();
+    if command.keeps_a_credential_in_memory()
+        && let Err(failure) = hardening::guard_memory(hidden, &environment, talk)
+    {
+        return end(Err(failure), talk);
     }
     let ended = match command {
         Command::Exec(arguments) => exec::exec(arguments, &environment, talk),

@@ -1,7 +1,7 @@
 //! The memory of a gateway, opened by another process of the same user before the gateway could hide itself.
 #![cfg(target_os = "linux")]
 
-use crate::job::{Job, WIFSHARE, eventually, finish, settings};
+use crate::job::{Ended, Job, WIFSHARE, eventually, finish, settings};
 
 /// Starts what its arguments say, opens the memory of the process that becomes the gateway as early and as often as it
 /// can, and prints how many of these views show an access token once the gateway has answered a request.
@@ -87,5 +87,86 @@ fn memory_opened_at_the_start_of_a_gateway_shows_no_access_token() {
                 assert!(said.trim().ends_with(" found 0"), "{who}: {said}");
             }
         });
+    }
+}
+
+/// Runs wifshare where the kernel refuses these system calls, as a container's filter does.
+fn refused(job: &Job, faults: &[&str], arguments: &[&str]) -> Option<Ended> {
+    if std::process::Command::new("strace").arg("-V").output().is_err() {
+        assert!(std::env::var_os("CI").is_none(), "strace is missing");
+        return None;
+    }
+    let calls: Vec<&str> = faults.iter().filter_map(|fault| fault.split(':').next()).collect();
+    let mut command = job.command("strace", &["-f", "-qq", "-o", "/dev/null", "-e"]);
+    command.arg(format!("trace={}", calls.join(",")));
+    for fault in faults {
+        command.args(["-e", &format!("inject={fault}")]);
+    }
+    Some(finish(command.arg(WIFSHARE).args(arguments).spawn().unwrap()))
+}
+
+#[test]
+fn gateway_that_cannot_hide_its_memory_is_refused() {
+    let reads = "touch \"$RUNNER_TEMP/ran\"; cat /proc/$PPID/environ";
+    for faults in [&["prctl:error=EPERM", "memfd_create:error=EPERM"][..], &["prctl:error=EINVAL"]] {
+        for command in [
+            &["exec", "--delivery", "gateway", "--", "sh", "-c", reads][..],
+            &["gateway"],
+            &["start", "--delivery", "gateway", "--watch-pid", "none"],
+        ] {
+            let job = Job::new(settings());
+            let Some(ended) = refused(&job, faults, command) else { return };
+            assert_eq!(ended.code, 125, "{command:?}: {}", ended.stderr);
+            assert!(ended.stderr.contains("error[memory-not-hidden]"), "{command:?}: {}", ended.stderr);
+            assert!(ended.stderr.contains("hint:") && !job.path("ran").exists(), "{command:?}: {}", ended.stderr);
+            job.assert_exchanges(0);
+        }
+        // The other deliveries promise nothing of the kind.
+        let job = Job::new(settings());
+        let ended = refused(&job, faults, &["exec", "--", "true"]).unwrap();
+        assert_eq!((ended.code, ended.stderr.as_str()), (0, ""));
+        job.assert_exchanges(1);
+    }
+}
+
+#[test]
+fn gateway_starts_again_where_no_program_runs_in_memory() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let job = Job::new(settings());
+    let show = "readlink /proc/$PPID/exe; stat -L -c %a:%h /proc/$PPID/exe; cat /proc/$PPID/comm";
+    let arguments = ["exec", "--delivery", "gateway", "--", "sh", "-c", show];
+    let Some(ended) = refused(&job, &["memfd_create:error=EPERM"], &arguments) else { return };
+    assert_eq!((ended.code, ended.stderr.as_str()), (0, ""));
+    let lines: Vec<&str> = ended.stdout.lines().collect();
+    assert!(lines[0].ends_with("(deleted)") && !lines[0].contains("memfd"), "{}", ended.stdout);
+    assert_eq!(lines[1..], ["100:0", "wifshare"]);
+}
+
+#[test]
+fn gateway_that_cannot_start_again_says_what_is_open() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    // A gateway on its own starts no command: what it runs is the copy. The first is in memory, the others are files.
+    for (which, is_open) in [("1", false), ("1+", true)] {
+        let job = Job::new(settings());
+        let script = r#"
+            strace -D -qq -o /dev/null -e trace=execve -e "inject=execve:error=EACCES:when=$WHICH" \
+                "$WIFSHARE" gateway --unix "$RUNNER_TEMP/socket" 2> said > /dev/null &
+            gateway=$!
+            for i in $(seq 100); do [ -S socket ] && break; sleep 0.1; done
+            stat -L -c %a:%h /proc/$gateway/exe
+            kill $gateway
+            wait $gateway; cat said"#;
+        let mut command = job.command("sh", &["-c", script]);
+        let ended = finish(command.env("WHICH", which).spawn().unwrap());
+        let said = ended.stdout.split_once('\n').map(|(mode, said)| (mode == "100:0", said)).unwrap();
+        assert_eq!((said.0, said.1.is_empty()), (!is_open, !is_open), "{}{}", ended.stdout, ended.stderr);
+        if is_open {
+            assert!(said.1.contains("warning: could not start again"), "{}", said.1);
+            assert!(said.1.contains("Permission denied"), "{}", said.1);
+        }
     }
 }

@@ -371,6 +371,14 @@ pub(super) fn rows() -> Vec<Row> {
             "true",
         ),
         cured(
+            "memory-not-hidden",
+            nothing,
+            "strace -qq -o /dev/null -e trace=prctl -e inject=prctl:error=EPERM wifshare exec --delivery gateway -- true",
+            "use another --delivery",
+            Cure::Script,
+            "wifshare exec --delivery profile -- true",
+        ),
+        cured(
             "keeper",
             |job| job.sandbox.set_settings(Settings { identity_token_latency_ms: 3000, ..settings() }),
             r#"wifshare start > /dev/null & pid=$!; sleep 1; kill -KILL $(cat /proc/$pid/task/*/children); wait $pid"#,
