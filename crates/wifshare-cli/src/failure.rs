@@ -60,7 +60,11 @@ impl Failure {
         hints.push("`--help` lists the options");
         let hints: Vec<String> = hints
             .into_iter()
-            .map(|line| line.trim_start_matches("tip: ").trim_matches(['[', ']']).replace("Usage: ", "usage: "))
+            .map(|line| line.trim_start_matches("tip: ").replace("Usage: ", "usage: "))
+            .map(|line| match line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
+                Some(inside) if inside.starts_with("possible values") => inside.to_owned(),
+                _ => line,
+            })
             .collect();
         Failure::usage(message, &hints.join("; "))
     }

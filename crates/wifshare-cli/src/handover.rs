@@ -7,11 +7,11 @@ use std::io::Write;
 use std::path::Path;
 
 use wifshare::{
-    DELIVERED_VARIABLE, Delivery, Environment, Keeper, RUN_VARIABLE, Store, credential_of_run, delivered,
-    open_to_append,
+    DELIVERED_VARIABLE, Delivery, Environment, Keeper, RUN_VARIABLE, Store, credential_of_run, cure_of_limit, delivered,
 };
 use zeroize::Zeroizing;
 
+use crate::appended::AppendedFile;
 use crate::arguments::{HandOver, IdentityArguments};
 use crate::catalogue::code;
 use crate::clock::clock;
@@ -41,14 +41,14 @@ pub(crate) fn hand_over(
     match format {
         HandOver::Github => {
             changes.warn_of_what_stays(environment, talk);
-            changes.append_to(environment, "GITHUB_ENV", Changes::for_github)?;
+            let mut texts = vec![("GITHUB_ENV", changes.for_github())];
             if environment.has("GITHUB_OUTPUT") {
-                changes.append_to(environment, "GITHUB_OUTPUT", Changes::for_github_output)?;
+                texts.push(("GITHUB_OUTPUT", changes.for_github_output()));
             }
             if environment.has("GITHUB_STATE") {
-                changes.append_to(environment, "GITHUB_STATE", Changes::for_github_state)?;
+                texts.push(("GITHUB_STATE", changes.for_github_state()));
             }
-            Ok(())
+            append_all(&texts, environment)
         }
         HandOver::Env => print(&changes.for_a_shell()),
         HandOver::Json => print(&changes.as_json()),
@@ -69,7 +69,7 @@ pub(crate) fn take_back(format: HandOver, environment: &Environment, talk: Talk)
         ));
     }
     match format {
-        HandOver::Github => changes.append_to(environment, "GITHUB_ENV", Changes::for_github),
+        HandOver::Github => append_all(&[("GITHUB_ENV", changes.for_github())], environment),
         HandOver::Env => print(&changes.for_a_shell()),
         HandOver::Json => print(&changes.as_json()),
         HandOver::Dotenv => print(&changes.as_dotenv()?),
@@ -171,23 +171,6 @@ impl Changes {
         heredocs(run.map(|(name, value)| (name.to_ascii_lowercase(), value.clone())))
     }
 
-    fn append_to(
-        &self,
-        environment: &Environment,
-        variable: &str,
-        text: impl Fn(&Changes) -> Zeroizing<String>,
-    ) -> Result<(), Failure> {
-        let path = Path::new(environment.os(variable).unwrap_or_default());
-        let appended = open_to_append(path);
-        appended.and_then(|mut file| file.write_all(text(self).as_bytes())).map_err(|error| {
-            Failure::new(
-                code!("handover"),
-                format!("could not write the variables to {variable}, {}: {error}", path.display()),
-                Some("give --format env, json or dotenv where this is not a step of GitHub Actions"),
-            )
-        })
-    }
-
     fn for_a_shell(&self) -> Zeroizing<String> {
         let mut text = Zeroizing::new(String::new());
         self.set.iter().for_each(|(name, value)| text.push_str(&shell::export(name, value)));
@@ -218,6 +201,33 @@ impl Changes {
         let unset = self.unset.iter().map(|name| format!("{name}=\n"));
         Ok(Zeroizing::new(set.chain(unset).collect()))
     }
+}
+
+/// Appends each text to the file that its variable names. If one of them fails, none of them is changed: half a
+/// value would break every later step, and the run that the values name is ended.
+fn append_all(texts: &[(&str, Zeroizing<String>)], environment: &Environment) -> Result<(), Failure> {
+    let path = |variable: &str| Path::new(environment.os(variable).unwrap_or_default());
+    let failed = |variable: &str, error: &std::io::Error| {
+        let path = path(variable);
+        let place = if path.as_os_str().is_empty() { "which is not set".into() } else { path.to_string_lossy() };
+        let outside = "--format github needs the files of a step of GitHub Actions: give --format env, json or dotenv";
+        Failure::new(
+            code!("handover"),
+            format!("could not write the variables to {variable}, {place}: {error}"),
+            Some(cure_of_limit(error).unwrap_or(outside)),
+        )
+    };
+    let mut files = Vec::new();
+    for (variable, _) in texts {
+        files.push(AppendedFile::open(path(variable)).map_err(|error| failed(variable, &error))?);
+    }
+    for (number, (variable, text)) in texts.iter().enumerate() {
+        if let Err(error) = files[number].append(text) {
+            files[..number].iter().for_each(AppendedFile::undo);
+            return Err(failed(variable, &error));
+        }
+    }
+    Ok(())
 }
 
 /// GitHub's way to write any value: between two lines of a delimiter, which is made up anew each time and cannot stand

@@ -1,6 +1,7 @@
 //! The door: hears the arguments, looks around once, does one thing, and ends with a code that means something.
 
 mod access_log;
+mod appended;
 mod arguments;
 mod background;
 mod catalogue;

@@ -78,8 +78,9 @@ impl RunOver {
         let taken = self.started.as_ref().map(|started| started.taken.join(", ")).filter(|names| !names.is_empty());
         let hint = match taken {
             Some(names) => format!(
-                "`start` took {names} from this shell: run `wifshare start` in a new shell that has the job's variables, \
-                 or set them again here and run `wifshare start`"
+                "`start` took {names} from this environment. In the shell that evaluated `start`, run \
+                 `eval \"$(wifshare stop --format env)\"` to get them back; elsewhere, set them again and run \
+                 `wifshare start`"
             ),
             None => "run this command in a shell that has the job's variables; in this one, \
                      `wifshare start` needs ANTHROPIC_FEDERATION_RULE_ID, ANTHROPIC_ORGANIZATION_ID and a source of \

@@ -39,6 +39,13 @@ fn end_and_undo(arguments: &StopArguments, environment: &Environment, talk: Talk
             }
             Ok(())
         }
+        None if is_over && Started::in_environment(environment).is_some() => {
+            talk.notice(
+                "this shell still has the variables of the run: `eval \"$(wifshare stop --format env)\"` gives it the \
+                 job's own back",
+            );
+            Ok(())
+        }
         None => Ok(()),
     }
 }

@@ -1,11 +1,11 @@
 //! The job's summary: what a run did, as Markdown, where GitHub shows it beside the log.
 
-use std::io::Write;
 use std::path::Path;
 use std::time::SystemTime;
 
-use wifshare::{Environment, EventLog, What, open_to_append};
+use wifshare::{Environment, EventLog, What};
 
+use crate::appended::AppendedFile;
 use crate::report;
 use crate::talk::Talk;
 
@@ -23,8 +23,7 @@ pub(crate) fn append(key: &Path, since: SystemTime, environment: &Environment, t
         return;
     }
     let Some(page) = report::summary(key, since) else { return };
-    let file = open_to_append(Path::new(path));
-    if let Err(error) = file.and_then(|mut file| file.write_all(page.as_bytes())) {
+    if let Err(error) = AppendedFile::open(Path::new(path)).and_then(|mut file| file.append(&page)) {
         talk.detail(&format!("could not append to the job's summary: {error}"));
     }
 }

@@ -4,8 +4,8 @@ use std::io::Write;
 use std::time::SystemTime;
 
 use wifshare::{
-    Clock, Credential, Environment, ExistingAuth, HttpClient, Step, existing_auth, obtain, obtain_lasting, prove,
-    resolve,
+    Clock, Credential, Environment, ExistingAuth, HttpClient, Interrupted, ObtainError, Step, existing_auth, obtain,
+    obtain_lasting, prove, resolve,
 };
 use zeroize::Zeroizing;
 
@@ -37,6 +37,10 @@ fn obtain_and_print(arguments: &TokenArguments, environment: &Environment, talk:
         }
         None => shared(arguments, environment, talk, clock)?,
     };
+    // It is stored, and who asked for the end wants no answer any more.
+    if signals::code_of_interruption().is_some() {
+        return Err(ObtainError::from(Interrupted).into());
+    }
     talk.mask(credential.access_token.expose());
     print(&credential, arguments.format, clock.now())
 }

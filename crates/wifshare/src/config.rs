@@ -332,6 +332,9 @@ impl ConfigError {
             ConfigError::NoSource { hint, .. } | ConfigError::BrokenSource { hint, .. } => hint.clone(),
             ConfigError::UnknownSource { known, .. } => format!("--identity-source takes one of {known}"),
             ConfigError::BaseUrl { what: "is in quotes", .. } => Wrapping::Quotes.cure(),
+            ConfigError::BaseUrl { what: ENDS_IN_V1, .. } => {
+                "remove `/v1` from the end of ANTHROPIC_BASE_URL: every client appends `/v1/…` to it".to_owned()
+            }
             ConfigError::BaseUrl { .. } => {
                 "ANTHROPIC_BASE_URL has to be https://HOST, or http:// on loopback for practice".to_owned()
             }
@@ -339,6 +342,8 @@ impl ConfigError {
         }
     }
 }
+
+const ENDS_IN_V1: &str = "ends in `/v1`";
 
 pub(crate) fn endpoint(base_url: &str) -> Result<(String, Uri), ConfigError> {
     let base = base_url.trim().trim_end_matches('/');
@@ -357,6 +362,10 @@ pub(crate) fn endpoint(base_url: &str) -> Result<(String, Uri), ConfigError> {
     }
     if url.query().is_some() || base.contains('#') {
         return Err(refuse("holds a query or a fragment"));
+    }
+    // The exchange would go to `/v1/v1/oauth/token`, and its identity token would be lost.
+    if base.ends_with("/v1") {
+        return Err(refuse(ENDS_IN_V1));
     }
     if !message::is_secure(&url) {
         return Err(refuse("would send the identity token in the clear"));
@@ -562,6 +571,9 @@ mod tests {
             ("https://api.example?x", "a query or a fragment"),
             ("https://api.example#x", "a query or a fragment"),
             ("https://u@api.example", "a user name or password"),
+            ("https://api.example/v1", "ends in `/v1`"),
+            ("https://api.example/v1/", "ends in `/v1`"),
+            ("https://api.example/deep/v1//", "ends in `/v1`"),
         ] {
             let told = endpoint(url).expect_err(url).to_string();
             assert!(told.contains(words), "{url}: {told}");

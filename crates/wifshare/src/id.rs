@@ -36,10 +36,19 @@ pub(crate) fn mistake(variable: &str, value: &str) -> Option<BadForm> {
             );
         }
         Some(Wrapping::IdentityToken) => return bad("is not an id: it is an identity token", anew()),
+        Some(Wrapping::OtherJson)
+            if value.strip_prefix('{').and_then(|id| id.strip_suffix('}')).is_some_and(is_uuid) =>
+        {
+            return bad("is in braces", "remove the braces".to_owned());
+        }
         Some(Wrapping::OtherJson) => return bad("is not an id: it is a JSON document", anew()),
         Some(Wrapping::Path) => return bad("is not an id: it is the path of a file", anew()),
         Some(wrapping) => return bad(&format!("is not a plain value: {wrapping}"), wrapping.cure()),
         None => {}
+    }
+    let rest = kind(variable).and_then(|(.., prefix)| value.strip_prefix(prefix)).unwrap_or(value);
+    if !is_audience && (2..=64).contains(&rest.len()) && rest.bytes().all(|byte| b"0xX-_.*".contains(&byte)) {
+        return bad("is a placeholder of some documentation", anew());
     }
     if value.len() > LONGEST {
         return bad(&format!("is too long (limit: {LONGEST} characters)"), anew());
@@ -147,6 +156,10 @@ mod tests {
             (RULE, "id=fdrl_1", "`=`"),
             (RULE, "<rule>", "placeholder"),
             (RULE, "fdrl_...", "placeholder"),
+            (RULE, "fdrl_XXXX", "placeholder"),
+            (ORGANIZATION, "00000000-0000-0000-0000-000000000000", "placeholder"),
+            (ORGANIZATION, "{00000000-0000-4000-8000-0000005a4db0}", "in braces"),
+            (RULE, "***", "masked value"),
             (RULE, "null", "nothing"),
             (RULE, UUID, "the id of an organisation"),
             (RULE, "svac_1", "the id of a service account"),

@@ -101,6 +101,7 @@ pub use obtain::{ObtainError, obtain, obtain_lasting, prove};
 pub use principal::{OwnPrincipal, Principal};
 pub use private_file::{PrivateFileError, open_regular, open_to_append};
 pub use renew::renew;
+pub use resource::cure as cure_of_limit;
 pub use run::{
     BASE_URL_VARIABLE, DELIVERED_TOKENS, DELIVERED_VARIABLE, Enclosing, Ending, GATEWAY_VARIABLE, GatewayOptions,
     IDENTITY_VARIABLES, Provision, RUN_VARIABLE, Run, credential_of_run, delivered, delivered_token, delivery_around,

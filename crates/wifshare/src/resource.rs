@@ -3,7 +3,7 @@
 use std::io;
 
 /// What to do about a limit that an operation ran into; `None` where it failed for another reason.
-pub(crate) fn cure(error: &io::Error) -> Option<&'static str> {
+pub fn cure(error: &io::Error) -> Option<&'static str> {
     // tempfile wraps the system's error together with the path.
     error.raw_os_error().and_then(of_code).or_else(|| cure_in(&error.to_string()))
 }

@@ -30,6 +30,10 @@ pub enum Wrapping {
     OtherJson,
     /// It is broken into several lines or words.
     Wrapped,
+    /// `\n` or `\r`, two characters instead of a line break, stand in it or behind it.
+    EscapedLineBreak,
+    /// Asterisks, as a CI shows a masked value.
+    Masked,
     /// Several values.
     Several,
     /// `%2E` and the like.
@@ -79,6 +83,10 @@ impl std::fmt::Display for Wrapping {
             W::Json(place) => write!(f, "it is a JSON document with the token at `{place}`"),
             W::OtherJson => f.write_str("it is a JSON document without a token"),
             W::Wrapped => f.write_str("line breaks or spaces divide it"),
+            W::EscapedLineBreak => {
+                f.write_str("a backslash and a letter (`\\n`, `\\r`) stand in it, where a line break is meant")
+            }
+            W::Masked => f.write_str("it consists of asterisks, as a CI shows a masked value"),
             W::Several => f.write_str("it holds several tokens"),
             W::PercentEncoded => f.write_str("it is percent-encoded (`%2E`), as in a URL"),
             W::PromptMark => f.write_str("a `%` stands behind it, as zsh prints it after an output without a newline"),
@@ -115,6 +123,10 @@ impl Wrapping {
             W::Json(place) => return format!("take the token alone: `jq -r '{place}'`"),
             W::OtherJson => "look at what the provider answered: it is probably an error",
             W::Wrapped => "write it in one line (`tr -d '[:space:]'`; `base64 -w0`)",
+            W::EscapedLineBreak => {
+                "remove the escaped line breaks (`sed 's/\\\\[nr]//g'`), or take the value out of its JSON or .env file with a program that reads that format"
+            }
+            W::Masked => "set the value itself: it was copied from a log that masks it",
             W::Several => {
                 "provide one token; more of them go into ANTHROPIC_IDENTITY_TOKEN_2, ANTHROPIC_IDENTITY_TOKEN_3 and so on"
             }
@@ -171,7 +183,8 @@ impl Wrapping {
             () if bare.len() < text.len() && is_token(bare.trim()) => W::Quotes,
             () if behind_scheme() => W::Scheme,
             () if words() > 1 => W::Several,
-            () if is_token(&compact) || is_token(&with_escapes_read) => W::Wrapped,
+            () if is_token(&compact) => W::Wrapped,
+            () if is_token(&with_escapes_read) => W::EscapedLineBreak,
             () if text.strip_suffix('%').is_some_and(|text| is_token(text.trim_end())) => W::PromptMark,
             () if decoded.is_ok_and(|decoded| decoded.len() < text.len() && contains(&decoded, &is_token)) => {
                 W::PercentEncoded
@@ -332,12 +345,13 @@ fn other(text: &str) -> Option<Wrapping> {
     let credential = CREDENTIALS.iter().find(|(prefix, _)| text.starts_with(prefix));
     let is_path = || {
         let has_drive = lower.as_bytes().get(1..3).is_some_and(|drive| drive == b":\\" || drive == b":/");
-        has_drive || ["/", "./", "../", "~/", "file:", "\\\\"].iter().any(|start| text.starts_with(start))
+        has_drive || ["/", "./", "../", "~/", "@", "file:", "\\\\"].iter().any(|start| text.starts_with(start))
     };
     Some(match () {
         () if ["null", "undefined", "none", "nil", "<nil>", "(null)", "true", "false"].contains(&lower.as_str()) => {
             W::Null
         }
+        () if text.len() >= 3 && text.chars().all(|c| c == '*') => W::Masked,
         () if lower.starts_with("<!doctype") || lower.starts_with("<html") || lower.starts_with("<?xml") => W::WebPage,
         () if text.starts_with("-----BEGIN") => W::Pem,
         () if text.starts_with('<') && text.ends_with('>') => W::Placeholder,

@@ -397,6 +397,35 @@ fn a_start_that_cannot_hand_over_leaves_no_keeper() {
 }
 
 #[test]
+fn start_that_cannot_write_one_file_changes_no_other() {
+    for output in ["/nonexistent/file", "/dev/full"] {
+        let mut job = Job::new(settings());
+        let file = job.path("github-env");
+        std::fs::write(&file, "EARLIER=step").unwrap();
+        job.set("GITHUB_ENV", file.to_str().unwrap());
+        job.set("GITHUB_OUTPUT", output);
+        let ended = job.run(&["start"]);
+        assert_eq!(ended.code, 125, "{output}");
+        assert!(ended.stderr.contains("error[handover]"), "{}", ended.stderr);
+        assert_eq!(ended.stderr.contains("free some space"), output == "/dev/full", "{}", ended.stderr);
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "EARLIER=step", "{output}");
+        assert_nothing_is_left(&job);
+    }
+}
+
+#[test]
+fn variables_begin_on_a_line_of_their_own() {
+    let mut job = Job::new(settings());
+    let file = job.path("github-env");
+    std::fs::write(&file, "EARLIER=step").unwrap();
+    job.set("GITHUB_ENV", file.to_str().unwrap());
+    assert_eq!(job.run(&["start"]).code, 0);
+    let lines = std::fs::read_to_string(&file).unwrap();
+    assert!(lines.starts_with("EARLIER=step\nANTHROPIC_"), "{lines}");
+    assert_eq!(job.run(&["stop"]).code, 0);
+}
+
+#[test]
 fn an_interrupted_start_leaves_nothing() {
     let job = Job::new(Settings { identity_token_latency_ms: 4000, ..settings() });
     let child = job.wifshare(&["start"]).spawn().unwrap();

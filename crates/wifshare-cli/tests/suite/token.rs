@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal};
 use serde_json::Value;
 use wifshare_sandbox::{Fault, Settings};
 
@@ -63,6 +64,21 @@ fn a_warm_call_makes_no_exchange_and_every_format_tells_the_same_token() {
     assert_eq!(json["token_type"], "Bearer");
     assert!((570..=600).contains(&json["expires_in"].as_u64().unwrap()), "{}", json["expires_in"]);
     job.assert_exchanges(1);
+}
+
+#[test]
+fn interrupted_token_keeps_what_it_bought_and_prints_nothing() {
+    let mut job = Job::new(Settings { exchange_latency_ms: 1000, ..settings() });
+    for (signal, code) in [(Signal::INT, 130), (Signal::HUP, 129), (Signal::TERM, 143)] {
+        let asking = job.wifshare(&["token"]).spawn().unwrap();
+        eventually("the exchange is under way", || job.counters().exchanges_received == 1);
+        rustix::process::kill_process(Pid::from_child(&asking), signal).unwrap();
+        let ended = finish(asking);
+        assert_eq!((ended.code, &*ended.stdout), (code, ""), "{signal:?} {}", ended.stderr);
+        assert_eq!(job.token(&[]).code, 0);
+        job.assert_exchanges(1);
+        job = Job::new(Settings { exchange_latency_ms: 1000, ..settings() });
+    }
 }
 
 #[test]

@@ -398,9 +398,9 @@ pub(super) fn rows() -> Vec<Row> {
             "run-over",
             nothing,
             r#"eval "$(wifshare start --format env)"; wifshare stop --all; wifshare token"#,
-            "run `wifshare start` in a new shell",
-            Cure::Backticks("wifshare start"),
-            "wifshare stop",
+            r#"run `eval "$(wifshare stop --format env)"` to get them back"#,
+            Cure::Script,
+            r#"eval "$(wifshare start --format env)"; wifshare stop --all; eval "$(wifshare stop --format env)"; wifshare token"#,
         ),
         cured(
             "handover",
