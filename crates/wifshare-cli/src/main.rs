@@ -103,7 +103,8 @@ fn end(ended: Result<u8, Failure>, talk: Talk) -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
             talk.failure(&failure);
-            ExitCode::from(failure.exit_code())
+            // Whatever was lost by it, a signal has ended this.
+            ExitCode::from(signals::code_of_interruption().unwrap_or(failure.exit_code()))
         }
     }
 }

@@ -5,7 +5,7 @@
 //! came from, and only what another process sent to us is passed on.
 
 use std::io::{PipeReader, PipeWriter};
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -17,8 +17,12 @@ use crate::failure::Failure;
 
 /// The signal that asked us to end; 0 while none has.
 static ASKED: AtomicI32 = AtomicI32::new(0);
+/// How many signals have asked us to end.
+static TIMES_ASKED: AtomicU32 = AtomicU32::new(0);
 static LISTENING: OnceLock<std::io::Result<()>> = OnceLock::new();
 static IS_KEEPER: AtomicBool = AtomicBool::new(false);
+/// Whether the next signal ends this process at once, as it was told.
+static ENDS_AT_THE_NEXT: AtomicBool = AtomicBool::new(false);
 /// How many seconds after a signal this process ends in any case; 0 for as long as it takes.
 static GRACE: AtomicU64 = AtomicU64::new(0);
 /// Dropped when a keeper is asked to end.
@@ -46,6 +50,11 @@ pub(crate) fn code_of_interruption() -> Option<u8> {
     }
 }
 
+/// How many signals have asked us to end.
+pub(crate) fn times_asked() -> u32 {
+    TIMES_ASKED.load(Ordering::SeqCst)
+}
+
 /// For a keeper: the same, but what a closing terminal sends, and what means nothing to us, ends nothing. The returned
 /// pipe ends when a signal has asked us to end.
 pub(crate) fn listen_as_keeper() -> Result<PipeReader, Failure> {
@@ -62,6 +71,11 @@ pub(crate) fn listen_as_keeper() -> Result<PipeReader, Failure> {
 pub(crate) fn listen_and_end_within(grace: Duration) -> Result<(), Failure> {
     GRACE.store(grace.as_secs(), Ordering::SeqCst);
     listen()
+}
+
+/// From now on the next signal ends this process, whatever it waits for.
+pub(crate) fn end_at_the_next() {
+    ENDS_AT_THE_NEXT.store(true, Ordering::SeqCst);
 }
 
 /// Asks this process to end, as a signal does.
@@ -131,7 +145,10 @@ mod platform {
     }
 
     pub(super) fn ask_to_end() {
-        let _ = ASKED.compare_exchange(0, SIGTERM, Ordering::SeqCst, Ordering::SeqCst);
+        let is_asked = ASKED.compare_exchange(0, SIGTERM, Ordering::SeqCst, Ordering::SeqCst).is_err();
+        if is_asked && ENDS_AT_THE_NEXT.load(Ordering::SeqCst) {
+            let _ = emulate_default_handler(SIGTERM);
+        }
         tell_those_who_wait();
     }
 
@@ -197,6 +214,7 @@ mod platform {
             return;
         }
         let before = ASKED.swap(origin.signal, Ordering::SeqCst);
+        TIMES_ASKED.fetch_add(1, Ordering::SeqCst);
         drop(place);
         match GRACE.load(Ordering::SeqCst) {
             seconds if seconds > 0 && before == 0 => end_after(Duration::from_secs(seconds), origin.signal),
@@ -205,8 +223,8 @@ mod platform {
         EAR.lock().unwrap_or_else(PoisonError::into_inner).take();
         // A person who presses Ctrl-C again means it. A CI that sends INT and then TERM only repeats itself, and a
         // purchase or a clean-up under way is worth the moment.
-        if (before, origin.signal) == (SIGINT, SIGINT) {
-            let _ = emulate_default_handler(SIGINT);
+        if (before, origin.signal) == (SIGINT, SIGINT) || ENDS_AT_THE_NEXT.load(Ordering::SeqCst) {
+            let _ = emulate_default_handler(origin.signal);
         }
         tell_those_who_wait();
     }

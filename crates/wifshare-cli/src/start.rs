@@ -8,7 +8,10 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
 use clap::ValueEnum;
-use wifshare::{Config, Delivery, Environment, HttpClient, Keeper, Owner, PATIENCE, Provision, delivery_around, prove};
+use wifshare::{
+    Config, Delivery, EXCHANGE_GRACE, Environment, HttpClient, Keeper, Owner, PATIENCE, Provision, delivery_around,
+    prove,
+};
 
 use crate::arguments::{HandOver, StartArguments, Watched};
 use crate::background::{Thread, no_thread};
@@ -377,8 +380,8 @@ fn answer(child: &mut Child, reader: Thread) -> Option<Vec<u8>> {
     const LOOK_FOR_SIGNALS: Duration = Duration::from_millis(50);
     // All that a sign-in waits for: the lock, the exchange with its tries, a token to spare.
     const LONGEST: Duration = Duration::from_secs(7 * 60);
-    // What a keeper that is asked to end needs.
-    const GRACE: Duration = Duration::from_secs(10);
+    // What a keeper that is asked to end needs: an exchange that is under way, and a clean-up.
+    const GRACE: Duration = Duration::from_secs(EXCHANGE_GRACE.as_secs() + 5);
     let (done, read) = channel();
     let stdout = child.stdout.take();
     reader.begin(move || {
@@ -388,7 +391,7 @@ fn answer(child: &mut Child, reader: Thread) -> Option<Vec<u8>> {
         let _ = done.send(text);
     });
     let mut end = (clock().monotonic)() + LONGEST;
-    let mut is_told = false;
+    let mut times_told = 0;
     loop {
         match read.recv_timeout(LOOK_FOR_SIGNALS) {
             Ok(text) => return Some(text),
@@ -397,8 +400,9 @@ fn answer(child: &mut Child, reader: Thread) -> Option<Vec<u8>> {
                 let _ = child.kill();
                 return None;
             }
-            Err(RecvTimeoutError::Timeout) if !is_told && signals::code_of_interruption().is_some() => {
-                is_told = true;
+            // Each of them: a second one ends what the keeper waits for.
+            Err(RecvTimeoutError::Timeout) if times_told < signals::times_asked() => {
+                times_told += 1;
                 end = (clock().monotonic)() + GRACE;
                 // Not waited for yet, so its number is its own.
                 let _ = rustix::process::kill_process(

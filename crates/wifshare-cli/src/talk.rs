@@ -16,6 +16,7 @@ use crate::catalogue::code;
 use crate::clock::clock;
 use crate::failure::Failure;
 use crate::progress;
+use crate::signals;
 use crate::stderr;
 use crate::terminal::Terminal;
 
@@ -299,6 +300,14 @@ impl Talk {
                     true => self.detail(&text),
                     false => self.progress(&text),
                 }
+            }
+            Step::Lingering { at_most } => {
+                progress::end(self);
+                self.progress(&format!(
+                    "asked to end: waiting up to {} s for the exchange that is under way; a second signal ends it at once",
+                    at_most.as_secs()
+                ));
+                signals::end_at_the_next();
             }
             Step::AlreadySpent => self.detail("the source handed out an identity token that was spent before"),
             Step::NotKept(cause) => self.warning(&format!(

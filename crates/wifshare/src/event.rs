@@ -257,6 +257,7 @@ impl What {
             Step::Replaced("identity-token") => What::IdentityHandedOut,
             // What a run is stands in no step; whoever began it tells.
             Step::Begun
+            | Step::Lingering { .. }
             | Step::Waiting { .. }
             | Step::Locked
             | Step::Identified(_)

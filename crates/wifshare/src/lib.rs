@@ -97,7 +97,7 @@ pub use identity::{
 };
 pub use identity_token::{Claims, Fingerprint, IdentityToken, Malformed};
 pub use message::{Request, Response, answered_at, safe_text, whole_message};
-pub use obtain::{ObtainError, obtain, obtain_lasting, prove};
+pub use obtain::{EXCHANGE_GRACE, ObtainError, obtain, obtain_lasting, prove};
 pub use principal::{OwnPrincipal, Principal};
 pub use private_file::{PrivateFileError, open_regular, open_to_append};
 pub use renew::renew;

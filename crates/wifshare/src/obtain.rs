@@ -25,6 +25,10 @@ mod evidence;
 pub use error::ObtainError;
 use evidence::Evidence;
 
+/// How long the answer to an exchange is waited for when this process is asked to end meanwhile: what it brings was paid
+/// for with an identity token. A CI that cancels a job waits about as long.
+pub const EXCHANGE_GRACE: Duration = Duration::from_secs(10);
+
 /// Returns a usable credential: the shared one where there is one, and else a new one, bought once for all.
 ///
 /// A stored one whose successor is due is renewed on the way; where that fails it is still served.
@@ -222,7 +226,9 @@ fn carry_out(
             }
             (Act::Connect, Some(turn)) => {
                 turn.doing("connecting to the token endpoint");
-                transport.connect(&config.grant.token_endpoint).map_err(ObtainError::NotSent).map(|opened| {
+                let transport = transport.clone().interrupted_by(clock);
+                let opened = transport.connect(&config.grant.token_endpoint);
+                opened.map_err(|error| unless_interrupted(ObtainError::NotSent(error), clock)).map(|opened| {
                     watch(&Step::Connected);
                     connection = Some(opened);
                     Heard::Done
@@ -346,6 +352,11 @@ fn unspent_token(
     }
 }
 
+/// This failure, unless it came of a wait that was cut short.
+fn unless_interrupted(error: ObtainError, clock: Clock) -> ObtainError {
+    (clock.pause)(Duration::ZERO).map_or_else(ObtainError::Interrupted, |()| error)
+}
+
 fn send(
     connection: Connection,
     identity_token: IdentityToken,
@@ -356,7 +367,9 @@ fn send(
     let evidence = Evidence::of(&identity_token);
     let sent_at = clock.now();
     watch(&Step::Sending);
-    let response = connection.send(exchange::request(&config.grant, identity_token)).map_err(|error| match error {
+    let request = exchange::request(&config.grant, identity_token);
+    let lingers = || watch(&Step::Lingering { at_most: EXCHANGE_GRACE });
+    let response = connection.send_with_grace(request, EXCHANGE_GRACE, lingers).map_err(|error| match error {
         SendError::NotSent(source) => ObtainError::NotSent(source),
         SendError::MaybeSent(source) => ObtainError::MaybeSent { reissue: config.source.reissue(), source },
     })?;
@@ -426,13 +439,13 @@ pub(crate) fn ask(
     clock: Clock,
     watch: Watch<'_>,
 ) -> Result<IdentityToken, ObtainError> {
-    let transport = config.way_to_the_source(transport);
+    let transport = config.way_to_the_source(transport).interrupted_by(clock);
     let is_spent = |token: &IdentityToken| is_spent(token, config);
     let origin = || config.source.description();
     let asked = config.source.token(is_spent, |request| transport.send(request), clock, watch);
     let token = asked.map_err(|error| match error {
         IdentityError::Interrupted(interrupted) => ObtainError::Interrupted(interrupted),
-        error => ObtainError::Identity { origin: origin(), source: error },
+        error => unless_interrupted(ObtainError::Identity { origin: origin(), source: error }, clock),
     })?;
     let subject = token.claims().subject.as_deref().unwrap_or_default();
     if let Some(expected) = config.expected_subject.as_ref().filter(|expected| !expected.matches(subject)) {

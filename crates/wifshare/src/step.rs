@@ -64,6 +64,11 @@ pub enum Step<'a> {
     Recorded,
     /// The request is about to leave.
     Sending,
+    /// This process is asked to end while an exchange is under way, and waits for its answer this long.
+    Lingering {
+        /// How long at most.
+        at_most: Duration,
+    },
     /// An answer came back.
     Answered,
     /// The exchange bought this credential. A CI masks it here. It is in the store, unless [`NotKept`](Step::NotKept) follows.

@@ -1,7 +1,9 @@
 //! Signals: the child gets what it would have got without us, once, and clean-up happens all the same.
 
+use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -65,6 +67,103 @@ fn a_token_interrupted_in_its_exchange_is_bought_once_all_the_same() {
     finish(child);
     assert_eq!(job.token(&[]).code, 0);
     job.assert_exchanges(1);
+}
+
+/// The commands that make an exchange while nothing else is to be done.
+const WAITING: [&[&str]; 4] = [
+    &["exec", "--", "touch", "begun"],
+    &["exec", "--delivery", "environment", "--", "touch", "begun"],
+    &["token"],
+    &["start", "--watch-pid", "none", "--format", "json"],
+];
+
+/// Sends these signals to each command, as soon as `is_waiting`, and gives how long it took to end after the last one.
+fn end_while_waiting(
+    arrange: impl Fn(&mut Job) + Sync,
+    is_waiting: impl Fn(&Job) -> bool + Sync,
+    signals: &[Signal],
+) -> Vec<(&'static [&'static str], Ended, Duration)> {
+    let run = |command: &'static [&'static str]| {
+        let mut job = Job::new(settings());
+        arrange(&mut job);
+        let child = job.wifshare(command).spawn().unwrap();
+        eventually("it waits", || is_waiting(&job));
+        let (first, more) = signals.split_first().unwrap();
+        send(&child, *first);
+        for signal in more {
+            std::thread::sleep(Duration::from_millis(500));
+            send(&child, *signal);
+        }
+        let start = Instant::now();
+        let ended = finish(child);
+        // The test's own identity token.
+        job.variable("ANTHROPIC_IDENTITY_TOKEN_FILE").into_iter().for_each(|file| std::fs::remove_file(file).unwrap());
+        assert!(!job.path("begun").exists() && job.files_with_secrets().is_empty(), "{command:?}: {}", ended.stderr);
+        (command, ended, start.elapsed())
+    };
+    std::thread::scope(|scope| {
+        let runs: Vec<_> = WAITING.into_iter().map(|command| scope.spawn(move || run(command))).collect();
+        runs.into_iter().map(|run| run.join().unwrap()).collect()
+    })
+}
+
+fn never_answer(job: &mut Job) {
+    job.sandbox.set_settings(wifshare_sandbox::Settings { exchange_latency_ms: 60_000, ..settings() });
+}
+
+fn exchange_is_under_way(job: &Job) -> bool {
+    job.counters().exchanges_received == 1
+}
+
+#[test]
+fn signal_in_an_exchange_waits_for_its_answer_for_a_stated_time() {
+    for file in [false, true] {
+        let arrange = |job: &mut Job| {
+            never_answer(job);
+            if file {
+                let token = job.sandbox.issue_identity_token();
+                job.use_token_file(&token);
+            }
+        };
+        for (command, ended, took) in end_while_waiting(arrange, exchange_is_under_way, &[Signal::TERM]) {
+            assert_eq!(ended.code, 143, "{command:?}: {}", ended.stderr);
+            assert!(ended.stderr.contains("waiting up to 10 s for the exchange"), "{command:?}: {}", ended.stderr);
+            assert!((9.0..14.0).contains(&took.as_secs_f32()), "{command:?}: {took:?}");
+        }
+    }
+}
+
+#[test]
+fn second_signal_in_an_exchange_ends_at_once() {
+    for signals in [[Signal::TERM, Signal::TERM], [Signal::INT, Signal::TERM], [Signal::INT, Signal::INT]] {
+        for (command, ended, took) in end_while_waiting(never_answer, exchange_is_under_way, &signals) {
+            assert!(took < Duration::from_secs(5), "{command:?} {signals:?}: {took:?} {}", ended.stderr);
+            assert_ne!(ended.code, 0);
+        }
+    }
+}
+
+#[test]
+fn signal_before_an_identity_token_is_sent_ends_at_once() {
+    let slow_source = |job: &mut Job| {
+        job.sandbox.set_settings(wifshare_sandbox::Settings { identity_token_latency_ms: 60_000, ..settings() });
+    };
+    // It takes connections, and never answers the first message of TLS.
+    let silent = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let silent_endpoint = |job: &mut Job| {
+        job.set("ANTHROPIC_BASE_URL", &format!("https://{}", silent.local_addr().unwrap()));
+    };
+    let a_moment = |_: &Job| {
+        std::thread::sleep(Duration::from_millis(700));
+        true
+    };
+    let source = end_while_waiting(slow_source, a_moment, &[Signal::TERM]);
+    let endpoint = end_while_waiting(silent_endpoint, a_moment, &[Signal::TERM]);
+    for (command, ended, took) in source.into_iter().chain(endpoint) {
+        assert_eq!(ended.code, 143, "{command:?}: {}", ended.stderr);
+        assert!(took < Duration::from_secs(3), "{command:?}: {took:?} {}", ended.stderr);
+        assert!(!ended.stderr.contains("waiting up to"), "{command:?}: {}", ended.stderr);
+    }
 }
 
 #[test]

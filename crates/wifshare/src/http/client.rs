@@ -3,6 +3,7 @@
 //! Connecting and sending are two acts, because single use turns on the difference: while [`HttpClient::connect`] fails
 //! nothing has left, and once [`Connection::send`] was called everything may have, unless it says that nothing has.
 
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use hyper_util::rt::TokioIo;
 use tokio::runtime::Runtime;
 use zeroize::Zeroizing;
 
+use crate::clock::{Clock, Interrupted};
 use crate::environment::Environment;
 use crate::http::{BoxError, CertificateFault, Connector, Stage, Stream, chain};
 use crate::message::{Body, Request, Response};
@@ -25,6 +27,8 @@ pub struct HttpClient {
     user_agent: HeaderValue,
     connect_patience: Duration,
     total_patience: Duration,
+    /// Says whether this process is asked to end; without it nothing cuts a wait short.
+    clock: Option<Clock>,
 }
 
 /// A connection on which nothing has been sent yet.
@@ -34,6 +38,7 @@ pub struct Connection {
     host: String,
     user_agent: HeaderValue,
     patience: Duration,
+    clock: Option<Clock>,
 }
 
 /// Nothing has left: the same message can be sent again.
@@ -81,7 +86,13 @@ impl HttpClient {
             user_agent: HeaderValue::from_static(concat!("wifshare/", env!("CARGO_PKG_VERSION"))),
             connect_patience: Duration::from_secs(10),
             total_patience: Duration::from_secs(30),
+            clock: None,
         }
+    }
+
+    /// The same, and a wait ends when this clock's pauses are cut short because the process is asked to end.
+    pub fn interrupted_by(self, clock: Clock) -> HttpClient {
+        HttpClient { clock: Some(clock), ..self }
     }
 
     /// The same with other patience: for connecting, and for the whole exchange of messages.
@@ -122,13 +133,14 @@ impl HttpClient {
             .map_err(|error| failed(chain(&error)))?;
         let stage = Stage::new();
         let opened = runtime.block_on(async {
-            let connecting = self.open(url, &stage);
-            match tokio::time::timeout(self.connect_patience, connecting).await {
-                Ok(opened) => opened.map_err(|error| match error.downcast::<CertificateFault>() {
+            let connecting = pin!(tokio::time::timeout(self.connect_patience, self.open(url, &stage)));
+            match unless_interrupted(connecting, self.clock).await {
+                Err(interrupted) => Err(failed(interrupted.to_string())),
+                Ok(Ok(opened)) => opened.map_err(|error| match error.downcast::<CertificateFault>() {
                     Ok(fault) => refused(fault),
                     Err(error) => failed(chain(&*error)),
                 }),
-                Err(_) => {
+                Ok(Err(_)) => {
                     Err(failed(format!("{} took longer than {} s", stage.get(), self.connect_patience.as_secs_f32())))
                 }
             }
@@ -142,7 +154,7 @@ impl HttpClient {
             }
         };
         let patience = self.total_patience;
-        Ok(Connection { runtime, sender, host, user_agent: self.user_agent.clone(), patience })
+        Ok(Connection { runtime, sender, host, user_agent: self.user_agent.clone(), patience, clock: self.clock })
     }
 
     /// Connects and sends, for messages that may be sent again.
@@ -160,7 +172,19 @@ impl Connection {
     /// Sends this request, once, and waits for the whole answer. It fails as [`SendError::NotSent`] only where no byte
     /// of the message was given to the system: the connection had ended before, for example while somebody waited for
     /// a slow disk.
-    pub fn send(mut self, mut request: Request) -> Result<Response, SendError> {
+    pub fn send(self, request: Request) -> Result<Response, SendError> {
+        self.send_with_grace(request, Duration::ZERO, || {})
+    }
+
+    /// The same, and where the process is asked to end meanwhile, the answer has this long to come. `lingers` is called
+    /// when that time begins.
+    pub fn send_with_grace(
+        mut self,
+        mut request: Request,
+        grace: Duration,
+        lingers: impl FnOnce(),
+    ) -> Result<Response, SendError> {
+        let clock = self.clock;
         let host = self.host;
         let not_sent = |cause: String| SendError::NotSent(NotSent { host: host.clone(), cause, certificate: None });
         let failed = |cause: String| SendError::MaybeSent(MaybeSent { host: host.clone(), cause });
@@ -196,10 +220,33 @@ impl Connection {
                 Ok(Response::from_parts(head, Zeroizing::new(body.to_bytes().to_vec())))
             };
             let late = |_| failed(format!("no whole answer within {} s", self.patience.as_secs_f32()));
-            tokio::time::timeout(self.patience, exchange).await.map_err(late)?
+            let mut exchange = pin!(tokio::time::timeout(self.patience, exchange));
+            if let Ok(answered) = unless_interrupted(exchange.as_mut(), clock).await {
+                return answered.map_err(late)?;
+            }
+            lingers();
+            let too_late = |_| {
+                let seconds = grace.as_secs_f32();
+                failed(format!("no whole answer within {seconds} s after this process was asked to end"))
+            };
+            tokio::time::timeout(grace, exchange).await.map_err(too_late)?.map_err(late)?
         });
         self.runtime.shutdown_background();
         answer
+    }
+}
+
+/// Waits for this, unless the process is asked to end.
+async fn unless_interrupted<T>(
+    mut awaited: Pin<&mut impl Future<Output = T>>,
+    clock: Option<Clock>,
+) -> Result<T, Interrupted> {
+    const LOOK: Duration = Duration::from_millis(50);
+    loop {
+        match tokio::time::timeout(LOOK, awaited.as_mut()).await {
+            Ok(done) => return Ok(done),
+            Err(_) => clock.map_or(Ok(()), |clock| (clock.pause)(Duration::ZERO))?,
+        }
     }
 }
 
