@@ -1,6 +1,7 @@
 //! Standard error, written within a bound: a reader that stands still must not hold up a process that others wait for.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::clock::clock;
@@ -11,28 +12,72 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Whether the last write was given up.
 static IS_STUCK: AtomicBool = AtomicBool::new(false);
 
-/// Writes all of it, or gives up when the reader does not read; whether it was written.
+/// How many locks this process holds for which others wait. Meanwhile no write waits for the reader.
+static LOCKS: AtomicUsize = AtomicUsize::new(0);
+
+/// What the reader had no room for under a lock. It is written before anything else.
+static BACKLOG: Mutex<Vec<u8>> = Mutex::new(Vec::new());
+
+/// The most that is kept; what a run says under a lock is a few lines.
+const LONGEST_BACKLOG: usize = 64 * 1024;
+
+/// From now on, until [`unlocked`], nothing waits for the reader.
+pub(crate) fn locked() {
+    LOCKS.fetch_add(1, Ordering::Relaxed);
+}
+
+/// The lock is released: what the reader had no room for is written now, within the usual bound.
+pub(crate) fn unlocked() {
+    let _ = LOCKS.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |locks| Some(locks.saturating_sub(1)));
+    if !BACKLOG.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
+        write("");
+    }
+}
+
+/// Writes all of it, or gives up when the reader does not read; whether it was written. Under a lock it is kept instead,
+/// and counts as not written.
 pub(crate) fn write(text: &str) -> bool {
-    let mut rest = text.as_bytes();
+    // Another thread that has it waits for the reader, within the same bound.
+    let mut backlog = BACKLOG.lock().unwrap_or_else(PoisonError::into_inner);
+    if backlog.is_empty() && LOCKS.load(Ordering::Relaxed) == 0 {
+        return write_within(text.as_bytes(), PATIENCE).is_empty();
+    }
+    backlog.extend_from_slice(text.as_bytes());
+    let is_locked = LOCKS.load(Ordering::Relaxed) > 0;
+    let rest = write_within(&backlog, if is_locked { Duration::ZERO } else { PATIENCE }).len();
+    if is_locked && rest <= LONGEST_BACKLOG {
+        let written = backlog.len() - rest;
+        backlog.drain(..written);
+    } else {
+        backlog.clear();
+    }
+    rest == 0
+}
+
+/// Writes as much as the reader takes within this time, and returns the rest.
+fn write_within(bytes: &[u8], patience: Duration) -> &[u8] {
+    let mut rest = bytes;
     let start = (clock().monotonic)();
-    let patience = if IS_STUCK.load(Ordering::Relaxed) { Duration::ZERO } else { PATIENCE };
+    let patience = if IS_STUCK.load(Ordering::Relaxed) { Duration::ZERO } else { patience };
     while !rest.is_empty() {
         match platform::write_some(rest) {
             Ok(Some(written)) => rest = &rest[written.min(rest.len())..],
             Ok(None) => {
                 let left = patience.saturating_sub((clock().monotonic)() - start);
                 if left.is_zero() || crate::signals::code_of_interruption().is_some() {
-                    IS_STUCK.store(true, Ordering::Relaxed);
-                    return false;
+                    if LOCKS.load(Ordering::Relaxed) == 0 {
+                        IS_STUCK.store(true, Ordering::Relaxed);
+                    }
+                    return rest;
                 }
                 platform::wait(left);
             }
             // Nobody listens any more, and there is nobody left to tell that.
-            Err(_) => return false,
+            Err(_) => return rest,
         }
     }
     IS_STUCK.store(false, Ordering::Relaxed);
-    true
+    rest
 }
 
 /// Whether it is a regular file, as after `2> FILE`: whatever is written stays there.

@@ -282,6 +282,11 @@ impl Talk {
             progress::end(self);
         }
         match step {
+            Step::Locked => stderr::locked(),
+            Step::Unlocked => stderr::unlocked(),
+            _ => {}
+        }
+        match step {
             Step::Identified(token) => {
                 self.mask(token.expose());
                 self.detail("got an identity token");

@@ -260,6 +260,7 @@ impl What {
             | Step::Lingering { .. }
             | Step::Waiting { .. }
             | Step::Locked
+            | Step::Unlocked
             | Step::Identified(_)
             | Step::Connected
             | Step::Recorded

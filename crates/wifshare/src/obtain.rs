@@ -209,7 +209,7 @@ fn carry_out(
                 }
             }
             (Act::Recall, Some(turn)) => {
-                watch(&Step::Locked);
+                turn.announce();
                 match turn.remembered_refusal()?.filter(|refusal| concerns(refusal, config)) {
                     Some(refusal) => Err(ObtainError::Remembered(Box::new(refusal), clock.now())),
                     None => Ok(Heard::Done),

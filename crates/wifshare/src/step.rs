@@ -29,6 +29,8 @@ pub enum Step<'a> {
     Found(&'a Credential),
     /// The lock is ours and there is still no usable credential.
     Locked,
+    /// The lock is released.
+    Unlocked,
     /// The source is about to be asked for an identity token.
     Asking,
     /// The source handed out an identity token. A CI masks it here, before anything could print it.

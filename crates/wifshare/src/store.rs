@@ -79,7 +79,10 @@ pub struct Store {
 /// The store with its lock held: what may be done only by the one whose turn it is.
 pub struct Turn<'a> {
     store: &'a Store,
-    lock: FileLock,
+    /// `None` once it is released.
+    lock: Option<FileLock>,
+    /// Whether the observer was told that the lock is held.
+    is_announced: bool,
     /// The last entry of ours in the ledger.
     recorded: Option<Spent>,
     clock: Clock,
@@ -251,7 +254,7 @@ impl Store {
         self.create()?;
         let lock = FileLock::acquire_unless(settled, &self.directory.join(LOCK), patience, clock, watch)?;
         Ok(lock.map(|lock| {
-            let mut turn = Turn { store: self, lock, recorded: None, clock, watch };
+            let mut turn = Turn { store: self, lock: Some(lock), is_announced: false, recorded: None, clock, watch };
             turn.doing("looking");
             turn
         }))
@@ -374,7 +377,24 @@ impl Turn<'_> {
 
     /// Tells those who wait what we are doing.
     pub fn doing(&mut self, doing: &str) {
-        self.lock.doing(doing, self.clock);
+        if let Some(lock) = &mut self.lock {
+            lock.doing(doing, self.clock);
+        }
+    }
+
+    /// Tells the observer that the lock is held, and that it is released later.
+    pub(crate) fn announce(&mut self) {
+        self.is_announced = true;
+        (self.watch)(&Step::Locked);
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        drop(self.lock.take());
+        if self.is_announced {
+            (self.watch)(&Step::Unlocked);
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! In GitHub Actions: masked before anything could print it, foldable, and annotated.
 
-use crate::job::{Job, finish, settings};
+use crate::job::{Job, eventually, finish, settings};
 
 #[test]
 fn both_tokens_are_masked_on_standard_error_before_the_command_starts() {
@@ -173,6 +173,22 @@ fn standard_error_that_nobody_reads_holds_up_nobody() {
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     assert_eq!(finish(child).code, 143);
     assert!(begin.elapsed() < std::time::Duration::from_secs(60), "{:?}", begin.elapsed());
+}
+
+#[test]
+fn reader_that_stands_still_delays_nothing_under_the_lock() {
+    let mut job = Job::new(settings());
+    job.set("GITHUB_ACTIONS", "true");
+    job.may_keep_credential();
+    let (_reader, writer) = full_pipe();
+    let mut command = job.wifshare(&["token"]);
+    let asking = command.stderr(writer.try_clone().unwrap()).spawn().unwrap();
+    eventually("an identity token is issued", || job.counters().identity_tokens_issued == 1);
+    let issued = std::time::Instant::now();
+    eventually("the exchange is sent", || job.counters().exchanges_received == 1);
+    // The mask of the identity token is between the two, and by itself it would wait for 2 s.
+    assert!(issued.elapsed() < std::time::Duration::from_millis(1500), "{:?}", issued.elapsed());
+    assert_eq!(finish(asking).code, 0);
 }
 
 #[test]
