@@ -73,9 +73,9 @@ pub(crate) fn listen_and_end_within(grace: Duration) -> Result<(), Failure> {
     listen()
 }
 
-/// From now on the next signal ends this process, whatever it waits for.
-pub(crate) fn end_at_the_next() {
-    ENDS_AT_THE_NEXT.store(true, Ordering::SeqCst);
+/// Whether from now on the next signal ends this process, whatever it waits for.
+pub(crate) fn end_at_the_next(it_does: bool) {
+    ENDS_AT_THE_NEXT.store(it_does, Ordering::SeqCst);
 }
 
 /// Asks this process to end, as a signal does.

@@ -280,6 +280,8 @@ impl Talk {
     pub(crate) fn step(self, step: &Step<'_>) {
         if ends_what_took_its_time(step) {
             progress::end(self);
+            // What was obtained is to be cleaned up.
+            signals::end_at_the_next(false);
         }
         match step {
             Step::Locked => stderr::locked(),
@@ -312,7 +314,7 @@ impl Talk {
                     "asked to end: waiting up to {} s for the exchange that is under way; a second signal ends it at once",
                     at_most.as_secs()
                 ));
-                signals::end_at_the_next();
+                signals::end_at_the_next(true);
             }
             Step::AlreadySpent => self.detail("the source handed out an identity token that was spent before"),
             Step::NotKept(cause) => self.warning(&format!(

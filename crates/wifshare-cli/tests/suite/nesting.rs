@@ -165,7 +165,8 @@ fn a_start_that_asks_for_a_gateway_inside_a_keeper_gives_later_steps_one() {
     let ended = runner.step(runner.job.command("sh", &["-c", &script]));
     assert_eq!(ended.code, 0, "{} {}", ended.stdout, ended.stderr);
     assert_eq!(runner.step(runner.job.wifshare(&["stop", "--all"])).code, 0);
-    runner.job.assert_exchanges(1);
+    // The first keeper took its credential with it, which later steps could have read.
+    runner.job.assert_exchanges(2);
 }
 
 #[test]
