@@ -110,7 +110,10 @@ mod platform {
             let timer_flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
             Alarm {
                 bell: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).ok(),
-                timer: timerfd_create(TimerfdClockId::Realtime, timer_flags).ok(),
+                // Where it cannot tell that the clock was set, the clock is looked at now and then.
+                timer: timerfd_create(TimerfdClockId::Realtime, timer_flags)
+                    .ok()
+                    .filter(|timer| arm(timer, None).is_ok()),
                 watches: inotify::init(quiet).map_err(Unwatched::by),
             }
         }
@@ -140,7 +143,10 @@ mod platform {
             // Without a bell nobody could end a wait.
             const LOOK_FOR_A_RING: Duration = Duration::from_millis(100);
             let longest = if self.bell.is_some() { longest } else { longest.min(LOOK_FOR_A_RING) };
-            self.arm(moment);
+            if self.arm(moment) == Err(Errno::CANCELED) {
+                // The wall clock was set since the last wait.
+                return;
+            }
             let own = [self.bell.as_ref(), self.timer.as_ref(), self.watches.as_ref().ok()]
                 .into_iter()
                 .flatten()
@@ -151,15 +157,10 @@ mod platform {
             self.read_empty();
         }
 
-        /// Has the timer fire at this moment, or never.
-        fn arm(&self, moment: Option<SystemTime>) {
-            let nothing = Timespec { tv_sec: 0, tv_nsec: 0 };
+        /// Has the timer fire at this moment, or only when the wall clock is set.
+        fn arm(&self, moment: Option<SystemTime>) -> Result<(), Errno> {
             let since_epoch = moment.and_then(|moment| moment.duration_since(SystemTime::UNIX_EPOCH).ok());
-            let it_value = since_epoch.and_then(timespec).unwrap_or(nothing);
-            if let Some(timer) = &self.timer {
-                let at = Itimerspec { it_interval: nothing, it_value };
-                let _ = timerfd_settime(timer, TimerfdTimerFlags::ABSTIME, &at);
-            }
+            self.timer.as_ref().map_or(Ok(()), |timer| arm(timer, since_epoch.and_then(timespec)))
         }
 
         fn read_empty(&self) {
@@ -171,6 +172,15 @@ mod platform {
             let mut events = inotify::Reader::new(watches, &mut buffer);
             while events.next().is_ok() {}
         }
+    }
+
+    /// Has a timer fire at this moment since the epoch, and when the wall clock is set: `ECANCELED` if it was set since
+    /// the last call (timerfd_create(2)). A timer that is not armed does not tell that.
+    fn arm(timer: &OwnedFd, since_epoch: Option<Timespec>) -> Result<(), Errno> {
+        const NEVER: Timespec = Timespec { tv_sec: i64::MAX, tv_nsec: 0 };
+        let at = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value: since_epoch.unwrap_or(NEVER) };
+        let flags = TimerfdTimerFlags::ABSTIME | TimerfdTimerFlags::CANCEL_ON_SET;
+        timerfd_settime(timer, flags, &at).map(drop)
     }
 
     /// `None` is for ever: longer than any process lives.

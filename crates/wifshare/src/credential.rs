@@ -113,6 +113,11 @@ impl Credential {
         Credential { expires_at, obtained_at, ..self.clone() }
     }
 
+    /// The same credential with its successor due at this moment at the latest.
+    pub(crate) fn due_by(&self, moment: SystemTime) -> Credential {
+        self.moved_back(self.refresh_at().duration_since(moment).unwrap_or_default())
+    }
+
     fn lead(&self) -> Duration {
         let lifetime = self.lifetime();
         let lead = CLIENTS_LOOK_AGAIN.max(lifetime / 5).min(lifetime / 2);

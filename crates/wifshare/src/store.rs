@@ -443,6 +443,10 @@ impl Stamp {
         Some(Stamp { boot: owner::boot()?, wall_ms, since_boot_ms })
     }
 
+    fn is_of_this_boot(&self) -> bool {
+        owner::boot().is_some_and(|boot| boot == self.boot)
+    }
+
     /// By how much the wall clock was set back since, as far as the clock since boot shows it.
     fn set_back(&self, now: Moment) -> Duration {
         let wall = SystemTime::UNIX_EPOCH + Duration::from_millis(self.wall_ms.min(1 << 46));
@@ -450,7 +454,7 @@ impl Stamp {
         if then.agrees_with(now) {
             return Duration::ZERO;
         }
-        match owner::boot().is_some_and(|boot| boot == self.boot) {
+        match self.is_of_this_boot() {
             true => then.set_back(now),
             // Stored before this boot: the machine has run at least this long since.
             false => Moment { monotonic: Duration::ZERO, ..then }.set_back(now),
@@ -498,9 +502,14 @@ fn read_credential(directory: &Path, clock: Clock) -> Result<Option<Stored>, Sto
     if let Some(stored) = &mut read
         && let Some(stamp) = &stored.stored
     {
-        let by = stamp.set_back(clock.moment());
+        let now = clock.moment();
+        let by = stamp.set_back(now);
         if !by.is_zero() {
             stored.credential = stored.credential.moved_back(by);
+            if !stamp.is_of_this_boot() {
+                // Nobody knows how long the machine was off: obtain another one if possible.
+                stored.credential = stored.credential.due_by(now.wall);
+            }
         }
     }
     Ok(read)
@@ -546,6 +555,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
+    use crate::credential::Freshness;
 
     fn location(root: &Path) -> Location {
         Location {
@@ -588,6 +598,9 @@ mod tests {
         let rebooted = Clock { monotonic: || Duration::from_secs(3599), ..behind };
         assert_eq!(left(rebooted), 0);
         assert!(left(Clock { monotonic: || Duration::from_secs(3600 - 60), ..behind }) <= 600);
+        let just_up = Clock { monotonic: || Duration::from_secs(60), ..behind };
+        let stored = store.read(just_up).unwrap().unwrap();
+        assert_eq!(stored.freshness(just_up.now()), Freshness::Expiring, "nobody knows how long the machine was off");
         // Without a stamp the wall clock is all there is.
         let mut value: serde_json::Value = serde_json::from_str(&text).unwrap();
         value.as_object_mut().unwrap().remove("stored");
