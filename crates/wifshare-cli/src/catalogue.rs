@@ -36,7 +36,7 @@ pub(crate) const CATALOGUE: &[Entry] = &[
     // -- the command line and the configuration --
     Entry {
         code: "usage",
-        meaning: "What was said on the command line, or in a variable that stands for it, cannot be meant.",
+        meaning: "The command line, or a variable that stands for an option, is not valid.",
         causes: &["a plugin, a marketplace, a setting of the mock server or a file that is not what its option takes"],
         evidence: &["the message names the text and what was expected"],
         cures: &["`wifshare COMMAND --help` lists the options, with an example"],
@@ -524,7 +524,7 @@ pub(crate) const CATALOGUE: &[Entry] = &[
         meaning: "The result could not be printed.",
         causes: &["whoever reads our standard output has gone", "a full disk behind a redirection"],
         evidence: &["the system's reason in the message"],
-        cures: &["look who reads the output"],
+        cures: &["check the program that reads the output"],
     },
     Entry {
         code: "internal",

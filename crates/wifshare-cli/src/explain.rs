@@ -90,7 +90,8 @@ fn search(asked: &str) -> Result<Vec<&'static Entry>, Failure> {
     // As it is copied from a log: `error[exchange-refused]:`.
     let name = asked.trim_start_matches("error[").trim_end_matches([':', ']']).trim_matches(['"', '\'', '`']);
     let name = name.to_lowercase();
-    if let Some(entry) = find(&name) {
+    // `exchange refused` and `EXCHANGE_REFUSED` are the same code.
+    if let Some(entry) = find(&name).or_else(|| find(&name.replace([' ', '_'], "-"))) {
         return Ok(vec![entry]);
     }
     if let Some((_, codes)) = SEARCHED.iter().find(|(words, _)| words.contains(&name.as_str())) {
@@ -199,6 +200,8 @@ mod tests {
             ("exchange-refused", "exchange-refused"),
             ("error[exchange-refused]:", "exchange-refused"),
             ("Exchange-Refused", "exchange-refused"),
+            ("EXCHANGE_REFUSED", "exchange-refused"),
+            ("exchange refused", "exchange-refused"),
             ("jti_reused", "exchange-refused"),
             ("JTI_REUSED", "exchange-refused"),
             ("invalid_grant", "exchange-refused"),

@@ -38,7 +38,7 @@ impl Failure {
         Failure { code: FAILED, name: code.0.to_owned(), message, causes: Vec::new(), diagnosis: None, hint }
     }
 
-    /// What was said on the command line, or in a variable that stands for it, cannot be meant.
+    /// The command line, or a variable that stands for an option, is not valid.
     pub(crate) fn usage(message: String, hint: &str) -> Failure {
         Failure { code: USAGE, ..Failure::new(code!("usage"), message, Some(hint)) }
     }

@@ -79,6 +79,6 @@ fn print(base_url: &str, capability: &Secret, arguments: &GatewayArguments) -> R
     let mut stdout = std::io::stdout().lock();
     stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(|error| {
         let message = format!("could not print where the gateway listens: {error}");
-        Failure::new(code!("stdout"), message, Some("look who reads the output"))
+        Failure::new(code!("stdout"), message, Some("check the program that reads the output"))
     })
 }

@@ -258,7 +258,7 @@ fn print(text: &str) -> Result<(), Failure> {
         Failure::new(
             code!("stdout"),
             format!("could not print the variables: {error}"),
-            Some("look who reads the output"),
+            Some("check the program that reads the output"),
         )
     })
 }

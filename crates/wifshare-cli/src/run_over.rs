@@ -68,7 +68,10 @@ impl RunOver {
         }
         match self.last {
             Last::Ended(time) => format!("{run} ended at {}", moment(time)),
-            Last::HeardOf(time) => format!("{run} is over: it was killed or swept after {}", moment(time)),
+            Last::HeardOf(time) => format!(
+                "{run} ended without a clean stop after {} (killed, or its directory was removed)",
+                moment(time)
+            ),
             Last::Unknown => format!("{run} is over: its state was removed, and when it ended is not known"),
         }
     }

@@ -109,7 +109,7 @@ fn print(credential: &Credential, format: Format, now: SystemTime) -> Result<u8,
         Failure::new(
             code!("stdout"),
             format!("could not print the access token: {error}"),
-            Some("look who reads the output"),
+            Some("check the program that reads the output"),
         )
     })?;
     Ok(0)

@@ -55,6 +55,10 @@ impl SpawnError {
     /// What the person at the terminal can do about it.
     pub fn hint(&self) -> &'static str {
         match self {
+            SpawnError::NotFound(program) if program.is_empty() => "put the command after `--`",
+            SpawnError::NotFound(program) if program.contains(' ') => {
+                "the name contains a space: remove the quotes around the command, or run it with `sh -c`"
+            }
             SpawnError::NotFound(_) => "look at the spelling, and at PATH",
             SpawnError::NotRunnable { source, .. } => {
                 resource::cure(source).unwrap_or("look at its mode and at its first line")

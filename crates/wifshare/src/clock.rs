@@ -62,6 +62,16 @@ impl Moment {
     /// A smaller difference is no step: both clocks are read one after the other, and the wall clock is slewed.
     const TOLERANCE: Duration = Duration::from_secs(2);
 
+    /// This moment after a time.
+    pub(crate) fn after(self, time: Duration) -> Moment {
+        Moment { wall: self.wall + time, monotonic: self.monotonic + time }
+    }
+
+    /// Whether one of the two clocks has reached this moment.
+    pub(crate) fn is_reached(self, now: Moment) -> bool {
+        now.wall >= self.wall || now.monotonic >= self.monotonic
+    }
+
     /// By how much the wall clock was set back between this moment and `now`; zero if it kept pace or went ahead.
     pub fn set_back(self, now: Moment) -> Duration {
         let passed = now.monotonic.saturating_sub(self.monotonic);

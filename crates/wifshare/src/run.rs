@@ -82,7 +82,7 @@ struct Desk {
     /// Whether children find what is held; a full disk may keep it from them for a while.
     is_delivered: bool,
     /// When the token in the file is to be replaced for its age.
-    token_due: Option<SystemTime>,
+    token_due: Option<Moment>,
     is_over: bool,
     is_abandoned: bool,
 }

@@ -141,7 +141,7 @@ pub(super) fn shadows(existing_auth: ExistingAuth, environment: &Environment) ->
         }
     }
     if findings.is_empty() {
-        findings.push(Finding::ok("shadow", "nothing goes before federation"));
+        findings.push(Finding::ok("shadow", "no API key or profile overrides this sign-in"));
     }
     findings
 }

@@ -252,7 +252,7 @@ impl Run {
         }
         let Some(handed_out) = &self.handed_out else { return };
         schedule.token_was_read |= handed_out.was_read();
-        let aged = self.desk().token_due.is_none_or(|due| self.clock.now() >= due);
+        let aged = self.desk().token_due.is_none_or(|due| due.is_reached(self.clock.moment()));
         if (schedule.token_was_read || aged) && schedule.may_ask_again(self.clock) {
             match self.hand_out_token() {
                 Ok(()) => schedule.token_was_read = false,
@@ -289,7 +289,7 @@ impl Run {
                 (self.clock.pause)(pauses.pause(Duration::ZERO, Duration::MAX, None).unwrap_or_default())?;
                 continue;
             }
-            desk.token_due = Some(due(&token, now));
+            desk.token_due = Some(self.clock.moment().after(patience_with(&token, now)));
             return Ok(handed_out.replace(token, watch)?);
         }
         unreachable!("the loop ends by returning")
@@ -438,11 +438,14 @@ impl Run {
     }
 }
 
-/// When a handed-out token is replaced: at 80 % of its life, four minutes for GitHub's five.
-fn due(token: &IdentityToken, now: SystemTime) -> SystemTime {
+/// How long a token is left with the children: 80 % of its life, four minutes for GitHub's five.
+fn patience_with(token: &IdentityToken, now: SystemTime) -> Duration {
     const UNKNOWN: Duration = Duration::from_secs(240);
-    let life = token.claims().expires_at.and_then(|end| end.duration_since(now).ok());
-    now + life.map_or(UNKNOWN, |life| life.mul_f64(0.8))
+    let (end, begin) = (token.claims().expires_at, token.claims().issued_at);
+    let left = end.and_then(|end| end.duration_since(now).ok());
+    // By a clock that is behind it would live longer than it was issued for.
+    let whole = end.zip(begin).and_then(|(end, begin)| end.duration_since(begin).ok());
+    left.into_iter().chain(whole).min().filter(|_| left.is_some()).map_or(UNKNOWN, |life| life.mul_f64(0.8))
 }
 
 #[cfg(test)]

@@ -103,8 +103,9 @@ impl Schedule {
         }
         if run.handed_out.is_some() {
             match run.desk().token_due {
-                Some(due) if !self.token_was_read && due > wall_now => {
-                    moment = Some(moment.map_or(due, |it| it.min(due)));
+                Some(due) if !self.token_was_read && !due.is_reached(run.clock.moment()) => {
+                    moment = Some(moment.map_or(due.wall, |it| it.min(due.wall)));
+                    longest = longest.min(due.monotonic.saturating_sub(now));
                 }
                 // It is to be replaced, and was just asked for.
                 _ => {
@@ -202,6 +203,7 @@ pub(super) mod tests {
     use wifshare_sandbox::{Sandbox, Settings};
 
     use super::*;
+    use crate::clock::Moment;
     use crate::config::{Inputs, resolve};
     use crate::environment::Environment;
     use crate::http::HttpClient;
@@ -368,16 +370,18 @@ pub(super) mod tests {
         let (run, ..) = run_of(Provision::Credential(Delivery::Federation), 3600);
         let mut schedule = Schedule::new(&run, 0.0);
         let due = run.desk().token_due.expect("handed out");
-        assert!(due > CLOCK.now() && due < schedule.due_wall);
-        assert_eq!(schedule.next(&run, true).0, Some(due));
+        assert!(due.wall > CLOCK.now() && due.wall < schedule.due_wall);
+        let behind = due.wall - Duration::from_secs(3600);
+        assert!(due.is_reached(Moment { wall: behind, ..due }), "a clock that was set back makes nothing later");
+        assert_eq!(schedule.next(&run, true).0, Some(due.wall));
         schedule.token_was_read = true;
         assert_eq!(schedule.next(&run, true), (Some(schedule.due_wall), ms(200)));
         assert!(schedule.may_ask_again(CLOCK));
         pass(ms(50));
         assert_eq!(schedule.next(&run, true).1, ms(150), "it was just asked for");
         schedule.token_was_read = false;
-        assert_eq!(schedule.next(&run, true).0, Some(due));
-        run.desk().token_due = Some(CLOCK.now());
+        assert_eq!(schedule.next(&run, true).0, Some(due.wall));
+        run.desk().token_due = Some(CLOCK.moment());
         assert_eq!(schedule.next(&run, true), (Some(schedule.due_wall), ms(150)), "it is due itself");
     }
 
