@@ -1,8 +1,8 @@
-//! The gateway: children reach the API by way of it and never hold the credential.
+//! A reverse proxy on loopback or a Unix socket, through which children reach the API without holding the credential.
 //!
-//! It listens on loopback or on a Unix socket, lets in who shows the capability of its run, puts the credential into each
-//! request and sends it to one place. Bodies and answers pass as they come. It is handed the credential as it stands,
-//! and tells what it served; it keeps neither on disk.
+//! It accepts requests that carry the capability of its run, adds the credential to each, and sends it to one host. It
+//! passes bodies and responses on as they arrive. It receives the credential from its caller, reports each request to
+//! it, and writes nothing to disk.
 
 use std::io;
 use std::net::SocketAddr;
@@ -54,77 +54,79 @@ use upstream::Upstream;
 /// Where a gateway listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Listen {
-    /// At an address of this machine alone; port 0 takes any free one.
+    /// A TCP address of this machine only. Port 0 selects any free port.
     Loopback(SocketAddr),
-    /// At a socket in the file system, for this user alone.
+    /// A socket in the file system that only this user can open.
     Unix(PathBuf),
 }
 
-/// What a gateway is handed.
+/// The upstream, credential, callbacks and limits of a gateway.
 pub struct GatewayConfig {
-    /// The one place where requests go.
+    /// The only host that requests are sent to.
     pub upstream: Uri,
-    /// How it is reached.
+    /// Opens connections to the upstream.
     pub connector: Connector,
-    /// What whoever comes in has to show.
+    /// The token that a client must present.
     pub capability: Secret,
-    /// The credential as it stands.
+    /// The current state of the credential.
     pub credential_state: watch::Receiver<CredentialState>,
-    /// Told of a credential that is not good any more: the API refused it, or it has ended. What comes of that is told
-    /// by way of `standing`.
+    /// Called with a credential that is no longer valid: the API refused it, or it has expired. The result is published
+    /// through `credential_state`.
     pub reject: Box<dyn Fn(&Credential) + Send + Sync>,
-    /// Told of each request when it is over.
+    /// Called when a request is complete.
     pub record: Box<dyn Fn(&Served<'_>) + Send + Sync>,
-    /// Told when a connection ended because of a panic; all others go on.
+    /// Called when a panic ended a connection. Other connections are not affected.
     pub fault: Box<dyn Fn() + Send + Sync>,
-    /// How to tell the time.
+    /// The source of the current time.
     pub clock: Clock,
-    /// Bounds on what comes in.
+    /// Limits on requests and connections.
     pub limits: Limits,
 }
 
-/// A request that is over. Nothing of its body, its query or its headers.
+/// A completed request. It contains nothing of the body, the query or the headers.
 #[derive(Debug)]
 pub struct Served<'a> {
-    /// Its method, `-` where it was none.
+    /// The request method, or `-` if there was none.
     pub method: &'a str,
-    /// Its path without the query, `-` where it was none.
+    /// The path without the query, or `-` if there was none.
     pub path: &'a str,
-    /// The status of the answer; 499 where the client left before there was one, 0 where there was none.
+    /// The status of the response; 499 if the client left before there was one, 0 if there was none.
     pub status: u16,
-    /// Bytes of the body that came in, its framing included.
+    /// Bytes of the request body, including its framing.
     pub bytes_in: u64,
-    /// Bytes of the answer that went back, its head included.
+    /// Bytes of the response, including its head.
     pub bytes_out: u64,
-    /// From the end of its head to the end of the answer.
+    /// The time from the end of the request's head to the end of the response.
     pub took: Duration,
-    /// Who sent it. The process there may be known a moment later.
+    /// The client. Its process may become known a moment later.
     pub caller: &'a Arc<Caller>,
 }
 
-/// Bounds on what comes in.
+/// Limits on requests and connections.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// The largest body of a request. The API's own files may have 500 MB.
+    /// The largest request body. Files of the API can have 500 MB.
     pub largest_body: u64,
-    /// As much of a body is kept, so that it can be sent once more after a 401.
+    /// The part of a request body that is buffered, so that the request can be sent again after a 401.
     pub kept_body: usize,
-    /// How long a head may take.
+    /// The timeout for a complete head.
     pub head: Duration,
-    /// How long a body may stand still.
+    /// The timeout for a request body that makes no progress.
     pub body: Duration,
-    /// How long an answer may stand still. A message that is not streamed takes its time.
+    /// The timeout for a response that makes no progress. It is long because a message that is not streamed takes its
+    /// time.
     pub answer: Duration,
-    /// How long a connection of somebody who is known may wait for its next request.
+    /// The timeout of an idle connection whose client has presented the capability.
     pub idle: Duration,
-    /// How long a request waits until it may connect to the API, and then as long again for the connection.
+    /// How long a request waits for permission to connect to the API, and then as long again for the connection.
     pub connect: Duration,
-    /// How long a connection to the API waits for its next request; one that many requests share up to twice as long.
-    /// Shorter than servers wait as a rule: a request that meets the other side's good-bye fails.
+    /// How long an idle connection to the API is kept; one that many requests share is kept up to twice as long. This
+    /// is shorter than most servers keep one, because a request fails if the server closes the connection at the same
+    /// moment.
     pub rest: Duration,
     /// How long a request waits for a credential.
     pub credential: Duration,
-    /// How many connections there may be at once.
+    /// The maximum number of open connections.
     pub connections: usize,
 }
 
@@ -145,7 +147,7 @@ impl Default for Limits {
     }
 }
 
-/// A gateway that listens. It closes at once when this is dropped.
+/// A running gateway. Dropping it closes it at once.
 pub struct Gateway {
     base_url: String,
     close: Option<oneshot::Sender<Duration>>,
@@ -153,7 +155,10 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Listens, and serves in a thread of its own.
+    /// Listens, and serves requests in a new thread.
+    ///
+    /// # Errors
+    /// The error of the address or socket, of the thread, or of the async runtime.
     pub fn open(listen: &Listen, config: GatewayConfig) -> io::Result<Gateway> {
         let (close, closing) = oneshot::channel();
         let (report, opened) = mpsc::channel();
@@ -164,31 +169,31 @@ impl Gateway {
                 Err(error) => return drop(report.send(Err(error))),
             };
             runtime.block_on(listener::serve(&listen, config, &report, closing));
-            // A name look-up that hangs in its thread must not hold us.
+            // A name lookup that hangs in its thread must not delay the end.
             runtime.shutdown_background();
         })?;
         let base_url = opened.recv().map_err(|_| io::Error::other("the gateway's thread did not start"))??;
         Ok(Gateway { base_url, close: Some(close), thread: Some(thread) })
     }
 
-    /// What clients take for the API's base URL: `http://127.0.0.1:PORT`, or `unix:PATH`.
+    /// The base URL of the API for clients: `http://127.0.0.1:PORT`, or `unix:PATH`.
     pub fn base_url(&self) -> &str {
         &self.base_url
     }
 
-    /// Lets nobody in any more, and returns when all that was under way is over, or after this time. From then on the
-    /// capability is good for nothing.
+    /// Accepts no more connections, and returns when all requests are complete, or after `grace`. The capability is
+    /// worthless from then on.
     pub fn close(mut self, grace: Duration) {
         self.end(grace);
     }
 
     fn end(&mut self, grace: Duration) {
         if let Some(close) = self.close.take() {
-            // An error is a thread that has ended by itself.
+            // An error means that the thread has ended already.
             let _ = close.send(grace);
         }
         if let Some(thread) = self.thread.take() {
-            // A panic was told by the thread.
+            // The thread has reported its panic.
             let _ = thread.join();
         }
     }
@@ -200,8 +205,11 @@ impl Drop for Gateway {
     }
 }
 
-/// A capability nobody can guess: 256 bits of the system's randomness. It has a name of its own, so that whoever finds
-/// it in a log knows that it is none of the API's.
+/// Creates a capability: 256 random bits of the system. Its prefix shows anyone who finds one in a log that it is not a
+/// token of the API.
+///
+/// # Errors
+/// The system has no randomness.
 pub fn new_capability() -> io::Result<Secret> {
     let mut bytes = Zeroizing::new([0; 32]);
     let random = rustls::crypto::ring::default_provider().secure_random;
@@ -209,7 +217,7 @@ pub fn new_capability() -> io::Result<Secret> {
     Ok(Secret::new(format!("wifshare-capability-{}", URL_SAFE_NO_PAD.encode(*bytes))))
 }
 
-/// What all connections share.
+/// State that all connections share.
 struct Shared {
     policy: AccessPolicy,
     upstream: Upstream,
@@ -224,13 +232,13 @@ struct Shared {
 }
 
 impl Shared {
-    /// A credential that may be served at this moment.
+    /// The held credential, if it is usable now.
     fn held_now(&self) -> Option<Arc<Credential>> {
         let now = self.clock.now();
         self.credential_state.borrow().held.as_ref().filter(|held| held.is_usable(now)).map(Arc::clone)
     }
 
-    /// The same, waited for: the first one, or the successor of one that has ended.
+    /// Like `held_now`, but waits for the first credential, or for the successor of an expired one.
     async fn credential(&self) -> Result<Arc<Credential>, Refusal> {
         const LATE: Refusal = Refusal::new(503, "there is no credential yet");
         const ENDED: Refusal = Refusal::new(503, "the credential has ended and could not be renewed");
@@ -264,7 +272,7 @@ impl Shared {
         }
     }
 
-    /// What takes the place of a credential that the API refused, if anything does.
+    /// Rejects a credential that the API refused, and waits for its successor. Returns `None` if there is none.
     async fn successor_of(&self, rejected: &Arc<Credential>) -> Option<Arc<Credential>> {
         const PATIENCE: Duration = Duration::from_secs(60);
         let told = self.credential_state.borrow().told;
@@ -283,33 +291,33 @@ impl Shared {
     }
 }
 
-/// How a request came to its end.
+/// How a request ended.
 #[derive(Debug)]
 enum Ended {
-    /// The answer was passed on whole.
+    /// The whole response was passed on.
     Answered {
-        /// Whether the client's connection is in order for another request.
+        /// Whether the client's connection can take another request.
         may_stay: bool,
     },
-    /// The answer is a 401, and nothing of it was passed on yet.
+    /// The response is a 401, and none of it was passed on yet.
     Rejected,
 }
 
-/// How an answer is to be passed on, and what of it was.
+/// How to pass a response on, and how much of it was passed on.
 #[derive(Clone, Copy, Debug, Default)]
 struct Answering {
-    /// A 401 is held back, as [`Ended::Rejected`].
+    /// Hold back a 401, as [`Ended::Rejected`].
     may_reject: bool,
-    /// It is the last one on its connection.
+    /// It is the last response on its connection.
     closes: bool,
     status: Option<u16>,
-    /// Whether the client has heard anything of it yet.
+    /// Whether the client has received any of it.
     has_begun: bool,
     bytes_out: u64,
 }
 
 impl Answering {
-    /// Where the answer has begun it cannot become another one.
+    /// The failure as it applies to this response: once its head was sent, the response can only break off.
     fn too_late_for(&self, failed: incoming::Failed) -> incoming::Failed {
         if self.has_begun { incoming::Failed::Broken } else { failed }
     }

@@ -1,10 +1,10 @@
-//! Who may come in, and which paths lead out. Pure.
+//! Which requests are accepted, and where each path leads. Without I/O.
 
 use std::borrow::Cow;
 
 use crate::secret::Secret;
 
-/// Why a request is not let through: a status and a sentence for whoever sent it.
+/// Why a request is refused: a status, and a sentence for the client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Refusal {
     pub(super) status: u16,
@@ -17,30 +17,31 @@ impl Refusal {
     }
 }
 
-/// What a request must show at the door.
+/// What a request must present to be accepted.
 #[derive(Debug)]
 pub(super) struct AccessPolicy {
-    /// The listener as a `Host` header names it, literally: a name that a web page could have its browser resolve to us
-    /// is not it.
+    /// The listener's address, compared literally with the `Host` header. A domain that a web page makes its browser
+    /// resolve to loopback (DNS rebinding) does not match.
     pub(super) host: String,
-    /// What the children of this run were given.
+    /// The token that the children of this run received.
     pub(super) capability: Secret,
 }
 
-/// What a request showed, as far as the door is concerned.
+/// The parts of a request that decide whether it is accepted.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct RequestCredentials<'a> {
     pub(super) host: Option<&'a [u8]>,
     pub(super) authorization: Option<&'a [u8]>,
     pub(super) api_key: Option<&'a [u8]>,
-    /// A header that only a browser sends.
+    /// The request has a header that only browsers send.
     pub(super) of_a_browser: bool,
-    /// A header that only another proxy sends.
+    /// The request has a header that only proxies send.
     pub(super) of_a_proxy: bool,
 }
 
 impl AccessPolicy {
-    /// Whether whoever asks may ask at all, capability or not.
+    /// Checks that the request names this gateway and comes from neither a browser nor a proxy. The capability is not
+    /// checked.
     pub(super) fn is_local(&self, credentials: &RequestCredentials<'_>) -> Result<(), Refusal> {
         const FOREIGN_HOST: Refusal = Refusal::new(403, "the Host header does not name this gateway's address");
         const BROWSER: Refusal = Refusal::new(403, "requests of web pages are not served");
@@ -54,7 +55,7 @@ impl AccessPolicy {
         if credentials.of_a_proxy { Err(PROXY) } else { Ok(()) }
     }
 
-    /// Whether it showed the capability, as a bearer token or as an API key, and nothing else beside it.
+    /// Checks that the request presents the capability, as a bearer token or as an API key, and no other credential.
     pub(super) fn has_capability(&self, credentials: &RequestCredentials<'_>) -> Result<(), Refusal> {
         const MISSING: Refusal = Refusal::new(
             401,
@@ -69,13 +70,13 @@ impl AccessPolicy {
         if bearer.is_none() && api_key.is_none() {
             return Err(MISSING);
         }
-        // Both are compared whatever the first comparison says.
+        // Compare both, so that the time does not depend on the first result.
         let are_right = bearer.is_none_or(|given| self.is_capability(given))
             & api_key.is_none_or(|given| self.is_capability(given));
         if are_right { Ok(()) } else { Err(WRONG) }
     }
 
-    /// Looks at every byte, so that the time it takes says nothing about where two texts part.
+    /// Compares every byte, so that the time does not reveal where two tokens differ.
     pub(super) fn is_capability(&self, given: &[u8]) -> bool {
         let ours = self.capability.expose().as_bytes();
         let difference = given.iter().zip(ours).fold(0, |difference, (x, y)| difference | (x ^ y));
@@ -89,17 +90,17 @@ fn bearer(value: &[u8]) -> Option<&[u8]> {
     scheme.eq_ignore_ascii_case(b"bearer ").then(|| rest.trim_ascii())
 }
 
-/// Where requests go.
+/// The destination of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Way {
-    /// To the API.
+    /// The API.
     Out,
-    /// To the token endpoint, which the gateway answers by itself.
+    /// The token endpoint, which the gateway answers itself.
     Token,
 }
 
-/// Where a request target leads, if it is a path that two readers read alike. What is not in its normal form is
-/// refused and not repaired: no empty, `.` or `..` segment, no encoded slash, backslash or control character.
+/// Returns where a request target leads. A path that is not in normal form is refused, not repaired, because two
+/// parsers could read it differently: no empty, `.` or `..` segment, no encoded slash, backslash or control character.
 pub(super) fn way_of(target: &str) -> Result<Way, Refusal> {
     const NO_PATH: Refusal = Refusal::new(400, "the request target has to be a path");
     const ODD: Refusal = Refusal::new(400, "the path is not in its normal form");
@@ -109,7 +110,7 @@ pub(super) fn way_of(target: &str) -> Result<Way, Refusal> {
         return Err(NO_PATH);
     }
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
-    // A query is the API's own affair, as long as no reader can take a piece of it for something else.
+    // The API interprets the query. Only characters that a parser could mistake for the end of the query are refused.
     let is_plain = |byte: u8| matches!(byte, b'!'..=b'~') && !b"#\\\"<>`{|}^".contains(&byte);
     let is_query = |byte: u8| matches!(byte, b'!'..=b'~') && byte != b'#';
     if !path.bytes().all(is_plain) || !query.bytes().all(is_query) {
@@ -128,7 +129,7 @@ pub(super) fn way_of(target: &str) -> Result<Way, Refusal> {
     }
 }
 
-/// A target as the API knows it, for clients that have the `/v1` in their base URL, or that add it to one that has it.
+/// The target in the API's form, for clients that omit `/v1` because it is in their base URL, or that send it twice.
 pub(super) fn with_version(target: &str) -> Cow<'_, str> {
     const RESOURCES: [&str; 2] = ["/messages", "/models"];
     if let Some(rest) = target.strip_prefix("/v1/v1/") {
@@ -140,14 +141,14 @@ pub(super) fn with_version(target: &str) -> Cow<'_, str> {
     if RESOURCES.into_iter().any(is_of) { format!("/v1{target}").into() } else { target.into() }
 }
 
-/// What claude asks for besides the API: whether there is a connection.
+/// Paths outside the API that claude requests to check its connection.
 const OF_CLAUDE: [&str; 2] = ["/", "/api/hello"];
 
-/// The rest of it: settings, metrics, and what its account may do.
+/// Prefixes of other paths that claude requests: settings, metrics, and the permissions of its account.
 const OF_CLAUDE_BELOW: [&str; 4] = ["/api/claude_code/", "/api/claude_cli/", "/api/oauth/", "/api/event_logging/"];
 
-/// Neither empty nor a step elsewhere, and percent-encoded only where it has to be (RFC 3986 §6.2.2.2): what could be
-/// written plainly and is not, is there for a reader who decodes once more than we do.
+/// Whether a segment is neither empty nor a dot segment, and percent-encoded only where necessary (RFC 3986 §6.2.2.2).
+/// A character that is encoded without need may be meant for a parser that decodes once more.
 fn is_normal(segment: &str) -> bool {
     let digit = |byte: Option<u8>| byte.and_then(|byte| (byte as char).to_digit(16));
     let mut bytes = segment.bytes();

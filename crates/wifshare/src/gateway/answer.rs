@@ -1,4 +1,4 @@
-//! Answers of the gateway's own, in the shape of the API's.
+//! Responses that the gateway itself sends, in the API's format.
 
 use std::time::Duration;
 
@@ -7,11 +7,11 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use super::admission::Refusal;
 use crate::secret::Secret;
 
-/// How long a client that signs in by itself may use the capability before it asks again. It is good for longer: for as
-/// long as its run.
+/// The lifetime that the token endpoint reports for the capability, so that a client requests a new one in time. The
+/// capability itself is valid until its run ends.
 pub const CAPABILITY_LIFE: Duration = Duration::from_secs(3600);
 
-/// A refusal, as the API tells one. What may be better in a moment says so.
+/// An error response in the API's format. One for a temporary failure has a `Retry-After` header.
 pub(super) fn refusal(refusal: &Refusal, closes: bool) -> Vec<u8> {
     let kind = match refusal.status {
         401 => "authentication_error",
@@ -31,7 +31,7 @@ pub(super) fn refusal(refusal: &Refusal, closes: bool) -> Vec<u8> {
     whole(refusal.status, more, &body.to_string(), closes)
 }
 
-/// What the token endpoint would answer, with the capability in the place of the access token.
+/// The response of the token endpoint, with the capability as the access token.
 pub(super) fn token(capability: &Secret, closes: bool) -> Vec<u8> {
     let body = serde_json::json!({
         "access_token": capability.expose(),
@@ -52,19 +52,20 @@ fn whole(status: u16, more: &str, body: &str, closes: bool) -> Vec<u8> {
     .into_bytes()
 }
 
-/// Writes all of it, within a time.
+/// Writes all of it, with a timeout.
 pub(super) async fn write<S: AsyncWrite + Unpin>(to: &mut S, answer: &[u8]) -> bool {
     const PATIENCE: Duration = Duration::from_secs(10);
     matches!(tokio::time::timeout(PATIENCE, to.write_all(answer)).await, Ok(Ok(())))
 }
 
-/// Says good-bye and listens for a moment more: who closes on unread bytes takes the last answer back.
+/// Ends the stream, then reads for a moment more. Closing with unread bytes would make the kernel discard the last
+/// response.
 pub(super) async fn drain_and_close<S: AsyncRead + AsyncWrite + Unpin>(with: &mut S) {
     const PATIENCE: Duration = Duration::from_secs(2);
     const MOST: usize = 8 << 20;
     let listening = async {
         with.shutdown().await?;
-        // On the heap: every connection would keep room for it from its beginning.
+        // On the heap: in the future, it would occupy memory for as long as the connection is open.
         let mut scratch = vec![0; 4096];
         let mut heard = 0;
         while heard < MOST {
@@ -75,7 +76,7 @@ pub(super) async fn drain_and_close<S: AsyncRead + AsyncWrite + Unpin>(with: &mu
         }
         std::io::Result::Ok(())
     };
-    // It is a courtesy.
+    // An error changes nothing: the connection is over.
     drop(tokio::time::timeout(PATIENCE, listening).await);
 }
 
@@ -83,7 +84,7 @@ pub(super) async fn drain_and_close<S: AsyncRead + AsyncWrite + Unpin>(with: &mu
 mod tests {
     use super::*;
 
-    /// The head and the body of an answer of ours.
+    /// The head and the body of a response.
     fn parsed(answer: &[u8]) -> (String, serde_json::Value) {
         let text = std::str::from_utf8(answer).expect("a text");
         let (head, body) = text.split_once("\r\n\r\n").expect("a head");

@@ -1,9 +1,9 @@
-//! Answers about message batches: where the results are is told as an absolute address of the API. A client would follow it
-//! with the capability, which is worth nothing there, so the address is replaced by the gateway's own. Nothing else of a
-//! body is changed.
+//! Responses about message batches. They contain the address of the results as an absolute URL of the API. A client
+//! would send the capability there, where it is worthless, so this module replaces the URL with the gateway's own. It
+//! changes nothing else of a body.
 //!
-//! The field is found in the text, not in parsed JSON: clients read JSON differently (a name that is there twice, a byte
-//! order mark, a media type of its own, a stream of events), and none of them may find an address that was not replaced.
+//! The field is searched in the text, not in parsed JSON. Clients parse JSON differently (duplicate names, a byte order
+//! mark, another media type, a stream of events), and none of them may find a URL that was not replaced.
 
 use std::io;
 use std::ops::Range;
@@ -17,10 +17,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::framing::{Framing, Piece};
 use super::headers::length_of;
 
-/// A page of a thousand batches has less. What is larger passes as it is.
+/// A page of a thousand batches is smaller. A larger response passes unchanged.
 const LARGEST: usize = 2 << 20;
 
-/// Whether the answer to this request may hold such addresses. The results themselves do not, and they may be large.
+/// Whether the response to this request can contain such URLs. The results themselves contain none, and can be large.
 pub(super) fn hold_addresses(method: &str, path: &str) -> bool {
     let of_batches = path.strip_prefix("/v1/messages/batches");
     let is_of_one =
@@ -28,18 +28,18 @@ pub(super) fn hold_addresses(method: &str, path: &str) -> bool {
     method != "HEAD" && of_batches.is_some_and(is_of_one)
 }
 
-/// A client that is given an answer only when it is whole, where that is asked for and as long as it is small enough.
+/// A client stream that can hold a response back until it is complete, if it is small enough.
 pub(super) struct Client<'a, S> {
     stream: &'a mut S,
     held: Held,
 }
 
 enum Held {
-    /// Everything passes as it comes.
+    /// Everything passes as it arrives.
     Nothing,
-    /// What came so far.
+    /// The response so far.
     Answer(Vec<u8>),
-    /// It was too large, and passes from this place on.
+    /// The response became too large. It is written from this position on.
     Leaving(Vec<u8>, usize),
 }
 
@@ -48,7 +48,7 @@ impl<'a, S> Client<'a, S> {
         Client { stream, held: if is_held { Held::Answer(Vec::new()) } else { Held::Nothing } }
     }
 
-    /// The answer, if it was held.
+    /// The response, if it was held back.
     pub(super) fn answer(self) -> Option<Vec<u8>> {
         match self.held {
             Held::Answer(answer) => Some(answer),
@@ -56,7 +56,7 @@ impl<'a, S> Client<'a, S> {
         }
     }
 
-    /// Whether the client has heard nothing of the answer because it is held.
+    /// Whether the client has received nothing because the response is held back.
     pub(super) fn holds(&self) -> bool {
         matches!(self.held, Held::Answer(_))
     }
@@ -99,20 +99,20 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Client<'_, S> {
     }
 }
 
-/// The API's base URL, whose addresses are replaced, and the host that the gateway is known by.
+/// The API's base URL, whose URLs are replaced, and the gateway's host.
 pub(super) struct Addresses<'a> {
     pub(super) api: &'a Uri,
     pub(super) gateway: &'a str,
 }
 
-/// Content that the gateway cannot read, so that an address in it would reach the client.
+/// Content that the gateway cannot read. A URL in it would reach the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Unreadable;
 
 const FIELD: &str = "results_url";
 
 impl Addresses<'_> {
-    /// A whole answer as it is passed on: as it came, unless it holds an address that is to be replaced.
+    /// The response to pass on: unchanged, unless it contains a URL to replace.
     pub(super) fn replaced_in(&self, answer: Vec<u8>) -> Result<Vec<u8>, Unreadable> {
         Ok(self.replaced(&answer)?.unwrap_or(answer))
     }
@@ -131,7 +131,7 @@ impl Addresses<'_> {
         }
     }
 
-    /// Replaces what is in the body of an answer whose last head begins at `start`.
+    /// Replaces URLs in the body of a response whose last head begins at `start`.
     fn replaced_in_one(
         &self,
         heads: &[u8],
@@ -152,7 +152,7 @@ impl Addresses<'_> {
         };
         let Some(body) = content(framing, &answer[heads.len()..]) else { return Ok(None) };
         let is_plain = values("content-encoding").all(|coding| coding.eq_ignore_ascii_case(b"identity"));
-        // UTF-16 and UTF-32 have a zero here, and parsers accept them too.
+        // A zero byte here means UTF-16 or UTF-32, which some parsers accept.
         let is_wide = body.iter().take(4).any(|byte| *byte == 0);
         if !body.is_empty() && (!is_plain || is_wide) {
             return Err(Unreadable);
@@ -161,7 +161,7 @@ impl Addresses<'_> {
         let Some(line) = memchr::memchr(b'\n', &heads[start..]) else { return Ok(None) };
         let mut new = answer[..=start + line].to_vec();
         for header in &*head.headers {
-            // Trailers went with the chunks.
+            // The new body has no chunks, so it has no trailers.
             let is_framing = ["content-length", "transfer-encoding", "trailer"];
             if !is_framing.iter().any(|name| header.name.eq_ignore_ascii_case(name)) {
                 new.extend([header.name.as_bytes(), b": ", header.value, b"\r\n"].concat());
@@ -172,7 +172,7 @@ impl Addresses<'_> {
         Ok(Some(new))
     }
 
-    /// The same of a body: every `results_url` with an address of the API. `None` where there is none.
+    /// Replaces the value of every `results_url` that points to the API. Returns `None` if there is none.
     fn replaced_in_body(&self, body: &[u8]) -> Option<Vec<u8>> {
         let (mut new, mut copied, mut place) = (Vec::new(), 0, 0);
         while let Some(name) = next_string(body, place) {
@@ -189,7 +189,7 @@ impl Addresses<'_> {
         (copied > 0).then_some(new)
     }
 
-    /// The gateway's address for one on the API's host, whatever else that says: a client would send the capability there.
+    /// The gateway's URL for any URL on the API's host, because a client would send the capability there.
     fn own(&self, address: &str) -> Option<String> {
         let address = address.trim();
         let there: Uri = address.parse().ok()?;
@@ -202,7 +202,7 @@ impl Addresses<'_> {
     }
 }
 
-/// Host and port, without the dot that may end a name; `None` for the usual port of either scheme.
+/// Host and port, without the dot that can end a name. The port is `None` if it is the scheme's default.
 fn origin(uri: &Uri) -> Option<(&str, Option<u16>)> {
     let usual = match uri.scheme_str()? {
         "https" => 443,
@@ -213,7 +213,7 @@ fn origin(uri: &Uri) -> Option<(&str, Option<u16>)> {
     Some((host.strip_suffix('.').unwrap_or(host), uri.port_u16().filter(|port| *port != usual)))
 }
 
-/// The next string of a JSON text from this place on, with its quotes.
+/// The next string of a JSON text at or after `from`, with its quotes.
 fn next_string(body: &[u8], from: usize) -> Option<Range<usize>> {
     let start = from + memchr::memchr(b'"', body.get(from..)?)?;
     let mut place = start + 1;
@@ -226,7 +226,7 @@ fn next_string(body: &[u8], from: usize) -> Option<Range<usize>> {
     }
 }
 
-/// The string that is the value of the name that ends here.
+/// The string value of the name that ends at `end`.
 fn string_value(body: &[u8], end: usize) -> Option<Range<usize>> {
     let behind = |place: usize| Some(place + body[place..].iter().position(|byte| !byte.is_ascii_whitespace())?);
     let colon = behind(end).filter(|place| body[*place] == b':')?;
@@ -242,7 +242,7 @@ fn text(string: &[u8]) -> Option<String> {
     serde_json::from_slice(string).ok()
 }
 
-/// The content of a whole body; `None` where it is not whole, or where something follows it.
+/// The content of a complete body; `None` if it is incomplete, or if more bytes follow.
 fn content(mut framing: Framing, mut body: &[u8]) -> Option<Vec<u8>> {
     let mut content = Vec::with_capacity(body.len());
     while let Some(piece) = framing.next(body).ok()? {

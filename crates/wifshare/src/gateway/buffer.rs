@@ -1,6 +1,7 @@
-//! What was read and is not used yet, in a buffer that is borrowed from its thread for only as long as it holds bytes.
+//! Bytes that were read and not used yet, in a buffer from a pool of the thread. A buffer is taken only while it holds
+//! bytes.
 //!
-//! A thousand idle connections therefore cost no buffer, and a busy one costs no allocation.
+//! Thus a thousand idle connections hold no buffer, and a busy one needs no allocation.
 
 use std::cell::RefCell;
 use std::io;
@@ -9,17 +10,17 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, ReadBuf};
 
-/// A buffer holds a whole head, or a piece of a body.
+/// The size of a buffer: enough for a whole head, or for a part of a body.
 pub(super) const SIZE: usize = 32 * 1024;
 
-/// As many buffers stay with their thread; what a busy moment took beyond that is given back.
+/// The number of free buffers that a thread keeps. It frees the others.
 const KEPT: usize = 32;
 
 thread_local! {
     static SHELF: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Bytes that came in.
+/// Bytes that were read and not used yet.
 #[derive(Debug, Default)]
 pub(super) struct ReadBuffer {
     buffer: Option<Box<[u8]>>,
@@ -28,12 +29,10 @@ pub(super) struct ReadBuffer {
 }
 
 impl ReadBuffer {
-    /// What is there.
     pub(super) fn bytes(&self) -> &[u8] {
         self.buffer.as_ref().map_or(&[], |buffer| &buffer[self.start..self.end])
     }
 
-    /// The same, to be changed in place.
     pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
         self.buffer.as_mut().map_or(&mut [], |buffer| &mut buffer[self.start..self.end])
     }
@@ -42,12 +41,11 @@ impl ReadBuffer {
         self.start == self.end
     }
 
-    /// Whether there is no room for another byte.
     pub(super) fn is_full(&self) -> bool {
         self.end - self.start == SIZE
     }
 
-    /// Takes so many bytes off the beginning.
+    /// Removes `count` bytes from the beginning.
     pub(super) fn consume(&mut self, count: usize) {
         self.start += count;
         debug_assert!(self.start <= self.end, "only what is there can be consumed");
@@ -67,7 +65,7 @@ impl ReadBuffer {
         }
     }
 
-    /// Reads once, behind what is there. 0 is the other side's end. There has to be room.
+    /// Reads once, and appends. Returns 0 at the end of the stream. The buffer must not be full.
     pub(super) fn poll_fill<R: AsyncRead + Unpin>(
         &mut self,
         cx: &mut Context<'_>,
@@ -106,7 +104,7 @@ mod tests {
 
     use super::*;
 
-    /// Reads once from these bytes, and says how many came.
+    /// Reads once from `from`, and returns the number of bytes read.
     fn fill(buffer: &mut ReadBuffer, mut from: &[u8]) -> usize {
         match buffer.poll_fill(&mut Context::from_waker(Waker::noop()), &mut from) {
             Poll::Ready(Ok(count)) => count,

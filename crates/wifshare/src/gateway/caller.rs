@@ -1,8 +1,8 @@
-//! Who is at the other end of a connection, where the system can tell.
+//! The process at the other end of a connection, if the system knows it.
 //!
-//! On loopback the system is asked by way of `/proc`, which takes from a fraction of a millisecond to a tenth of a second.
-//! That happens in a thread of its own, for a small share of time, and never for a client that is not known: of one that
-//! has not shown the capability only our own descendants are looked at.
+//! On loopback it is found through `/proc`, which takes from a fraction of a millisecond to a tenth of a second. A
+//! separate thread does it, for a limited share of the time. A client that has not presented the capability cannot
+//! trigger a search of all processes: for it, only our own descendants are searched.
 
 use std::net::SocketAddr;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -13,16 +13,16 @@ use tokio::sync::oneshot;
 
 use crate::clock::Clock;
 
-/// The other end of a connection.
+/// The two ends of a connection.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Peer {
-    /// By TCP on loopback: its address and ours.
+    /// TCP on loopback: the client's address and ours.
     Tcp(SocketAddr, SocketAddr),
-    /// By a Unix socket; the system tells the process.
+    /// A Unix socket, for which the kernel names the process.
     Unix(Option<u32>),
 }
 
-/// The client at the other end of a connection, and its process once that was found.
+/// The client of a connection, and its process if it was found.
 #[derive(Debug)]
 pub struct Caller {
     peer: Peer,
@@ -38,14 +38,13 @@ impl Caller {
         Caller { peer, process }
     }
 
-    /// The process there, if it is known by now. It is looked for while the first good request of a connection is under
-    /// way.
+    /// The client's process, if it is known. The search for it starts with the first accepted request of a connection.
     pub fn process(&self) -> Option<u32> {
         self.process.get().copied().flatten()
     }
 }
 
-/// Looks for the processes at the other ends of connections, in a thread that begins with the first of them.
+/// Finds the processes of clients, in a thread that starts with the first search.
 #[derive(Debug)]
 pub(super) struct Lookups {
     clock: Clock,
@@ -53,16 +52,16 @@ pub(super) struct Lookups {
     thread: OnceLock<Option<SyncSender<Wanted>>>,
 }
 
-/// What is to be looked for.
+/// What to search for.
 enum Wanted {
-    /// The process of a known client.
+    /// The process of a client that has presented the capability.
     Process(Arc<Caller>),
-    /// Whether this one is a descendant of ours.
+    /// Whether this client is a descendant of this process.
     Child(Peer, oneshot::Sender<bool>),
 }
 
 impl Lookups {
-    /// As many wait to be looked for.
+    /// The maximum number of queued searches.
     const QUEUE: usize = 64;
 
     pub(super) fn new(clock: Clock) -> Lookups {
@@ -70,19 +69,19 @@ impl Lookups {
         Lookups { clock, share, thread: OnceLock::new() }
     }
 
-    /// Looks for the process of a known client, unless much was looked for of late.
+    /// Queues a search for the process of a known client, unless searches took too much time recently.
     pub(super) fn find(&self, caller: &Arc<Caller>) {
         if caller.process.get().is_some() || lock(&self.share).wait((self.clock.monotonic)()).is_some() {
             return;
         }
         if let Some(thread) = self.thread() {
-            // Where others wait already, this one stays unknown.
+            // With a full queue, this client stays unknown.
             let _ = thread.try_send(Wanted::Process(Arc::clone(caller)));
         }
     }
 
-    /// Whether a client that did not show the capability is a descendant of ours, which was given it anyway. `None` where
-    /// too many others wait for the same.
+    /// Whether a client without the capability is a descendant of this process, which received the capability anyway.
+    /// Returns `None` if the queue is full.
     pub(super) async fn is_child(&self, caller: &Caller) -> Option<bool> {
         const PATIENCE: Duration = Duration::from_secs(5);
         let Some(thread) = self.thread() else { return Some(false) };
@@ -102,17 +101,17 @@ impl Lookups {
     }
 }
 
-/// Looks for one after another, until nobody can want anything any more.
+/// Runs one search after another, until all senders are dropped.
 fn look(wanted: &Receiver<Wanted>, clock: Clock, share: &Mutex<Share>) {
     let mut recent = Recent::default();
     while let Ok(wanted) = wanted.recv() {
         if let (Wanted::Child(..), Some(time)) = (&wanted, lock(share).wait((clock.monotonic)())) {
-            // A signal ends it early, and the run is about to end then.
+            // A signal can end this pause early; the run ends then as well.
             let _ = (clock.pause)(time);
         }
         let begun = (clock.monotonic)();
         match wanted {
-            // The connection is over already.
+            // The connection has closed.
             Wanted::Process(caller) if Arc::strong_count(&caller) == 1 => continue,
             Wanted::Process(caller) => {
                 let _ = caller.process.set(recent.process_of(caller.peer));
@@ -125,10 +124,10 @@ fn look(wanted: &Receiver<Wanted>, clock: Clock, share: &Mutex<Share>) {
     }
 }
 
-/// The share of time that looking may take: a twentieth, and some at once where it rested before.
+/// The budget of time for searches: a twentieth of the time, with a burst after a rest.
 #[derive(Debug)]
 struct Share {
-    /// What may be taken at that moment, and what was taken too much.
+    /// Time that is available at `at`; `owed` is the time that was taken beyond it.
     left: Duration,
     owed: Duration,
     at: Duration,
@@ -150,7 +149,7 @@ impl Share {
         self.left = (self.left + (grown - paid)).min(Self::MOST);
     }
 
-    /// How long to wait before another look; `None` where it may begin.
+    /// How long to wait before the next search; `None` if it can start now.
     fn wait(&mut self, now: Duration) -> Option<Duration> {
         self.fill(now);
         (self.owed > Duration::ZERO).then(|| self.owed * Self::PART)
@@ -163,7 +162,7 @@ impl Share {
     }
 }
 
-/// The processes that were found of late: the next connection is often of one of them.
+/// The processes found most recently. The next connection often belongs to one of them.
 #[derive(Debug, Default)]
 struct Recent(Vec<u32>);
 
@@ -187,7 +186,7 @@ impl Recent {
     }
 }
 
-/// Whether a descendant of ours is at this end. No other process is looked at.
+/// Whether a descendant of this process is at the other end. No other process is searched.
 fn is_descendant(peer: Peer) -> bool {
     match peer {
         Peer::Unix(process) => process.is_some_and(|process| platform::descendants().contains(&process)),
@@ -214,7 +213,7 @@ mod platform {
         Some(text)
     }
 
-    /// An address as `/proc/net/tcp` writes it: each word of it in the machine's order.
+    /// Formats an address as `/proc/net/tcp` does: each 32-bit word in the machine's byte order.
     fn written(address: SocketAddr) -> String {
         let word = |bytes: &[u8]| {
             let bytes: [u8; 4] = bytes.try_into().unwrap_or_default();
@@ -229,7 +228,7 @@ mod platform {
         }
     }
 
-    /// The name of the socket at `theirs` of this connection, as its holder's descriptors show it.
+    /// The name of the client's socket, as the links in `/proc/PID/fd` show it.
     pub(super) fn socket(theirs: SocketAddr, ours: SocketAddr) -> Option<String> {
         const TABLE: u64 = 16 << 20;
         let table = text(if theirs.is_ipv4() { "/proc/net/tcp" } else { "/proc/net/tcp6" }, TABLE)?;
@@ -238,7 +237,7 @@ mod platform {
             let mut words = line.split_whitespace().skip(1);
             (words.next()? == theirs && words.next()? == ours).then(|| words.nth(6))?
         })?;
-        // Nobody holds a connection that its client has closed.
+        // Inode 0: the client has closed its socket.
         (inode != "0").then(|| format!("socket:[{inode}]"))
     }
 
@@ -247,13 +246,12 @@ mod platform {
         files.into_iter().any(|file| fs::read_link(file.path()).is_ok_and(|target| target.as_os_str() == socket))
     }
 
-    /// Every process that there is.
     pub(super) fn processes() -> impl Iterator<Item = u32> {
         let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
         entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
     }
 
-    /// Our children, theirs, and so on.
+    /// The descendants of this process.
     pub(super) fn descendants() -> Vec<u32> {
         const MOST: usize = 4096;
         let mut parents = None;
@@ -266,7 +264,7 @@ mod platform {
         found
     }
 
-    /// By the kernel's own list, or, where it is built without one, by what each process says of its parent.
+    /// Reads the kernel's list of children, or, in a kernel built without it, the parent of every process.
     fn children(process: u32, parents: &mut Option<HashMap<u32, Vec<u32>>>) -> Vec<u32> {
         let listed = |thread: fs::DirEntry| text(thread.path().join("children"), 1 << 20);
         let threads = fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
@@ -294,7 +292,7 @@ mod platform {
     }
 }
 
-/// Not run by us: elsewhere nobody is known.
+/// Other systems: no process is known.
 #[cfg(not(target_os = "linux"))]
 mod platform {
     use std::net::SocketAddr;
@@ -334,7 +332,7 @@ mod tests {
         assert_eq!(share.wait(ms(400)), Some(ms(20)), "nothing is left but what grows");
         assert_eq!(share.wait(ms(1_000_000)), None);
         assert_eq!(share.left, Share::MOST, "a rest does not add up without end");
-        // A minute of nothing but looks of 100 ms each.
+        // A minute of continuous searches, 100 ms each.
         let (mut now, mut taken) = (ms(1_000_000), ms(0));
         while now < ms(1_060_000) {
             match share.wait(now) {
@@ -361,7 +359,7 @@ mod tests_with_processes {
     #[test]
     fn connection_is_followed_to_its_process() {
         for loopback in ["127.0.0.1:0", "[::1]:0"] {
-            // Not every machine has both.
+            // Not every machine has IPv4 and IPv6.
             let Ok(listener) = TcpListener::bind(loopback) else { continue };
             let ours = listener.local_addr().expect("an address");
             let client = TcpStream::connect(ours).expect("connected");
@@ -372,7 +370,7 @@ mod tests_with_processes {
                 assert_eq!(recent.0, [std::process::id()], "remembered once");
             }
             assert!(!is_descendant(Peer::Tcp(theirs, ours)), "we are no descendant of ours");
-            // One end of it is not enough.
+            // A connection matches only with both ends.
             let (nobody, nowhere) = (SocketAddr::new(theirs.ip(), 1), SocketAddr::new(ours.ip(), 1));
             assert_eq!(recent.process_of(Peer::Tcp(nobody, ours)), None);
             assert_eq!(recent.process_of(Peer::Tcp(theirs, nowhere)), None);
@@ -398,7 +396,7 @@ mod tests_with_processes {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         assert_eq!(runtime.block_on(lookups.is_child(&unknown)), Some(false));
         assert_eq!(unknown.process(), None);
-        // What was taken too much is waited for, and what is only worth a note is left out meanwhile.
+        // `is_child` waits until the budget is repaid; `find` does nothing meanwhile.
         let now = (Clock::system().monotonic)();
         lock(&lookups.share).take(now, Duration::from_secs(3600));
         let late = Arc::new(Caller::at(peer));

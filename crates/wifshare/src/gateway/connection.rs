@@ -1,4 +1,5 @@
-//! One connection of a client: request after request, each let in, given the credential, sent on, answered and recorded.
+//! The life of one client connection: for each request, check it, add the credential, forward it, pass the response on
+//! and record it.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -19,7 +20,6 @@ use super::request::{self, Request};
 use super::upstream::Line;
 use super::{Answering, Ended, Served, Shared, answer, batches, http1, http2};
 
-/// Serves one connection until it ends.
 pub(super) async fn attend<S>(mut stream: S, peer: Peer, entry: Arc<ConnectionEntry>, shared: Arc<Shared>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
@@ -45,11 +45,11 @@ struct Connection<'a, S> {
     shared: &'a Shared,
     entry: &'a ConnectionEntry,
     caller: Arc<Caller>,
-    /// Whether it has shown the capability before.
+    /// Whether the client has presented the capability.
     is_known: bool,
 }
 
-/// What there is to tell of a request when it is over.
+/// The numbers to record when a request is complete.
 struct Account {
     start: Duration,
     status: u16,
@@ -58,7 +58,7 @@ struct Account {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
-    /// Serves request after request. Says whether something may still be unread when it ends.
+    /// Serves one request after another. Returns whether unread bytes can remain at the end.
     async fn attend(&mut self) -> bool {
         loop {
             self.entry.is(if self.is_known { Doing::Idle } else { Doing::Unauthenticated });
@@ -96,7 +96,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
         }
     }
 
-    /// The next request; `None` where the client has left, or has kept us waiting too long.
+    /// Reads the next request. Returns `None` if the client has left, or after a timeout.
     async fn request(&mut self) -> Option<Result<Request, Refusal>> {
         const TOO_LONG: Refusal = Refusal::new(431, "the head of the request is too large");
         let limits = &self.shared.limits;
@@ -117,7 +117,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
                 let was_empty = self.buffer.is_empty();
                 match self.buffer.poll_fill(cx, self.stream) {
                     Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(None),
-                    // Each byte of a head does not buy more time: what counts is when it began.
+                    // Only the first byte of a head starts the timeout, so that a slow client cannot prolong it.
                     Poll::Ready(Ok(_)) if was_empty => self.watchdog.begin(),
                     Poll::Ready(Ok(_)) => {}
                     Poll::Pending => {
@@ -131,7 +131,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
         .await
     }
 
-    /// Sends a request on and its answer back. Says whether the connection is in order for another one.
+    /// Forwards a request and passes the response on. Returns whether the connection can take another request.
     async fn forward(&mut self, request: &mut Request, account: &mut Account) -> bool {
         const UNREADABLE: Refusal = Refusal::new(502, "the API's answer about batches is compressed or not UTF-8");
         let mut held = match self.shared.credential().await {
@@ -184,7 +184,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
             if let Ok(Ended::Rejected) = ended {
                 let renewed = match relay.collect(&mut self.watchdog, &self.shared.limits).await {
                     Ok(true) => self.shared.successor_of(&held).await,
-                    // What cannot be sent again still tells that the credential is not good any more.
+                    // The request cannot be sent again, but the credential is still reported as invalid.
                     Ok(false) => {
                         self.shared.reject(&held);
                         None
@@ -245,7 +245,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
                 {
                     must_be_new = true;
                 }
-                // The client has heard nothing of an answer that broke off while it was held.
+                // The client has received nothing yet, because the broken response was held back.
                 Err(Failed::Broken) if is_held => {
                     return self.fail(Failed::BadAnswer, false, request, account).await;
                 }
@@ -254,8 +254,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
         }
     }
 
-    /// Answers in the place of the token endpoint: whoever signs in by itself gets the capability for its access token.
-    /// Nothing is forwarded, whatever it sent.
+    /// Answers instead of the token endpoint: a client that signs in itself receives the capability as its access
+    /// token. Nothing is forwarded.
     async fn token(&mut self, request: &mut Request, account: &mut Account) -> bool {
         const LARGEST: usize = 64 * 1024;
         const METHOD: Refusal = Refusal::new(405, "the token endpoint answers POST");
@@ -301,7 +301,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
         answer::write(self.stream, &answer).await && !closes
     }
 
-    /// Answers with a refusal; the connection stays only where the request was heard to its end.
+    /// Sends an error response. Keeps the connection only if the request was read to its end.
     async fn refuse(&mut self, refusal: &Refusal, request: &Request, account: &mut Account) -> bool {
         let closes = !request.body.is_over() || !request.may_stay || self.shared.is_closing.load(Ordering::Relaxed);
         let answer = answer::refusal(refusal, closes);
@@ -317,7 +317,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
         let refusal = match failed {
             _ if has_begun => return false,
             Failed::Abandoned => {
-                // As nginx has it: the client closed its request.
+                // nginx uses 499 for a client that closed its request.
                 account.status = 499;
                 return false;
             }
@@ -343,7 +343,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'_, S> {
     }
 }
 
-/// Whether the capability was presented in the place of an identity token (RFC 7523 §2.1).
+/// Whether the client presented the capability as its assertion (RFC 7523 §2.1).
 fn is_assertion(policy: &AccessPolicy, request: &Request) -> bool {
     #[derive(serde::Deserialize)]
     struct Grant<'a> {
@@ -359,7 +359,7 @@ fn unreachable(cause: &str) -> Refusal {
     Refusal { status: 502, message: message.into() }
 }
 
-/// A request under way, whatever the other side speaks.
+/// A request in progress, for either protocol of the upstream.
 #[expect(clippy::large_enum_variant, reason = "the larger one is the one that must not cost an allocation")]
 enum Relay<'a, S> {
     Http1(http1::Relay<'a, S>),
@@ -381,7 +381,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Relay<'a, S> {
         .await
     }
 
-    /// Hears the rest of the body of a request whose answer is held back, and says whether it can be sent once more.
+    /// Reads the rest of the body while a 401 is held back. Returns whether the request can be sent again.
     async fn collect(&mut self, watchdog: &mut Watchdog, limits: &super::Limits) -> Result<bool, Failed> {
         let incoming = self.incoming();
         if incoming.could_be_kept() {
@@ -398,7 +398,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Relay<'a, S> {
         Ok(self.incoming().is_kept_whole())
     }
 
-    /// Ends a request that has stood still for too long.
+    /// Ends a request that has made no progress until its timeout.
     fn poll_late(
         &mut self,
         cx: &mut Context<'_>,
@@ -443,8 +443,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Relay<'a, S> {
     }
 }
 
-/// Notices that nothing happens, at the price of one timer for each connection that is seldom set: it rings every few
-/// seconds, and counts how often it rang since something happened.
+/// An inactivity timeout. To set its timer rarely, it ticks once a second and counts the ticks since the last activity.
 struct Watchdog {
     timer: Pin<Box<Sleep>>,
     rung: u32,
@@ -457,12 +456,12 @@ impl Watchdog {
         Watchdog { timer: Box::pin(sleep(Self::TICK)), rung: 0 }
     }
 
-    /// Something happened.
+    /// Restarts the timeout.
     fn begin(&mut self) {
         self.rung = 0;
     }
 
-    /// Ready when nothing has happened for this long, give or take a tick.
+    /// Ready after `patience` without activity, to within one tick.
     fn poll(&mut self, cx: &mut Context<'_>, patience: Duration) -> Poll<()> {
         loop {
             ready!(self.timer.as_mut().poll(cx));

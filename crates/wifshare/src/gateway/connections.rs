@@ -1,4 +1,5 @@
-//! Everybody who is connected: how many they may be, who has to make room, and who may finish when the gateway closes.
+//! The open connections: their maximum number, which one is closed for a new one, and which may finish when the gateway
+//! closes.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -8,19 +9,19 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
-/// What a connection is doing.
+/// The state of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Doing {
-    /// It has not shown the capability yet.
+    /// The client has not presented the capability yet.
     Unauthenticated,
-    /// It has, and nothing is under way.
+    /// The client has presented the capability, and no request is in progress.
     Idle,
-    /// A request of it is under way.
+    /// A request is in progress.
     Busy,
 }
 
-/// One connection, as it tells the others what it does.
+/// The state of one connection, visible to the others.
 #[derive(Debug, Default)]
 pub(super) struct ConnectionEntry(AtomicU8);
 
@@ -34,11 +35,11 @@ impl ConnectionEntry {
     }
 }
 
-/// Everybody who is connected.
+/// The open connections of a gateway.
 #[derive(Debug, Default)]
 pub(super) struct Connections {
     list: Mutex<List>,
-    /// Rung when somebody leaves.
+    /// Notified when a connection ends.
     left: Notify,
 }
 
@@ -46,11 +47,11 @@ pub(super) struct Connections {
 struct List {
     next: u64,
     present: HashMap<u64, (Arc<ConnectionEntry>, Option<AbortHandle>)>,
-    /// In order of arrival, with the moment of it; some have become known since, or have left.
+    /// In order of arrival, with its time. Some of them are authenticated by now, or gone.
     unauthenticated: VecDeque<(u64, Duration)>,
 }
 
-/// A slot among the open connections; it is free again when this is dropped.
+/// A slot among the open connections. Dropping it frees the slot.
 pub(super) struct Place {
     connections: Arc<Connections>,
     number: u64,
@@ -58,14 +59,15 @@ pub(super) struct Place {
 }
 
 impl Connections {
-    /// As many strangers may wait at the door; the longest there makes room for the next. Whoever knows the capability
-    /// is not moved by any number of others.
+    /// The maximum number of unauthenticated connections. Beyond it, a new connection closes the oldest of them.
+    /// Authenticated connections are never closed for them.
     const UNAUTHENTICATED: usize = 128;
 
-    /// A thousand clients that connect at one moment are all strangers, until each has had the time to say a word.
+    /// Time for a client to present the capability: a thousand clients that connect at once are all unauthenticated at
+    /// first.
     const TIME_TO_SPEAK: Duration = Duration::from_secs(1);
 
-    /// A place for somebody who comes now, if there is one.
+    /// Returns a slot for a new connection, if one is free or can be freed.
     pub(super) fn admit(self: &Arc<Self>, most: usize, now: Duration) -> Option<Place> {
         let mut list = self.list();
         if list.present.len() >= most && !list.close_oldest_unauthenticated(now) {
@@ -81,14 +83,14 @@ impl Connections {
         Some(Place { connections: Arc::clone(self), number, entry })
     }
 
-    /// How to end the connection at this place.
+    /// Sets the handle that aborts the connection in this slot.
     pub(super) fn may_be_ended_by(&self, number: u64, handle: AbortHandle) {
         if let Some((_, place)) = self.list().present.get_mut(&number) {
             *place = Some(handle);
         }
     }
 
-    /// Ends all connections on which no request is under way.
+    /// Closes all connections that have no request in progress.
     pub(super) fn show_out_the_idle(&self) {
         for (entry, handle) in self.list().present.values() {
             if let Some(handle) = handle.as_ref().filter(|_| !entry.is_now(Doing::Busy)) {
@@ -97,12 +99,12 @@ impl Connections {
         }
     }
 
-    /// Ends them all.
+    /// Closes all connections.
     pub(super) fn show_out_everybody(&self) {
         self.list().present.values().filter_map(|(_, handle)| handle.as_ref()).for_each(AbortHandle::abort);
     }
 
-    /// Returns when nobody is there any more.
+    /// Returns when no connection is open.
     pub(super) async fn are_gone(&self) {
         loop {
             let left = self.left.notified();
@@ -126,7 +128,7 @@ impl List {
             let oldest = self.present.get(&number).filter(|(entry, _)| entry.is_now(Doing::Unauthenticated));
             if let Some((_, Some(handle))) = oldest {
                 handle.abort();
-                // Its place is free from now on, whenever its task comes to hear of it.
+                // The slot is free now, even if the task has not ended yet.
                 self.present.remove(&number);
                 return true;
             }
@@ -154,7 +156,7 @@ mod tests {
 
     use super::*;
 
-    /// Somebody who comes at this moment and stays until its connection is ended.
+    /// Opens a connection that stays until it is aborted.
     fn come(connections: &Arc<Connections>, most: usize, now: Duration) -> Option<(Place, JoinHandle<()>)> {
         let place = connections.admit(most, now)?;
         let connection = tokio::spawn(std::future::pending());
@@ -162,7 +164,7 @@ mod tests {
         Some((place, connection))
     }
 
-    /// Whose connections were ended, by their order of arrival.
+    /// The indices of the aborted connections, in order of arrival.
     async fn ended(all: &[(Place, JoinHandle<()>)]) -> Vec<usize> {
         for _ in 0..all.len() + 10 {
             tokio::task::yield_now().await;

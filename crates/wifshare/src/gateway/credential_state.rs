@@ -1,4 +1,4 @@
-//! The credential as it stands, told by whoever keeps it to whoever needs it.
+//! Publishes the current state of the credential, from the run that renews it to the gateway that uses it.
 
 use std::sync::Arc;
 
@@ -7,39 +7,39 @@ use tokio::sync::watch;
 use super::admission::Refusal;
 use crate::credential::Credential;
 
-/// How it stands with the credential. At first there is neither one nor a reason why not: it is awaited.
+/// Current state of the credential: held, failed, or neither, which means pending.
 #[derive(Clone, Debug, Default)]
 pub struct CredentialState {
     pub(super) held: Option<Arc<Credential>>,
     pub(super) refused: Option<Refused>,
-    /// How often something was told.
+    /// The number of changes so far.
     pub(super) told: u64,
 }
 
-/// Why there is none.
+/// Why there is no credential.
 #[derive(Clone, Debug)]
 pub(super) struct Refused {
     message: String,
     may_pass: bool,
 }
 
-/// Where it is told.
+/// Publishes the state of the credential.
 #[derive(Debug)]
 pub struct CredentialPublisher(watch::Sender<CredentialState>);
 
 impl CredentialPublisher {
-    /// A board where nothing was told yet.
+    /// Creates a publisher whose state is pending.
     #[expect(clippy::new_without_default, reason = "a board is put up by whoever keeps a credential, on purpose")]
     pub fn new() -> CredentialPublisher {
         CredentialPublisher(watch::Sender::new(CredentialState::default()))
     }
 
-    /// For a gateway, to follow what is told.
+    /// Returns a receiver for a gateway.
     pub fn follow(&self) -> watch::Receiver<CredentialState> {
         self.0.subscribe()
     }
 
-    /// This credential is good from now on.
+    /// Publishes a new valid credential.
     pub fn hold(&self, credential: &Credential) {
         self.tell(|credential_state| {
             credential_state.held = Some(Arc::new(credential.clone()));
@@ -47,13 +47,13 @@ impl CredentialPublisher {
         });
     }
 
-    /// No credential could be had. What is held stays good until it ends; without any, requests are refused with this
-    /// message, as something that may pass or as something that will not.
+    /// Publishes a failure. A held credential stays in use until it expires. Without one, requests are refused with
+    /// this message, as temporary or permanent.
     pub fn refuse(&self, message: String, may_pass: bool) {
         self.tell(|credential_state| credential_state.refused = Some(Refused { message, may_pass }));
     }
 
-    /// Somebody asked for another credential, and this one stays.
+    /// Reports that a requested renewal did not change the credential.
     pub fn nothing_new(&self) {
         self.tell(|_| {});
     }
@@ -68,7 +68,7 @@ impl CredentialPublisher {
 
 impl From<Refused> for Refusal {
     fn from(refused: Refused) -> Refusal {
-        // Clients try a 503 again and take a 401 for an answer.
+        // Clients retry after a 503, and do not after a 401.
         Refusal { status: if refused.may_pass { 503 } else { 401 }, message: refused.message.into() }
     }
 }

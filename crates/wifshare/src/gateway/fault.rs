@@ -1,16 +1,16 @@
-//! Panics of one task, kept away from all others.
+//! Isolation of panics: a panic in one task does not affect the others.
 
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::task::Poll;
 
-/// A task has panicked. Its message stays untold: it may quote what the task worked on.
+/// A task panicked. Its message is not kept, because it could contain data of the task.
 #[derive(Debug)]
 pub(super) struct Panicked;
 
-/// Runs a task to its end. A panic ends that task alone; what it held is dropped. On the heap, so that it is kept once and
-/// not in each future around it.
+/// Runs a task to its end. A panic ends only this task, and what it held is dropped. The task is boxed, so that each
+/// future around it does not contain another copy.
 pub(super) async fn catch<F: Future>(mut task: Pin<Box<F>>) -> Result<F::Output, Panicked> {
     poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| task.as_mut().poll(cx))) {
         Ok(Poll::Ready(output)) => Poll::Ready(Ok(output)),

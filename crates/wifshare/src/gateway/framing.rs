@@ -1,57 +1,57 @@
-//! Where a message ends (RFC 9112 §6 and §7.1), read as strictly as it is written: two readers that differ about this
-//! are how one request is smuggled inside another.
+//! The framing of a message body (RFC 9112 §6 and §7.1). Parsing is strict, because two parsers that disagree about the
+//! end of a message allow request smuggling.
 
-/// How the end of a body is told.
+/// How the end of a body is determined.
 #[derive(Debug)]
 pub(super) enum Framing {
-    /// After so many bytes more.
+    /// The number of bytes that are left.
     Length(u64),
-    /// By a last chunk, and trailers.
+    /// Chunks, up to the last chunk and the trailers.
     Chunked(Chunks),
-    /// By the end of the connection.
+    /// The end of the connection.
     UntilClose,
 }
 
-/// A piece at the beginning of some bytes.
+/// A piece at the beginning of the input, with its length in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Piece {
-    /// So many bytes are content.
+    /// Content.
     Content(usize),
-    /// So many bytes only tell where content begins and ends, or are trailers.
+    /// Framing or trailers.
     Frame(usize),
 }
 
-/// Bytes that are no message.
+/// The input is not a valid body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Malformed;
 
-/// The chunks of a body, read piece by piece wherever the bytes are parted.
+/// The parser of a chunked body. It accepts input in pieces of any size.
 #[derive(Debug)]
 pub(super) struct Chunks {
     state: State,
-    /// The content so far.
+    /// Bytes of content so far.
     content: u64,
-    /// The trailers, for whoever wants them as fields.
+    /// The trailers, for receivers that need them as fields.
     trailers: Vec<u8>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// Within the size; so many digits of it were read.
+    /// In the size, after this number of digits.
     Size {
         size: u64,
         digits: u8,
     },
-    /// Within an extension of so many bytes so far, which is passed by.
+    /// In an extension, after this number of bytes. Extensions are ignored.
     Extension {
         size: u64,
         length: u16,
     },
-    /// The line feed after a size.
+    /// Before the line feed that ends a size.
     SizeEnd {
         size: u64,
     },
-    /// So many bytes of content are left.
+    /// In the content, with this number of bytes left.
     Content {
         left: u64,
     },
@@ -59,7 +59,7 @@ enum State {
     ContentEnd,
     /// At the beginning of a trailer, or of the last line.
     TrailerStart,
-    /// Within a trailer that began at this place.
+    /// In a trailer that begins at this position.
     Trailer {
         start: usize,
     },
@@ -76,7 +76,7 @@ impl Framing {
         Framing::Chunked(Chunks { state, content: 0, trailers: Vec::new() })
     }
 
-    /// The same end, for whoever reads from the beginning once more. Nothing may have been read yet.
+    /// The initial state, to read the same body again. Call it before anything was read.
     pub(super) fn again(&self) -> Framing {
         match self {
             Framing::Length(length) => Framing::Length(*length),
@@ -85,7 +85,7 @@ impl Framing {
         }
     }
 
-    /// Whether all of the body was seen.
+    /// Whether the whole body was read.
     pub(super) fn is_over(&self) -> bool {
         match self {
             Framing::Length(left) => *left == 0,
@@ -94,7 +94,7 @@ impl Framing {
         }
     }
 
-    /// The next piece of these bytes; `None` where there are none, or where the body is over.
+    /// The next piece of the input; `None` if the input is empty or the body is complete.
     pub(super) fn next(&mut self, bytes: &[u8]) -> Result<Option<Piece>, Malformed> {
         if bytes.is_empty() || self.is_over() {
             return Ok(None);
@@ -110,7 +110,7 @@ impl Framing {
         }
     }
 
-    /// How many of these bytes belong to the body, content and framing alike.
+    /// Returns how many bytes of the input belong to the body, both content and framing.
     pub(super) fn advance(&mut self, bytes: &[u8]) -> Result<usize, Malformed> {
         let mut count = 0;
         while let Some(Piece::Content(piece) | Piece::Frame(piece)) = self.next(&bytes[count..])? {
@@ -119,7 +119,7 @@ impl Framing {
         Ok(count)
     }
 
-    /// The content of a body in chunks so far; that of others is known beforehand.
+    /// Bytes of content so far in a chunked body. For other bodies, the length is known in advance.
     pub(super) fn content(&self) -> u64 {
         match self {
             Framing::Chunked(chunks) => chunks.content,
@@ -127,7 +127,7 @@ impl Framing {
         }
     }
 
-    /// The trailers as they came, line by line.
+    /// The trailers as received, line by line.
     pub(super) fn trailers(&self) -> &[u8] {
         match self {
             Framing::Chunked(chunks) => &chunks.trailers,
@@ -137,7 +137,7 @@ impl Framing {
 }
 
 impl Chunks {
-    /// Sixteen digits would be more than a file system holds.
+    /// Sixteen digits would exceed every file system.
     const LONGEST_SIZE: u8 = 12;
     const LONGEST_EXTENSION: u16 = 1024;
     const LONGEST_TRAILERS: usize = 8 * 1024;
@@ -210,7 +210,8 @@ impl Chunks {
     }
 }
 
-/// A field by its line, and none that frames, routes or authenticates: a trailer must not do that (RFC 9110 §6.5.1).
+/// Whether a line is a field that is allowed as a trailer. A trailer must not frame, route or authenticate (RFC 9110
+/// §6.5.1).
 fn may_be_a_trailer(line: &[u8]) -> bool {
     const FORBIDDEN: [&[u8]; 14] = [
         b"authorization",
@@ -235,7 +236,7 @@ fn may_be_a_trailer(line: &[u8]) -> bool {
         && !FORBIDDEN.iter().any(|forbidden| name.eq_ignore_ascii_case(forbidden))
 }
 
-/// A character of a field name (RFC 9110 §5.6.2).
+/// Whether the byte is allowed in a field name (RFC 9110 §5.6.2).
 pub(super) fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
@@ -244,7 +245,7 @@ pub(super) fn is_token(byte: u8) -> bool {
 mod tests {
     use super::*;
 
-    /// Reads a body in pieces of this size: what was content, and how many bytes belong to it.
+    /// Reads a body in pieces of `step` bytes. Returns the content and the length of the body.
     fn read(body: &[u8], step: usize) -> Result<(Vec<u8>, usize, bool), Malformed> {
         let mut framing = Framing::chunked();
         let (mut content, mut used) = (Vec::new(), 0);

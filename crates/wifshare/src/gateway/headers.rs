@@ -1,14 +1,14 @@
-//! What the headers of a request mean to us: what becomes of each on its way out, and where the body ends.
+//! The headers of a request: what to do with each when it is forwarded, and where the body ends.
 
 use httparse::Header;
 
 use super::admission::{Refusal, RequestCredentials};
 use super::framing::Framing;
 
-/// The beta without which the API refuses an access token of federation.
+/// The beta that the API requires for a federated access token.
 pub(super) const OAUTH_BETA: &str = "oauth-2025-04-20";
 
-/// What the headers mean to us.
+/// The meaning of a request's headers.
 #[derive(Default)]
 pub(super) struct Headers<'a> {
     pub(super) credentials: RequestCredentials<'a>,
@@ -17,18 +17,18 @@ pub(super) struct Headers<'a> {
     pub(super) closes: bool,
     pub(super) expects_word: bool,
     pub(super) wants_trailers: bool,
-    /// `Connection` names headers besides the usual ones.
+    /// `Connection` names headers other than `close` and `keep-alive`.
     pub(super) names_others: bool,
     pub(super) betas: usize,
     pub(super) has_oauth_beta: bool,
 }
 
-/// What becomes of a header on its way out.
+/// What to do with a header when the request is forwarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// It goes on as it is.
+    /// Forward it unchanged.
     EndToEnd,
-    /// It is between two neighbours alone (RFC 9110 §7.6.1).
+    /// Drop it: it is for this connection only (RFC 9110 §7.6.1).
     HopByHop,
     Connection,
     Te,
@@ -46,7 +46,7 @@ pub(super) enum Kind {
 
 pub(super) fn kind_of(name: &str) -> Kind {
     let is = |other: &str| name.eq_ignore_ascii_case(other);
-    // By length first: most headers of a request are none of these.
+    // Compare the length first: most headers of a request have none of these names.
     match name.len() {
         2 if is("te") => Kind::Te,
         4 if is("host") => Kind::Host,
@@ -92,7 +92,7 @@ impl<'a> Headers<'a> {
                 Kind::TransferEncoding => once(&mut read.transfer_encoding)?,
                 Kind::OfABrowser => read.credentials.of_a_browser = true,
                 Kind::OfAProxy => read.credentials.of_a_proxy = true,
-                // The one that Node's `fetch` sends, alone. A browser sends `Sec-Fetch-Site` beside it, always.
+                // Node's `fetch` sends this header alone. A browser always sends `Sec-Fetch-Site` too.
                 Kind::SecFetchMode => {}
                 Kind::Connection => {
                     for name in names(value) {
@@ -115,7 +115,7 @@ impl<'a> Headers<'a> {
         Ok(read)
     }
 
-    /// How the body's end is told, if there is one way alone to read it (RFC 9112 §6.3).
+    /// The framing of the body. Fails if there is more than one way to read it (RFC 9112 §6.3).
     pub(super) fn body(&self, largest: u64) -> Result<Framing, Refusal> {
         const BOTH: Refusal = Refusal::new(400, "the end of the body is told in two ways");
         const CODING: Refusal = Refusal::new(501, "the gateway knows one transfer coding, `chunked`");
@@ -134,7 +134,7 @@ impl<'a> Headers<'a> {
     }
 }
 
-/// Digits and nothing else: no sign, no list, no blank.
+/// Parses digits only: no sign, no list, no space.
 pub(super) fn length_of(value: &[u8]) -> Option<u64> {
     if value.is_empty() || value.len() > 15 || !value.iter().all(u8::is_ascii_digit) {
         return None;
@@ -142,7 +142,7 @@ pub(super) fn length_of(value: &[u8]) -> Option<u64> {
     Some(value.iter().fold(0, |number, digit| number * 10 + u64::from(digit - b'0')))
 }
 
-/// The members of a list (RFC 9110 §5.6.1).
+/// The members of a comma-separated list (RFC 9110 §5.6.1).
 pub(super) fn names(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii).filter(|name| !name.is_empty())
 }
@@ -178,7 +178,7 @@ mod tests {
         ];
         for (name, kind) in known {
             assert_eq!((kind_of(name), kind_of(&name.to_uppercase())), (kind, kind), "{name}");
-            // As long, and another one.
+            // Another name of the same length.
             let other = format!("y{}", &name[1..]);
             assert_eq!(kind_of(&other), Kind::EndToEnd, "{other}");
         }

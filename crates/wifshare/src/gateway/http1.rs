@@ -1,5 +1,5 @@
-//! One request to an upstream that speaks HTTP/1.1: its body goes out and its answer comes back, at the same time, byte
-//! for byte as they come, each no faster than the other side takes it.
+//! Relays one request to an upstream that speaks HTTP/1.1. Sends the body and reads the response at the same time,
+//! without changing the bytes of either body. Each side is read only as fast as the other accepts the data.
 
 use std::io;
 use std::pin::Pin;
@@ -14,18 +14,18 @@ use super::response::{self, Response};
 use super::{Answering, Ended};
 use crate::http::Stream;
 
-/// A request under way.
+/// A request in progress.
 pub(super) struct Relay<'a, S> {
     incoming: Incoming<'a, S>,
     line: Stream,
     answer: ReadBuffer,
     is_flushed: bool,
-    /// Why no more of the request can be sent. The answer may be there all the same.
+    /// The rest of the request cannot be sent. A response can still arrive.
     is_cut: bool,
     response: Option<Response>,
-    /// A head of our own, where the one that came has to be changed.
+    /// A rewritten head, if the received one has to change.
     own_head: Vec<u8>,
-    /// How much at the front of `answer` may be passed on.
+    /// The number of bytes at the front of `answer` that can be passed on.
     passing: usize,
     answering: Answering,
 }
@@ -53,19 +53,19 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Relay<'a, S> {
         &mut self.answering
     }
 
-    /// The line, where another request may be sent on it.
+    /// The connection, if it can take another request.
     pub(super) fn into_line(self) -> Option<Stream> {
         let may_stay = self.response.as_ref().is_some_and(|response| response.may_stay && response.body.is_over());
         (may_stay && !self.is_cut && self.incoming.is_over() && self.answer.is_empty()).then_some(self.line)
     }
 
-    /// Has the answer passed on that was held back as [`Ended::Rejected`].
+    /// Passes on the response that was held back as [`Ended::Rejected`].
     pub(super) fn pass_on(&mut self) -> Result<(), Failed> {
         self.answering.may_reject = false;
         self.begin_answer()
     }
 
-    /// Carries on until something has to be waited for.
+    /// Makes progress until it has to wait.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Ended, Failed>> {
         let up = match self.poll_up(cx) {
             Poll::Ready(Err(Up::Client(failed))) => return Poll::Ready(Err(self.answering.too_late_for(failed))),
@@ -136,13 +136,13 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Relay<'a, S> {
         }
     }
 
-    /// Reads the head of an answer, and says whether there is something to do then.
+    /// Reads the head of a response. Returns whether there is something to do next.
     fn read_head(&mut self) -> Result<bool, Failed> {
         let request = &*self.incoming.request;
         match response::read(&mut self.answer, request.is_head).map_err(|Malformed| Failed::BadAnswer)? {
             None if self.answer.is_full() => Err(Failed::BadAnswer),
             None => Ok(false),
-            // A word to go on is for who waits for it; early hints are for everybody.
+            // Only a client that sent `Expect` receives a 100. Every client receives other interim responses.
             Some(interim) if interim.status == 100 && !request.expects_word => {
                 self.answer.consume(interim.head_length);
                 Ok(!self.answer.is_empty())
@@ -176,7 +176,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Relay<'a, S> {
         self.pass_body()
     }
 
-    /// Sees how much of what lies behind what is passed on already belongs to the answer.
+    /// Adds the bytes that belong to the response to those that can be passed on.
     fn pass_body(&mut self) -> Result<(), Failed> {
         if let Some(response) = &mut self.response {
             let behind = &self.answer.bytes()[self.passing..];
@@ -202,7 +202,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Relay<'a, S> {
     }
 }
 
-/// What keeps a request from being sent.
+/// Why a request cannot be sent.
 enum Up {
     Client(Failed),
     Line(#[expect(dead_code, reason = "the answer, or its absence, says more")] io::Error),
@@ -220,7 +220,7 @@ impl From<io::Error> for Up {
     }
 }
 
-/// Writes once; nothing written is an error.
+/// Writes once. Writing zero bytes is an error.
 pub(super) fn write<W: AsyncWrite + Unpin>(cx: &mut Context<'_>, to: &mut W, bytes: &[u8]) -> Poll<io::Result<usize>> {
     match ready!(Pin::new(to).poll_write(cx, bytes)) {
         Ok(0) => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),

@@ -1,4 +1,4 @@
-//! One request to an upstream that speaks HTTP/2: the same passage, its frames translated.
+//! Relays one request to an upstream that speaks HTTP/2: like `http1`, and translates the framing.
 
 use std::io::Write;
 use std::pin::Pin;
@@ -16,33 +16,33 @@ use super::incoming::{Failed, Incoming};
 use super::upstream::Shared;
 use super::{Answering, Ended};
 
-/// A request under way.
+/// A request in progress.
 pub(super) struct Relay<'a, S> {
     incoming: Incoming<'a, S>,
     answering: Answering,
-    /// Held for as long as the request is under way, so that it counts.
+    /// Held while the request is in progress, to count the requests on the connection.
     _shared: Shared,
     send: SendStream<Bytes>,
-    /// The body once more, this time for its content.
+    /// A second parser of the body, which finds its content.
     body: Framing,
-    /// How much at the front of what is to leave is content.
+    /// The number of bytes of content at the front of the data to send.
     content: usize,
     is_sent: bool,
     is_cut: bool,
     response: ResponseFuture,
     receive: Option<RecvStream>,
-    /// Whether the client has the content in chunks, because its length is not known beforehand.
+    /// Whether the client receives chunks, because the length is not known in advance.
     in_chunks: bool,
-    /// A head that is held back.
+    /// The head of a response that is held back.
     held_back: Option<http::Response<()>>,
-    /// What the client gets next: heads and framing, content, and framing again.
+    /// What to write to the client next: heads and framing, then content, then framing.
     before: Vec<u8>,
     data: Bytes,
     after: &'static [u8],
     is_over: bool,
 }
 
-/// Sends the head of a request; without a body that is all of it.
+/// Sends the head of a request, and ends the stream if there is no body.
 pub(super) async fn begin<'a, S: AsyncRead + AsyncWrite + Unpin>(
     incoming: Incoming<'a, S>,
     shared: Shared,
@@ -86,7 +86,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Relay<'a, S> {
         &mut self.answering
     }
 
-    /// Has the answer passed on that was held back as [`Ended::Rejected`].
+    /// Passes on the response that was held back as [`Ended::Rejected`].
     pub(super) fn pass_on(&mut self) -> Result<(), Failed> {
         self.answering.may_reject = false;
         if let Some(head) = self.held_back.take() {
@@ -95,7 +95,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Relay<'a, S> {
         Ok(())
     }
 
-    /// Carries on until something has to be waited for.
+    /// Makes progress until it has to wait.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Ended, Failed>> {
         let up = match self.poll_up(cx) {
             Poll::Ready(Err(Up::Client(failed))) => {
@@ -117,7 +117,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Relay<'a, S> {
     }
 
     fn poll_up(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Up>> {
-        /// What is asked for at once: a large piece would be held here until the other side takes it.
+        /// The capacity to reserve at once. A larger piece would be buffered here until the peer accepts it.
         const PIECE: usize = 64 * 1024;
         while !self.is_sent && !self.is_cut {
             if self.content > 0 {
@@ -161,7 +161,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Relay<'a, S> {
             ready!(self.poll_write(cx))?;
             if self.is_over {
                 if !self.is_sent {
-                    // Nobody reads the rest (RFC 9113 §8.1).
+                    // The response is complete, so the rest of the request is not needed (RFC 9113 §8.1).
                     self.send.send_reset(Reason::NO_ERROR);
                 }
                 let may_stay = !self.answering.closes && self.incoming.request.body.is_over();
@@ -236,7 +236,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Relay<'a, S> {
     }
 
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failed>> {
-        // A small answer leaves in one piece.
+        // Send a small response in one write.
         if !self.before.is_empty() && self.data.len() <= 16 * 1024 {
             self.before.extend_from_slice(&self.data);
             self.before.extend_from_slice(std::mem::take(&mut self.after));
@@ -251,7 +251,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Relay<'a, S> {
         while !self.data.is_empty() {
             let count = ready!(write(cx, self.incoming.client, &self.data)).map_err(|_| Failed::Abandoned)?;
             self.data.advance(count);
-            // Only now may the other side send more: a slow reader slows down the writer.
+            // Grant the peer more capacity only now, so that a slow client slows down the sender.
             self.release(count);
             self.passed(count);
         }
@@ -265,7 +265,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Relay<'a, S> {
 
     fn release(&mut self, count: usize) {
         if let Some(receive) = self.receive.as_mut().filter(|_| count > 0) {
-            // An error is the end of the stream, which we hear of by reading.
+            // An error means that the stream has ended. The next read reports it.
             let _ = receive.flow_control().release_capacity(count);
         }
     }
@@ -277,18 +277,18 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Relay<'a, S> {
     }
 }
 
-/// What keeps a request from being sent.
+/// Why a request cannot be sent.
 enum Up {
     Client(Failed),
     Line,
 }
 
-/// Whether the other side says that it has done nothing with the request (RFC 9113 §8.7).
+/// The failure of a request without a response, and whether the peer did not process it (RFC 9113 §8.7).
 fn no_answer(error: &h2::Error) -> Failed {
     Failed::NoAnswer(error.reason() == Some(Reason::REFUSED_STREAM) || (error.is_go_away() && error.is_remote()))
 }
 
-/// The head as HTTP/2 has it, from the one that we would have written.
+/// Converts an HTTP/1.1 head to HTTP/2.
 fn head_of(head: &[u8], scheme: &str) -> Option<http::Request<()>> {
     let mut headers = [httparse::EMPTY_HEADER; 128];
     let mut read = httparse::Request::new(&mut headers);
@@ -302,7 +302,7 @@ fn head_of(head: &[u8], scheme: &str) -> Option<http::Request<()>> {
         match header.name {
             "host" | "connection" => continue,
             name if name.eq_ignore_ascii_case("transfer-encoding") => continue,
-            // Not for the table of headers that both sides remember.
+            // Keep it out of the header compression tables of both sides.
             "authorization" => value.set_sensitive(true),
             _ => {}
         }

@@ -1,4 +1,5 @@
-//! A request on its way in: what of its body has come, what is kept for a second time, and what is to leave next.
+//! The request that a client is sending: the part that was received, the part that is buffered for a retry, and the
+//! part to send next.
 
 use std::task::{Context, Poll, ready};
 
@@ -9,43 +10,43 @@ use super::buffer::ReadBuffer;
 use super::framing::Malformed;
 use super::request::Request;
 
-/// Why there is no whole answer.
+/// Why there is no complete response.
 #[derive(Debug)]
 pub(super) enum Failed {
-    /// The client is gone; there is nobody to tell.
+    /// The client has left. No response can be sent.
     Abandoned,
-    /// The client's body was none, or too large.
+    /// The client's body is malformed or too large.
     Client(Refusal),
-    /// The line was closed before anything came back; and whether the other side said that it did nothing.
+    /// The connection closed before a response; `true` if the peer reported that it did not process the request.
     NoAnswer(bool),
-    /// What came back was no answer.
+    /// The response is malformed.
     BadAnswer,
-    /// Nothing came back in all the time there is.
+    /// The response did not arrive before the timeout.
     Late,
-    /// It broke off when a part of it was passed on already.
+    /// The response broke off after a part of it was passed on.
     Broken,
 }
 
-/// What a client may send, and how much of it is kept.
+/// Limits of a body, and of the part of it that is buffered.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds {
     pub(super) largest_body: u64,
     pub(super) kept_body: usize,
 }
 
-/// The client, its request, and how far we are with it.
+/// The client, its request, and the progress of both.
 pub(super) struct Incoming<'a, S> {
     pub(super) client: &'a mut S,
     pub(super) buffer: &'a mut ReadBuffer,
     pub(super) request: &'a mut Request,
     bounds: Bounds,
-    /// How much of what is in `request.outgoing` has left.
+    /// The number of bytes of `request.outgoing` that were sent.
     left: usize,
-    /// Whether all of the body so far is in `request.outgoing`.
+    /// Whether `request.outgoing` contains the whole body so far.
     is_kept: bool,
-    /// How much at the front of the buffer is body, ready to leave.
+    /// The number of bytes at the front of the buffer that belong to the body and can be sent.
     leaving: usize,
-    /// Whether bytes have moved since this was set to false.
+    /// Whether data was transferred since this was set to false.
     pub(super) moved: bool,
     pub(super) bytes_in: u64,
 }
@@ -61,7 +62,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Incoming<'a, S> {
         Incoming { client, buffer, request, bounds, left: 0, is_kept, leaving: 0, moved: false, bytes_in: 0 }
     }
 
-    /// What is to leave next. [`poll_more`](Self::poll_more) finds more where this is empty.
+    /// The bytes to send next. If it is empty, call [`poll_more`](Self::poll_more).
     pub(super) fn next(&self) -> &[u8] {
         match &self.request.outgoing.bytes()[self.left..] {
             [] => &self.buffer.bytes()[..self.leaving],
@@ -69,7 +70,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Incoming<'a, S> {
         }
     }
 
-    /// So much of it has left.
+    /// Marks `count` bytes of `next` as sent.
     pub(super) fn has_left(&mut self, count: usize) {
         self.moved = true;
         if self.left < self.request.outgoing.bytes().len() {
@@ -80,23 +81,23 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Incoming<'a, S> {
         }
     }
 
-    /// Whether all of the request has left.
+    /// Whether the whole request was sent.
     pub(super) fn is_over(&self) -> bool {
         self.request.body.is_over() && self.next().is_empty()
     }
 
-    /// Whether the whole request was heard and can be sent once more.
+    /// Whether the whole request was received and can be sent again.
     pub(super) fn is_kept_whole(&self) -> bool {
         self.is_kept && self.request.body.is_over()
     }
 
-    /// Whether it could be kept whole, if the client were asked for the rest of it.
+    /// Whether the whole request could be buffered by reading the rest. A client that waits for a 100 does not send it.
     pub(super) fn could_be_kept(&self) -> bool {
         self.is_kept && !self.request.expects_word
     }
 
-    /// Finds the next piece of the body, and says whether there is one. Nothing may be waiting to leave, unless it is
-    /// kept.
+    /// Reads the next piece of the body. Returns whether there is one. All bytes must have been sent before, except
+    /// those in `request.outgoing`.
     pub(super) fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Failed>> {
         const NO_BODY: Refusal = Refusal::new(400, "the body is not what its head says");
         const TOO_LARGE: Refusal = Refusal::new(413, "the body is larger than the gateway lets through");
@@ -131,14 +132,14 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Incoming<'a, S> {
         Poll::Ready(Ok(true))
     }
 
-    /// Hears the rest of the body into what is kept, as far as that goes, without sending it.
+    /// Reads the rest of the body into the buffer for a retry, without sending it. Stops if it is too large.
     pub(super) fn poll_collect(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failed>> {
         while self.is_kept && ready!(self.poll_more(cx))? {}
         Poll::Ready(Ok(()))
     }
 
-    /// Whether the client has gone away, where all of its request was heard: whoever does that wants no answer, and an
-    /// answer that nobody wants is paid for all the same.
+    /// Whether the client has left after its request was received. Without a reader, the response would still be
+    /// billed.
     pub(super) fn is_abandoned(&mut self, cx: &mut Context<'_>) -> bool {
         self.buffer.is_empty() && matches!(self.buffer.poll_fill(cx, self.client), Poll::Ready(Ok(0) | Err(_)))
     }

@@ -1,4 +1,4 @@
-//! Where connections come in, and how the gateway closes.
+//! Accepts connections, and closes the gateway.
 
 use std::io;
 use std::path::Path;
@@ -16,7 +16,7 @@ use super::connections::Connections;
 use super::upstream::Upstream;
 use super::{GatewayConfig, Listen, Shared, connection, fault};
 
-/// Listens and serves, until it is told to close and within how much time.
+/// Listens and serves until `closing` gives the grace period.
 pub(super) async fn serve(
     listen: &Listen,
     config: GatewayConfig,
@@ -46,7 +46,7 @@ pub(super) async fn serve(
         is_closing: AtomicBool::new(false),
     });
     let connections = Arc::new(Connections::default());
-    // Whoever waits for it has given up, if this is an error.
+    // An error means that the caller has given up.
     let _ = report.send(Ok(base_url));
     let grace = tokio::select! {
         grace = closing => grace.unwrap_or_default(),
@@ -56,12 +56,12 @@ pub(super) async fn serve(
     drop(listener);
     shared.is_closing.store(true, Ordering::Relaxed);
     connections.show_out_the_idle();
-    // Nobody is left, or the grace is over; then it ends for everybody.
+    // Returns when no connection is open, or after the grace period.
     drop(tokio::time::timeout(grace, connections.are_gone()).await);
     connections.show_out_everybody();
 }
 
-/// Lets connections in, whatever happens to one of them.
+/// Accepts connections. A panic of one `accept` does not end the loop.
 async fn accept(listener: &Listener, shared: &Arc<Shared>, connections: &Arc<Connections>) {
     while fault::catch(Box::pin(listener.accept(shared, connections))).await.is_err() {
         (shared.fault)();
@@ -77,7 +77,7 @@ enum Listener {
 
 impl Listener {
     fn open(listen: &Listen) -> io::Result<Listener> {
-        // A thousand clients that start together should not wait for a second round of SYN.
+        // The SYN of a client is lost if the backlog is full. A thousand clients that start together fit.
         const BACKLOG: u32 = 4096;
         match listen {
             Listen::Loopback(address) => {
@@ -102,7 +102,7 @@ impl Listener {
         }
     }
 
-    /// What clients take for the base URL, and what their `Host` header says.
+    /// The base URL for clients, and their `Host` header.
     fn names(&self) -> io::Result<(String, String)> {
         match self {
             Listener::Loopback(listener) => {
@@ -137,7 +137,7 @@ impl Listener {
                 Ok(Some((stream, peer))) => welcome(stream, peer, most, shared, connections),
                 Ok(None) => {}
                 Err(_) => {
-                    // Out of file descriptors, most likely: some will come back.
+                    // Probably out of file descriptors. Retry, because some will be freed.
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
             }
@@ -169,8 +169,8 @@ fn welcome(stream: Stream, peer: Peer, most: usize, shared: &Arc<Shared>, connec
     connections.may_be_ended_by(number, task.abort_handle());
 }
 
-/// Serves a connection. A panic ends this one alone, and no open connection to the API is used again: it may have been
-/// left in the middle of something.
+/// Serves a connection. A panic ends only this connection. The idle connections to the API are closed too, because
+/// their state is unknown.
 async fn attend(connection: Pin<Box<impl Future<Output = ()>>>, shared: &Shared) {
     if fault::catch(connection).await.is_err() {
         shared.upstream.close_all();
@@ -178,7 +178,7 @@ async fn attend(connection: Pin<Box<impl Future<Output = ()>>>, shared: &Shared)
     }
 }
 
-/// As many connections as there are file descriptors for, each with one of its own to the API and some to spare.
+/// The number of connections that the file descriptors allow: two for each, one of them to the API, and a reserve.
 fn room_for_connections() -> usize {
     const SPARE: u64 = 64;
     #[cfg(unix)]
@@ -188,20 +188,20 @@ fn room_for_connections() -> usize {
     usize::MAX
 }
 
-/// A socket in the file system, removed when this is dropped.
+/// A socket in the file system. Dropping it removes the file.
 #[cfg(unix)]
 struct Socket(std::path::PathBuf);
 
 #[cfg(unix)]
 impl Socket {
-    /// Makes it where nobody else can look, gives it its mode, and only then shows it: there is no moment at which
-    /// another user could connect.
+    /// Creates the socket in a private directory, sets its mode, and only then links it to `path`. Thus another user
+    /// can never connect.
     fn bind(path: &Path) -> io::Result<(tokio::net::UnixListener, Socket)> {
         use std::os::fd::AsRawFd;
 
         use rustix::fs::Mode;
 
-        /// As much as a socket's address holds (`sun_path` of unix(7), without its end).
+        /// The longest path in a socket address (`sun_path` of unix(7), without the final NUL).
         const LONGEST: usize = 107;
         let length = path.as_os_str().len();
         if length > LONGEST {
@@ -219,13 +219,13 @@ impl Socket {
         let closed = std::os::unix::fs::PermissionsExt::from_mode(0o700);
         let nest = tempfile::Builder::new().prefix(".ws").rand_bytes(4).permissions(closed).tempdir_in(parent)?;
         let unborn = nest.path().join("s");
-        // By a path that is short, however long that of its directory is.
+        // A short path to the socket, for a directory with a long path.
         let directory = std::fs::File::open(nest.path())?;
         let short = format!("/proc/self/fd/{}/s", directory.as_raw_fd());
         let is_short = unborn.as_os_str().len() <= LONGEST;
         let listener = tokio::net::UnixListener::bind(if is_short { unborn.as_path() } else { Path::new(&short) })?;
         rustix::fs::chmod(&unborn, Mode::RUSR | Mode::WUSR)?;
-        // Unlike a rename, a link takes nobody's place.
+        // Unlike a rename, a link does not replace an existing file.
         std::fs::hard_link(&unborn, path)?;
         Ok((listener, Socket(path.to_owned())))
     }

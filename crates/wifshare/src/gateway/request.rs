@@ -1,4 +1,4 @@
-//! The head of a request, read as it came and written as it leaves. Pure.
+//! Parses the head of a request, and writes the head to forward. Without I/O.
 
 use std::fmt;
 use std::mem::MaybeUninit;
@@ -12,53 +12,53 @@ use super::batches;
 use super::framing::{Framing, Piece};
 use super::headers::{Headers, Kind, OAUTH_BETA, kind_of, names};
 
-/// As many headers as any client of the API sends, several times over.
+/// Several times the number of headers that any client of the API sends.
 const MOST_HEADERS: usize = 100;
 
-/// A request that may go on its way, and what is left of it in the buffer is its body.
+/// An accepted request. The bytes that follow its head in the buffer are its body.
 #[derive(Debug)]
 pub(super) struct Request {
     pub(super) outgoing: Outgoing,
     pub(super) way: Way,
-    /// How long the head was that came in.
+    /// The length of the received head.
     pub(super) head_length: usize,
-    /// What of the body is still to come.
+    /// The framing of the rest of the body.
     pub(super) body: Framing,
-    /// The same at its beginning.
+    /// The framing of the whole body.
     pub(super) declared: Framing,
-    /// Whether the connection may be used for another one.
+    /// Whether the connection can take another request.
     pub(super) may_stay: bool,
-    /// Whether the answer has no body, whatever its head says.
+    /// Whether the response has no body, as for HEAD.
     pub(super) is_head: bool,
-    /// Whether it may be sent twice (RFC 9110 §9.2.2).
+    /// Whether the request can be sent twice (RFC 9110 §9.2.2).
     pub(super) is_idempotent: bool,
-    /// Whether the client waits for a word before it sends the body.
+    /// Whether the client waits for a 100 before it sends the body.
     pub(super) expects_word: bool,
-    /// Whether it showed the capability. Only the token endpoint has another way in.
+    /// Whether the request presents the capability. Only the token endpoint accepts other proofs.
     pub(super) capability: Result<(), Refusal>,
 }
 
-/// The request as it leaves: its head, the credential in it, and as much of its body as is kept. The credential is
-/// wiped when it is dropped.
+/// The request to forward: its head with the credential, and the buffered part of its body. The credential is wiped on
+/// drop.
 pub(super) struct Outgoing {
     bytes: Vec<u8>,
     method: Range<usize>,
     target: Range<usize>,
-    /// Where the access token stands; empty until there is one.
+    /// The position of the access token; empty until it is set.
     access_token: Range<usize>,
     head_length: usize,
 }
 
-/// Where requests are sent, as their heads name it.
+/// The upstream, in the terms of a request's head.
 #[derive(Clone, Debug)]
 pub(super) struct Destination {
     /// The `Host` header.
     pub(super) authority: String,
-    /// What stands before the path of the request.
+    /// The prefix of every path.
     pub(super) base_path: String,
 }
 
-/// Reads a head at the beginning of these bytes; `None` where there is more of it to come.
+/// Parses the head at the beginning of `bytes`; `None` if it is incomplete.
 pub(super) fn read(
     bytes: &[u8],
     policy: &AccessPolicy,
@@ -77,7 +77,7 @@ pub(super) fn read(
         Err(httparse::Error::TooManyHeaders) => return Err(TOO_MANY),
         Err(_) => return Err(NO_HEAD),
     };
-    // A line that ends with a bare line feed is none: another reader could see more or fewer lines than we do.
+    // Refuse a bare line feed: another parser could count the lines differently.
     let is_bare = |place: usize| place == 0 || bytes[place - 1] != b'\r';
     if memchr::memchr_iter(b'\n', &bytes[..head_length]).any(is_bare) {
         return Err(NO_HEAD);
@@ -117,7 +117,7 @@ pub(super) fn read(
     }))
 }
 
-/// As much of a body as is there before it has come, so that what is small is written down once.
+/// The capacity to reserve for a body, so that a small one is copied only once.
 fn room_for(body: &Framing) -> usize {
     const MOST: u64 = 8 * 1024;
     match body {
@@ -127,7 +127,7 @@ fn room_for(body: &Framing) -> usize {
 }
 
 impl Request {
-    /// The content of the body, as far as it is kept.
+    /// The content of the buffered part of the body.
     pub(super) fn content(&self) -> Zeroizing<Vec<u8>> {
         let mut bytes = &self.outgoing.bytes()[self.outgoing.head_length..];
         let mut body = self.declared.again();
@@ -144,7 +144,7 @@ impl Request {
 }
 
 impl Outgoing {
-    /// A head with everything in it but the credential.
+    /// Writes the head, without the credential.
     fn of(
         method: &str,
         target: &str,
@@ -153,7 +153,7 @@ impl Outgoing {
         destination: &Destination,
         room_for_body: usize,
     ) -> Outgoing {
-        /// For what is added: authorization, beta, via.
+        /// Room for the headers that are added: authorization, beta, via.
         const ROOM: usize = 512;
         let length: usize = headers.iter().map(|header| header.name.len() + header.value.len() + 4).sum();
         let mut bytes = Vec::with_capacity(ROOM + target.len() + destination.base_path.len() + length + room_for_body);
@@ -164,7 +164,7 @@ impl Outgoing {
             let mut connections = headers.iter().filter(|header| kind_of(header.name) == Kind::Connection);
             connections.any(|header| names(header.value).any(|named| named.eq_ignore_ascii_case(name.as_bytes())))
         };
-        // An answer that is read has to be readable.
+        // The gateway has to read this response, so it must not be compressed.
         let is_read = batches::hold_addresses(method, target.split('?').next().unwrap_or_default());
         if is_read {
             put(&[b"accept-encoding: identity\r\n"]);
@@ -215,7 +215,7 @@ impl Outgoing {
         }
     }
 
-    /// Completes the head with this access token, or replaces the one in it.
+    /// Adds the access token to the head, or replaces it.
     pub(super) fn set_access_token(&mut self, access_token: &str) {
         let Range { start, end } = self.access_token;
         let body = self.bytes.get(self.head_length..).filter(|_| end > start).map(<[u8]>::to_vec);
@@ -223,7 +223,8 @@ impl Outgoing {
         self.bytes.truncate(start);
         let room = access_token.len() + 4 + body.as_ref().map_or(0, Vec::len);
         if self.bytes.capacity() < start + room {
-            // What grows leaves a copy behind; there is no access token in it yet, or it has just been wiped.
+            // Growing leaves a copy of the bytes behind. They contain no access token here: none was set, or it was
+            // wiped.
             self.bytes.reserve_exact(room);
         }
         self.bytes.extend_from_slice(access_token.as_bytes());
@@ -233,7 +234,7 @@ impl Outgoing {
         self.bytes.extend(body.into_iter().flatten());
     }
 
-    /// Keeps a piece of the body behind what is there.
+    /// Appends a piece of the body to the buffer.
     pub(super) fn keep(&mut self, piece: &[u8]) {
         if self.bytes.capacity() - self.bytes.len() < piece.len() {
             let mut larger = Vec::with_capacity((self.bytes.len() + piece.len()).next_power_of_two());
@@ -244,7 +245,7 @@ impl Outgoing {
         self.bytes.extend_from_slice(piece);
     }
 
-    /// Lets the body go; the head stays.
+    /// Drops the buffered body.
     pub(super) fn let_body_go(&mut self) {
         self.bytes.truncate(self.head_length);
         if self.bytes.capacity() > 2 * self.head_length + 4096 {
@@ -258,7 +259,7 @@ impl Outgoing {
         &self.bytes
     }
 
-    /// How much of the body is kept, framing included.
+    /// The length of the buffered body, including framing.
     pub(super) fn kept(&self) -> usize {
         self.bytes.len() - self.head_length
     }
@@ -282,7 +283,7 @@ impl Outgoing {
     }
 }
 
-/// Neither the credential nor what people write to the API.
+/// Prints neither the credential nor the body.
 impl fmt::Debug for Outgoing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Outgoing({} {}, {} bytes)", self.method(), self.path(), self.bytes.len())
@@ -312,12 +313,12 @@ mod tests {
         read(head.as_bytes(), &policy(), &destination(), 1000)
     }
 
-    /// A good request whose body may have so many bytes.
+    /// An accepted request whose body can have up to `largest_body` bytes.
     fn heard_up_to(head: &str, largest_body: u64) -> Request {
         read(head.as_bytes(), &policy(), &destination(), largest_body).expect("admitted").expect("whole")
     }
 
-    /// A request with these lines besides the usual ones, as it leaves.
+    /// The forwarded head of a request with these additional lines.
     fn sent(lines: &str) -> String {
         let head = format!("POST /v1/x?y HTTP/1.1\r\nHost: 127.0.0.1:4711\r\nx-api-key: c4p4\r\n{lines}\r\n");
         let mut request = heard(&head).expect("admitted").expect("whole");
@@ -418,7 +419,7 @@ mod tests {
         assert_eq!(request.outgoing.bytes.as_ptr(), before, "there was room for all of it from the beginning");
         request.outgoing.set_access_token(&"u".repeat(200));
         assert_eq!(request.outgoing.bytes.as_ptr(), before, "and for a successor");
-        // To the byte, what is there is all that is needed; and a byte more is not.
+        // A token that fits exactly needs no allocation; one byte more does.
         let length = request.outgoing.bytes.len() - 200;
         let all = request.outgoing.bytes.capacity() - length;
         request.outgoing.set_access_token(&"v".repeat(all));

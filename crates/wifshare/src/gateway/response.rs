@@ -1,4 +1,4 @@
-//! The head of an answer: read where it lies, and freed in place of what is between two neighbours alone.
+//! Parses the head of a response in the buffer, and removes the hop-by-hop headers in place.
 
 use std::mem::MaybeUninit;
 
@@ -10,24 +10,24 @@ use super::headers::{length_of, names};
 
 const MOST_HEADERS: usize = 128;
 
-/// An answer that begins in the buffer with so many bytes of head, ready to be passed on.
+/// A response whose head is in the buffer, ready to be passed on.
 #[derive(Debug)]
 pub(super) struct Response {
     pub(super) status: u16,
     pub(super) head_length: usize,
     pub(super) body: Framing,
-    /// Whether the connection may be used for another request after it.
+    /// Whether the connection can take another request afterwards.
     pub(super) may_stay: bool,
 }
 
 impl Response {
-    /// Whether another answer follows to the same request (RFC 9110 §15.2).
+    /// Whether another response to the same request follows (RFC 9110 §15.2).
     pub(super) fn is_interim(&self) -> bool {
         self.status < 200
     }
 }
 
-/// Reads a head at the beginning of the buffer; `None` where there is more of it to come.
+/// Parses the head at the beginning of the buffer; `None` if it is incomplete.
 pub(super) fn read(buffer: &mut ReadBuffer, to_head: bool) -> Result<Option<Response>, Malformed> {
     let bytes = buffer.bytes();
     let mut headers = [const { MaybeUninit::uninit() }; MOST_HEADERS];
@@ -38,7 +38,7 @@ pub(super) fn read(buffer: &mut ReadBuffer, to_head: bool) -> Result<Option<Resp
         Ok(Status::Partial) => return Ok(None),
         Err(_) => return Err(Malformed),
     };
-    // The parser skips empty lines before the head, and we change the version where it lies.
+    // The parser skips empty lines before the head, but the version is replaced in place below.
     if !bytes.starts_with(b"HTTP/") {
         return Err(Malformed);
     }
@@ -91,7 +91,7 @@ pub(super) fn read(buffer: &mut ReadBuffer, to_head: bool) -> Result<Option<Resp
         }
     }
     let body = match (chunked, length) {
-        // It never was asked for.
+        // The gateway never requests an upgrade.
         _ if status == 101 => return Err(Malformed),
         _ if to_head || status < 200 || matches!(status, 204 | 304) => Framing::Length(0),
         (true, Some(_)) => return Err(Malformed),
@@ -103,13 +103,13 @@ pub(super) fn read(buffer: &mut ReadBuffer, to_head: bool) -> Result<Option<Resp
     let dropped = lines;
     let head_length = dropped.take_out(buffer, head_length);
     if version == 0 {
-        // We speak 1.1 to our client, whatever the one behind us speaks (RFC 9110 §2.5).
+        // The gateway speaks HTTP/1.1 to its client, whatever the upstream speaks (RFC 9110 §2.5).
         buffer.bytes_mut()[..8].copy_from_slice(b"HTTP/1.1");
     }
     Ok(Some(Response { status, head_length, body, may_stay }))
 }
 
-/// The lines of a head that do not go on.
+/// The lines of a head that are not passed on.
 #[derive(Default)]
 struct Dropped {
     lines: [(usize, usize); 8],
@@ -117,7 +117,7 @@ struct Dropped {
 }
 
 impl Dropped {
-    /// Adds a line. One that is on the list already, because `Connection` names it too, stays there once.
+    /// Adds a line. Does nothing if it is listed already, because `Connection` names it too.
     fn add(&mut self, bytes: &[u8], header: &httparse::Header<'_>) -> Result<(), Malformed> {
         let start = header.name.as_ptr() as usize - bytes.as_ptr() as usize;
         if self.lines[..self.count].iter().any(|(known, _)| *known == start) {
@@ -130,7 +130,7 @@ impl Dropped {
         Ok(())
     }
 
-    /// Moves what stays together, towards the body, and returns how long the head is now.
+    /// Removes the lines by moving the rest towards the body. Returns the new length of the head.
     fn take_out(mut self, buffer: &mut ReadBuffer, head_length: usize) -> usize {
         let lines = &mut self.lines[..self.count];
         lines.sort_unstable();
@@ -203,7 +203,7 @@ mod tests {
         }
     }
 
-    /// What a head becomes, told as simply as possible: line by line.
+    /// A simple implementation of the same filter, line by line.
     fn passed_on(lines: &[(&str, &str)]) -> String {
         const HOPS: [&str; 5] = ["connection", "keep-alive", "upgrade", "proxy-connection", "proxy-authenticate"];
         const FRAMING: [&str; 2] = ["content-length", "transfer-encoding"];
@@ -250,7 +250,7 @@ mod tests {
             let lines: Vec<(&str, &str)> = lines.iter().map(|(name, value)| (*name, value.as_str())).collect();
             let head: String = lines.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
             let mut buffer = buffer(format!("HTTP/1.1 200 OK\r\n{head}\r\nhi").as_bytes());
-            // More lines to take out than are looked for make a head that is refused.
+            // A head with too many lines to remove is refused.
             if let Ok(response) = read(&mut buffer, false) {
                 let expected = format!("HTTP/1.1 200 OK\r\n{}\r\n", passed_on(&lines));
                 prop_assert_eq!(response.expect("whole").head_length, expected.len());

@@ -1,4 +1,4 @@
-//! The one place where requests go: connections that are open already, and new ones.
+//! Connections to the upstream: reuses open ones, and opens new ones.
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,24 +29,25 @@ pub(super) struct Upstream {
     limits: Limits,
     idle: Mutex<Vec<Idle>>,
     http2: Mutex<Vec<Many>>,
-    /// Rung when something is open that may have to be closed.
+    /// Notified when a connection is open that may have to be closed later.
     has_opened: tokio::sync::Notify,
-    /// Held while somebody finds out whether the other side speaks HTTP/2: one connection may do for all.
+    /// Held during the first connections, until the upstream's protocol is known: one HTTP/2 connection can serve all
+    /// requests.
     finding_out: tokio::sync::Mutex<()>,
-    /// Permits to connect: of a thousand requests at one moment most find a connection that has come back meanwhile.
+    /// Permits to connect. Most of a thousand simultaneous requests find a connection that was returned meanwhile.
     connecting: tokio::sync::Semaphore,
     speaks_http1: AtomicBool,
 }
 
 /// A connection to send a request on.
 pub(super) enum Line {
-    /// For one request at a time; and whether it was used before.
+    /// HTTP/1.1, for one request at a time; `true` if it was used before.
     Http1(Stream, bool),
-    /// For many.
+    /// HTTP/2, for many requests.
     Http2(Shared),
 }
 
-/// A connection that many requests share; each holds a copy, so that their number is known.
+/// An HTTP/2 connection. Each request holds a clone, which counts the requests.
 #[derive(Clone)]
 pub(super) struct Shared {
     pub(super) line: SendRequest<Bytes>,
@@ -60,15 +61,15 @@ struct Idle {
 
 struct Many {
     shared: Shared,
-    /// Whether nobody had it when somebody looked, nor has taken it since.
+    /// Whether it was unused at the last check, and has not been taken since.
     is_quiet: bool,
 }
 
 impl Upstream {
-    /// At this base URL, which was checked before: https, or http on this machine.
+    /// Creates an upstream for a base URL that was checked before: https, or http on this machine.
     pub(super) fn new(base_url: &Uri, connector: Connector, clock: Clock, limits: Limits) -> Upstream {
         let authority = base_url.authority().map(|authority| authority.as_str().to_owned()).unwrap_or_default();
-        // Whoever wants no rest at all shall not keep us looking.
+        // A lower bound, so that a `rest` of zero does not cause a busy loop.
         let rest = limits.rest.max(Duration::from_millis(10));
         let base_path = base_url.path().trim_end_matches('/').to_owned();
         Upstream {
@@ -87,17 +88,17 @@ impl Upstream {
         }
     }
 
-    /// What the addresses in its answers become, for a gateway at this host.
+    /// The URLs to replace in responses, for a gateway at this host.
     pub(super) fn addresses<'a>(&'a self, gateway: &'a str) -> Addresses<'a> {
         Addresses { api: &self.url, gateway }
     }
 
-    /// As HTTP/2 wants to be told.
+    /// The scheme, for HTTP/2's `:scheme`.
     pub(super) fn scheme(&self) -> &str {
         self.url.scheme_str().unwrap_or("https")
     }
 
-    /// A connection: one that is open, or a new one.
+    /// Returns an idle connection, or opens a new one.
     pub(super) async fn line(&self) -> Result<Line, String> {
         if let Some(line) = self.open_already() {
             return Ok(line);
@@ -107,17 +108,17 @@ impl Upstream {
         };
         match self.open_already() {
             Some(line) => Ok(line),
-            // On the heap: what it takes to connect would be kept room for by every request that need not.
+            // Boxed, so that requests that do not connect need no memory for it.
             None => Box::pin(self.connect()).await,
         }
     }
 
-    /// As many connect at one moment.
+    /// The maximum number of simultaneous connection attempts.
     const AT_ONCE: usize = 128;
 
-    /// The permission to connect, and with it the task of finding out what the other side speaks, until that is known.
+    /// Waits for the permission to connect, and, until the upstream's protocol is known, for the lock to find it out.
     async fn turn(&self) -> (Option<SemaphorePermit<'_>>, Option<tokio::sync::MutexGuard<'_, ()>>) {
-        // Nobody closes the semaphore.
+        // The semaphore is never closed.
         let permit = self.connecting.acquire().await.ok();
         let finding_out = match self.speaks_http1.load(Ordering::Relaxed) {
             true => None,
@@ -126,14 +127,14 @@ impl Upstream {
         (permit, finding_out)
     }
 
-    /// One on which nothing was sent before, for a request whose line turned out to be dead.
+    /// Opens a new connection, for a request whose previous connection was closed by the peer.
     pub(super) async fn new_line(&self) -> Result<Line, String> {
         Box::pin(self.connect()).await
     }
 
-    /// Takes a connection back after its request, for another one.
+    /// Takes back an idle connection, for the next request.
     pub(super) fn give_back(&self, stream: Stream) {
-        /// As many wait for work; a busier moment opens new ones.
+        /// The maximum number of idle connections.
         const MOST: usize = 1024;
         let since = (self.clock.monotonic)();
         let mut idle = lock(&self.idle);
@@ -143,13 +144,13 @@ impl Upstream {
         }
     }
 
-    /// Closes every connection that waits for a request; a new request opens a new one.
+    /// Empties the pool: closes the idle connections, and reuses no open one for a new request.
     pub(super) fn close_all(&self) {
         lock(&self.idle).clear();
         lock(&self.http2).clear();
     }
 
-    /// Closes what nobody has used for a while, for as long as it is let. While nothing is open it does not wake up.
+    /// Closes connections that have been idle for too long, until it is dropped. Sleeps while none is open.
     pub(super) async fn tidy(&self) {
         loop {
             match self.close_the_rested() {
@@ -159,7 +160,7 @@ impl Upstream {
         }
     }
 
-    /// Gives the time until it is worth another look.
+    /// Closes them once, and returns the time until the next check.
     fn close_the_rested(&self) -> Option<Duration> {
         let mut lines = lock(&self.http2);
         lines.retain_mut(|many| {
@@ -173,12 +174,12 @@ impl Upstream {
         let left = |idle: &Idle| self.limits.rest.saturating_sub(now.saturating_sub(idle.since));
         let mut idle = lock(&self.idle);
         idle.retain(|idle| !left(idle).is_zero());
-        // They lie in the order in which they were given back.
+        // The oldest is first.
         idle.first().map(left).into_iter().chain(again).min()
     }
 
     fn open_already(&self) -> Option<Line> {
-        // A server allows so and so many requests at once; another connection costs less than waiting.
+        // Servers limit the requests on a connection. Another connection costs less than waiting.
         const FULL: usize = 90;
         const MOST: usize = 8;
         {
@@ -222,8 +223,8 @@ impl Upstream {
     }
 
     async fn begin_http2(&self, stream: Stream) -> Result<Shared, h2::Error> {
-        // What is in flight on one stream, and on all of them: enough for a fast link, and a bound on what a slow
-        // reader has us hold.
+        // The flow-control windows of a stream and of the connection: enough for a fast link, and a limit on what is
+        // buffered for a slow client.
         let (line, mut connection) = h2::client::Builder::new()
             .initial_window_size(1 << 20)
             .initial_connection_window_size(4 << 20)
@@ -235,7 +236,8 @@ impl Upstream {
         tokio::spawn(async move {
             const PAUSE: Duration = Duration::from_secs(20);
             let asking = async {
-                // A connection that is gone without a word answers no ping; its requests shall not wait for ever.
+                // Pings detect a connection that the peer lost without closing it, so that its requests do not wait
+                // forever.
                 while let Some(pings) = &mut pings {
                     tokio::time::sleep(PAUSE).await;
                     match tokio::time::timeout(PAUSE, pings.ping(h2::Ping::opaque())).await {
@@ -245,7 +247,7 @@ impl Upstream {
                 }
                 std::future::pending::<()>().await;
             };
-            // Errors reach the requests by themselves.
+            // The requests receive the error themselves.
             tokio::select! { _ = connection => {}, () = asking => {} }
         });
         Ok(Shared { line, users: Arc::new(()) })
@@ -262,7 +264,7 @@ impl Upstream {
     }
 }
 
-/// Whether the other side has neither said anything nor left: then a request can be sent.
+/// Whether the peer has sent nothing and has not closed the connection, so that a request can be sent.
 fn is_quiet(stream: &mut Stream) -> bool {
     let mut byte = [0];
     let mut cx = Context::from_waker(Waker::noop());
