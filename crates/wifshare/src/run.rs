@@ -1,4 +1,5 @@
-//! Journey three: a run. Take a lease, obtain, deliver, keep fresh while the children work, and leave nothing behind.
+//! The journey of a run: take a lease, obtain a credential, deliver it, keep it fresh while the command runs, and clean
+//! up.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -45,10 +46,10 @@ use nesting::{DELIVERY, GATEWAY, INPUTS};
 pub use provision::Provision;
 pub use request::{credential_of_run, renews_on_request};
 
-/// A job's work with the shared credential, from the lease to the clean-up.
+/// A job's use of the shared credential, from the lease to the clean-up.
 ///
-/// While it lives, one thread has to be inside [`keep_fresh`](Run::keep_fresh). [`end`](Run::end) stops that thread and
-/// removes everything; dropping a run without ending it leaves that to the next start.
+/// During the run, one thread has to be in [`keep_fresh`](Run::keep_fresh). [`end`](Run::end) stops that thread and
+/// removes everything. If a run is dropped without it, the next start cleans up.
 pub struct Run {
     config: Config,
     supplier: Supplier,
@@ -60,18 +61,18 @@ pub struct Run {
     profile: Option<ProfileDirectory>,
     handed_out: Option<HandedOutToken>,
     gateway: Option<RunGateway>,
-    /// Guards everything that a run writes: whoever has it may write, unless the run is over.
+    /// Guards everything that a run writes. Only the holder may write, and only until the run is over.
     desk: Mutex<Desk>,
-    /// Never notified: the end of the run looks at a renewal in flight now and then.
+    /// Never notified. The end of the run polls for the end of a renewal.
     idle: Condvar,
-    /// Ends the wait of the thread that keeps things fresh.
+    /// Wakes up the thread in `keep_fresh`.
     alarm: Arc<Alarm>,
-    /// What a gateway says is not good any more.
+    /// The credential that the gateway reported as invalid.
     rejected: Arc<Mutex<Option<Credential>>>,
-    /// Held while a renewal is under way.
+    /// Held during a renewal.
     renewing: Mutex<()>,
     over: AtomicBool,
-    /// Whether the run is over when somebody removes its directory; otherwise what was there is put in place again.
+    /// Whether the removal of the run's directory ends the run. Otherwise, the directory is restored.
     ends_with_its_directory: bool,
     limit_was_told: AtomicBool,
 }
@@ -79,19 +80,19 @@ pub struct Run {
 struct Desk {
     lease: Option<Lease>,
     held: Option<Held>,
-    /// Whether children find what is held; a full disk may keep it from them for a while.
+    /// Whether the held credential was delivered. A full disk can delay this.
     is_delivered: bool,
-    /// When the token in the file is to be replaced for its age.
+    /// When to replace the token in the file because of its age.
     token_due: Option<Moment>,
     is_over: bool,
     is_abandoned: bool,
 }
 
-/// The credential of a run, its times by the wall clock of the moment at which the run took it.
+/// The credential of a run. Its times are those of the wall clock when the run took it.
 struct Held {
     credential: Credential,
     since: Moment,
-    /// By how much the wall clock was set back when it was last delivered.
+    /// The time by which the wall clock had been set back at the last delivery.
     delivered_back: Duration,
 }
 
@@ -100,30 +101,33 @@ impl Held {
         Held { credential, since: now, delivered_back: Duration::ZERO }
     }
 
-    /// The credential by the wall clock of this moment.
+    /// The credential, with its times adjusted to the wall clock of `now`.
     fn at(&self, now: Moment) -> Credential {
         self.credential.moved_back(self.since.set_back(now))
     }
 }
 
-/// What became of the credential when a run ended.
+/// What happened to the credential at the end of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// Other runs share it; the last of them will see to it.
+    /// Other runs share it. The last of them decides.
     Shared,
     /// It was removed.
     Removed,
-    /// It stays until this moment, because its source could not be asked for another one.
+    /// It remains until this time, because its source cannot issue another one.
     Kept(SystemTime),
-    /// There was none.
+    /// There was no credential.
     Nothing,
 }
 
 impl Run {
-    /// Begins a run: sweeps what dead runs left, takes a lease, obtains the credential and lays out its delivery.
+    /// Begins a run: removes what dead runs left, takes a lease, obtains the credential and delivers it.
     ///
-    /// Under [`Delivery::Gateway`] nothing is waited for: the credential is obtained in [`keep_fresh`](Run::keep_fresh),
-    /// and requests that come before it wait for it.
+    /// With [`Delivery::Gateway`], this function does not wait for the credential: [`keep_fresh`](Run::keep_fresh)
+    /// obtains it, and earlier requests wait for it.
+    ///
+    /// # Errors
+    /// The lease, the credential or its delivery failed. What the run has written is removed.
     pub fn begin(
         config: Config,
         provision: Provision,
@@ -134,7 +138,10 @@ impl Run {
         Run::begin_with(config, provision, GatewayOptions::default(), transport, clock, watch)
     }
 
-    /// The same, with a gateway that is opened like this, if it is one.
+    /// Like `begin`, with options for the gateway of [`Delivery::Gateway`].
+    ///
+    /// # Errors
+    /// Those of [`begin`](Run::begin), and that the gateway could not be opened.
     pub fn begin_with(
         config: Config,
         provision: Provision,
@@ -158,7 +165,7 @@ impl Run {
         if provision == Provision::Credential(Delivery::Gateway) {
             config.memory = Some(Memory::default());
         }
-        // Under whose key the lease is taken has to be known.
+        // The lease depends on the identity key, which must be known first.
         obtain::prove(&config, &transport, clock, &*watch)?;
         let lease = config.store().lease(clock, &*watch)?;
         store::sweep(&config.location.root, clock, &*watch);
@@ -196,7 +203,7 @@ impl Run {
         match catch_unwind(AssertUnwindSafe(|| run.prepare(options))) {
             Ok(Ok(())) => Ok(run),
             Ok(Err(error)) => {
-                // The error that stopped us is the one to tell; what cannot be removed now is left to the next start.
+                // Report the first error. The next start removes what cannot be removed now.
                 drop(run.end());
                 Err(error)
             }
@@ -207,12 +214,12 @@ impl Run {
         }
     }
 
-    /// The same run, that is over when somebody removes its directory: nobody waits for it in sight.
+    /// Makes the removal of the run's directory end the run, for a run in the background.
     pub fn ending_with_its_directory(self) -> Run {
         Run { ends_with_its_directory: true, ..self }
     }
 
-    /// What it was begun with; inside another run, what that one shares.
+    /// The configuration of the run; for a run inside another one, that of the other.
     pub fn config(&self) -> &Config {
         &self.config
     }
@@ -222,31 +229,34 @@ impl Run {
         &self.directory
     }
 
-    /// The directory of the identity key that its credential is shared by.
+    /// The directory of the run's identity key.
     pub fn key_directory(&self) -> PathBuf {
         self.config.store().directory().to_owned()
     }
 
-    /// Whether that directory is there, and was not removed by somebody.
+    /// Whether the run's own directory still exists.
     pub fn is_in_place(&self) -> bool {
         self.desk().lease.as_ref().is_some_and(Lease::is_in_place)
     }
 
-    /// Writes into the run's directory what later commands need to join it: who keeps it, what it gives to children and
-    /// what it takes from them. `parent` and `keep` are as for [`environment`](Run::environment).
+    /// Writes what later commands need to join the run: its keeper, the variables that it sets, and those that it
+    /// removes. `parent` and `keep` are as for [`environment`](Run::environment).
+    ///
+    /// # Errors
+    /// The file cannot be written.
     pub fn announce(&self, parent: &Environment, keep: &[String]) -> Result<(), ObtainError> {
         let asks = self.config.source.variables();
         let taken: Vec<String> = delivery::taken().map(str::to_owned).chain(asks).collect();
         let everything: Environment = taken.iter().map(|name| (name, "x")).collect();
         let left = self.environment(&everything, keep);
         let mut gives = self.environment(&Environment::default(), &[]);
-        // What is made of what was there, such as a list of hosts that no proxy is asked for.
+        // Variables whose value depends on the parent's, such as `NO_PROXY`.
         let given = self.environment(parent, keep);
         for (name, value) in given.iter().filter(|(name, value)| parent.get(name) != Some(value)) {
             gives.set(name, value);
         }
         let is_read_anew = self.provision == Provision::Credential(Delivery::Environment);
-        // The run that is joined may have renewed by then; the store has the token of that moment.
+        // The run may have renewed before a command joins it, so that command reads the token from the store.
         for name in ["ANTHROPIC_AUTH_TOKEN", DELIVERED_VARIABLE].iter().filter(|_| is_read_anew) {
             gives.remove(name);
         }
@@ -261,7 +271,7 @@ impl Run {
         Ok(keeper.announce(self.watch())?)
     }
 
-    /// The environment for a child of this run, made of its parent's. A variable named in `keep` is not taken away.
+    /// The environment for a child of this run, based on `parent`. Variables in `keep` are not removed.
     pub fn environment(&self, parent: &Environment, keep: &[String]) -> Environment {
         let variables = self.federation_variables();
         if let Some(gateway) = &self.gateway {
@@ -289,7 +299,7 @@ impl Run {
         {
             child.set(DELIVERED_VARIABLE, delivered(&held.access_token));
         }
-        // The API itself needs no naming, and a name would go before the base URL of another profile of the children's.
+        // The default base URL is not set, because it would override the base URL of a child's other profile.
         let is_named = parent.has("ANTHROPIC_BASE_URL") || parent.is_blank("ANTHROPIC_BASE_URL");
         if self.provision != Provision::IdentityToken && (is_named || self.config.base_url != DEFAULT_BASE_URL) {
             child.set("ANTHROPIC_BASE_URL", &self.config.base_url);
@@ -297,24 +307,24 @@ impl Run {
         child
     }
 
-    /// The credential as the run holds it now.
+    /// The credential that the run holds now.
     pub fn held(&self) -> Option<Credential> {
         let now = self.clock.moment();
         self.desk().held.as_ref().map(|held| held.at(now))
     }
 
-    /// How long the job can stay signed in, as far as the source knows; `None` where nothing is held.
+    /// How long the job can stay signed in, as far as the source knows; `None` if no credential is held.
     pub fn outlook(&self) -> Option<RenewalOutlook> {
         let is_spent = |token: &IdentityToken| obtain::is_spent(token, &self.config);
         Some(self.config.source.outlook(&self.held()?, is_spent, self.clock.now()))
     }
 
-    /// Where the gateway of this run listens, and what it wants to see.
+    /// The base URL and the capability of this run's gateway.
     pub fn gateway(&self) -> Option<(&str, &Secret)> {
         self.gateway.as_ref().map(|gateway| (&*gateway.base_url, &gateway.capability))
     }
 
-    /// Closes the gateway: nobody is let in any more, and what is under way has this long to finish.
+    /// Closes the gateway. It accepts no more connections, and requests in progress have `grace` to complete.
     pub fn close_gateway(&self, grace: Duration) {
         let gateway = self.gateway.as_ref().and_then(|gateway| lock(&gateway.gateway).take());
         if let Some(gateway) = gateway {
@@ -322,16 +332,19 @@ impl Run {
         }
     }
 
-    /// Whether children find an unspent identity token of ours.
+    /// Whether the run provides an unspent identity token to its children.
     pub fn hands_out_identity_tokens(&self) -> bool {
         self.handed_out.is_some()
     }
 
-    /// Ends the run: what it delivered is removed at once, a renewal in flight is waited for while others need its
-    /// outcome, and the last run removes the credential.
+    /// Ends the run. Removes what it delivered at once, then waits for a renewal in flight while other runs need its
+    /// result. The last run removes the credential.
+    ///
+    /// # Errors
+    /// The run's directory or the credential cannot be removed, or the lease cannot be released.
     pub fn end(&self) -> Result<Ending, StoreError> {
         const GRACE: Duration = Duration::from_secs(2);
-        // A renewal has its own bounds; this one is for the case that they fail.
+        // A second limit, in case the limits of the renewal itself fail.
         const LONGEST: Duration = PATIENCE;
         self.over.store(true, Ordering::SeqCst);
         let lease = {
@@ -342,7 +355,7 @@ impl Run {
         self.alarm.ring();
         self.close_gateway(Duration::ZERO);
         let Some(lease) = lease else { return Ok(Ending::Nothing) };
-        // First of all what children could read; the lease tries again and tells if it fails.
+        // First remove what children can read. The lease retries, and reports an error.
         drop(lease.remove_directory());
         let start = (self.clock.monotonic)();
         let _idle = loop {
@@ -351,16 +364,16 @@ impl Run {
                 Err(TryLockError::Poisoned(poison)) => break Some(poison.into_inner()),
                 Err(TryLockError::WouldBlock) => {
                     let waited = (self.clock.monotonic)().saturating_sub(start);
-                    // What is bought for a memory that is about to end is of no use to anybody.
+                    // A gateway's credential is only in memory, so the result of this renewal is useless.
                     if self.gateway.is_some() || waited > LONGEST || (waited > GRACE && !lease.is_shared()) {
                         break None;
                     }
-                    // Not the clock's pause: a signal that comes now must not turn this wait into a spin.
+                    // A pause of the clock would return at once after a signal, and make this a busy loop.
                     drop(self.idle.wait_timeout(self.desk(), Duration::from_millis(10)));
                 }
             }
         };
-        // From here on a renewal that is still in flight keeps nothing: there is nobody left who would need it.
+        // From here on, a renewal in flight must not store its result, because no run needs it.
         self.desk().is_abandoned = true;
         let held = self.held();
         self.desk().held = None;
@@ -373,7 +386,7 @@ impl Run {
     }
 
     fn prepare(&mut self, options: GatewayOptions) -> Result<(), ObtainError> {
-        /// For the ledger's entry, the stored credential and the delivered one, with blocks of 4 KiB.
+        /// Room for the ledger entry, the stored credential and the delivered one, in blocks of 4 KiB.
         const ROOM: usize = 32 * 1024;
         if self.provision == Provision::Credential(Delivery::Gateway) {
             self.gateway = Some(self.open_gateway(options)?);
@@ -400,7 +413,7 @@ impl Run {
             };
             if let Some(profile) = &profile {
                 profile.create(&self.config.base_url, watch)?;
-                // What cannot be delivered shall not be bought; where nothing will be bought there is nothing to lose.
+                // Do not exchange if the result cannot be delivered. If no exchange is needed, nothing can be lost.
                 let fresh = |stored: &Credential| stored.freshness(self.clock.now()) == Freshness::Fresh;
                 if self.supplier == Supplier::Itself
                     && !self.config.store().read(self.clock)?.as_ref().is_some_and(fresh)
@@ -419,13 +432,13 @@ impl Run {
             Provision::IdentityToken | Provision::Credential(Delivery::Federation) => true,
             Provision::Credential(Delivery::Profile | Delivery::Environment | Delivery::Gateway) => false,
         };
-        // A source that cannot be asked again has no token to spare.
+        // A source that cannot issue another token has none for the children.
         if wants_identity_token && self.config.source.reissue() == Reissue::OnDemand {
             let directory = self.directory.join("identity");
             self.handed_out = Some(HandedOutToken::create(directory)?);
             match (self.hand_out_token(), self.provision) {
                 (Ok(()), _) => {}
-                // The credential is in place, and a token to spare is for emergencies: it is tried again all the while.
+                // The credential was delivered, and the identity token is only a fallback. `keep_fresh` retries.
                 (Err(error), Provision::Credential(_)) if !matches!(error, ObtainError::Interrupted(_)) => {
                     (self.watch)(&Step::NotHandedOut { cause: whole_message(&error), pause: Duration::ZERO });
                 }
@@ -435,7 +448,7 @@ impl Run {
         Ok(())
     }
 
-    /// The credential that a run begins with: bought where the store has none, or taken from the run around it.
+    /// The first credential of a run: from the store, by an exchange, or from the outer run.
     fn first_credential(&self) -> Result<Credential, ObtainError> {
         match &self.supplier {
             Supplier::Itself => obtain::obtain(&self.config, &self.transport, self.clock, self.watch()),
@@ -443,7 +456,7 @@ impl Run {
         }
     }
 
-    /// Whether the run is asked to end.
+    /// Whether the run was asked to end.
     fn is_ending(&self) -> bool {
         self.over.load(Ordering::SeqCst)
     }
@@ -456,8 +469,8 @@ impl Run {
         private_file::replace_unsynced(&self.directory, INPUTS, &inputs, self.watch())
     }
 
-    /// Permission to keep a credential: the desk, ours until it is written, so that the end of the run either sees it
-    /// written or prevents it. A run that was abandoned keeps nothing.
+    /// Returns the lock that is needed to store a credential. While it is held, the run cannot end: it either sees the
+    /// stored credential or prevents storing it. Fails if the run was abandoned.
     fn permit(&self) -> Result<MutexGuard<'_, Desk>, ObtainError> {
         let desk = self.desk();
         if desk.is_abandoned { Err(Interrupted.into()) } else { Ok(desk) }
@@ -468,12 +481,12 @@ impl Run {
         if desk.is_over {
             return Err(Interrupted.into());
         }
-        // Held first: what was bought is not bought again because it could not be written.
+        // Hold it first, so that a failed delivery does not lead to another exchange.
         desk.held = Some(Held::new(credential.clone(), self.clock.moment()));
         self.deliver(&mut desk, &credential)
     }
 
-    /// Puts what is held where children find it.
+    /// Writes the credential to the files and the gateway that children use.
     fn deliver(&self, desk: &mut Desk, credential: &Credential) -> Result<(), ObtainError> {
         desk.is_delivered = false;
         if let Some(profile) = &self.profile {
@@ -486,13 +499,13 @@ impl Run {
         Ok(())
     }
 
-    /// What is to become of the credential after the last run: it stays where its source has nothing else to give.
+    /// What to do with the credential after the last run: keep it if its source cannot issue another token.
     fn afterwards(&self) -> Afterwards {
         if !self.config.store().has_file() {
             return Afterwards::Remove;
         }
         if let Supplier::TheRunAround(_) = self.supplier {
-            // The run around us is gone before us; what it stored is as good as its source says.
+            // The outer run ended first. Its stored credential records whether its source can issue more.
             return if self.config.location.remintable { Afterwards::Remove } else { Afterwards::Keep };
         }
         match self.config.source.reissue() {
@@ -508,10 +521,10 @@ impl Run {
         }
     }
 
-    /// What a child would have to say to mean this identity.
+    /// The variables that identify this run's identity. A child with other values means another identity.
     fn identity_variables(&self) -> Vec<(&'static str, String)> {
         let base_url = ("ANTHROPIC_BASE_URL", self.config.base_url.clone());
-        // Another job of the CI does not join, though it has the variables of this run.
+        // Another job of the CI must not join, even if it has the variables of this run.
         let job = self.config.job.ids.clone();
         self.federation_variables().into_iter().chain([base_url]).chain(job).collect()
     }

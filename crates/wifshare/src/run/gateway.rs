@@ -1,4 +1,4 @@
-//! The gateway of a run.
+//! Opens the gateway of a run, and connects it to the run's renewal.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -12,7 +12,7 @@ use crate::obtain::ObtainError;
 use crate::secret::Secret;
 use crate::step::Step;
 
-/// The gateway of a run, as its keeper knows it.
+/// The gateway of a run.
 pub(super) struct RunGateway {
     pub(super) gateway: Mutex<Option<Gateway>>,
     pub(super) base_url: String,
@@ -21,18 +21,18 @@ pub(super) struct RunGateway {
     api_key: bool,
 }
 
-/// Where a gateway listens, what its children are given, and who is told of what it served.
+/// Options for the gateway of a run.
 pub struct GatewayOptions {
-    /// Where.
+    /// The address or socket to listen on.
     pub listen: Listen,
-    /// Whether children find the capability in `ANTHROPIC_API_KEY` too.
+    /// Whether to set `ANTHROPIC_API_KEY` to the capability too.
     pub api_key: bool,
-    /// Told of each request when it is over.
+    /// Called when a request is complete.
     pub record: Box<dyn Fn(&Served<'_>) + Send + Sync>,
 }
 
 impl Default for GatewayOptions {
-    /// At a free port of this machine, and nobody.
+    /// A free port on loopback, and no record of requests.
     fn default() -> GatewayOptions {
         GatewayOptions {
             listen: Listen::Loopback((std::net::Ipv4Addr::LOCALHOST, 0).into()),
@@ -43,7 +43,7 @@ impl Default for GatewayOptions {
 }
 
 impl Run {
-    /// Opens the gateway. Nothing is obtained yet.
+    /// Opens the gateway. It does not obtain a credential yet.
     pub(super) fn open_gateway(&self, options: GatewayOptions) -> Result<RunGateway, ObtainError> {
         let failed = |source| ObtainError::Gateway(source);
         let capability = gateway::new_capability().map_err(failed)?;
@@ -72,7 +72,7 @@ impl Run {
 }
 
 impl RunGateway {
-    /// The environment for a child behind it.
+    /// The environment for a child that uses the gateway.
     pub(super) fn environment(
         &self,
         parent: &Environment,

@@ -1,4 +1,5 @@
-//! A run inside a run, with a delivery of its own: it signs nobody in, and serves what the run around it keeps fresh.
+//! A run inside another run, with its own delivery. It makes no exchange, and delivers the credential that the outer
+//! run renews.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,22 +20,22 @@ use crate::principal::OwnPrincipal;
 use crate::step::Step;
 use crate::store::Store;
 
-/// Whether a run buys its credentials.
+/// Where a run gets its credential.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Supplier {
-    /// It does, from its source.
+    /// It makes exchanges with identity tokens from its source.
     Itself,
-    /// It takes what the run with this directory stores.
+    /// It takes the credential that the run with this directory stores.
     TheRunAround(PathBuf),
 }
 
 impl Run {
-    /// Begins a run inside the run with this directory. It has a lease and a directory of its own, exchanges nothing,
-    /// and follows what the run around it renews. Its delivery gives no more than the one around it.
+    /// Begins a run inside the run with the directory `around`. It has its own lease and directory, makes no exchange,
+    /// and uses the credential that the outer run renews. The caller ensures that `delivery` gives children no more
+    /// than the outer one does.
     ///
     /// # Errors
-    ///
-    /// If the run around it shares no credential in its store, or its own delivery cannot be laid out.
+    /// The outer run has no shared credential in its store, or the delivery failed.
     pub fn begin_inside(
         around: &Path,
         delivery: Delivery,
@@ -48,7 +49,7 @@ impl Run {
         Run::begin_as(Supplier::TheRunAround(around.to_owned()), config, provision, options, transport, clock, watch)
     }
 
-    /// The credential of the run around this one; where a successor is due it is waited for.
+    /// The credential of the outer run. Waits for a new one if it has expired.
     pub(super) fn credential_of_the_run_around(&self, around: &Path) -> Result<Credential, ObtainError> {
         const PATIENCE: Duration = Duration::from_secs(30);
         let start = (self.clock.monotonic)();
@@ -69,7 +70,7 @@ impl Run {
     }
 }
 
-/// What the run with this directory shares, as a configuration that can only follow.
+/// The configuration of the run with this directory. Its source has no identity tokens.
 fn config_of(around: &Path) -> Option<Config> {
     let inputs = read_inputs(around)?;
     let value = |name: &str| inputs.get(name).cloned();

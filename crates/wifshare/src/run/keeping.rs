@@ -1,5 +1,5 @@
-//! What a run does while its command works: it renews on schedule, follows what children did, and puts in place again what
-//! somebody removed.
+//! The work of a run while its command runs: renew on schedule, adopt what children exchanged, and restore removed
+//! files.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
@@ -22,16 +22,16 @@ use crate::renew::renew_if;
 use crate::step::Step;
 
 impl Run {
-    /// Keeps what was delivered fresh until the run ends, or, where that ends it, until somebody has removed its
-    /// directory. No failure ends it: an error is told, and another try
-    /// follows after a while. `jitter`, between 0 and 1, sets this process apart from others like it.
+    /// Keeps the delivered credential fresh until the run ends, or, if that ends it, until its directory is removed.
+    /// Errors do not end it: it reports them and retries later. `jitter`, between 0 and 1, spreads the renewals of
+    /// several processes.
     pub fn keep_fresh(&self, jitter: f64) {
         let watched_from = self.watched_from();
         let mut schedule = Schedule::new(self, jitter);
         let begun = (self.clock.monotonic)();
         loop {
             let age = (self.clock.monotonic)().saturating_sub(begun);
-            // Watched first and looked at then, so that nothing falls between the two.
+            // Watch first and check then, so that no change is missed.
             let is_watched = age >= watched_from && self.watch_files();
             if self.is_over() {
                 return;
@@ -72,7 +72,7 @@ impl Run {
         }
     }
 
-    /// Renews for those who asked, unless what they find is fresh by now, and answers them.
+    /// Renews if a process asked for it and the stored credential is not fresh, then answers the request.
     fn renew_if_requested(&self, schedule: &mut Schedule) {
         if !self.is_renewal_requested() {
             return;
@@ -80,11 +80,11 @@ impl Run {
         if !matches!(self.is_stored_fresh(), Ok(true)) {
             self.renew_or_follow(schedule);
         }
-        // Where it stays, the next look answers it.
+        // If the file cannot be removed, the next pass answers the request.
         drop(self.answer_renewal_request());
     }
 
-    /// After a panic: a failure like any other, and the next try follows after a pause.
+    /// Handles a panic like any other failure: retries after a pause.
     fn recover(&self, schedule: &mut Schedule) {
         let pause = schedule.failed(self).max(Duration::from_secs(1));
         let cause = "an internal error of wifshare".to_owned();
@@ -92,12 +92,15 @@ impl Run {
             gateway.publisher.refuse(cause.clone(), true);
         }
         (self.watch)(&Step::NotRenewed { cause, pause });
-        // A signal ends the pause early, and the end of the run is looked for next.
+        // A signal can end the pause early. The caller checks for the end of the run next.
         let _ = (self.clock.pause)(pause);
     }
 
-    /// Obtains the first credential of a gateway now, for whoever wants to know whether there is one before the first
-    /// request asks for it. Other runs have theirs when they begin.
+    /// Obtains the first credential of a gateway now, so that an error is known before the first request. Does nothing
+    /// for other runs, which have obtained one in `begin`.
+    ///
+    /// # Errors
+    /// No credential is available, or it cannot be delivered.
     pub fn obtain_first(&self) -> Result<(), ObtainError> {
         if self.gateway.is_none() || self.held().is_some() {
             return Ok(());
@@ -112,7 +115,7 @@ impl Run {
         self.publish(obtained)
     }
 
-    /// The first credential of a run whose command works already.
+    /// Obtains the first credential of a gateway while the command is running.
     fn acquire(&self, schedule: &mut Schedule) {
         match self.obtain_first() {
             Ok(()) => schedule.succeeded(self),
@@ -128,7 +131,7 @@ impl Run {
         }
     }
 
-    /// Replaces a credential that is not good any more, unless that was done already.
+    /// Renews a credential that was reported as invalid, unless it was replaced already.
     fn replace(&self, rejected: &Credential, schedule: &mut Schedule) {
         let is_held = self.held().is_some_and(|held| held == *rejected);
         if is_held && schedule.may_replace(self.clock) {
@@ -137,21 +140,21 @@ impl Run {
                 Reissue::Limited(_) => self.follow(schedule),
             }
         }
-        // Whatever came of it, those who wait for it shall wait no longer.
+        // Wake up the waiting requests, whatever the result.
         if let Some(gateway) = &self.gateway {
             gateway.publisher.nothing_new();
         }
     }
 
-    /// Tells those who ask why there is no credential.
+    /// Publishes to the gateway's clients why there is no credential.
     fn publish_failure(&self, error: &ObtainError) {
         if let Some(gateway) = &self.gateway {
             gateway.publisher.refuse(whole_message(error), error.is_passing());
         }
     }
 
-    /// Delivers the credential again if the wall clock was set back: its times are read by clients that know no other
-    /// clock, and they would use it after its end.
+    /// Delivers the credential again after the wall clock was set back. Clients compare its times with the wall clock
+    /// only, and would use it after its end.
     fn follow_the_wall_clock(&self, schedule: &mut Schedule) {
         const DIFFERENCE: Duration = Duration::from_secs(2);
         let now = self.clock.moment();
@@ -171,9 +174,9 @@ impl Run {
         }
     }
 
-    /// Somebody may remove the state directory while we live, to make room for instance. Children look where they
-    /// looked before, so what they found there is put in place again, from memory. Whoever removes it has a moment to
-    /// come to an end: a directory that fills again cannot be removed.
+    /// Restores the run's directory from memory if another program has removed it, for example to free space. Children
+    /// still look for their files there. It waits for a moment first, because the removal fails if new files appear
+    /// during it.
     fn restore(&self, schedule: &mut Schedule) {
         if self.is_in_place() {
             schedule.is_in_place();
@@ -211,14 +214,15 @@ impl Run {
             }
             Ok(())
         };
-        // The end of the run takes the lease, and whatever is written after that would stay.
+        // The end of the run takes the lease out. Files written after that would remain.
         match &mut desk.lease {
             Some(lease) => lease.restore(lay_out, self.clock, self.watch()),
             None => Ok(false),
         }
     }
 
-    /// Makes a credential everybody's, unless an acceptable one is there; either way that one is delivered and returned.
+    /// Stores and delivers a credential. If the store has an acceptable one, delivers that one instead. Returns the
+    /// delivered credential.
     fn share(
         &self,
         acceptable: impl Fn(&Credential) -> bool,
@@ -238,7 +242,7 @@ impl Run {
     fn look_at_what_children_did(&self, schedule: &mut Schedule) {
         if schedule.may_adopt(self.clock) {
             match self.adopt() {
-                // Whoever wrote a credential may have spent the token that we handed out for it.
+                // The child may have spent the handed-out token to get this credential.
                 Ok(true) => {
                     schedule.token_was_read = true;
                     schedule.succeeded(self);
@@ -265,7 +269,7 @@ impl Run {
         }
     }
 
-    /// Asks for a new identity token and hands it out; no process of ours will send it.
+    /// Requests a new identity token for the children. This process never sends it.
     pub(super) fn hand_out_token(&self) -> Result<(), ObtainError> {
         const TRIES: u32 = 4;
         let Some(handed_out) = &self.handed_out else { return Ok(()) };
@@ -295,13 +299,13 @@ impl Run {
         unreachable!("the loop ends by returning")
     }
 
-    /// A child of a federation profile may exchange by itself, after a 401 say, and writes what it obtained where it
-    /// found ours. If that is usable it becomes the shared credential, unless another process has renewed meanwhile;
-    /// if it is not, ours takes its place again. Tells whether there was anything.
+    /// Adopts a credential that a child wrote to its federation profile, after it made its own exchange, for example
+    /// after a 401. A usable one becomes the shared credential, unless another process has renewed meanwhile. One that
+    /// is not usable is overwritten. Returns whether the child had written one.
     fn adopt(&self) -> Result<bool, ObtainError> {
         let Provision::Credential(Delivery::Federation) = self.provision else { return Ok(false) };
         let Some(profile) = &self.profile else { return Ok(false) };
-        // What lies there is of the time before, where the last one could not be written.
+        // The last credential could not be written, so the file still contains an older one.
         let Some(held) = self.held().filter(|_| self.desk().is_delivered) else { return Ok(false) };
         let Some(in_place) = profile.in_place().filter(|found| found.access_token != held.access_token) else {
             return Ok(false);
@@ -322,10 +326,10 @@ impl Run {
         Ok(true)
     }
 
-    /// A source with nothing more to give is not asked; a successor can only come from elsewhere.
+    /// Uses a successor from elsewhere, because the run's own source cannot issue another token.
     fn follow(&self, schedule: &mut Schedule) {
         if let Supplier::TheRunAround(around) = &self.supplier {
-            // It is answered by the time of the next try.
+            // The outer run will have answered before the next try.
             Request::to(around).send();
         }
         let (Some(held), stored) = (self.held(), self.config.store().read(self.clock)) else { return };
@@ -387,19 +391,20 @@ impl Run {
         }
     }
 
-    /// How soon what happens to our files is noticed without a watch.
+    /// How soon changes of the files are noticed by polling.
     const SOON: Duration = Duration::from_millis(500);
 
-    /// The kernel takes ten milliseconds to end a watch, and no short command shall wait for that at its end: until then
-    /// we look. What a child puts in place or asks for is to be seen at once, and whoever lives for long shall not wake up for nothing.
+    /// When to start watching the files instead of polling. Closing a watch takes the kernel ten milliseconds, which a
+    /// short command should not wait for, so a run starts late. It starts sooner if it has to notice files of children
+    /// or requests at once, or lives long and must not wake up in vain.
     fn watched_from(&self) -> Duration {
         const LATER: Duration = Duration::from_secs(60);
         let adopts = self.provision == Provision::Credential(Delivery::Federation);
         if adopts || self.renews_on_request() || self.ends_with_its_directory { Self::SOON } else { LATER }
     }
 
-    /// Watches what others may do to our files. Tells whether all of it can be noticed; a limit that prevents that is told
-    /// as a step, once.
+    /// Starts to watch the files that other processes can change. Returns whether all of them are watched. If a system
+    /// limit prevents this, it is reported once.
     pub fn watch_files(&self) -> bool {
         let adopted = self.profile.as_ref().filter(|_| self.provision == Provision::Credential(Delivery::Federation));
         let on_request = Some(&self.directory).filter(|_| self.renews_on_request());
@@ -416,12 +421,12 @@ impl Run {
         unwatched.is_none()
     }
 
-    /// Whether there is nothing more to keep fresh.
+    /// Whether the run has ended.
     fn is_over(&self) -> bool {
         self.desk().is_over || (self.ends_with_its_directory && !self.is_in_place())
     }
 
-    /// Tells of a failure, once for each kind: a job of hours shall not drown its other messages in this one.
+    /// Reports a failure, once for each error code, so that a long job's log is not full of it.
     fn tell(&self, schedule: &mut Schedule, error: &ObtainError, step: impl FnOnce(String) -> Step<'static>) {
         if schedule.told.as_deref() != Some(error.code()) {
             schedule.told = Some(error.code().to_owned());
@@ -429,7 +434,7 @@ impl Run {
         }
     }
 
-    /// Tells, once, that what the children have is over.
+    /// Reports once that the delivered credential has expired.
     fn tell_the_end(&self, schedule: &mut Schedule, cause: &str) {
         if !schedule.end_was_told {
             schedule.end_was_told = true;
@@ -438,12 +443,12 @@ impl Run {
     }
 }
 
-/// How long a token is left with the children: 80 % of its life, four minutes for GitHub's five.
+/// How long a token stays in the file: 80 % of its lifetime, four minutes for GitHub's five.
 fn patience_with(token: &IdentityToken, now: SystemTime) -> Duration {
     const UNKNOWN: Duration = Duration::from_secs(240);
     let (end, begin) = (token.claims().expires_at, token.claims().issued_at);
     let left = end.and_then(|end| end.duration_since(now).ok());
-    // By a clock that is behind it would live longer than it was issued for.
+    // If this clock is slow, the time left exceeds the lifetime in the token.
     let whole = end.zip(begin).and_then(|(end, begin)| end.duration_since(begin).ok());
     left.into_iter().chain(whole).min().filter(|_| left.is_some()).map_or(UNKNOWN, |life| life.mul_f64(0.8))
 }
@@ -465,7 +470,7 @@ mod tests {
         Credential { access_token: Secret::new(text.to_owned()), expires_at, obtained_at: now, generation: 7 }
     }
 
-    /// What children find.
+    /// The credential that children find.
     fn delivered(run: &Run) -> Secret {
         run.profile.as_ref().expect("a profile").in_place().expect("a credential").access_token
     }
@@ -570,7 +575,7 @@ mod tests {
         run.desk().is_delivered = false;
         run.renew(&mut schedule);
         assert_eq!((delivered(&run), sandbox.counters().exchanges_accepted), (held.access_token.clone(), 1));
-        // What is due is replaced, delivered or not.
+        // A stale credential is renewed, whether it was delivered or not.
         pass(Duration::from_secs(195));
         run.desk().is_delivered = false;
         run.renew(&mut schedule);
@@ -592,7 +597,7 @@ mod tests {
         assert!(run.adopt().expect("adopted"));
         assert!(!run.adopt().expect("nothing new"));
         assert_eq!(run.held().map(|held| held.access_token), Some(another("of-a-child").access_token));
-        // What is of no use is replaced by what is held.
+        // A credential that is not usable is replaced by the held one.
         profile.publish(&Credential { expires_at: CLOCK.now(), ..another("ended") }, &|_| {}).expect("written");
         assert!(run.adopt().expect("noticed"));
         assert_eq!(delivered(&run), another("of-a-child").access_token);

@@ -1,4 +1,4 @@
-//! A run inside a run: how the outer one is found, and how what it delivered is known again.
+//! Nested runs: how a process finds the run that it is in, and recognizes what that run delivered.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,20 +13,20 @@ use crate::private_file;
 use crate::secret::Secret;
 use crate::store::{self, Store};
 
-/// The variable by which a run names itself to its children: the path of its own directory.
+/// The variable that contains the path of the run's directory.
 pub const RUN_VARIABLE: &str = "WIFSHARE_RUN";
 
-/// The variable that marks which `ANTHROPIC_AUTH_TOKEN` and `ANTHROPIC_API_KEY` a run delivered: it holds the
+/// The variable that marks `ANTHROPIC_AUTH_TOKEN` and `ANTHROPIC_API_KEY` as delivered by a run. It contains the
 /// [`delivered`] mark of the token.
 pub const DELIVERED_VARIABLE: &str = "WIFSHARE_DELIVERED";
 
-/// The variable that tells which `ANTHROPIC_BASE_URL` is a run's gateway.
+/// The variable that contains the base URL of the run's gateway.
 pub const GATEWAY_VARIABLE: &str = "WIFSHARE_GATEWAY";
 
-/// The variable that tells what `ANTHROPIC_BASE_URL` was before the gateway took its place.
+/// The variable that contains the `ANTHROPIC_BASE_URL` from before the gateway replaced it.
 pub const BASE_URL_VARIABLE: &str = "WIFSHARE_BASE_URL";
 
-/// The variables that name an identity: as a run writes them down, and by which a child can mean another one.
+/// The variables that identify an identity. A run records them, and a child with other values means another identity.
 pub const IDENTITY_VARIABLES: [&str; 5] = [
     "ANTHROPIC_FEDERATION_RULE_ID",
     "ANTHROPIC_ORGANIZATION_ID",
@@ -35,36 +35,36 @@ pub const IDENTITY_VARIABLES: [&str; 5] = [
     "ANTHROPIC_BASE_URL",
 ];
 
-/// Where a run writes down whose credential it shares.
+/// The file in which a run records its identity.
 pub(super) const INPUTS: &str = "identity.json";
 
-/// Beside it: where its gateway listens, if it has one.
+/// The key in that file for the gateway's base URL.
 pub(super) const GATEWAY: &str = "gateway";
 
-/// And what it gives to its children.
+/// The key in that file for the delivery.
 pub(super) const DELIVERY: &str = "delivery";
 
-/// How a run around us shares its credential.
+/// How the outer run shares its credential.
 #[derive(Clone, Debug)]
 pub enum Enclosing {
-    /// By a file in a store.
+    /// In a store.
     Store {
         /// The store.
         store: Store,
         /// The directory of the run.
         run: PathBuf,
     },
-    /// By a gateway, to whoever shows this capability.
+    /// Through a gateway.
     Gateway {
-        /// What its children were given.
+        /// The capability that its children received.
         capability: Secret,
-        /// The directory of its identity key.
+        /// The directory of the run's identity key.
         directory: PathBuf,
     },
 }
 
 impl Enclosing {
-    /// The directory of its identity key.
+    /// The directory of the run's identity key.
     pub fn directory(&self) -> &Path {
         match self {
             Enclosing::Store { store, .. } => store.directory(),
@@ -73,7 +73,7 @@ impl Enclosing {
     }
 }
 
-/// What marks an access token as delivered: the SHA-256 of it, in hexadecimal. It tells nothing of the token.
+/// The mark of a delivered access token: its SHA-256 in hexadecimal, which does not reveal the token.
 pub fn delivered(access_token: &Secret) -> String {
     hexadecimal(&Sha256::digest(access_token.expose()))
 }
@@ -81,20 +81,20 @@ pub fn delivered(access_token: &Secret) -> String {
 /// The variables in which a run delivers an access token or a capability.
 pub const DELIVERED_TOKENS: [&str; 2] = ["ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_API_KEY"];
 
-/// The value of this variable, if it is what the run around us delivered and not a credential of the job's own.
+/// The value of this variable, if the outer run delivered it. `None` if it is a credential of the job's own.
 pub fn delivered_token(environment: &Environment, name: &str) -> Option<Secret> {
     let token = Secret::new(environment.text(name)?.to_owned());
     (environment.text(DELIVERED_VARIABLE)? == delivered(&token)).then_some(token)
 }
 
-/// Whether a base URL is this gateway's: as it was given, or with the `/v1` that some clients want there.
+/// Whether a base URL is that of this gateway, with or without the `/v1` that some clients require.
 pub fn is_gateway(gateway: &str, base_url: &str) -> bool {
     let base_url = base_url.strip_suffix('/').unwrap_or(base_url);
     base_url.strip_suffix("/v1").unwrap_or(base_url) == gateway
 }
 
-/// The run that this process is inside of: one that the environment names, that lives, that shares a credential, and
-/// whose identity is not contradicted by the environment.
+/// The run that this process is in: the environment names it, it is alive, it shares a credential, and the environment
+/// does not contradict its identity.
 pub fn enclosing(environment: &Environment) -> Option<Enclosing> {
     let directory = Path::new(environment.os(RUN_VARIABLE)?);
     if !directory.is_absolute() || !store::is_alive(directory) {
@@ -108,7 +108,7 @@ pub fn enclosing(environment: &Environment) -> Option<Enclosing> {
             |said: &str| name == "ANTHROPIC_BASE_URL" && gateway.is_some_and(|ours| is_gateway(ours, said));
         environment.text(name).is_none_or(|said| is_ours(said) || is_the_gateway(said))
     };
-    // A container may not have the job's ids; who has others is another job.
+    // A container may lack the job's ids. Different ids mean another job.
     let is_same_job = |(name, said): &(&str, String)| inputs.get(*name).is_none_or(|ours| ours == said);
     if !IDENTITY_VARIABLES.iter().all(|name| agrees(name)) || !identity::job(environment).ids.iter().all(is_same_job) {
         return None;
@@ -116,7 +116,7 @@ pub fn enclosing(environment: &Environment) -> Option<Enclosing> {
     match gateway {
         Some(_) => {
             let directory = directory.parent()?.parent()?.to_owned();
-            // A command in between may have passed on one of the two alone.
+            // A command in between may have passed on only one of the two.
             let capability = DELIVERED_TOKENS.iter().find_map(|name| delivered_token(environment, name))?;
             Some(Enclosing::Gateway { capability, directory })
         }
@@ -124,22 +124,22 @@ pub fn enclosing(environment: &Environment) -> Option<Enclosing> {
     }
 }
 
-/// What the run that the environment names gives to its children; `None` where that is not a delivery of the credential.
+/// The delivery of the run that the environment names; `None` if it does not deliver a credential.
 pub fn delivery_around(environment: &Environment) -> Option<Delivery> {
     delivery_of(Path::new(environment.os(RUN_VARIABLE)?))
 }
 
-/// What the run with this directory gives to its children.
+/// The delivery of the run with this directory.
 pub(super) fn delivery_of(run: &Path) -> Option<Delivery> {
     read_inputs(run)?.get(DELIVERY)?.parse().ok()
 }
 
-/// What the run with this directory wrote down of itself.
+/// The identity that the run with this directory recorded.
 pub(super) fn read_inputs(directory: &Path) -> Option<BTreeMap<String, String>> {
     parse(&private_file::read(&directory.join(INPUTS)).ok()??)
 }
 
-/// The identity that a run wrote down, by variable.
+/// Parses the recorded identity, by variable.
 pub(crate) fn parse(inputs: &[u8]) -> Option<BTreeMap<String, String>> {
     serde_json::from_slice(inputs).ok()
 }

@@ -1,4 +1,4 @@
-//! What a run is for.
+//! What a run provides: a credential or an identity token.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,7 +10,7 @@ use crate::delivery::{Delivery, UnknownDelivery};
 pub enum Provision {
     /// The shared credential, by this delivery.
     Credential(Delivery),
-    /// An unspent identity token in a file, beside the operator's own profile; nothing is exchanged.
+    /// An unspent identity token in a file, for the operator's own profile. The run makes no exchange.
     IdentityToken,
 }
 

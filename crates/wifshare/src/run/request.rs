@@ -1,6 +1,6 @@
-//! Renewal on request. Under `environment` no child can receive a successor: a child holds the token of its start until
-//! it ends. Such a run does not renew on schedule. A process inside it that needs a fresh credential asks for one, with a
-//! file in the run's directory; the run removes the file when it has renewed, or has failed to.
+//! Renewal on request, for the delivery `environment`. A child keeps the token that it started with, so such a run does
+//! not renew on schedule. A process in the run that needs a fresh credential creates a file in the run's directory. The
+//! run removes it after it has renewed, or has failed to.
 
 use std::path::Path;
 use std::time::Duration;
@@ -14,11 +14,11 @@ use crate::store::{Store, StoreError};
 
 const REQUEST: &str = "renew";
 
-/// The credential of the run with this directory, whose store this is; where `min_life` is given, it is good for at least
-/// so long. A successor that is due is waited for, and asked for where the run renews on request.
+/// Returns the credential of the run with this directory and store, valid for at least `min_life` if that is given. If
+/// it is stale, waits for a new one, and requests it if the run renews on request.
 ///
 /// # Errors
-/// Fails where the run has no such credential within 30 seconds, or could not renew it.
+/// The run has no such credential within 30 seconds, or could not renew it.
 pub fn credential_of_run(
     run: &Path,
     store: &Store,
@@ -26,12 +26,12 @@ pub fn credential_of_run(
     clock: Clock,
 ) -> Result<Credential, ObtainError> {
     const PATIENCE: Duration = Duration::from_secs(30);
-    // A caller that can be served waits only a moment for a better credential.
+    // If the stored credential is sufficient, wait only this long for a fresher one.
     const MOMENT: Duration = Duration::from_secs(2);
     let start = (clock.monotonic)();
     let mut request = Request::to(run);
     loop {
-        // Before the store is read: what the run stores, it stores before it answers.
+        // Check this before reading the store, because the run stores the credential before it answers.
         let is_open = request.is_open();
         let now = clock.now();
         let stored = store.read(clock)?;
@@ -55,12 +55,12 @@ pub fn credential_of_run(
     }
 }
 
-/// Whether the run with this directory renews on request only.
+/// Whether the run with this directory renews only on request.
 pub fn renews_on_request(run: &Path) -> bool {
     nesting::delivery_of(run) == Some(Delivery::Environment)
 }
 
-/// A request to one run.
+/// A renewal request to one run.
 pub(super) struct Request<'a> {
     run: &'a Path,
     state: State,
@@ -70,10 +70,9 @@ pub(super) struct Request<'a> {
 enum State {
     /// The run renews on schedule.
     NotNeeded,
-    /// Not yet sent.
     Ready,
     Sent,
-    /// It could not be written.
+    /// The file cannot be written.
     Failed,
 }
 
@@ -83,7 +82,7 @@ impl Request<'_> {
         Request { run, state }
     }
 
-    /// Asks, once.
+    /// Sends the request, once.
     pub(super) fn send(&mut self) {
         if self.state == State::Ready {
             let sent = private_file::replace_unsynced(self.run, REQUEST, &[], &|_| {});
@@ -91,7 +90,7 @@ impl Request<'_> {
         }
     }
 
-    /// Whether it can still bring a successor.
+    /// Whether the request can still lead to a new credential.
     fn is_open(&self) -> bool {
         match self.state {
             State::Ready => true,
@@ -110,7 +109,7 @@ fn is_pending(run: &Path) -> bool {
 }
 
 impl Run {
-    /// Whether no child can receive a successor of what it was started with.
+    /// Whether children cannot receive a new credential, so that the run renews only on request.
     pub(super) fn renews_on_request(&self) -> bool {
         self.provision == Provision::Credential(Delivery::Environment)
     }
@@ -119,13 +118,13 @@ impl Run {
         self.renews_on_request() && is_pending(&self.directory)
     }
 
-    /// Whether what is stored is fresh: then a request is answered by it.
+    /// Whether the stored credential is fresh, which answers a request.
     pub(super) fn is_stored_fresh(&self) -> Result<bool, StoreError> {
         let is_fresh = |stored: &Credential| stored.freshness(self.clock.now()) == Freshness::Fresh;
         Ok(self.config.store().read(self.clock)?.as_ref().is_some_and(is_fresh))
     }
 
-    /// Tells those who asked that the store has the outcome. A request that cannot be removed is answered again.
+    /// Answers the request: the result is in the store. If the file cannot be removed, the request is answered again.
     pub(super) fn answer_renewal_request(&self) -> Result<(), PrivateFileError> {
         private_file::remove(&self.directory.join(REQUEST))
     }

@@ -1,4 +1,4 @@
-//! When a run has to do what.
+//! The schedule of a run: when to renew, restore, adopt and replace.
 
 use std::time::{Duration, SystemTime};
 
@@ -6,8 +6,8 @@ use super::{Provision, Run};
 use crate::clock::Clock;
 use crate::delivery::Delivery;
 
-/// When what has to happen. The wall clock tells when a credential ends, the monotonic one when we planned to renew:
-/// whichever comes first counts, so that neither a suspended machine nor a stepped clock makes us late.
+/// The times of a run's next actions. A renewal is due at a time of the wall clock or of the monotonic clock, whichever
+/// comes first. Thus neither a suspended machine nor a changed clock delays it.
 pub(super) struct Schedule {
     jitter: f64,
     due_wall: SystemTime,
@@ -17,18 +17,18 @@ pub(super) struct Schedule {
     asked: Option<Duration>,
     pub(super) pace: Duration,
     adopt_from: Duration,
-    /// Set while something has to be put in place again.
+    /// Set while the directory is missing.
     restore_from: Option<Duration>,
-    /// When the credential may be replaced again because somebody refuses it, and how long it is left alone then.
+    /// When a rejected credential may be replaced again, and the pause after that.
     replace_from: Duration,
     replace_pause: Duration,
-    /// The code of the failure that was told last.
+    /// The code of the last failure that was reported.
     pub(super) told: Option<String>,
     pub(super) end_was_told: bool,
 }
 
 impl Schedule {
-    /// How long after a removal, and after a try that failed.
+    /// The delay after a removal, and after a failed try.
     pub(super) const RESTORE_AFTER: Duration = Duration::from_millis(500);
     const QUICKEST: Duration = Duration::from_millis(200);
     const SHORTEST_REPLACEMENT: Duration = Duration::from_secs(3);
@@ -39,12 +39,12 @@ impl Schedule {
         schedule
     }
 
-    /// For a run that holds nothing yet.
+    /// For a run without a credential.
     fn of_nothing(jitter: f64, now: SystemTime) -> Schedule {
         Schedule {
             jitter,
             due_wall: now,
-            // Where nothing is held, nothing is ever due.
+            // Without a credential, no renewal is due.
             due_monotonic: Duration::MAX,
             failures: 0,
             token_was_read: false,
@@ -68,7 +68,7 @@ impl Schedule {
         }
     }
 
-    /// The next try: soon at first, then less often, and for ever.
+    /// Plans the next try with exponential backoff. There is no limit to the number of tries.
     pub(super) fn failed(&mut self, run: &Run) -> Duration {
         const LONGEST: Duration = Duration::from_secs(60);
         let lifetime = run.held().map_or(LONGEST, |held| held.lifetime());
@@ -88,8 +88,8 @@ impl Schedule {
         run.held().is_some() && (run.clock.now() >= self.due_wall || (run.clock.monotonic)() >= self.due_monotonic)
     }
 
-    /// When the next look is due: at a moment of the wall clock, and in any case within so long. What is not noticed by
-    /// itself is looked at often (files that children write), or now and then (the clock, a directory).
+    /// When to check next: at a time of the wall clock, and at the latest after a duration. Changes that cause no event
+    /// are polled: files of children often, the clock and directories less often.
     pub(super) fn next(&self, run: &Run, is_watched: bool) -> (Option<SystemTime>, Duration) {
         const LOOK_AT_FILES: Duration = Duration::from_millis(100);
         const LOOK_FOR_REQUESTS: Duration = Duration::from_millis(500);
@@ -107,7 +107,7 @@ impl Schedule {
                     moment = Some(moment.map_or(due.wall, |it| it.min(due.wall)));
                     longest = longest.min(due.monotonic.saturating_sub(now));
                 }
-                // It is to be replaced, and was just asked for.
+                // It has to be replaced, and a new one was just requested.
                 _ => {
                     let pace = self.asked.map_or(self.pace, |asked| (asked + self.pace).saturating_sub(now));
                     longest = longest.min(pace);
@@ -137,7 +137,7 @@ impl Schedule {
         self.restore_from = None;
     }
 
-    /// Whether what was removed may be put in place by now.
+    /// Whether the directory may be restored now.
     pub(super) fn may_restore(&mut self, clock: Clock) -> bool {
         let now = (clock.monotonic)();
         let may = self.restore_from.is_some_and(|from| now >= from);
@@ -151,8 +151,8 @@ impl Schedule {
         (clock.monotonic)() >= self.adopt_from
     }
 
-    /// Whether a credential that was refused may be replaced at once. An API that refuses one after another shall not
-    /// have us buy one after another: each time it is left alone for twice as long, until it was quiet for a while.
+    /// Whether a rejected credential may be replaced now. The pause doubles after each replacement, until there was
+    /// none for a while. This prevents endless exchanges if the API refuses every credential.
     pub(super) fn may_replace(&mut self, clock: Clock) -> bool {
         const CALM: Duration = Duration::from_secs(600);
         const LONGEST: Duration = Duration::from_secs(300);
@@ -166,7 +166,7 @@ impl Schedule {
         true
     }
 
-    /// Whether the first credential is to be had now.
+    /// Whether to obtain the first credential now.
     pub(super) fn is_first_due(&self, run: &Run) -> bool {
         run.held().is_none() && (run.clock.now() >= self.due_wall || (run.clock.monotonic)() >= self.due_monotonic)
     }
@@ -177,8 +177,8 @@ impl Schedule {
         PAUSE
     }
 
-    /// Whether the source may be asked for another token to hand out: at once at first, and ever more slowly for a
-    /// child that reads the file without end.
+    /// Whether another token to hand out may be requested: at once at first, then more and more slowly, in case a child
+    /// reads the file in a loop.
     pub(super) fn may_ask_again(&mut self, clock: Clock) -> bool {
         const CALM: Duration = Duration::from_secs(10);
         const SLOWEST: Duration = Duration::from_secs(5);
@@ -209,13 +209,13 @@ pub(super) mod tests {
     use crate::http::HttpClient;
 
     thread_local! {
-        /// How far both clocks are ahead of where they began, and how much further the wall clock is.
+        /// How far both clocks have advanced, and how much more the wall clock has.
         static AHEAD: Cell<Duration> = const { Cell::new(Duration::ZERO) };
         static STEPPED: Cell<Duration> = const { Cell::new(Duration::ZERO) };
         static BEGAN: SystemTime = Clock::system().now();
     }
 
-    /// Two clocks that go as far as they are told.
+    /// Two clocks that advance only under the control of the test.
     pub(in crate::run) const CLOCK: Clock = Clock {
         wall: || BEGAN.with(|began| *began) + AHEAD.get() + STEPPED.get(),
         monotonic: || AHEAD.get(),
@@ -233,7 +233,7 @@ pub(super) mod tests {
         Duration::from_millis(milliseconds)
     }
 
-    /// A schedule for which nothing is due yet.
+    /// A schedule without a planned renewal.
     fn schedule(jitter: f64) -> Schedule {
         Schedule::of_nothing(jitter, CLOCK.now())
     }
@@ -248,7 +248,7 @@ pub(super) mod tests {
             pass(ms(1));
             assert!(schedule.may_replace(CLOCK), "{pause} s are over");
         }
-        // Ten minutes of quiet after that are not enough to the moment; a moment more is.
+        // After ten minutes of quiet, the pause is still long; a moment later it is short again.
         pass(ms(300_000 + 600_000));
         assert!(schedule.may_replace(CLOCK));
         assert_eq!(schedule.replace_pause, ms(300_000));
@@ -300,12 +300,12 @@ pub(super) mod tests {
         assert!(schedule.may_adopt(CLOCK));
     }
 
-    /// A run that holds a credential for so many seconds.
+    /// A run with a credential of this lifetime, in seconds.
     fn run(lifetime: u64) -> (Run, Sandbox, tempfile::TempDir) {
         run_of(Provision::Credential(Delivery::Profile), lifetime)
     }
 
-    /// The same, with this provision.
+    /// Like `run`, with this provision.
     pub(in crate::run) fn run_of(provision: Provision, lifetime: u64) -> (Run, Sandbox, tempfile::TempDir) {
         let settings =
             Settings { access_token_lifetime_s: lifetime, access_token_lifetime_floor_s: 1, ..Settings::default() };
