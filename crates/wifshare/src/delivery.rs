@@ -1,4 +1,4 @@
-//! How the children of a run come by the credential: which files they find, which variables they see.
+//! How the children of a run receive the credential: the files and variables of each delivery.
 
 use std::fmt;
 use std::path::Path;
@@ -16,24 +16,24 @@ pub use handed_out::HandedOutToken;
 pub(crate) use profile_directory::parse as parse_delivered;
 pub use profile_directory::{ProfileDirectory, fingerprint};
 
-/// A way out.
+/// A way to give the credential to children.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Delivery {
-    /// A static profile whose credential file is rewritten before it goes stale. No child can spend an identity token.
+    /// A static profile, whose credential file is replaced before it is stale. No child can spend an identity token.
     #[default]
     Profile,
-    /// The layout of claude-code-action: the credential already in place, and an unspent identity token beside it for
-    /// clients that federate by themselves.
+    /// The layout of claude-code-action: a stored credential, and an unspent identity token for clients that make the
+    /// exchange themselves.
     Federation,
-    /// The access token in a variable, as it is when the child starts.
+    /// The access token in a variable. It does not change after the child has started.
     Environment,
-    /// An address on this machine and a capability that is worthless anywhere else. The credential stays with us.
+    /// A base URL on this machine, and a capability that is worthless elsewhere. The credential stays in this process.
     Gateway,
 }
 
 impl Delivery {
-    /// Whether a child gets less by this one than by the other: a capability, less than a token that is not renewed, less
-    /// than a file that is, less than a file and an identity token.
+    /// Whether this delivery gives a child less than the other. In ascending order: a capability, a token that is not
+    /// renewed, a file that is renewed, and a file with an identity token.
     pub fn gives_less_than(self, other: Delivery) -> bool {
         let gives = |delivery| match delivery {
             Delivery::Gateway => 0,
@@ -44,15 +44,15 @@ impl Delivery {
         gives(self) < gives(other)
     }
 
-    /// All of them, the usual one first.
+    /// All deliveries, the default first.
     pub const ALL: [Delivery; 4] = [Delivery::Profile, Delivery::Federation, Delivery::Environment, Delivery::Gateway];
 }
 
-/// The variables with an identity token from which a child could buy a credential of its own. Those by which it could
-/// ask for one are the platforms', and handed in.
+/// The variables with an identity token, which a child could exchange itself. The variables to request one depend on
+/// the platform, and are arguments.
 const BUYS: [&str; 2] = ["ANTHROPIC_IDENTITY_TOKEN", "ANTHROPIC_IDENTITY_TOKEN_FILE"];
 
-/// The variables that make a client federate, or fill the gaps of a profile.
+/// The variables that make a client use federation, or that complete a profile.
 const FEDERATION: [&str; 6] = [
     "ANTHROPIC_FEDERATION_RULE_ID",
     "ANTHROPIC_ORGANIZATION_ID",
@@ -62,34 +62,34 @@ const FEDERATION: [&str; 6] = [
     "ANTHROPIC_SCOPE",
 ];
 
-/// The variables that clients prefer to a profile, even where they are blank: the Python SDK takes a blank key for a
-/// choice and then fails for lack of authentication (docs/reference/protocol.md §3.3).
+/// The variables that clients prefer to a profile, even if they are blank: the Python SDK uses a blank key and then
+/// fails to authenticate (docs/reference/protocol.md §3.3).
 const PREFERRED: [&str; 3] = ["ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN"];
 
-/// Every variable that a delivery may take away, besides those that ask a platform.
+/// The variables that a delivery can remove, without those that request a token from a platform.
 pub fn taken() -> impl Iterator<Item = &'static str> {
     BUYS.iter().chain(&FEDERATION).chain(&PREFERRED).copied()
 }
 
-/// Takes from an environment what could buy another credential, and nothing that is named in `keep`. `asks` are the
-/// variables by which a platform could be asked for identity tokens.
+/// Removes the variables with which a child could make an exchange, except those in `keep`. `asks` are the variables
+/// that request identity tokens from a platform.
 pub fn remove_token_variables(environment: &mut Environment, keep: &[String], asks: &[&str]) {
     for name in BUYS.iter().chain(asks).filter(|name| !keep.iter().any(|kept| kept == *name)) {
         environment.remove(name);
     }
 }
 
-/// What a child's environment is made of besides its parent's.
+/// What a delivery adds to the environment of a child.
 #[derive(Clone, Copy, Debug)]
 pub enum Handout<'a> {
-    /// `ANTHROPIC_CONFIG_DIR` and `ANTHROPIC_PROFILE`, on a static profile.
+    /// `ANTHROPIC_CONFIG_DIR` and `ANTHROPIC_PROFILE`, for a static profile.
     Profile(&'a ProfileDirectory),
-    /// The same on a federation profile, and the file with the unspent identity token where there is one. The
-    /// federation variables are set as given here.
+    /// The same for a federation profile, the file with an unspent identity token if there is one, and the federation
+    /// variables.
     Federation {
-        /// The profile with the credential in place.
+        /// The profile with the stored credential.
         profile: &'a ProfileDirectory,
-        /// The file that holds an unspent identity token; without one the operator's own variables stay.
+        /// The file with an unspent identity token. Without one, the operator's own variables stay.
         identity_token_file: Option<&'a Path>,
         /// The federation variables and their values.
         variables: &'a [(&'static str, String)],
@@ -98,20 +98,19 @@ pub enum Handout<'a> {
     Environment(&'a Credential),
     /// `ANTHROPIC_BASE_URL` and `ANTHROPIC_AUTH_TOKEN`, of a gateway.
     Gateway {
-        /// Where it listens.
+        /// The gateway's base URL.
         base_url: &'a str,
-        /// What it wants to see.
+        /// The gateway's capability.
         capability: &'a Secret,
-        /// Whether `ANTHROPIC_API_KEY` holds the capability too, for clients that read nothing else.
+        /// Whether to set `ANTHROPIC_API_KEY` to the capability too, for clients that read only that.
         api_key: bool,
     },
-    /// Beside the operator's own profile: the file with the unspent identity token, and nothing else.
+    /// Only the file with an unspent identity token, for the operator's own profile.
     IdentityToken(&'a Path),
 }
 
-/// The environment for a child: its parent's, without what could buy another credential and with what the delivery
-/// hands out. `asks` are the variables by which a platform could be asked for identity tokens. A variable named in `keep`
-/// is never taken away.
+/// The environment for a child: that of its parent, without the variables for exchanges, and with what the delivery
+/// adds. `asks` are the variables that request identity tokens from a platform. Variables in `keep` are not removed.
 pub fn environment(handout: Handout<'_>, parent: &Environment, keep: &[String], asks: &[String]) -> Environment {
     let mut child = parent.clone();
     let asks: Vec<&str> = asks.iter().map(String::as_str).collect();
@@ -131,13 +130,13 @@ pub fn environment(handout: Handout<'_>, parent: &Environment, keep: &[String], 
             remove(&BUYS);
             remove(&PREFERRED);
         }
-        // The operator's own identity token is the only one there is.
+        // Keep the operator's identity token, because there is no other one.
         Handout::Federation { identity_token_file: None, .. } => {
             remove(&PREFERRED);
         }
         Handout::IdentityToken(_) => remove(&BUYS),
     }
-    // Blank counts as unset for us, and as a value for some clients.
+    // wifshare treats a blank variable as unset, but some clients use it as a value.
     for name in BUYS.iter().chain(&asks).chain(&FEDERATION).filter(|name| parent.is_blank(name)) {
         child.remove(name);
     }
@@ -168,7 +167,7 @@ pub fn environment(handout: Handout<'_>, parent: &Environment, keep: &[String], 
     child
 }
 
-/// Clients that are given a proxy ask it for everything, this very machine included, unless they are told otherwise.
+/// Excludes loopback from the proxy, because clients use a configured proxy for this machine too.
 fn bypass_proxy_for_loopback(child: &mut Environment) {
     const PROXIES: [&str; 4] = ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];
     if !PROXIES.iter().any(|name| child.has(name)) {
@@ -195,7 +194,7 @@ impl fmt::Display for Delivery {
     }
 }
 
-/// A name that is no delivery.
+/// The name is not that of a delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a delivery; there are profile, federation, environment and gateway")]
 pub struct UnknownDelivery;

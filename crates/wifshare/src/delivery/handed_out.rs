@@ -1,4 +1,4 @@
-//! A file with an identity token for clients that federate by themselves, and the news that one of them has read it.
+//! A file with an identity token for clients that make the exchange themselves, and the detection of its readers.
 
 use std::path::{Path, PathBuf};
 
@@ -9,8 +9,8 @@ use crate::step::Watch;
 
 const FILE: &str = "identity-token";
 
-/// A file that always holds an unspent identity token: replaced by rename before it ends, and as soon as somebody may
-/// have used it.
+/// A file that contains an unspent identity token. The run replaces it by rename before it expires, and as soon as a
+/// client may have used it.
 #[derive(Debug)]
 pub struct HandedOutToken {
     directory: PathBuf,
@@ -19,7 +19,10 @@ pub struct HandedOutToken {
 }
 
 impl HandedOutToken {
-    /// Makes the directory for it. There is no token in it yet.
+    /// Creates the directory, without a token.
+    ///
+    /// # Errors
+    /// The directory cannot be created.
     pub fn create(directory: PathBuf) -> Result<Self, PrivateFileError> {
         private_file::private_directory(&directory)?;
         let path = directory.join(FILE);
@@ -27,27 +30,30 @@ impl HandedOutToken {
         Ok(HandedOutToken { directory, path, readers })
     }
 
-    /// The file.
+    /// The path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Hands this token out in place of the one before. Whoever has the older file open goes on reading it whole.
+    /// Replaces the token. A reader with the previous file open can still read all of it.
+    ///
+    /// # Errors
+    /// The file cannot be written.
     pub fn replace(&self, token: IdentityToken, watch: Watch<'_>) -> Result<(), PrivateFileError> {
-        // Somebody may have removed it; from then on readers are found by the time of access alone.
+        // The directory may have been removed. Then the watch is lost, and only the access time shows readers.
         private_file::private_directory(&self.directory)?;
         private_file::replace_unsynced(&self.directory, FILE, token.expose().as_bytes(), watch)
     }
 
-    /// Becomes readable when somebody may have opened the file; [`was_read`](Self::was_read) reads it empty.
+    /// Becomes readable when the file may have been opened. [`was_read`](Self::was_read) drains it.
     pub fn news(&self) -> Option<Eye<'_>> {
         self.readers.news()
     }
 
-    /// Whether somebody opened the file since the last call; from then on its token may be spent.
+    /// Whether the file was opened since the last call. Its token may be spent then.
     ///
-    /// The kernel tells it on Linux. Without a watch the file's time of access does, where the file system keeps that: a
-    /// client without a profile leaves no other trace of an exchange.
+    /// On Linux, this uses inotify. Without a watch, it uses the access time, if the file system keeps one: an exchange
+    /// of a client without a profile leaves no other trace.
     pub fn was_read(&self) -> bool {
         match self.readers.watched() {
             Ok(()) => self.readers.opened(FILE),
@@ -55,12 +61,15 @@ impl HandedOutToken {
         }
     }
 
-    /// Whether readers are noticed without looking for them.
+    /// Whether readers cause an event, so that polling is not necessary.
+    ///
+    /// # Errors
+    /// The reason why the file is not watched.
     pub fn watched(&self) -> Result<(), Unwatched> {
         self.readers.watched()
     }
 
-    /// A file is written once, under another name. What is newer than that is a reader's.
+    /// The file is written once, under another name. A later access time is that of a reader.
     fn was_accessed(&self) -> bool {
         let metadata = std::fs::symlink_metadata(&self.path);
         metadata.is_ok_and(|it| matches!((it.accessed(), it.modified()), (Ok(read), Ok(written)) if read > written))
@@ -88,7 +97,7 @@ mod readers {
 
         fn watch(directory: &Path) -> Result<OwnedFd, Errno> {
             let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
-            // The directory, because the file in it is replaced by rename.
+            // Watch the directory, because the file is replaced by rename.
             inotify::add_watch(&watch, directory, inotify::WatchFlags::OPEN)?;
             Ok(watch)
         }
@@ -106,7 +115,7 @@ mod readers {
             let mut buffer = [MaybeUninit::uninit(); 4096];
             let mut events = inotify::Reader::new(watch, &mut buffer);
             let mut opened = false;
-            // Until nothing more is to be read; an error other than that leaves the answer as it stands.
+            // Read all events. Any other error ends the loop too, and does not change the result.
             while let Ok(event) = events.next() {
                 opened |= event.file_name().is_some_and(|file| file.to_bytes() == name.as_bytes());
                 opened |= event.events().contains(inotify::ReadFlags::QUEUE_OVERFLOW);
@@ -116,7 +125,7 @@ mod readers {
     }
 }
 
-/// Not run by us: elsewhere readers are found by the time of access.
+/// Other systems: readers are detected by the access time.
 #[cfg(not(target_os = "linux"))]
 mod readers {
     use std::path::Path;

@@ -1,4 +1,4 @@
-//! A configuration directory as the official clients read it: one profile and its credential
+//! A configuration directory in the format of the official clients: one profile and its credential
 //! (docs/reference/protocol.md §2).
 
 use std::path::PathBuf;
@@ -23,26 +23,27 @@ pub struct ProfileDirectory {
     kind: Kind,
 }
 
-/// What stands in a credential file at this moment, whoever wrote it.
+/// The current content of a credential file. A client may have written it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InPlace {
     /// The access token.
     pub access_token: Secret,
-    /// When it ends.
+    /// When the access token expires.
     pub expires_at: SystemTime,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Kind {
-    /// `user_oauth` without a client id: the clients take the credential as it is and re-read it, and never exchange.
+    /// `user_oauth` without a client id: the clients use the credential, read it again, and never make
+    /// an exchange.
     Fixed,
-    /// `oidc_federation`: the clients take the credential in place while it is fresh, and would exchange by themselves
-    /// after that. The profile says no more, as the published action's does; the variables fill the gaps.
+    /// `oidc_federation`: the clients use the stored credential while it is fresh, and make an exchange themselves
+    /// afterwards. The profile contains nothing else, as that of the published action, and variables complete it.
     Federation,
 }
 
 impl Kind {
-    /// A name that every client's own rule for profile names accepts.
+    /// A profile name that every client accepts.
     fn profile(self) -> &'static str {
         match self {
             Kind::Fixed => "wifshare",
@@ -59,20 +60,23 @@ impl Kind {
 }
 
 impl ProfileDirectory {
-    /// A static profile at this place.
+    /// A static profile in this directory.
     pub fn fixed(path: PathBuf) -> Self {
         ProfileDirectory { path, kind: Kind::Fixed }
     }
 
-    /// A federation profile at this place.
+    /// A federation profile in this directory.
     pub fn federation(path: PathBuf) -> Self {
         ProfileDirectory { path, kind: Kind::Federation }
     }
 
-    /// Writes the profile; `base_url` is where the credential is valid.
+    /// Writes the profile. `base_url` is the API for which the credential is valid.
+    ///
+    /// # Errors
+    /// The files cannot be written.
     pub fn create(&self, base_url: &str, watch: Watch<'_>) -> Result<(), PrivateFileError> {
         let profile = match self.kind {
-            // No workspace: the token is bound to one already, and the header that it would cause is not for it.
+            // No workspace: the token is bound to one already, and the header for it would be wrong.
             Kind::Fixed => {
                 json!({ "version": "1.0", "authentication": { "type": "user_oauth" }, "base_url": base_url })
             }
@@ -84,8 +88,11 @@ impl ProfileDirectory {
         private_file::replace_unsynced(&configs, self.kind.file(), &pretty(&profile), watch)
     }
 
-    /// Puts this credential in place of the one before. The end is always written: without it the SDKs would keep the
-    /// token for the life of their process.
+    /// Replaces the credential. It always contains an expiry: without one, the SDKs would use the token until their
+    /// process ends.
+    ///
+    /// # Errors
+    /// The file cannot be written.
     pub fn publish(&self, credential: &Credential, watch: Watch<'_>) -> Result<(), PrivateFileError> {
         let text = pretty(&json!({
             "version": "1.0",
@@ -96,24 +103,24 @@ impl ProfileDirectory {
         private_file::replace_unsynced(&self.credentials(), self.kind.file(), &text, watch)
     }
 
-    /// What stands in place now; a child of a federation profile may have replaced it. `None` where it cannot be read.
+    /// The current credential. A child of a federation profile may have replaced it. `None` if it cannot be read.
     pub fn in_place(&self) -> Option<InPlace> {
         parse(&private_file::read(&self.credentials().join(self.kind.file())).ok()??)
     }
 
-    /// Points a client at this profile, by name: that ranks above a login of the user's own.
+    /// Selects this profile by name, which has precedence over a login of the user.
     pub fn select(&self, environment: &mut Environment) {
         environment.set("ANTHROPIC_CONFIG_DIR", &self.path);
         environment.set("ANTHROPIC_PROFILE", self.kind.profile());
     }
 
-    /// Where the credential lies.
+    /// The directory of the credential file.
     pub fn credentials(&self) -> PathBuf {
         self.path.join("credentials")
     }
 }
 
-/// A credential file, whoever wrote it. A token that could not stand in a header is none.
+/// Parses a credential file. Returns `None` for a token that is invalid in a header.
 pub(crate) fn parse(bytes: &[u8]) -> Option<InPlace> {
     #[derive(serde::Deserialize)]
     struct Read {
@@ -125,9 +132,9 @@ pub(crate) fn parse(bytes: &[u8]) -> Option<InPlace> {
     is_bearer_token(access_token.expose()).then(|| InPlace { access_token, expires_at: from_epoch_seconds(expires_at) })
 }
 
-/// The published action's name for a directory of these inputs: the first 16 hexadecimal digits of the SHA-256 of
-/// their JSON (docs/reference/protocol.md §4.2). Another input is another directory, so that no client finds a
-/// credential that was issued for something else.
+/// The published action's directory name for these inputs: the first 16 hexadecimal digits of the SHA-256 of their JSON
+/// (docs/reference/protocol.md §4.2). Other inputs have another directory, so that no client finds a credential for a
+/// different identity.
 pub fn fingerprint(inputs: [Option<&str>; 6]) -> String {
     let hash = Sha256::digest(json!(inputs).to_string());
     format!("config-{}", hexadecimal(&hash[..8]))
