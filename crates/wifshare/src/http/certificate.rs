@@ -1,5 +1,5 @@
-//! Which roots a server's certificate is verified with, and why it was refused. A refused certificate stays refused: it
-//! is not a network that may return.
+//! The trusted root certificates, and why a server's certificate was refused. Such a failure is permanent, unlike a
+//! network error: a retry does not help.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,50 +13,50 @@ use super::BoxError;
 use crate::environment::Environment;
 use crate::private_file;
 
-/// Variables by which other programs are told of more roots.
+/// Variables with which other programs add root certificates.
 const OF_OTHERS: [&str; 3] = ["NODE_EXTRA_CA_CERTS", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"];
 
 /// Why a server's certificate was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CertificateFault {
-    /// There is nothing to verify it with.
+    /// There are no root certificates.
     #[error("this system has no root certificates")]
     NoRoots,
-    /// The roots that a variable names cannot be used.
+    /// The root certificates that a variable names cannot be used.
     #[error("{0}")]
     UnusableRoots(String),
-    /// None of the roots in use has signed it.
+    /// The issuer is not among the root certificates.
     #[error("its issuer is unknown to {roots}")]
     UnknownIssuer {
-        /// The roots in use, in words.
+        /// A description of the root certificates.
         roots: String,
     },
-    /// The same, and another program is told of roots that are not in use here.
+    /// The issuer is unknown, but a variable of another program names certificates that are not used here.
     #[error("its issuer is unknown to {roots}; {variable} names other roots ({}), which are not used: {why}", file.display())]
     RootsElsewhere {
-        /// The roots in use, in words.
+        /// A description of the root certificates.
         roots: String,
         /// The variable of the other program.
         variable: &'static str,
-        /// What it names.
+        /// The file that it names.
         file: PathBuf,
-        /// Why they are not used.
+        /// Why that file is not used.
         why: String,
     },
-    /// Its life is over, or has not begun, by this host's clock.
+    /// The certificate has expired or is not valid yet, by this host's clock.
     #[error("{0}")]
     Expired(String),
-    /// It was issued for another host.
+    /// The certificate is for another host.
     #[error("{0}")]
     WrongName(String),
-    /// Anything else.
+    /// Another reason.
     #[error("{0}")]
     Other(String),
 }
 
 impl CertificateFault {
-    /// What to do about it, as an instruction.
+    /// Instructions to fix it.
     pub fn cure(&self) -> String {
         match self {
             CertificateFault::NoRoots => {
@@ -93,7 +93,7 @@ impl CertificateFault {
         }
     }
 
-    /// The fault that an error is about, or one of its causes.
+    /// Finds a certificate fault in an error and its causes.
     pub fn find<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a CertificateFault> {
         std::iter::successors(Some(error), |error| error.source()).find_map(|error| {
             let boxed = || error.downcast_ref::<Box<CertificateFault>>().map(|fault| &**fault);
@@ -102,12 +102,12 @@ impl CertificateFault {
     }
 }
 
-/// The roots that are trusted.
+/// The trusted root certificates.
 #[derive(Clone, Debug)]
 pub(super) enum Roots {
-    /// What the platform trusts, and what variables of other programs name.
+    /// Those of the platform, and those of other programs' variables.
     Platform { more: Vec<(&'static str, PathBuf)> },
-    /// What `SSL_CERT_FILE` and `SSL_CERT_DIR` name, and no others; `unused` is what a variable of another program names.
+    /// Only those of `SSL_CERT_FILE` and `SSL_CERT_DIR`; `unused` comes from a variable of another program.
     Named { file: Option<PathBuf>, directories: Vec<PathBuf>, unused: Option<(&'static str, PathBuf)> },
 }
 
@@ -125,7 +125,7 @@ impl Roots {
         }
     }
 
-    /// What they are, in words that follow "verified with".
+    /// Describes them, to follow "verified with".
     pub(super) fn describe(&self) -> String {
         let named = |name: &str, path: &Path| format!("{name} {}", path.display());
         match self {
@@ -143,18 +143,18 @@ impl Roots {
         }
     }
 
-    /// The settings for TLS. Reading the platform's roots takes its time.
+    /// The TLS configuration. Reading the platform's certificates is slow.
     pub(super) fn client_config(&self) -> Result<ClientConfig, BoxError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder =
             ClientConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions()?;
         match self {
             Roots::Platform { more } => {
-                // What is wrong with another program's file is that program's to say.
+                // Skip files of other programs that are invalid. Those programs report them.
                 let more = more.iter().flat_map(|(_, file)| certificates(file).unwrap_or_default());
                 let more = more.filter(|certificate| RootCertStore::empty().add(certificate.clone()).is_ok());
                 let verifier = Verifier::new_with_extra_roots(more, provider).map_err(|error| match error {
-                    // The only reason why the platform's verifier cannot be made on Linux.
+                    // On Linux, the verifier fails for no other reason.
                     rustls::Error::General(_) => BoxError::from(CertificateFault::NoRoots),
                     error => error.into(),
                 })?;
@@ -183,12 +183,12 @@ impl Roots {
         }
     }
 
-    /// Why the handshake refused the certificate; `None` where something else went wrong.
+    /// Why the handshake refused the certificate; `None` if it failed for another reason.
     pub(super) fn fault(&self, error: &std::io::Error) -> Option<CertificateFault> {
         let rustls::Error::InvalidCertificate(reason) = error.get_ref()?.downcast_ref()? else { return None };
         use CertificateError as E;
         Some(match reason {
-            // A root of the same name with another key is as good as none: roots are renewed under their names.
+            // A bad signature means a root with the same name and another key: roots are renewed under the same name.
             E::UnknownIssuer | E::BadSignature => self.unknown_issuer(),
             E::Expired | E::ExpiredContext { .. } | E::NotValidYet | E::NotValidYetContext { .. } => {
                 CertificateFault::Expired(format!("by this host's clock, {reason}"))

@@ -1,7 +1,9 @@
-//! One request on a connection of its own, sent once: TLS, proxy, time and size limits; no redirects, no retries.
+//! An HTTP client that sends one request per connection, once, with TLS, proxy, timeouts and size limits. No redirects,
+//! no retries.
 //!
-//! Connecting and sending are two acts, because single use turns on the difference: while [`HttpClient::connect`] fails
-//! nothing has left, and once [`Connection::send`] was called everything may have, unless it says that nothing has.
+//! Connecting and sending are separate, because an identity token must not be sent twice. If [`HttpClient::connect`]
+//! fails, nothing was sent. If [`Connection::send`] fails, the request may have been sent, unless the error is
+//! `NotSent`.
 
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -20,18 +22,18 @@ use crate::environment::Environment;
 use crate::http::{BoxError, CertificateFault, Connector, Stage, Stream, chain};
 use crate::message::{Body, Request, Response};
 
-/// How requests leave: through which proxy, trusting whom, with how much patience.
+/// Connection settings: proxy, trusted certificates, timeouts.
 #[derive(Clone, Debug)]
 pub struct HttpClient {
     connector: Connector,
     user_agent: HeaderValue,
     connect_patience: Duration,
     total_patience: Duration,
-    /// Says whether this process is asked to end; without it nothing cuts a wait short.
+    /// Ends a wait when this process is asked to end. Without it, only timeouts do.
     clock: Option<Clock>,
 }
 
-/// A connection on which nothing has been sent yet.
+/// An open connection on which nothing was sent yet.
 pub struct Connection {
     runtime: Runtime,
     sender: http1::SendRequest<Full<Bytes>>,
@@ -41,45 +43,45 @@ pub struct Connection {
     clock: Option<Clock>,
 }
 
-/// Nothing has left: the same message can be sent again.
+/// Nothing was sent. The same request can be sent again.
 #[derive(Debug, thiserror::Error)]
 #[error("could not connect to {host}: {cause}")]
 pub struct NotSent {
-    /// Whom we tried to reach.
+    /// The host of the connection attempt.
     pub host: String,
-    /// Why that failed, causes included.
+    /// The reason, with its causes.
     pub cause: String,
-    /// What is wrong with the certificate, if that is why. Another try would end the same.
+    /// Why the certificate was refused, if that is the reason. A retry would fail too.
     #[source]
     pub certificate: Option<Box<CertificateFault>>,
 }
 
-/// The message may have arrived, and may have been acted on.
+/// The request may have arrived, and may have been processed.
 #[derive(Debug, thiserror::Error)]
 #[error("sent the request to {host} and got no whole answer: {cause}")]
 pub struct MaybeSent {
-    /// Where it was sent.
+    /// The host that it was sent to.
     pub host: String,
-    /// What happened instead of an answer, causes included.
+    /// The error, with its causes.
     pub cause: String,
 }
 
-/// Either of them.
+/// Why a request has no response.
 #[derive(Debug, thiserror::Error)]
 pub enum SendError {
-    /// Nothing has left.
+    /// Nothing was sent.
     #[error(transparent)]
     NotSent(#[from] NotSent),
-    /// The message may have arrived.
+    /// The request may have arrived.
     #[error(transparent)]
     MaybeSent(#[from] MaybeSent),
 }
 
-/// The largest answer that is read, in bytes (docs/reference/protocol.md §1.5).
+/// The largest response to read, in bytes (docs/reference/protocol.md §1.5).
 const LARGEST_ANSWER: usize = 1 << 20;
 
 impl HttpClient {
-    /// Reads proxies and trust roots from the environment, as [`Connector::new`] does. Nothing is opened yet.
+    /// Reads the settings from the environment, like [`Connector::new`]. Opens no connection.
     pub fn new(environment: &Environment) -> HttpClient {
         HttpClient {
             connector: Connector::new(environment),
@@ -90,35 +92,37 @@ impl HttpClient {
         }
     }
 
-    /// The same, and a wait ends when this clock's pauses are cut short because the process is asked to end.
+    /// Ends a wait when a pause of this clock reports that the process is asked to end.
     pub fn interrupted_by(self, clock: Clock) -> HttpClient {
         HttpClient { clock: Some(clock), ..self }
     }
 
-    /// The same with other patience: for connecting, and for the whole exchange of messages.
+    /// Replaces the timeouts, for connecting and for the whole exchange.
     pub fn with_patience(mut self, connect: Duration, total: Duration) -> HttpClient {
         (self.connect_patience, self.total_patience) = (connect, total);
         self
     }
 
-    /// The proxy by which this URL is reached, as `http://HOST:PORT` and without its password; `None` where it is
-    /// reached directly.
+    /// The proxy for this URL, as `http://HOST:PORT` without its password; `None` for a direct connection.
     pub fn proxy_of(&self, url: &Uri) -> Option<String> {
         self.connector.proxy_of(url)
     }
 
-    /// How hosts are reached.
+    /// The connector.
     pub fn connector(&self) -> &Connector {
         &self.connector
     }
 
-    /// The same without proxies: for a service on this machine's own link, which a proxy's is another one.
+    /// Disables proxies, for a link-local service: a proxy would reach the one of its own machine.
     pub fn without_proxies(mut self) -> HttpClient {
         self.connector = self.connector.without_proxies();
         self
     }
 
-    /// Connects to the host of this URL, TLS and proxy included. Nothing of a request leaves here.
+    /// Connects to the host of this URL, through the proxy, with TLS. Sends nothing of a request.
+    ///
+    /// # Errors
+    /// The connection failed, or did not succeed before the timeout.
     pub fn connect(&self, url: &Uri) -> Result<Connection, NotSent> {
         let host = host_of(url);
         let failed = |cause: String| NotSent { host: host.clone(), cause, certificate: None };
@@ -148,7 +152,7 @@ impl HttpClient {
         let sender = match opened {
             Ok(sender) => sender,
             Err(error) => {
-                // A name look-up that hangs in its thread must not hold us: the time for connecting is over.
+                // A name lookup that hangs in its thread must not delay the error.
                 runtime.shutdown_background();
                 return Err(error);
             }
@@ -157,7 +161,10 @@ impl HttpClient {
         Ok(Connection { runtime, sender, host, user_agent: self.user_agent.clone(), patience, clock: self.clock })
     }
 
-    /// Connects and sends, for messages that may be sent again.
+    /// Connects and sends, for requests that can be sent again.
+    ///
+    /// # Errors
+    /// The connection failed, or there was no complete response.
     pub fn send(&self, request: Request) -> Result<Response, SendError> {
         self.connect(request.uri())?.send(request)
     }
@@ -169,15 +176,20 @@ impl HttpClient {
 }
 
 impl Connection {
-    /// Sends this request, once, and waits for the whole answer. It fails as [`SendError::NotSent`] only where no byte
-    /// of the message was given to the system: the connection had ended before, for example while somebody waited for
-    /// a slow disk.
+    /// Sends this request once, and waits for the complete response.
+    ///
+    /// # Errors
+    /// [`SendError::NotSent`] only if no byte of the request was written: the connection had closed before, for example
+    /// during a wait for a slow disk. Otherwise [`SendError::MaybeSent`].
     pub fn send(self, request: Request) -> Result<Response, SendError> {
         self.send_with_grace(request, Duration::ZERO, || {})
     }
 
-    /// The same, and where the process is asked to end meanwhile, the answer has this long to come. `lingers` is called
-    /// when that time begins.
+    /// Like `send`, but waits for `grace` after the process was asked to end. Calls `lingers` at the beginning of that
+    /// time.
+    ///
+    /// # Errors
+    /// Those of [`send`](Connection::send).
     pub fn send_with_grace(
         mut self,
         mut request: Request,
@@ -195,18 +207,18 @@ impl Connection {
         headers
             .insert(header::HOST, authority.parse().map_err(|_| not_sent("its name is no header value".to_owned()))?);
         headers.insert(header::USER_AGENT, self.user_agent);
-        // One message on this connection: nothing may be tempted to use it again.
+        // The connection must not be used for another request.
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
-        // The bytes stay in their owner, which wipes them.
+        // The body keeps its owner, which wipes it.
         let request = request.map(|body| Full::new(Bytes::from_owner(Wiped(body))));
         let answer = self.runtime.block_on(async {
             let exchange = async {
-                // What happened while nobody looked is heard first: one turn of the runtime begins to listen, one asks
-                // the system, one hears that the connection has ended.
+                // Detect first that the connection has closed. It takes three turns of the runtime: to start reading,
+                // to poll the system, and to process the result.
                 for _turn in 0..3 {
                     tokio::task::yield_now().await;
                 }
-                // The request comes back where nothing of it was written.
+                // hyper returns the request if it has written nothing.
                 let answer = self.sender.try_send_request(request).await.map_err(|mut error| {
                     let cause = chain(error.error());
                     if error.take_message().is_some() { not_sent(cause) } else { failed(cause) }
@@ -236,7 +248,7 @@ impl Connection {
     }
 }
 
-/// Waits for this, unless the process is asked to end.
+/// Waits for a future, unless the process is asked to end.
 async fn unless_interrupted<T>(
     mut awaited: Pin<&mut impl Future<Output = T>>,
     clock: Option<Clock>,
@@ -252,12 +264,12 @@ async fn unless_interrupted<T>(
 
 async fn handshake(stream: Stream) -> Result<http1::SendRequest<Full<Bytes>>, BoxError> {
     let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    // Errors of the connection reach us through the sender.
+    // Errors of the connection are reported by the sender.
     tokio::spawn(async { drop(connection.await) });
     Ok(sender)
 }
 
-/// Hands a body's bytes to the connection without copying them out of what wipes them.
+/// Passes the body to the connection without a copy that would not be wiped.
 struct Wiped(Body);
 
 impl AsRef<[u8]> for Wiped {

@@ -1,4 +1,4 @@
-//! The way to a host: its address, a proxy, TLS. Nothing of a message leaves here.
+//! Connections to a host: name lookup, proxy, TLS. Requests are left to the callers.
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -26,26 +26,26 @@ use crate::environment::Environment;
 use super::certificate::Roots;
 use super::proxy::Proxies;
 
-/// Whatever went wrong on the way.
+/// An error of any of these steps.
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// How hosts are reached: through which proxy, trusting whom.
+/// Connection settings: proxy and trusted certificates.
 #[derive(Clone, Debug)]
 pub struct Connector {
     proxies: Arc<Proxies>,
     roots: Roots,
 }
 
-/// What is being waited for at a moment, for the message that it took too long.
+/// The current step of a connection attempt, for the message of its timeout.
 #[derive(Debug)]
 pub(crate) struct Stage(Mutex<&'static str>);
 
-/// An open connection on which nothing has been sent yet.
+/// An open connection on which nothing was sent yet.
 #[derive(Debug)]
 pub enum Stream {
-    /// To this machine alone.
+    /// Without TLS, to this machine only.
     Plain(TcpStream),
-    /// With TLS, verified.
+    /// With verified TLS.
     Secure(Box<TlsStream<TcpStream>>),
 }
 
@@ -64,25 +64,25 @@ impl Stage {
 }
 
 impl Connector {
-    /// Reads proxies and trust roots from the environment: `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` in either case;
-    /// `SSL_CERT_FILE` and `SSL_CERT_DIR`, and where neither is set, beside the platform's roots those in
-    /// `NODE_EXTRA_CA_CERTS`, `REQUESTS_CA_BUNDLE` and `CURL_CA_BUNDLE`. Nothing is opened yet.
+    /// Reads the proxies and trusted certificates from the environment: `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` in
+    /// upper or lower case, `SSL_CERT_FILE` and `SSL_CERT_DIR`. If neither of the last two is set, it trusts the
+    /// platform's certificates and those in `NODE_EXTRA_CA_CERTS`, `REQUESTS_CA_BUNDLE` and `CURL_CA_BUNDLE`. Opens no
+    /// connection.
     pub fn new(environment: &Environment) -> Connector {
         Connector { proxies: Arc::new(Proxies::new(environment)), roots: Roots::new(environment) }
     }
 
-    /// The roots that certificates are verified with, in words: "the system's roots".
+    /// A description of the trusted certificates, such as "the system's roots".
     pub fn roots(&self) -> String {
         self.roots.describe()
     }
 
-    /// The same without proxies.
+    /// Disables proxies.
     pub(crate) fn without_proxies(self) -> Connector {
         Connector { proxies: Arc::new(Proxies::default()), ..self }
     }
 
-    /// The proxy by which this URL is reached, as `http://HOST:PORT` and without its password; `None` where it is
-    /// reached directly.
+    /// The proxy for this URL, as `http://HOST:PORT` without its password; `None` for a direct connection.
     pub fn proxy_of(&self, url: &Uri) -> Option<String> {
         let proxy = self.intercept(url).ok()??;
         let (scheme, host) = (proxy.uri().scheme_str()?, proxy.uri().host()?);
@@ -93,8 +93,8 @@ impl Connector {
         if is_loopback(url) { Ok(None) } else { self.proxies.intercept(url) }
     }
 
-    /// Connects to the host of this URL. `tls` is asked for its settings where the URL wants it; `stage` says at any
-    /// moment what is being waited for.
+    /// Connects to the host of this URL. Calls `tls` for the TLS configuration if the URL needs it, and keeps `stage`
+    /// at the current step.
     pub(crate) async fn open(
         &self,
         url: &Uri,
@@ -133,7 +133,7 @@ impl Connector {
         })
     }
 
-    /// The settings for TLS, for these application protocols. Reading the platform's roots takes its time.
+    /// The TLS configuration for these ALPN protocols. Reading the platform's certificates is slow.
     pub(crate) fn tls(&self, protocols: &[&[u8]]) -> Result<ClientConfig, BoxError> {
         let mut tls = self.roots.client_config()?;
         tls.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
@@ -141,7 +141,7 @@ impl Connector {
     }
 }
 
-/// Looks up names in a thread for each, because the runtime panics where it cannot have one.
+/// Resolves each name in a new thread. The runtime's own resolver panics if it cannot create a thread.
 #[derive(Clone, Debug)]
 struct Lookup;
 
@@ -158,7 +158,7 @@ impl Service<Name> for Lookup {
         Box::pin(async move {
             let (tell, told) = tokio::sync::oneshot::channel();
             let look = move || {
-                // Whoever asked may have given up.
+                // An error means that the caller has given up.
                 let _ = tell.send((name.as_str(), 0).to_socket_addrs());
             };
             std::thread::Builder::new().name("wifshare-name".to_owned()).spawn(look)?;
@@ -168,7 +168,7 @@ impl Service<Name> for Lookup {
 }
 
 impl Stream {
-    /// What both sides agreed to speak, where they agreed on anything.
+    /// The protocol that ALPN selected, if any.
     pub(crate) fn protocol(&self) -> Option<&[u8]> {
         match self {
             Stream::Plain(_) => None,
@@ -214,13 +214,13 @@ fn is_loopback(url: &Uri) -> bool {
     host.eq_ignore_ascii_case("localhost") || host.parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback())
 }
 
-/// A CONNECT names the port, even the usual one (RFC 9110 §9.3.6).
+/// A CONNECT request always contains the port (RFC 9110 §9.3.6).
 fn with_port(url: &Uri) -> Result<Uri, BoxError> {
     let authority = format!("{}:{}", url.host().unwrap_or_default(), url.port_u16().unwrap_or(443));
     Ok(Uri::builder().scheme("https").authority(authority).path_and_query("/").build()?)
 }
 
-/// An error and its causes in one line; the outermost alone often says no more than "error".
+/// Joins an error and its causes in one line. The outermost error alone is often just "error".
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

@@ -1,4 +1,4 @@
-//! Which proxy a host is reached by, in the syntax that curl reads: `HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`.
+//! Selects the proxy for a host, with curl's syntax of `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`.
 
 use std::collections::BTreeMap;
 
@@ -9,18 +9,19 @@ use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode
 use crate::environment::Environment;
 use crate::wrapping::Wrapping;
 
-/// Proxies and the hosts that are reached without one.
+/// The configured proxy, and the hosts that are excluded from it.
 #[derive(Debug, Default)]
 pub(super) struct Proxies {
     matcher: Option<Matcher>,
-    /// Hosts that are reached without the proxy at this port alone (`NO_PROXY=HOST:443`).
+    /// Hosts that are excluded at this port only (`NO_PROXY=HOST:443`).
     at_ports: BTreeMap<u16, Matcher>,
-    /// What is wrong with the proxy that is named; hosts of `NO_PROXY` are reached all the same.
+    /// What is wrong with the proxy's URL. Excluded hosts can be reached nevertheless.
     broken: Option<String>,
 }
 
 impl Proxies {
-    /// Both cases of each name are read. Plain http is for loopback alone, which is never asked by way of a proxy.
+    /// Reads each name in upper and lower case. `HTTP_PROXY` is not needed: plain http is only for loopback, which
+    /// never uses a proxy.
     pub(super) fn new(environment: &Environment) -> Proxies {
         let find = |names: [&'static str; 2]| names.into_iter().find_map(|name| Some((name, environment.text(name)?)));
         let named = find(["HTTPS_PROXY", "https_proxy"]).or_else(|| find(["ALL_PROXY", "all_proxy"]));
@@ -40,10 +41,10 @@ impl Proxies {
         }
     }
 
-    /// The proxy for this URL; `None` where it is reached directly.
+    /// The proxy for this URL; `None` for a direct connection.
     ///
     /// # Errors
-    /// Says what is wrong with the proxy that is named for it.
+    /// What is wrong with the proxy's URL.
     pub(super) fn intercept(&self, url: &Uri) -> Result<Option<Intercept>, String> {
         let Some(proxy) = self.matcher.as_ref().and_then(|matcher| matcher.intercept(url)) else { return Ok(None) };
         let is_excepted = |matcher: &Matcher| matcher.intercept(url).is_none();
@@ -57,7 +58,7 @@ impl Proxies {
     }
 }
 
-/// `SCHEME://USER:PASSWORD@HOST:PORT` with a percent-encoded user and password. The last `@` separates them from the host.
+/// Converts to `SCHEME://USER:PASSWORD@HOST:PORT`, with percent-encoded user and password. The last `@` ends them.
 fn normal_form(value: &str) -> Result<String, String> {
     if let Some(wrapping @ (Wrapping::Quotes | Wrapping::Unexpanded(_))) = Wrapping::of_id(value) {
         return Err(wrapping.to_string());
@@ -92,7 +93,7 @@ fn normal_form(value: &str) -> Result<String, String> {
     Ok(format!("{}://{user}{host}", utf8_percent_encode(&scheme.to_ascii_lowercase(), percent_encoding::CONTROLS)))
 }
 
-/// The entries of `NO_PROXY`: those for every port, and those for one.
+/// The entries of `NO_PROXY`: those for all ports, and those for one port.
 fn exceptions(list: &str) -> (Vec<String>, BTreeMap<u16, Vec<String>>) {
     let mut everywhere = Vec::new();
     let mut at_ports: BTreeMap<u16, Vec<String>> = BTreeMap::new();
@@ -108,7 +109,7 @@ fn exceptions(list: &str) -> (Vec<String>, BTreeMap<u16, Vec<String>>) {
             _ => (entry, None),
         };
         let host = host.trim_matches(['[', ']']);
-        // `*.example.com` is written `.example.com` by others.
+        // Others write `.example.com` for `*.example.com`.
         let host = if host == "*" { host } else { host.trim_start_matches('*') }.to_ascii_lowercase();
         match port {
             Some(port) => at_ports.entry(port).or_default().push(host),
@@ -126,7 +127,7 @@ mod tests {
         Proxies::new(&variables.iter().copied().collect())
     }
 
-    /// The proxy and what is sent to it, for a host that has to be asked through it.
+    /// The proxy for a host that is not excluded, and the `Proxy-Authorization` that it receives.
     fn asked_by(value: &str) -> Result<(String, Option<String>), String> {
         let proxy = proxies(&[("HTTPS_PROXY", value)]).intercept(&Uri::from_static("https://api.example/"))?;
         let proxy = proxy.expect("there is a proxy");
