@@ -1,4 +1,4 @@
-//! A command, run as if nobody stood between it and who called: signals reach it, and its end is told as it was.
+//! Runs a command transparently: forwards signals to it, and returns its exit status unchanged.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -9,42 +9,42 @@ use crate::code::Code;
 use crate::environment::Environment;
 use crate::resource;
 
-/// A running command. Dropping it waits for its end, so that no failure of ours leaves it alone.
+/// A running command. Dropping it waits for its end, so that the command is not left alone after an error.
 #[derive(Debug)]
 pub struct Child {
     process: Process,
     is_waited_for: bool,
 }
 
-/// What a command reads and where its output goes.
+/// The standard streams of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Streams {
-    /// Our own standard streams.
+    /// Those of this process.
     Ours,
-    /// For a step on the way: it reads nothing, and what it prints goes to our standard error, so that the input and
-    /// the output of what follows stay whole.
+    /// For an auxiliary command: no input, and output to standard error, so that it does not change the input and
+    /// output of the main command.
     Aside,
 }
 
 /// Why a command could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum SpawnError {
-    /// There is no such program.
+    /// The program does not exist.
     #[error("could not run `{0}`: no such program")]
     NotFound(String),
-    /// There is one and it cannot be run.
+    /// The program exists, but cannot be run.
     #[error("could not run `{program}`")]
     NotRunnable {
-        /// The program as it was named.
+        /// The program's name as given.
         program: String,
-        /// Why not.
+        /// The reason.
         #[source]
         source: io::Error,
     },
 }
 
 impl SpawnError {
-    /// The stable name of what went wrong.
+    /// The error code.
     pub fn code(&self) -> Code {
         match self {
             SpawnError::NotFound(_) => Code::CommandNotFound,
@@ -52,7 +52,7 @@ impl SpawnError {
         }
     }
 
-    /// What the person at the terminal can do about it.
+    /// Instructions for the user.
     pub fn hint(&self) -> &'static str {
         match self {
             SpawnError::NotFound(program) if program.is_empty() => "put the command after `--`",
@@ -69,6 +69,9 @@ impl SpawnError {
 
 impl Child {
     /// Starts a command with exactly this environment.
+    ///
+    /// # Errors
+    /// The program does not exist or cannot be run.
     pub fn spawn(argv: &[OsString], environment: &Environment, streams: Streams) -> Result<Child, SpawnError> {
         let (program, arguments) = argv.split_first().ok_or_else(|| SpawnError::NotFound(String::new()))?;
         let spawn = |mut command: Command| {
@@ -78,7 +81,7 @@ impl Child {
             }
             command.spawn()
         };
-        // What is looked for in the child's own PATH has to be looked for after a fork, and a fork copies our memory.
+        // Searching the child's own PATH would need a fork, which copies this process's memory.
         let found = found_in_path(program, environment);
         let started = found.as_ref().and_then(|path| spawn(named(path, program)).ok());
         let started = started.map_or_else(|| spawn(Command::new(program)), Ok);
@@ -99,12 +102,15 @@ impl Child {
         Ok(Child { process, is_waited_for: false })
     }
 
-    /// Its process id.
+    /// The process id.
     pub fn id(&self) -> u32 {
         self.process.id()
     }
 
-    /// Waits for its end. As process 1 of a container we inherit every orphan, and bury it meanwhile.
+    /// Waits for its end. As process 1 of a container, this process inherits orphans, and reaps them meanwhile.
+    ///
+    /// # Errors
+    /// The error of the system call.
     pub fn wait(&mut self) -> io::Result<ExitStatus> {
         self.is_waited_for = true;
         #[cfg(unix)]
@@ -123,8 +129,8 @@ impl Drop for Child {
     }
 }
 
-/// Where the system would find a program that is named without its place, if that can be told before the start: a relative
-/// entry of `PATH` is its own affair.
+/// The path that the system would find for a program name in `PATH`. Returns `None` if that depends on the start, as
+/// with a relative entry of `PATH`.
 fn found_in_path(program: &OsStr, environment: &Environment) -> Option<PathBuf> {
     let is_a_name = Path::new(program).components().count() == 1 && !Path::new(program).is_absolute();
     if cfg!(not(unix)) || !is_a_name {
@@ -146,7 +152,7 @@ fn is_executable(_path: &Path) -> bool {
     false
 }
 
-/// Whether the system cannot tell how to run a file: one without a first line that names an interpreter.
+/// Whether the system rejects the format of a file, as for a script without an interpreter in its first line.
 fn has_no_format(error: &io::Error) -> bool {
     #[cfg(unix)]
     return error.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error());
@@ -157,7 +163,7 @@ fn has_no_format(error: &io::Error) -> bool {
     };
 }
 
-/// Whether the first line of a file is text, so that a shell takes it for a script and not for a program of another machine.
+/// Whether the first line of a file is text: then it is a script, and not a binary for another machine.
 fn is_text(path: &Path) -> bool {
     use io::Read;
 
@@ -168,15 +174,15 @@ fn is_text(path: &Path) -> bool {
     read.is_ok() && !first.contains(&0)
 }
 
-/// A script without an interpreter of its own is the shell's to run (POSIX, Shell Command Language, 2.9.1.4).
+/// Runs a script without an interpreter with the shell (POSIX, Shell Command Language, 2.9.1.4).
 fn by_the_shell(script: &Path) -> Command {
     let mut command = Command::new("/bin/sh");
-    // A name that begins with a hyphen would be an option.
+    // Without the path, the shell would take a name that begins with a hyphen for an option.
     command.arg(if script.is_absolute() { script.to_owned() } else { Path::new(".").join(script) });
     command
 }
 
-/// The program at this path, which sees the name that it was called by.
+/// Runs the program at this path, with the original name as its `argv[0]`.
 fn named(path: &Path, name: &OsStr) -> Command {
     let mut command = Command::new(path);
     #[cfg(unix)]
@@ -186,13 +192,13 @@ fn named(path: &Path, name: &OsStr) -> Command {
     command
 }
 
-/// The exit code to end with: the child's own, or 128 + n where signal n ended it, as a shell has it.
+/// The exit code to return: that of the child, or 128 + n after signal n, as in a shell.
 pub fn exit_code(status: ExitStatus) -> u8 {
     #[cfg(unix)]
     if let Some(signal) = std::os::unix::process::ExitStatusExt::signal(&status) {
         return u8::try_from(128 + signal).unwrap_or(u8::MAX);
     }
-    // On Windows a code has 32 bits; what does not fit is told as a failure.
+    // A code on Windows has 32 bits. If it does not fit, it becomes 255, a failure.
     status.code().map_or(u8::MAX, |code| u8::try_from(code).unwrap_or(u8::MAX))
 }
 
@@ -222,7 +228,7 @@ mod signals {
 
     use super::*;
 
-    /// A handle to send signals to a child from another thread, also after the child has ended.
+    /// Sends signals to a child from another thread. It can outlive the child.
     #[derive(Debug)]
     pub struct Signaller {
         pid: Pid,
@@ -231,12 +237,12 @@ mod signals {
     }
 
     impl Child {
-        /// A handle to send it signals.
+        /// Returns a handle to send signals to the child.
         pub fn signaller(&self) -> Signaller {
             let pid = Pid::from_child(&self.process);
             Signaller {
                 pid,
-                // By a handle of its own: its number may belong to somebody else once it has been waited for.
+                // A pidfd, because the pid can belong to another process after the child was reaped.
                 #[cfg(target_os = "linux")]
                 handle: rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok(),
             }
@@ -244,7 +250,7 @@ mod signals {
     }
 
     impl Signaller {
-        /// Sends a signal, by its number. An ended child gets nothing, and that is fine.
+        /// Sends a signal by its number. Does nothing if the child has ended.
         pub fn send(&self, signal: i32) {
             let Some(signal) = Signal::from_named_raw(signal) else { return };
             #[cfg(target_os = "linux")]
@@ -255,7 +261,7 @@ mod signals {
             let _ = kill_process(self.pid, signal);
         }
 
-        /// Whether the child is in our own process group, so that a signal of the terminal reaches it by itself.
+        /// Whether the child is in this process's group, so that it receives signals of the terminal directly.
         pub fn shares_our_process_group(&self) -> bool {
             matches!((getpgid(Some(self.pid)), getpgid(None)), (Ok(theirs), Ok(ours)) if theirs == ours)
         }
@@ -294,7 +300,7 @@ mod tests {
     #[test]
     fn a_program_is_found_as_a_shell_finds_it() {
         let holder = tempfile::tempdir().unwrap();
-        // Written by another process: a file that we have open for writing somewhere could not be run.
+        // Another process writes them: a file that is open for writing in this process could not be run.
         let lay_out = r#"
             mkdir first second second/tool third other
             printf '#!/bin/sh\nexit 5\n' >other/tool; chmod 755 other/tool
@@ -311,7 +317,7 @@ mod tests {
         let path = [first, second, third.clone()];
         assert_eq!(run(&path, &["tool", "a"]), 3, "neither what may not be run nor a directory is in the way");
         assert_eq!(run(&path, &["bare"]), 4, "a script without a first line of its own is the shell's");
-        // From the package's directory, where tests run, up to the root and down again.
+        // A relative path, from the package's directory, in which tests run, through the root.
         let up = Path::new(env!("CARGO_MANIFEST_DIR")).components().skip(1).map(|_| "..").collect::<PathBuf>();
         let relative = up.join(third.strip_prefix("/").unwrap());
         assert_eq!(run(&[relative, holder.path().join("other")], &["tool", "a"]), 3, "what comes first comes first");
@@ -341,7 +347,7 @@ mod tests {
     fn what_can_be_found_before_the_start_is_and_the_rest_is_left_to_the_system() {
         let found = |path: &str, name: &str| found_in_path(OsStr::new(name), &Environment::from_iter([("PATH", path)]));
         assert_eq!(found("/nonexistent:/etc:/bin", "sh"), Some(PathBuf::from("/bin/sh")));
-        // Whoever names a place means that place; and what a relative entry holds is known when the command starts.
+        // A name with a slash is not searched, and the content of a relative entry is not known before the start.
         for (path, name) in [("/bin", "/bin/sh"), ("/", "bin/sh"), ("bin:/bin", "sh"), ("/etc", "passwd"), ("/", "bin")]
         {
             assert_eq!(found(path, name), None, "{name} in {path}");

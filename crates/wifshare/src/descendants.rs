@@ -1,30 +1,30 @@
-//! The processes that a command started, as somebody sees them who looks now and then.
+//! Finds the processes that a command has started, by polling.
 //!
-//! On Linux `/proc` tells who is whose child. A process that began and ended between two looks is not seen, nor is one
-//! whose parent ended before it was seen; what was seen once is followed, whoever its parent is by then.
+//! On Linux it reads `/proc`. It misses a process that starts and ends between two polls, and one whose parent ended
+//! before the process was found. A process that was found once is followed, even if its parent changes.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// What a look found that the one before had not.
+/// A change since the previous poll.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Sighting {
-    /// A process, for the first time or under a new name.
+    /// A new process, or one with a new program.
     Seen {
-        /// Its id.
+        /// The process id.
         pid: u32,
-        /// When it started, in the kernel's ticks since boot.
+        /// When it started, in clock ticks since boot.
         started: u64,
-        /// Its parent.
+        /// The id of its parent.
         parent: u32,
-        /// The first word of its command line, without its directory; never an argument.
+        /// The first word of its command line, without its directory. Never an argument.
         program: String,
     },
-    /// A process that was seen is gone.
+    /// A process that was found before has ended.
     Gone {
-        /// Its id.
+        /// The process id.
         pid: u32,
-        /// When it had started.
+        /// When it started, in clock ticks since boot.
         started: u64,
     },
 }
@@ -33,7 +33,7 @@ pub enum Sighting {
 #[derive(Debug)]
 pub struct Descendants {
     root: u32,
-    /// By id and start, what they are called by the kernel and by us.
+    /// By id and start: the kernel's name and the reported name.
     seen: BTreeMap<(u32, u64), Names>,
 }
 
@@ -44,12 +44,12 @@ struct Names {
 }
 
 impl Descendants {
-    /// Those of this process, which is none of them.
+    /// Creates a tracker for the descendants of this process. The process itself is not included.
     pub fn of(root: u32) -> Descendants {
         Descendants { root, seen: BTreeMap::new() }
     }
 
-    /// Looks, and tells what is new.
+    /// Polls once, and returns the changes.
     pub fn look(&mut self) -> Vec<Sighting> {
         let mut sightings = Vec::new();
         let gone = |(pid, started): &(u32, u64)| platform::status(*pid).is_none_or(|status| status.started != *started);
@@ -78,7 +78,7 @@ impl Descendants {
         if known.is_some_and(|names| names.kernel == status.name) {
             return None;
         }
-        // In the middle of execve(2) the kernel has the new name and no command line yet: the next look asks again.
+        // During execve(2), the kernel has the new name but no command line. The next poll tries again.
         let (kernel, program) = match platform::program(pid) {
             Some(program) => (status.name, program),
             None => (String::new(), status.name),
@@ -89,23 +89,23 @@ impl Descendants {
     }
 }
 
-/// A process that may have been given something that is about to go.
+/// A running process that may use a credential which is about to be removed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Living {
-    /// Its id.
+    /// The process id.
     pub pid: u32,
-    /// The first word of its command line, without its directory; never an argument.
+    /// The first word of its command line, without its directory. Never an argument.
     pub program: String,
-    /// Whether its environment was seen. It is empty for the moment in which a program takes the place of another.
+    /// Whether its environment was read. It is empty for a moment during execve(2).
     pub is_sure: bool,
 }
 
-/// The processes after this one that have this variable with this path in their environment.
+/// The processes with a higher id than `after` that have this variable with this path in their environment.
 pub fn living_with(variable: &str, path: &Path, after: u32) -> Vec<Living> {
     platform::living_with(variable, path, after)
 }
 
-/// A program's name as it may be told: the last part of a path, its first word, without anything like a token.
+/// A program's name without private data: the first word of the last part of its path, without anything like a token.
 pub fn program_name(program: &str) -> String {
     const LONGEST: usize = 48;
     let name = program.rsplit('/').find(|part| !part.is_empty()).unwrap_or_default();
@@ -129,8 +129,8 @@ mod platform {
         Path::new("/proc").join(pid.to_string())
     }
 
-    /// Field 2 is the name in parentheses, which may hold anything; 3 the state, 4 the parent, 22 the start
-    /// (proc_pid_stat(5)). One that has ended and is not waited for yet is gone to us.
+    /// Field 2 is the name in parentheses, which can contain any character; 3 the state, 4 the parent, 22 the start
+    /// (proc_pid_stat(5)). A zombie counts as ended.
     pub(super) fn status(pid: u32) -> Option<Status> {
         let text = short_text(&directory(pid).join("stat"))?;
         let (before, after) = text.rsplit_once(')')?;
@@ -141,7 +141,7 @@ mod platform {
         is_there.then_some(Status { name, parent, started })
     }
 
-    /// Each thread has its own children.
+    /// The children of all threads of a process.
     pub(super) fn children(pid: u32) -> Vec<u32> {
         let threads = fs::read_dir(directory(pid).join("task")).into_iter().flatten().flatten();
         let lists = threads.filter_map(|thread| short_text(&thread.path().join("children")));
@@ -164,7 +164,7 @@ mod platform {
         let later =
             processes.filter_map(|process| process.file_name().to_str()?.parse().ok()).filter(|pid| *pid > after);
         let look = |pid: u32| {
-            // Kernel threads have no environment either.
+            // Kernel threads have an empty environment too.
             const KERNEL: u32 = 2;
             let environment = bytes_of(&directory(pid).join("environ"), 1 << 20)?;
             let is_sure = environment.split(|byte| *byte == 0).any(|line| line == entry);
@@ -186,7 +186,7 @@ mod platform {
     }
 }
 
-/// Not run by us: elsewhere nobody is seen.
+/// Other systems: no process is found.
 #[cfg(not(target_os = "linux"))]
 mod platform {
     pub(super) struct Status {
@@ -221,7 +221,7 @@ mod tests {
     use super::*;
     use crate::clock::Clock;
 
-    /// Looks until this was seen.
+    /// Polls until a matching change.
     fn look_until(descendants: &mut Descendants, mut is_it: impl FnMut(&Sighting) -> bool) -> Sighting {
         let clock = Clock::system();
         let start = (clock.monotonic)();
@@ -259,7 +259,7 @@ mod tests {
 
     #[test]
     fn one_that_becomes_another_program_is_told_again_by_its_whole_name() {
-        // The kernel keeps fifteen letters of it.
+        // The kernel stores only fifteen characters of a name.
         const NAME: &str = "a-name-of-many-letters";
         let holder = tempfile::tempdir().unwrap();
         let path = holder.path().join(NAME);
