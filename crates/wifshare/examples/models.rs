@@ -1,12 +1,13 @@
-//! Which models may this job use? Signs in with the shared credential and asks the API by an HTTP client of one's own.
+//! Lists the models that this job can use. Signs in with the shared credential, and calls the API with an HTTP client
+//! of its own.
 //!
 //! ```sh
 //! wifshare sandbox                                   # in one terminal; put what it prints into the environment
 //! cargo run -p wifshare --example models             # in another
 //! ```
 //!
-//! It runs as it is in a CI job too, but for one thing: `ureq` is compiled here without TLS, so that the examples need
-//! no more crates than the tests. For https take ureq with its default features.
+//! It also runs in a CI job, with one change: `ureq` is compiled without TLS here, so that the examples need no more
+//! crates than the tests. For https, use ureq with its default features.
 
 use std::error::Error;
 
@@ -24,8 +25,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The ids of the models. A credential that the API no longer takes is renewed once: of all processes that notice, one
-/// exchanges.
+/// Returns the ids of the models. If the API rejects the credential, renews it once. If several processes do so, only
+/// one makes an exchange.
 pub fn models(environment: &Environment) -> Result<Vec<String>, Box<dyn Error>> {
     let config = resolve(&Inputs::default(), environment)?;
     let transport = HttpClient::new(environment);
@@ -43,7 +44,7 @@ pub fn models(environment: &Environment) -> Result<Vec<String>, Box<dyn Error>> 
     Ok(ids.map(str::to_owned).collect())
 }
 
-/// One request. `expose` is the one door of the secret: what comes out of it stays in this function.
+/// Sends one request. The exposed secret stays in this function.
 fn ask(config: &Config, credential: &Credential) -> Result<String, ureq::Error> {
     ureq::get(format!("{}/v1/models", config.base_url))
         .header("authorization", format!("Bearer {}", credential.access_token.expose()))

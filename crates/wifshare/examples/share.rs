@@ -1,4 +1,4 @@
-//! Runs a command whose processes share one credential, as `wifshare exec` does: `cargo run --example share -- COMMAND`.
+//! Runs a command whose processes share one credential, like `wifshare exec`: `cargo run --example share -- COMMAND`.
 
 use std::error::Error;
 use std::ffi::OsString;
@@ -14,7 +14,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     Ok(ExitCode::from(share(&command, &environment)?))
 }
 
-/// The command's exit code. The credential is kept fresh while the command works, and nothing of it is left afterwards.
+/// Runs the command, and returns its exit code. Keeps the credential fresh meanwhile, and removes it afterwards.
 pub fn share(command: &[OsString], environment: &Environment) -> Result<u8, Box<dyn Error>> {
     let config = resolve(&Inputs::default(), environment)?;
     let provision = Provision::Credential(Delivery::Profile);
@@ -22,7 +22,7 @@ pub fn share(command: &[OsString], environment: &Environment) -> Result<u8, Box<
     let run =
         Arc::new(Run::begin(config, provision, transport, Clock::system(), Arc::new(|_: &wifshare::Step<'_>| {}))?);
     let keeper = Arc::clone(&run);
-    // It ends with the run; a request that hangs must not hold a finished command.
+    // The thread ends with the run. It is not joined, because a hanging request must not delay a finished command.
     if let Err(error) = std::thread::Builder::new().spawn(move || keeper.keep_fresh(0.0)) {
         run.end()?;
         return Err(error.into());
