@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_begins_on_a_line_of_its_own_and_can_be_removed() {
+    fn appended_text_starts_on_a_new_line_and_can_be_undone() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("file");
         for (before, after) in [("", "new\n"), ("old\n", "old\nnew\n"), ("old", "old\nnew\n")] {

@@ -813,7 +813,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_arguments_are_consistent() {
+    fn arguments_pass_the_clap_self_check() {
         Arguments::command().debug_assert();
     }
 

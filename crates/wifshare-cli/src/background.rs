@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_thread_does_what_it_is_given_and_ends_without() {
+    fn prepared_thread_runs_its_task_or_ends_when_dropped() {
         let (done, heard) = channel();
         Thread::prepare("test").expect("a thread").begin(move || done.send(7).expect("heard"));
         assert_eq!(heard.recv(), Ok(7));

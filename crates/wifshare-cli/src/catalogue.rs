@@ -623,13 +623,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn texts_are_the_same_to_their_last_letter() {
+    fn is_same_compares_whole_texts() {
         assert!(is_same("usage", "usage") && !is_same("usage", "usages") && !is_same("usages", "usage"));
         assert!(!is_same("usage", "usagf") && !is_same("", "a") && is_same("", ""));
     }
 
     #[test]
-    fn an_entry_is_there_once_and_whole() {
+    fn catalogue_codes_are_unique_and_entries_complete() {
         let codes: BTreeSet<&str> = CATALOGUE.iter().map(|entry| entry.code).collect();
         assert_eq!(codes.len(), CATALOGUE.len());
         for entry in CATALOGUE {
@@ -641,7 +641,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_that_nothing_can_end_with_is_missed() {
+    fn every_catalogue_code_is_used_by_an_error() {
         let of_the_library = |code| wifshare::Code::ALL.iter().any(|known| known.name() == code);
         let sources = sources(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));
         for entry in CATALOGUE.iter().filter(|entry| !of_the_library(entry.code)) {

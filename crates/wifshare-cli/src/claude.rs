@@ -157,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_plugin_name_is_letters_digits_and_five_signs() {
+    fn plugin_name_allows_letters_digits_and_five_signs() {
         for name in ["lint", "lint@ours", "a/b@c", "a.b_c-d", "über@markt"] {
             assert!(check_plugin(name).is_ok(), "{name}");
         }
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_password_is_not_shown() {
+    fn marketplace_password_is_redacted() {
         for (marketplace, shown) in [
             ("https://ci:hunter2@git.example/a.git", "https://…@git.example/a.git"),
             ("http://ci:hunter2@git.example", "http://…@git.example"),
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_marketplace_is_a_path_or_an_https_url_of_a_repository() {
+    fn marketplace_must_be_a_path_or_an_https_git_url() {
         for name in ["https://example.com/a/b.git", "https://example.com:8443/b.git", "/", ".", "./"] {
             assert!(check_marketplace(name).is_ok(), "{name}");
         }

@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_ends_where_it_is_full_and_a_long_word_stays_whole() {
+    fn wrapped_line_breaks_at_its_width_and_keeps_long_words() {
         assert_eq!(wrapped("a b", "- ", "  ", 96), "- a b\n");
         let word = "x".repeat(60);
         assert_eq!(wrapped(&format!("{word} {word} c"), "- ", "  ", 96), format!("- {word}\n  {word} c\n"));

@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shell_reads_each_value_as_one_word() {
+    fn shell_export_quotes_a_value_as_one_word() {
         assert_eq!(changes("a'$(b) c").for_a_shell().lines().next(), Some("export A='a'\\''$(b) c';"));
     }
 
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_a_value_holds_a_later_step_finds_it_and_nothing_else() {
+    fn exported_value_is_read_back_unchanged_in_every_format() {
         use proptest::prelude::*;
         use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
@@ -322,14 +322,14 @@ mod tests {
     }
 
     #[test]
-    fn a_variable_that_has_to_go_is_null_or_blank_where_nothing_else_can_be_written() {
+    fn unset_variable_is_null_in_json_and_blank_in_dotenv() {
         assert_eq!(*changes("v").as_json(), format!("{{\"A\":\"v\",\"{}\":null,\"B\":null}}\n", GIVEN_ANEW[0]));
         assert_eq!(*changes("a b").as_dotenv().expect("one line"), format!("A=a b\nB=\n{}=\n", GIVEN_ANEW[0]));
         assert!(changes("a\nb").as_dotenv().is_err());
     }
 
     #[test]
-    fn githubs_file_holds_values_of_several_lines_and_nothing_that_the_runner_gives_anew() {
+    fn github_env_file_supports_multiline_values() {
         let text = changes("one\ntwo\nA<<x").for_github();
         let lines: Vec<&str> = text.lines().collect();
         let (name, delimiter) = lines[0].split_once("<<").expect("a heredoc");

@@ -198,7 +198,7 @@ mod copy {
         use super::*;
 
         #[test]
-        fn a_copy_is_no_longer_than_what_is_loaded() {
+        fn copied_program_is_no_longer_than_its_loaded_part() {
             let program = File::open("/proc/self/exe").expect("this test");
             let all = program.metadata().expect("its length").len();
             let loaded = loaded(&program).expect("a program of this machine");

@@ -34,7 +34,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_place_begins_with_its_package() {
+    fn panic_location_begins_with_the_package() {
         let line = line!() + 1;
         assert_eq!(place(Location::caller()), format!("wifshare-cli/src/internal_error.rs:{line}"));
     }

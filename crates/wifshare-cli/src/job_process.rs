@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_may_hold_anything_and_the_leader_of_a_terminal_is_told() {
+    fn process_stat_is_parsed_with_any_name_and_terminal_leader() {
         for (stat, parent, name, leads) in [
             ("7 (sh) S 5 7 7 34816 7 0", 5, "sh", true),
             ("7 (sh) S 5 7 7 0 7 0", 5, "sh", false),

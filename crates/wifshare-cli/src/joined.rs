@@ -125,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_an_ended_run_left_in_the_environment_is_nobodys_own() {
+    fn variables_of_an_ended_run_are_removed() {
         let environment = Environment::from_iter([
             (RUN_VARIABLE, "/state/key/runs/1-a"),
             ("ANTHROPIC_CONFIG_DIR", "/state/key/runs/1-a/profile"),

@@ -420,7 +420,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_keeper_without_a_process_lives_as_long_as_the_job_may_run() {
+    fn keeper_life_without_process_follows_the_job_timeout() {
         let ours = Owner::current();
         let hours = |hours: u64| Duration::from_secs(hours * 3600);
         for (watched, variables, life) in [
@@ -438,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn the_format_of_a_wrong_command_line_is_known() {
+    fn export_format_is_found_in_an_invalid_command_line() {
         let words = |line: &str| line.split(' ').map(OsString::from).collect::<Vec<_>>();
         let here = |line: &str| format_among(&words(line), &Environment::default());
         assert_eq!(here("start --bogus"), Some(HandOver::Env));

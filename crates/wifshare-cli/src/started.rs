@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn an_identity_completes_an_environment_that_names_none() {
+    fn identity_of_start_completes_an_environment_without_one() {
         let identity =
             [("ANTHROPIC_FEDERATION_RULE_ID", "fdrl_1"), ("ANTHROPIC_WORKSPACE_ID", "default"), ("PATH", "/x")];
         let identity = identity.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();

@@ -466,7 +466,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn masks_go_to_the_runners_log_alone() {
+    fn masks_are_written_only_to_the_runner_log() {
         use LogFormat::{Json, Text};
         for (mask, github, form, is_file, masks) in [
             (Mask::Auto, true, Text, false, Masks::Written),
@@ -482,12 +482,12 @@ mod tests {
     }
 
     #[test]
-    fn a_text_cannot_end_its_command_and_begin_another() {
+    fn workflow_command_text_is_escaped() {
         assert_eq!(escape("100%\n::set-output::x\r"), "100%25%0A::set-output::x%0D");
     }
 
     #[test]
-    fn times_are_told_in_the_unit_that_tells_most() {
+    fn duration_is_shown_in_its_most_useful_unit() {
         for (seconds, text) in
             [(0, "0 s"), (119, "119 s"), (120, "2 min"), (599, "10 min"), (7199, "120 min"), (7260, "2 h 1 min")]
         {

@@ -172,7 +172,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn colour_is_for_a_terminal_that_wants_it() {
+    fn terminal_colour_follows_tty_and_variables() {
         for (is_terminal, variables, coloured) in [
             (true, &[][..], true),
             (false, &[], false),
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_width_is_what_the_variable_or_the_terminal_says_within_reason() {
+    fn terminal_width_follows_columns_or_the_tty_within_limits() {
         for (columns, width, expected) in
             [("", None, 400), ("", Some(80), 80), ("60", Some(80), 60), ("nonsense", Some(80), 80), ("1", None, 20)]
         {
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_that_does_not_fit_is_cut() {
+    fn overlong_text_is_cut_with_an_ellipsis() {
         assert_eq!(cut("äöü", 3), "äöü");
         assert_eq!(cut("abc def", 5), "abc…");
     }

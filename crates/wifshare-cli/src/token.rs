@@ -126,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_shell_reads_the_text_and_nothing_else() {
+    fn shell_text_is_quoted_only_if_needed() {
         assert_eq!(quoted("sk-ant-oat01-aZ_9.~"), "sk-ant-oat01-aZ_9.~");
         assert_eq!(quoted("a$(b)"), "'a$(b)'");
         assert_eq!(quoted("a'b"), r"'a'\''b'");

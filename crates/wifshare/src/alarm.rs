@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ring_ends_the_next_wait_and_no_other() {
+    fn ring_ends_only_the_next_wait() {
         let alarm = Alarm::new();
         alarm.ring();
         assert!(taken(|| alarm.wait(None, LONG, None)) < LONG / 2);
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn a_moment_of_the_wall_clock_ends_it() {
+    fn wall_clock_deadline_ends_the_wait() {
         let (alarm, clock) = (Alarm::new(), Clock::system());
         assert!(alarm.knows_the_wall_clock());
         let moment = clock.now() + Duration::from_millis(50);
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn what_happens_in_a_directory_ends_it_and_what_does_not_matter_does_not() {
+    fn directory_event_ends_the_wait_once() {
         let holder = tempfile::tempdir().expect("a directory");
         let (arrivals, removals) = (holder.path().join("a"), holder.path().join("r"));
         for directory in [&arrivals, &removals] {
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn each_kind_of_arrival_and_of_removal_ends_it() {
+    fn each_kind_of_arrival_and_removal_ends_the_wait() {
         let holder = tempfile::tempdir().expect("a directory");
         let inside = |name: &str| holder.path().join(name);
         let create = |name: &str| drop(std::fs::File::create(inside(name)).expect("created"));

@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn the_exit_code_is_the_childs_own() {
+    fn exit_code_is_the_one_of_the_child() {
         for code in [0, 1, 77, 125, 255] {
             assert_eq!(run(&format!("exit {code}")), code);
         }
@@ -293,12 +293,12 @@ mod tests {
     }
 
     #[test]
-    fn the_environment_is_exactly_the_one_given() {
+    fn child_gets_exactly_the_given_environment() {
         assert_eq!(run(r#"[ "$A" = b ] && [ -z "$HOME" ]"#), 0);
     }
 
     #[test]
-    fn a_program_is_found_as_a_shell_finds_it() {
+    fn program_is_found_as_in_a_shell() {
         let holder = tempfile::tempdir().unwrap();
         // Another process writes them: a file that is open for writing in this process could not be run.
         let lay_out = r#"
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn a_script_without_a_first_line_is_run_by_the_shell_and_a_binary_is_not() {
+    fn script_without_shebang_runs_in_the_shell_and_a_binary_does_not() {
         let holder = tempfile::tempdir().unwrap();
         let script = r#"
             printf 'exit $1\n' >script; printf '' >empty; printf 'a\0b\n' >binary; printf 'exit 7\n' >-x
@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_be_found_before_the_start_is_and_the_rest_is_left_to_the_system() {
+    fn program_lookup_resolves_only_absolute_path_entries() {
         let found = |path: &str, name: &str| found_in_path(OsStr::new(name), &Environment::from_iter([("PATH", path)]));
         assert_eq!(found("/nonexistent:/etc:/bin", "sh"), Some(PathBuf::from("/bin/sh")));
         // A name with a slash is not searched, and the content of a relative entry is not known before the start.
@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_sees_the_name_it_was_called_by() {
+    fn program_sees_the_name_it_was_called_by() {
         let argv = ["sh", "-c", "[ \"$(tr '\\0' ' ' </proc/$$/cmdline | cut -d' ' -f1)\" = sh ]"].map(OsString::from);
         let environment = Environment::from_iter([("PATH", "/usr/bin:/bin")]);
         let mut child = Child::spawn(&argv, &environment, Streams::Ours).expect("sh");
@@ -364,14 +364,14 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_run_is_told_apart() {
+    fn missing_and_unrunnable_programs_are_distinguished() {
         let spawn = |program: &str| Child::spawn(&[program.into()], &Environment::default(), Streams::Ours);
         assert!(matches!(spawn("/nonexistent/program"), Err(SpawnError::NotFound(_))));
         assert!(matches!(spawn("/etc/passwd"), Err(SpawnError::NotRunnable { .. })));
     }
 
     #[test]
-    fn a_signal_reaches_the_child_and_none_reaches_its_successor() {
+    fn signal_reaches_the_child_and_not_its_successor() {
         let argv = ["sleep", "60"].map(OsString::from);
         let environment = Environment::from_iter([("PATH", "/usr/bin:/bin")]);
         let mut child = Child::spawn(&argv, &environment, Streams::Ours).expect("sleep");
@@ -383,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn a_child_that_leaves_our_process_group_is_told_apart() {
+    fn child_that_leaves_the_process_group_is_detected() {
         let argv = ["setsid", "sleep", "60"].map(OsString::from);
         let environment = Environment::from_iter([("PATH", "/usr/bin:/bin")]);
         let mut child = Child::spawn(&argv, &environment, Streams::Ours).expect("setsid");
@@ -398,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn each_cause_has_its_own_cure() {
+    fn each_spawn_error_has_its_own_hint() {
         let hint = |program: &str| {
             let argv = [OsString::from(program)];
             Child::spawn(&argv, &Environment::default(), Streams::Ours).map(|_| ()).unwrap_err().hint()

@@ -533,7 +533,7 @@ mod tests {
     }
 
     #[test]
-    fn the_variables_that_people_have_are_enough() {
+    fn usual_variables_are_a_complete_configuration() {
         let config = resolved(&[]).expect("complete");
         assert_eq!(config.grant.token_endpoint, "https://api.anthropic.com/v1/oauth/token");
         assert_eq!(config.audience, "https://api.anthropic.com");
@@ -543,7 +543,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_named() {
+    fn missing_setting_is_named() {
         assert_eq!(resolve(&Inputs::default(), &Environment::default()).err(), Some(ConfigError::Unconfigured));
         for missing in [RULE, ORGANIZATION] {
             assert_eq!(resolved(&[(missing, " ")]).err(), Some(ConfigError::Incomplete { missing }));
@@ -553,7 +553,7 @@ mod tests {
     }
 
     #[test]
-    fn where_a_credential_comes_from_is_kept_with_it() {
+    fn source_description_is_stored_with_the_location() {
         let file = resolved(&[]).expect("a configuration").location;
         assert_eq!((file.remintable, file.source.as_str()), (false, "the file /run/token"));
         let (url, bearer) = ("ACTIONS_ID_TOKEN_REQUEST_URL", "ACTIONS_ID_TOKEN_REQUEST_TOKEN");
@@ -563,7 +563,7 @@ mod tests {
     }
 
     #[test]
-    fn a_base_url_that_is_none_is_told_from_one_in_the_clear() {
+    fn invalid_base_url_has_its_own_reason() {
         for (url, words) in [
             ("api.example", "with a scheme and a host"),
             ("/path", "with a scheme and a host"),
@@ -581,7 +581,7 @@ mod tests {
     }
 
     #[test]
-    fn a_base_url_is_parsed_and_not_compared_by_prefix() {
+    fn base_url_is_parsed_and_not_compared_by_prefix() {
         for (url, endpoint) in [
             ("https://api.example", Some("https://api.example/v1/oauth/token")),
             ("https://api.example/", Some("https://api.example/v1/oauth/token")),
@@ -606,7 +606,7 @@ mod tests {
     }
 
     #[test]
-    fn every_part_of_the_identity_is_part_of_the_key() {
+    fn every_part_of_the_identity_changes_the_key() {
         let key = |changes: &[(&str, &str)]| resolved(changes).expect("complete").location.key;
         let plain = key(&[]);
         assert_eq!(plain.len(), 32);
@@ -625,7 +625,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flag_goes_before_its_variable() {
+    fn flag_overrides_its_variable() {
         let inputs = Inputs {
             federation_rule_id: Some("fdrl_flag".to_owned()),
             identity_command: Some(vec!["print-token".into()]),
@@ -639,7 +639,7 @@ mod tests {
     }
 
     #[test]
-    fn a_relative_path_begins_where_the_user_stands() {
+    fn relative_path_is_resolved_against_the_working_directory() {
         let inputs = Inputs { working_directory: "/here".into(), state_dir: Some("st".into()), ..Inputs::default() };
         let config = resolve(&inputs, &with(&[("ANTHROPIC_IDENTITY_TOKEN_FILE", "token")])).expect("complete");
         assert_eq!(config.location.root, Path::new("/here/st"));
@@ -647,21 +647,21 @@ mod tests {
     }
 
     #[test]
-    fn beside_a_profile_of_the_operators_own_a_source_is_enough() {
+    fn identity_token_purpose_needs_only_a_source() {
         let environment = with(&[(RULE, ""), (ORGANIZATION, "")]);
         assert!(resolve_for(Purpose::IdentityToken, &Inputs::default(), &environment).is_ok());
         assert!(resolve(&Inputs::default(), &environment).is_err());
     }
 
     #[test]
-    fn a_value_that_cannot_be_one_is_refused_before_anything_is_spent() {
+    fn implausible_id_is_refused() {
         for value in ["fdrl 1", "fdrl_\u{e4}", &"x".repeat(513)] {
             assert!(matches!(resolved(&[(RULE, value)]), Err(ConfigError::Value { name: RULE, .. })), "{value:.20}");
         }
     }
 
     #[test]
-    fn token_in_place_of_its_path_is_refused_and_not_repeated() {
+    fn token_in_place_of_its_path_is_refused_and_redacted() {
         let token = "eyJhbGciOiJSUzI1NiJ9.eyJqdGkiOiI3Iiwic3ViIjoicmVwbzpvL3IifQ.c2lnbmF0dXJl";
         for (value, words) in [
             (token.to_owned(), "it is an identity token"),
@@ -682,7 +682,7 @@ mod tests {
     }
 
     #[test]
-    fn base_url_in_quotes_is_told_as_that() {
+    fn quoted_or_unexpanded_base_url_is_named() {
         for (url, words) in [("\"https://api.example\"", "in quotes"), ("${{ vars.URL }}", "not replaced")] {
             let error = resolved(&[("ANTHROPIC_BASE_URL", url)]).expect_err(url);
             assert!(error.to_string().contains(words), "{error}");
@@ -721,7 +721,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_may_be_of_512_characters_and_no_more() {
+    fn id_is_limited_to_512_characters() {
         let rule = "x".repeat(512);
         let with_rule = |rule: &str| resolved(&[("ANTHROPIC_FEDERATION_RULE_ID", rule)]);
         assert_eq!(with_rule(&rule).expect("it is plausible").grant.federation_rule_id, rule);
@@ -741,7 +741,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_source_it_is_told_where_one_would_be_looked_for() {
+    fn missing_source_error_explains_where_to_look() {
         let reason = |more: &[(&str, &str)]| {
             let mut environment = with(more);
             environment.remove("ANTHROPIC_IDENTITY_TOKEN_FILE");

@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn the_lead_is_150_seconds_or_a_share_of_the_lifetime() {
+    fn refresh_lead_is_150_s_or_a_share_of_the_lifetime() {
         for (lifetime, lead) in [
             (37, 18),
             (38, 33),
@@ -170,14 +170,14 @@ mod tests {
     }
 
     #[test]
-    fn a_short_lived_credential_is_fresh_when_born() {
+    fn short_lived_credential_is_fresh_at_first() {
         for lifetime in [1, 2, 10, 60, 600, 86_400] {
             assert_eq!(living(lifetime).freshness(from_epoch_seconds(BORN)), Freshness::Fresh, "lifetime {lifetime}");
         }
     }
 
     #[test]
-    fn freshness_turns_at_the_boundaries() {
+    fn freshness_changes_at_its_boundaries() {
         let credential = living(600);
         for (age, freshness) in [
             (449, Freshness::Fresh),
@@ -192,14 +192,14 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_before_the_purchase_makes_it_due_and_not_eternal() {
+    fn clock_before_obtained_at_makes_the_credential_expiring() {
         let credential = living(600);
         assert_eq!(credential.freshness(from_epoch_seconds(BORN - 30)), Freshness::Fresh, "within the leeway");
         assert_eq!(credential.freshness(from_epoch_seconds(BORN - 31)), Freshness::Expiring);
     }
 
     #[test]
-    fn jitter_comes_early_and_never_late() {
+    fn jitter_only_moves_the_refresh_earlier() {
         let credential = living(600);
         assert_eq!(credential.refresh_at_with(0.0), credential.refresh_at() - Duration::from_secs(15));
         assert_eq!(credential.refresh_at_with(1.0), credential.refresh_at() - Duration::from_secs(30));
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_remains_after_the_end() {
+    fn remaining_time_is_zero_after_expiry() {
         assert_eq!(living(600).remaining(from_epoch_seconds(BORN + 601)), Duration::ZERO);
     }
 }

@@ -229,14 +229,14 @@ mod tests {
     }
 
     #[test]
-    fn under_a_profile_nothing_that_buys_a_credential_is_inherited() {
+    fn profile_child_environment_has_no_sign_in_variables() {
         let profile = ProfileDirectory::fixed("/run/p".into());
         let child = environment(Handout::Profile(&profile), &parent(), &[]);
         assert_eq!(names(&child), ["ANTHROPIC_BASE_URL", "ANTHROPIC_CONFIG_DIR", "ANTHROPIC_PROFILE", "PATH"]);
     }
 
     #[test]
-    fn under_environment_there_is_the_token_and_no_more() {
+    fn environment_child_has_only_the_token() {
         let now = from_epoch_seconds(0);
         let access_token = Secret::new("t".to_owned());
         let credential = Credential { access_token, expires_at: now, obtained_at: now, generation: 1 };
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn under_the_gateway_there_is_an_address_and_a_capability_and_no_more() {
+    fn gateway_child_has_only_an_address_and_a_capability() {
         let capability = Secret::new("c".to_owned());
         let handout = Handout::Gateway { base_url: "http://127.0.0.1:9", capability: &capability, api_key: false };
         let child = environment(handout, &parent(), &[]);
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn no_proxy_stands_between_a_child_and_the_gateway() {
+    fn gateway_address_is_added_to_no_proxy() {
         let capability = Secret::new("c".to_owned());
         let handout = Handout::Gateway { base_url: "http://127.0.0.1:9", capability: &capability, api_key: false };
         let proxied = |more: &[(&str, &str)]| {
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn under_federation_the_federation_variables_stay_and_the_request_token_goes() {
+    fn federation_child_keeps_the_ids_and_loses_the_request_token() {
         let profile = ProfileDirectory::federation("/run/p".into());
         let handout = Handout::Federation {
             profile: &profile,
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn beside_an_operators_profile_only_the_identity_token_file_changes() {
+    fn existing_profile_changes_only_the_identity_token_file() {
         let child = environment(Handout::IdentityToken(Path::new("/run/t")), &parent(), &[]);
         assert_eq!(child.text("ANTHROPIC_IDENTITY_TOKEN_FILE"), Some("/run/t"));
         assert!(child.has("ANTHROPIC_API_KEY") && child.has("ANTHROPIC_FEDERATION_RULE_ID"));
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_user_keeps_is_kept() {
+    fn keep_env_keeps_a_variable() {
         let profile = ProfileDirectory::fixed("/run/p".into());
         let keep = ["ANTHROPIC_WORKSPACE_ID".to_owned()];
         let child = environment(Handout::Profile(&profile), &parent(), &keep);
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn deliveries_are_known_by_their_names() {
+    fn delivery_parses_from_its_name() {
         for delivery in Delivery::ALL {
             assert_eq!(delivery.to_string().parse(), Ok(delivery));
         }

@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_grandchild_is_seen_with_its_parent_and_its_end_and_without_its_arguments() {
+    fn grandchild_start_and_end_are_seen() {
         let mut root = Command::new("sh")
             .args(["-c", "sleep 86399 & child=$!; read line; kill $child; wait; read line"])
             .stdin(Stdio::piped())
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_becomes_another_program_is_told_again_by_its_whole_name() {
+    fn process_after_exec_is_reported_with_its_full_name() {
         // The kernel stores only fifteen characters of a name.
         const NAME: &str = "a-name-of-many-letters";
         let holder = tempfile::tempdir().unwrap();
@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_is_told_by_its_name_alone() {
+    fn program_name_has_no_path_and_no_arguments() {
         for (program, name) in [
             ("/usr/bin/claude", "claude"),
             ("node", "node"),

@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_blank_variable_counts_as_unset() {
+    fn blank_variable_counts_as_unset() {
         let environment = Environment::from_iter([("A", ""), ("B", " \n"), ("C", " x ")]);
         assert_eq!(environment.text("A"), None);
         assert!(!environment.has("B"));
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn debug_names_the_variables_and_hides_their_values() {
+    fn debug_shows_variable_names_without_values() {
         let environment = Environment::from_iter([("TOKEN", "canary-7f3a")]);
         assert_eq!(format!("{environment:?}"), r#"{"TOKEN"}"#);
     }

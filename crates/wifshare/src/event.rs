@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_is_one_flat_object_with_a_moment_of_milliseconds() {
+    fn event_is_one_flat_object_with_milliseconds() {
         let expires_at = from_epoch_seconds(1_000_000_600);
         let text = serde_json::to_string(&event(What::Found { generation: 2, expires_at })).expect("JSON");
         assert_eq!(
@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_reads_as_it_was_written() {
+    fn event_survives_its_json() {
         let time = from_epoch_seconds(1_000_000_000) + Duration::from_millis(7);
         for what in [What::Swept, What::ChildEnded { process: 3, code: 143 }] {
             let event = Event { time, started: Some(4), ..event(what) };
@@ -357,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_that_reflects_a_token_is_made_safe() {
+    fn reflected_token_in_a_message_is_redacted() {
         let message = format!("bad assertion eyJ{}", "a".repeat(60));
         let step = Step::Failed { code: "c".to_owned(), message, request_id: Some("sk-ant-x".to_owned()), sent: true };
         let text = serde_json::to_string(&event(What::of(&step).expect("an event"))).expect("JSON");

@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn the_events_of_many_writers_are_all_there_and_whole() {
+    fn concurrent_writers_lose_no_event() {
         let (_directory, log) = log();
         std::thread::scope(|scope| {
             for pid in 0..8 {
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_line_and_an_unknown_event_cost_themselves_and_no_more() {
+    fn damaged_line_and_unknown_event_are_skipped() {
         let (_directory, log) = log();
         log.append(&event(1, What::Swept));
         add(
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_frequent_stops_first_and_nothing_grows_beyond_the_limit() {
+    fn log_limit_stops_frequent_events_first() {
         let (_directory, log) = log();
         let found = || What::Found { generation: 1, expires_at: from_epoch_seconds(0) };
         let fill = |to: u64| add(&log, &vec![b'\n'; (to - size(&path(&log)).unwrap_or(0)) as usize]);
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_large_log_is_put_aside_once_and_still_read_and_an_old_one_goes() {
+    fn large_log_is_rotated_once_and_an_old_one_removed() {
         let (_directory, log) = log();
         let now = Clock::system().now();
         log.append(&event(1, What::Swept));
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_that_cannot_be_written_is_left_alone() {
+    fn unwritable_log_is_left_alone() {
         let (_directory, log) = log();
         let victim = log.directory.join("victim");
         fs::File::create(&victim).unwrap();
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn each_limit_is_met_to_the_byte() {
+    fn each_log_limit_is_exact_to_the_byte() {
         let length = |what| serde_json::to_vec(&event(1, what)).unwrap().len() as u64 + 1;
         let set_size = |log: &EventLog, size| private_file::open_in_place(&path(log)).unwrap().set_len(size).unwrap();
         let found = || What::Found { generation: 1, expires_at: from_epoch_seconds(0) };
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_goes_when_nobody_has_written_to_it_for_longer_than_a_week() {
+    fn log_unused_for_over_a_week_is_removed() {
         let (_directory, log) = log();
         log.append(&event(1, What::Swept));
         let (_, written) = log.mark().unwrap();

@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn the_request_is_what_the_official_clients_send() {
+    fn exchange_request_matches_the_official_clients() {
         let token = IdentityToken::parse(&Secret::new("eyJhbGciOiJSUzI1NiJ9.e30.c2ln".to_owned())).expect("a token");
         let request = request(&grant(), token);
         assert_eq!(request.method(), Method::POST);
@@ -281,14 +281,14 @@ mod tests {
     }
 
     #[test]
-    fn an_expiry_counts_from_the_second_in_which_the_request_left() {
+    fn expiry_counts_from_the_second_of_the_request() {
         let credential = parse_body(r#"{"access_token":"t","token_type":"bearer","expires_in":600}"#).expect("a token");
         assert_eq!(credential.obtained_at, from_epoch_seconds(1000));
         assert_eq!(credential.expires_at, from_epoch_seconds(1600));
     }
 
     #[test]
-    fn a_lifetime_is_a_number_or_a_text_of_at_least_one_second() {
+    fn expires_in_is_a_number_or_string_of_at_least_one_second() {
         for (expires_in, seconds) in [
             ("600", Some(600)),
             ("\"600\"", Some(600)),
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn each_cure_fits_its_cause() {
+    fn each_token_error_has_its_own_hint() {
         for (status, words) in [
             (401, "on the page Workload identity"),
             (403, "without a path of its own"),
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn a_success_that_is_none_is_told_apart() {
+    fn invalid_success_response_is_unexpected() {
         for body in [
             "",
             "<html>",
@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_keeps_the_safe_fields_and_the_request_id() {
+    fn refusal_keeps_safe_fields_and_the_request_id() {
         let jwt = format!("eyJ{}", "x".repeat(80));
         let body = format!(
             r#"{{"error":{{"type":"authentication_error","message":"Authentication failed {jwt}","secret":"{jwt}"}},"echo":"{jwt}"}}"#
@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn statuses_are_sorted_by_what_can_be_done() {
+    fn status_decides_the_kind_of_error() {
         let kind = |status| match parse(&answer(status, "x"), SystemTime::UNIX_EPOCH) {
             Err(TokenError::Refused { .. }) => "refused",
             Err(TokenError::Busy { retry_after, .. }) => {

@@ -497,7 +497,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_claimed_holds_for_what_was_found_before() {
+    fn fuzz_targets_hold_for_the_corpus() {
         for (name, target) in TARGETS {
             let corpus = corpus(name);
             assert!(!corpus.is_empty(), "{name} has nothing to begin with");
@@ -506,7 +506,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_claimed_holds_for_random_changes_of_it() {
+    fn fuzz_targets_hold_for_mutated_corpus() {
         for (name, target) in TARGETS {
             let seeds = prop::sample::select(corpus(name));
             let bytes =
@@ -523,7 +523,7 @@ mod tests {
     }
 
     #[test]
-    fn the_gateways_door_opens_for_some_of_it() {
+    fn gateway_corpus_contains_accepted_input() {
         let admitted = |name, is_admitted: fn(&[u8]) -> bool| corpus(name).iter().filter(|it| is_admitted(it)).count();
         assert!(admitted("gateway_request", |bytes| gateway::parsers::request(bytes).is_some()) >= 1);
         assert!(admitted("gateway_response", |bytes| gateway::parsers::response(bytes).is_some()) >= 2);
@@ -531,7 +531,7 @@ mod tests {
     }
 
     #[test]
-    fn every_target_has_its_fuzzer() {
+    fn every_target_has_a_corpus_and_a_fuzzer() {
         let listed = |directory: PathBuf| -> Vec<String> {
             let entries = std::fs::read_dir(directory).expect("fuzz/ has its folders").flatten();
             let names = entries.filter_map(|entry| Some(entry.path().file_stem()?.to_str()?.to_owned()));

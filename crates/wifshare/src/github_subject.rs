@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_are_recognised_removed_and_added() {
+    fn subject_ids_are_recognised_removed_and_added() {
         const SUBJECT: &str = "repo:octo-org@65/octo-repo@74:ref:refs/heads/main";
         const PLAIN: &str = "repo:octo-org/octo-repo:ref:refs/heads/main";
         assert!(is_immutable(SUBJECT) && !is_immutable(PLAIN));

@@ -17,7 +17,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_byte_is_two_digits_in_lower_case() {
+    fn each_byte_is_two_lowercase_digits() {
         for (bytes, text) in [(&[][..], ""), (&[0], "00"), (&[0x0a, 0xf0, 0xff], "0af0ff"), (&[0x10, 0x9b], "109b")] {
             assert_eq!(hexadecimal(bytes), text);
         }

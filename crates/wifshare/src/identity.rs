@@ -447,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_user_laid_out_goes_before_every_platform() {
+    fn explicit_token_source_precedes_every_platform() {
         let platform =
             [("ACTIONS_ID_TOKEN_REQUEST_URL", "https://ci.invalid/t"), ("ACTIONS_ID_TOKEN_REQUEST_TOKEN", "t")];
         let with = |more: (&'static str, &'static str)| detected(&[platform[0], platform[1], more]);
@@ -463,7 +463,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ci_that_withholds_its_tokens_ends_the_search() {
+    fn ci_that_withholds_its_tokens_ends_detection() {
         let job = [("GITHUB_ACTIONS", "true"), ("CLOUD_RUN_JOB", "runner")];
         assert!(matches!(detected(&job), Detected::Withheld { .. }), "the machine's own identity is not the fork's");
         assert!(matches!(detected(&job[1..]), Detected::Source(_)));
@@ -471,7 +471,7 @@ mod tests {
     }
 
     #[test]
-    fn every_platform_is_chosen_by_its_name_and_explains_itself_where_it_is_not() {
+    fn every_platform_can_be_chosen_or_explains_why_not() {
         let environment = Environment::default();
         let input = DetectionInput {
             environment: &environment,
@@ -495,7 +495,7 @@ mod tests {
     }
 
     #[test]
-    fn children_lose_what_every_ci_gives_and_what_the_source_in_use_has() {
+    fn children_lose_ci_variables_and_those_of_the_source() {
         let names = IdentitySource::file("/t".into()).variables();
         for name in ["ACTIONS_ID_TOKEN_REQUEST_TOKEN", "CIRCLE_OIDC_TOKEN_V2", "SYSTEM_ACCESSTOKEN"] {
             assert!(names.iter().any(|found| found == name), "{name}");
@@ -507,7 +507,7 @@ mod tests {
     }
 
     #[test]
-    fn a_platform_that_was_named_says_so_only_where_the_job_does_not_run_there() {
+    fn chosen_platform_is_named_only_if_the_job_runs_elsewhere() {
         let chosen = |name: &str, variables: &[(&str, &str)]| {
             let environment: Environment = variables.iter().copied().collect();
             let endpoints = FixedEndpoints::default();
@@ -542,7 +542,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_source_can_still_give_is_counted_where_it_is_a_number() {
+    fn tokens_left_counts_the_unspent_given_tokens() {
         let token = |jti: &str| {
             let part = |json: String| base64::Engine::encode(&base64::engine::general_purpose::URL_SAFE_NO_PAD, json);
             let claims = part(format!(r#"{{"iss":"i","sub":"s","exp":4102444800,"jti":"{jti}"}}"#));
@@ -570,7 +570,7 @@ mod tests {
     }
 
     #[test]
-    fn more_than_the_largest_token_is_read_so_that_it_is_told_as_such_and_no_more() {
+    fn token_is_read_up_to_just_over_the_largest_size() {
         let read = |length: usize| text(io::repeat(b'x').take(length as u64)).expect("read").expose().len();
         let most = identity_token::LARGEST + 1024;
         assert_eq!((read(most), read(most + 1)), (most, most));

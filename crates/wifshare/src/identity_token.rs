@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn claims_are_read_without_verifying() {
+    fn claims_are_parsed_without_verification() {
         let token = token(r#"{"iss":"https://i","sub":"repo:o/r","aud":["a","b"],"jti":"7","iat":10.5,"exp":310}"#);
         let claims = token.expect("well formed").claims().clone();
         assert_eq!(claims.issuer.as_deref(), Some("https://i"));
@@ -367,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn what_surrounds_a_token_is_named() {
+    fn wrapping_of_a_token_is_named() {
         use Wrapping as W;
         use base64::engine::general_purpose::STANDARD;
         let jwt = format!("{HEADER}.{}.c2ln", URL_SAFE_NO_PAD.encode(r#"{"jti":"7","sub":"repo:o/r"}"#));
@@ -445,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fingerprint_follows_issuer_and_jti_and_not_the_signature() {
+    fn fingerprint_depends_on_issuer_and_jti() {
         let one = token(r#"{"iss":"i","jti":"7","exp":1}"#).expect("well formed").fingerprint();
         let same = token(r#"{"iss":"i","jti":"7","exp":2}"#).expect("well formed").fingerprint();
         let other_issuer = token(r#"{"iss":"j","jti":"7"}"#).expect("well formed").fingerprint();
@@ -458,7 +458,7 @@ mod tests {
     }
 
     #[test]
-    fn lasting_claims_are_the_same_in_every_token_that_says_the_same() {
+    fn lasting_claims_ignore_jti_and_times() {
         let of = |claims: &str| token(claims).expect("well formed").lasting_claims();
         let one = of(r#"{"iss":"i","sub":"s","aud":"a","jti":"1","iat":1,"exp":2,"nbf":1}"#);
         assert_eq!(one, of(r#"{"iss":"i","sub":"s","aud":"a","jti":"2","iat":3,"exp":4,"nbf":3}"#));
@@ -468,7 +468,7 @@ mod tests {
     }
 
     #[test]
-    fn what_every_token_needs_is_missed() {
+    fn missing_required_claims_are_reported() {
         let signed = |header: &str, claims: &str| {
             let text = [header, claims].map(|part| URL_SAFE_NO_PAD.encode(part)).join(".");
             parse(&format!("{text}.c2ln")).expect("well formed")

@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_leaves_by_https_or_stays_on_this_machine() {
+    fn secret_is_sent_only_over_https_or_loopback() {
         for (url, secure) in [
             ("https://api.anthropic.com", true),
             ("HTTPS://API.ANTHROPIC.COM/x", true),
@@ -133,21 +133,21 @@ mod tests {
     }
 
     #[test]
-    fn a_status_without_a_name_is_its_number() {
+    fn status_without_a_name_is_its_number() {
         for (status, text) in [(401, "401 Unauthorized"), (529, "529")] {
             assert_eq!(status_text(http::StatusCode::from_u16(status).expect("a status")), text);
         }
     }
 
     #[test]
-    fn a_whole_message_names_each_cause() {
+    fn whole_message_includes_each_cause() {
         let inner = std::io::Error::other("the cause");
         let outer = crate::private_file::PrivateFileError::Io { action: "read", path: "a".into(), source: inner };
         assert_eq!(whole_message(&outer), "could not read a: the cause");
     }
 
     #[test]
-    fn a_safe_text_keeps_words_and_drops_what_could_be_a_token() {
+    fn safe_text_redacts_possible_tokens() {
         let jwt = format!("eyJ{}.eyJ{}.sig", "a".repeat(50), "b".repeat(50));
         for (text, safe) in [
             ("Authentication failed", "Authentication failed".to_owned()),
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn the_answers_own_clock_is_read_where_it_has_one() {
+    fn date_header_gives_the_server_time() {
         let answered = |date: Option<&str>| {
             let mut response = Response::default();
             if let Some(date) = date {

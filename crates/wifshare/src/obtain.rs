@@ -506,7 +506,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_that_is_over_is_asked_for_in_vain_after_half_a_minute() {
+    fn identity_token_is_too_old_30_s_after_expiry() {
         thread_local!(static NOW: Cell<SystemTime> = const { Cell::new(SystemTime::UNIX_EPOCH) });
         const CLOCK: Clock = Clock { wall: || NOW.get(), monotonic: || Duration::ZERO, pause: |_| Ok(()) };
         const END: u64 = 1_000_000_000;
@@ -528,7 +528,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_that_another_identity_takes_at_the_last_moment_is_not_sent() {
+    fn token_spent_elsewhere_before_sending_is_not_sent() {
         let clock = Clock::system();
         let (mut config, _holder) = configured(crate::clock::epoch_seconds(clock.now()) + 300);
         let endpoint = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -550,7 +550,7 @@ mod tests {
     }
 
     #[test]
-    fn another_token_may_follow_one_that_is_spent_unless_its_source_has_no_other() {
+    fn spent_token_error_is_transient_if_another_can_follow() {
         let (mut config, _holder) = configured(0);
         let (transport, clock) = (HttpClient::new(&Environment::default()), Clock::system());
         let token = ask(&config, &transport, clock, &|_| {}).unwrap();
@@ -564,7 +564,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_bought_already_is_kept_though_others_are_refused() {
+    fn adopted_credential_is_stored_despite_a_cached_refusal() {
         let clock = Clock::system();
         let now = clock.now();
         let (config, _holder) = configured(0);

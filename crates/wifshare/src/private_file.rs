@@ -458,7 +458,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_and_a_file_are_born_private() {
+    fn directory_and_file_are_created_private() {
         let (_holder, path) = directory();
         assert_eq!(mode(&path), 0o700);
         assert_eq!(mode(path.parent().unwrap()), 0o700);
@@ -470,14 +470,14 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_file_is_nothing_and_not_an_error() {
+    fn missing_file_is_not_an_error() {
         let (_holder, path) = directory();
         assert!(read(&path.join("x")).unwrap().is_none());
         remove(&path.join("x")).unwrap();
     }
 
     #[test]
-    fn a_link_is_refused_and_its_target_left_alone() {
+    fn symlink_is_refused_and_its_target_kept() {
         let (_holder, path) = directory();
         File::create(path.join("victim")).unwrap();
         symlink(path.join("victim"), path.join("link")).unwrap();
@@ -491,7 +491,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_or_directory_open_to_others_is_refused_and_not_repaired() {
+    fn file_or_directory_open_to_others_is_refused_and_kept() {
         let (_holder, path) = directory();
         replace(&path, "x", b"1", &|_| {}).unwrap();
         for loose in [0o604, 0o640, 0o660] {
@@ -504,7 +504,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_with_a_second_name_is_refused() {
+    fn hard_linked_file_is_refused() {
         let (_holder, path) = directory();
         replace(&path, "x", b"1", &|_| {}).unwrap();
         fs::hard_link(path.join("x"), path.join("y")).unwrap();
@@ -512,7 +512,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fifo_in_the_way_does_not_hang_us() {
+    fn fifo_is_refused_without_blocking() {
         let (_holder, path) = directory();
         let fifo = path.join("x");
         rustix::fs::mknodat(
@@ -527,7 +527,7 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_file_is_read_whole_and_one_byte_more_is_not_ours() {
+    fn file_over_the_size_limit_is_refused() {
         let (_holder, path) = directory();
         let file = open_in_place(&path.join("x")).unwrap();
         file.set_len(LARGEST).unwrap();
@@ -545,7 +545,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_tells_what_was_tried_and_a_file_on_the_way_is_named() {
+    fn io_error_names_the_action_and_the_blocking_file() {
         let (_holder, path) = directory();
         let missing = path.join("missing");
         assert_eq!(refusal(make_sure_of_room(&missing, 1)), ("create a file in", io::ErrorKind::NotFound));
@@ -578,7 +578,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hint_fits_what_the_system_said() {
+    fn hint_depends_on_the_system_error() {
         let hint = |kind: io::ErrorKind| PrivateFileError::io("write", Path::new("x"))(kind.into()).hint();
         assert!(hint(io::ErrorKind::StorageFull).starts_with("free some space"));
         assert!(hint(io::ErrorKind::ReadOnlyFilesystem).starts_with("that file system is read-only"));
@@ -586,7 +586,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_killed_process_was_writing_is_removed_and_nothing_else() {
+    fn only_unfinished_temporary_files_are_removed() {
         let (_holder, path) = directory();
         for name in [".new-1", "new-2", "x"] {
             File::create(path.join(name)).unwrap();
@@ -599,7 +599,7 @@ mod tests {
     }
 
     #[test]
-    fn who_comes_together_makes_one_directory_and_one_file_and_nobody_fails() {
+    fn concurrent_creation_of_directories_and_files_succeeds() {
         let (_holder, path) = directory();
         let together = std::sync::Barrier::new(4);
         std::thread::scope(|scope| {

@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_source_that_gives_spent_tokens_is_asked_four_times_in_a_row_and_one_that_has_no_other_once() {
+    fn spent_token_is_requested_four_times_or_once_by_source() {
         let (acts_of_it, purchase) = acts(Purchase::by_exchange(true), &TO_THE_SOURCE);
         assert_eq!(acts_of_it, [A::Look, A::Lock, A::LookAgain, A::Recall, A::Ask]);
         let again = [H::AlreadySpent, H::Done, H::AlreadySpent, H::Done, H::AlreadySpent, H::Done];
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn process_that_cannot_prove_who_it_is_looks_at_nothing() {
+    fn process_without_proof_of_identity_reads_nothing() {
         assert_eq!(Purchase::by_exchange(true).act(), A::Prove);
         for heard in [H::Final, H::Passing, H::AlreadySpent] {
             assert_eq!(acts(Purchase::by_exchange(true), &[heard]).0, [A::Fail]);
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_at_hand_is_kept_under_the_lock_and_nobody_is_asked() {
+    fn existing_credential_is_stored_under_the_lock_without_a_request() {
         let heard = [H::Unacceptable, H::Done, H::Unacceptable, H::Done];
         assert_eq!(acts(Purchase::by_adoption(), &heard).0, [A::Lock, A::LookAgain, A::Keep, A::Serve]);
     }

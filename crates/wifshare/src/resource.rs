@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn limits_are_told_from_other_faults() {
+    fn resource_limits_are_recognised_by_error_code() {
         for (code, words) in [(24, "ulimit -n"), (28, "space"), (27, "ulimit -f"), (11, "ulimit -u"), (36, "shorter")] {
             let error = io::Error::from_raw_os_error(code);
             assert!(cure(&error).is_some_and(|cure| cure.contains(words)), "{error}");

@@ -43,13 +43,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn debug_tells_the_length_and_nothing_else() {
+    fn debug_shows_only_the_length() {
         let secret = Secret::new("canary-7f3a".to_owned());
         assert_eq!(format!("{secret:?}"), "Secret(11 bytes)");
     }
 
     #[test]
-    fn secrets_are_equal_when_every_byte_is() {
+    fn secrets_are_equal_if_every_byte_is() {
         let secret = |text: &str| Secret::new(text.to_owned());
         assert_eq!(secret("abc"), secret("abc"));
         assert_ne!(secret("abc"), secret("abd"));

@@ -609,7 +609,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hundred_threads_have_their_turn_one_after_another() {
+    fn hundred_threads_hold_the_lock_one_at_a_time() {
         let holder = tempfile::tempdir().unwrap();
         let store = Store::at(&location(holder.path()));
         let inside = AtomicUsize::new(0);
@@ -628,7 +628,7 @@ mod tests {
     }
 
     #[test]
-    fn each_cure_fits_its_cause() {
+    fn each_store_error_has_its_own_hint() {
         let path = PathBuf::from("/state");
         let held = StoreError::Held { path: path.clone(), holder: None, waited: Duration::ZERO };
         let unreliable = StoreError::UnreliableLocks { directory: path.clone(), file_system: "NFS".to_owned() };
@@ -649,7 +649,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_spent_or_refused_is_found_by_whoever_looks() {
+    fn spent_tokens_and_refusals_are_found_by_all_readers() {
         let holder = tempfile::tempdir().unwrap();
         let store = Store::at(&location(holder.path()));
         let token = IdentityToken::parse(&Secret::new("eyJhbGciOiJSUzI1NiJ9.e30.YQ".to_owned())).unwrap();
@@ -665,7 +665,7 @@ mod tests {
     }
 
     #[test]
-    fn a_newer_format_is_refused_and_left_alone() {
+    fn newer_format_is_refused_and_not_changed() {
         let holder = tempfile::tempdir().unwrap();
         let store = Store::at(&location(holder.path()));
         store.create().unwrap();
@@ -678,7 +678,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_file_counts_as_none() {
+    fn damaged_credential_counts_as_missing() {
         let holder = tempfile::tempdir().unwrap();
         let store = Store::at(&location(holder.path()));
         store.create().unwrap();
@@ -690,7 +690,7 @@ mod tests {
     }
 
     #[test]
-    fn generations_count_up_and_the_rest_survives_the_file() {
+    fn generation_increases_with_each_stored_credential() {
         let holder = tempfile::tempdir().unwrap();
         let store = Store::at(&location(holder.path()));
         let first = keep(&store, "one");
@@ -699,7 +699,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_lease_decides_what_becomes_of_the_credential() {
+    fn last_lease_decides_whether_to_keep_the_credential() {
         let holder = tempfile::tempdir().unwrap();
         let store = Store::at(&location(holder.path()));
         let lease = || store.lease(Clock::system(), &|_| {}).unwrap();
@@ -718,7 +718,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sweep_spares_the_living() {
+    fn sweep_keeps_files_of_living_runs() {
         let holder = tempfile::tempdir().unwrap();
         let location = location(holder.path());
         let store = Store::at(&location);
@@ -730,7 +730,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_power_cut_left_of_a_run_goes_with_the_next_start_and_never_while_somebody_lives() {
+    fn damaged_run_is_removed_at_start_unless_a_run_lives() {
         let holder = tempfile::tempdir().unwrap();
         let location = location(holder.path());
         let store = Store::at(&location);
@@ -769,7 +769,7 @@ mod tests {
     }
 
     #[test]
-    fn an_expired_credential_of_nobody_is_swept() {
+    fn sweep_removes_an_expired_credential() {
         let holder = tempfile::tempdir().unwrap();
         let location = location(holder.path());
         let store = Store::at(&location);

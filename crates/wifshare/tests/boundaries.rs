@@ -121,7 +121,7 @@ fn pass_until_left(credential: &Credential, left: u64) {
 }
 
 #[test]
-fn one_that_is_fresh_is_served_and_one_whose_successor_is_due_is_renewed() {
+fn fresh_credential_is_served_and_a_due_one_renewed() {
     let world = World::new(settings(vec![]));
     let first = world.obtain().unwrap();
     pass_until_left(&first, 151);
@@ -133,7 +133,7 @@ fn one_that_is_fresh_is_served_and_one_whose_successor_is_due_is_renewed() {
 }
 
 #[test]
-fn who_cannot_have_a_successor_is_served_what_is_usable_and_nothing_that_is_not() {
+fn failed_renewal_serves_the_credential_only_while_usable() {
     let world = World::new(settings([vec![Fault::None], vec![status(503, None); 12]].concat()));
     let first = world.obtain().unwrap();
     pass_until_left(&first, 100);
@@ -153,7 +153,7 @@ fn who_cannot_have_a_successor_is_served_what_is_usable_and_nothing_that_is_not(
 }
 
 #[test]
-fn a_failure_that_may_pass_is_tried_three_times_with_growing_pauses_and_a_refusal_once() {
+fn transient_failure_is_tried_three_times_and_a_refusal_once() {
     for (faults, tries, told, pauses) in [
         (vec![status(503, None); 5], 3, "endpoint-busy", vec![500..1001, 1000..2001]),
         (vec![status(429, Some(4)); 5], 3, "endpoint-busy", vec![4000..4001, 4000..4001]),
@@ -174,7 +174,7 @@ fn a_failure_that_may_pass_is_tried_three_times_with_growing_pauses_and_a_refusa
 }
 
 #[test]
-fn no_further_try_is_begun_after_a_minute() {
+fn no_retry_starts_after_a_minute() {
     for (delay, tries) in [(40, 3), (70, 2)] {
         let world = World::new(settings(vec![status(503, None); 5]));
         DELAY.set(seconds(delay));
@@ -185,7 +185,7 @@ fn no_further_try_is_begun_after_a_minute() {
 }
 
 #[test]
-fn a_failure_is_remembered_for_as_long_as_it_is_sure() {
+fn failure_is_cached_for_5_or_30_seconds_by_kind() {
     let forbidden = || Settings { identity_token_faults: vec![status(403, None); 50], ..settings(vec![]) };
     let broken = || Settings { identity_token_faults: vec![status(503, None); 50], ..settings(vec![]) };
     let busy = || Settings { identity_token_faults: vec![status(429, None); 50], ..settings(vec![]) };
@@ -221,7 +221,7 @@ fn a_failure_is_remembered_for_as_long_as_it_is_sure() {
 }
 
 #[test]
-fn what_is_spent_or_malformed_is_looked_at_anew_each_time() {
+fn spent_or_malformed_token_is_not_cached_as_a_failure() {
     let spoiled = Settings { identity_token_faults: vec![Fault::MalformedIdentityToken], ..settings(vec![]) };
     let world = World::new(spoiled);
     assert_eq!(code(world.obtain()), "identity-malformed");
@@ -229,7 +229,7 @@ fn what_is_spent_or_malformed_is_looked_at_anew_each_time() {
 }
 
 #[test]
-fn an_identity_token_may_be_half_a_minute_over_its_end_and_no_more() {
+fn identity_token_is_accepted_until_30_s_after_expiry() {
     for (over, received, told) in [(29, 1, "exchange-refused"), (32, 0, "identity-expired")] {
         let end = CLOCK.now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
         let world = World::with(settings(vec![status(401, None)]), |sandbox| {
@@ -242,7 +242,7 @@ fn an_identity_token_may_be_half_a_minute_over_its_end_and_no_more() {
 }
 
 #[test]
-fn one_token_is_sent_once_and_its_second_use_is_told_with_the_cure() {
+fn single_token_is_sent_once_and_its_reuse_error_has_a_hint() {
     let world = World::with(settings(vec![Fault::DropAfterCommit]), |sandbox| Some(sandbox.issue_identity_token()));
     let lost = world.obtain().unwrap_err();
     assert_eq!(lost.code().to_string(), "answer-lost");
@@ -259,7 +259,7 @@ fn one_token_is_sent_once_and_its_second_use_is_told_with_the_cure() {
 }
 
 #[test]
-fn who_can_be_asked_again_hears_another_cure_than_who_cannot() {
+fn hint_differs_for_sources_that_issue_one_token() {
     let remintable = World::new(settings(vec![status(503, None); 3]));
     let hint = remintable.obtain().unwrap_err().hint().unwrap();
     assert!(hint.contains("a new identity token is taken for each try"), "{hint}");
@@ -269,7 +269,7 @@ fn who_can_be_asked_again_hears_another_cure_than_who_cannot() {
 }
 
 #[test]
-fn a_renewal_replaces_what_is_held_and_takes_what_others_renewed() {
+fn renew_replaces_the_credential_and_adopts_newer_ones() {
     let world = World::new(settings(vec![]));
     let first = world.obtain().unwrap();
     let second = world.renew(&first).unwrap();
@@ -283,7 +283,7 @@ fn a_renewal_replaces_what_is_held_and_takes_what_others_renewed() {
 }
 
 #[test]
-fn one_that_has_to_last_lasts_and_what_no_exchange_can_give_is_not_bought_twice() {
+fn min_life_is_met_and_an_impossible_one_costs_one_exchange() {
     let world = World::new(settings(vec![]));
     let first = world.obtain().unwrap();
     pass_until_left(&first, 400);
@@ -307,7 +307,7 @@ fn one_that_has_to_last_lasts_and_what_no_exchange_can_give_is_not_bought_twice(
 }
 
 #[test]
-fn who_has_something_usable_waits_a_moment_and_who_has_nothing_waits_long() {
+fn lock_wait_is_short_with_a_usable_credential_and_long_without() {
     let world = World::new(settings(vec![]));
     let store = world.config.store();
     let waited = |what: &dyn Fn()| {
@@ -352,7 +352,7 @@ fn holder(world: &World, clock: Clock) -> (Holder, Arc<Mutex<u32>>) {
 }
 
 #[test]
-fn a_holder_serves_what_is_usable_for_five_seconds_before_it_tries_again() {
+fn holder_retries_a_failed_renewal_after_five_seconds() {
     let world = World::new(settings([vec![Fault::None], vec![status(400, None); 9]].concat()));
     let (holder, failures) = holder(&world, CLOCK);
     let first = holder.credential().unwrap();
@@ -395,7 +395,7 @@ fn holder_serves_no_expired_credential_after_the_clock_was_set_back() {
 }
 
 #[test]
-fn whoever_asks_a_holder_to_end_is_not_served_instead() {
+fn interrupted_holder_returns_no_credential() {
     let world = World::new(settings([vec![Fault::None], vec![status(503, None); 9]].concat()));
     let (holder, failures) = holder(&world, Clock { pause: |_| Err(Interrupted), ..CLOCK });
     let first = holder.credential().unwrap();
@@ -405,7 +405,7 @@ fn whoever_asks_a_holder_to_end_is_not_served_instead() {
 }
 
 #[test]
-fn a_job_that_was_given_several_tokens_takes_the_next_and_the_last_of_them_once() {
+fn given_tokens_are_tried_in_order_and_each_once() {
     let faults = vec![status(503, None), Fault::None, status(503, None)];
     let world = World::with_all(settings(faults), |sandbox| (0..3).map(|_| sandbox.issue_identity_token()).collect());
     let told = Mutex::new(Vec::new());

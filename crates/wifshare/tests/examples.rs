@@ -23,7 +23,7 @@ fn job(settings: Settings) -> (Sandbox, tempfile::TempDir, Environment) {
 }
 
 #[test]
-fn a_client_of_ones_own_is_fed_and_the_next_one_shares() {
+fn example_client_works_and_its_second_call_shares() {
     let (sandbox, _directory, environment) = job(Settings { require_oauth_beta: true, ..Settings::default() });
     let models = models::models(&environment).unwrap();
     assert!(models.iter().any(|model| model.starts_with("claude-")), "{models:?}");
@@ -32,7 +32,7 @@ fn a_client_of_ones_own_is_fed_and_the_next_one_shares() {
 }
 
 #[test]
-fn a_credential_that_was_revoked_is_renewed_once() {
+fn example_client_renews_a_revoked_credential_once() {
     let (sandbox, _directory, environment) = job(Settings::default());
     models::models(&environment).unwrap();
     sandbox.revoke_access_tokens();
@@ -42,7 +42,7 @@ fn a_credential_that_was_revoked_is_renewed_once() {
 }
 
 #[test]
-fn a_failure_says_what_to_do() {
+fn example_error_has_a_hint_and_a_diagnosis() {
     let (_sandbox, _directory, environment) = job(Settings { exchange_faults: vec![refused()], ..Settings::default() });
     let error = models::models(&environment).unwrap_err();
     let error = error.downcast_ref::<wifshare::ObtainError>().unwrap();
@@ -55,7 +55,7 @@ fn refused() -> Fault {
 }
 
 #[test]
-fn a_command_shares_and_leaves_nothing() {
+fn example_run_shares_and_leaves_no_files() {
     let (sandbox, directory, environment) = job(Settings::default());
     let script = r#"test -s "$ANTHROPIC_CONFIG_DIR/credentials/$ANTHROPIC_PROFILE.json" && exit 7"#;
     let command: Vec<OsString> = ["sh", "-c", script].map(OsString::from).into();

@@ -240,7 +240,7 @@ async fn plain(mut respond: h2::server::SendResponse<Bytes>, _token: String) {
 }
 
 #[test]
-fn a_request_is_translated_and_its_answer_too() {
+fn request_and_response_are_translated_to_http2() {
     let world = World::new(&[b"h2", b"http/1.1"], plain);
     let chunks = b"3\r\nabc\r\n2;x\r\nde\r\n0\r\nx-sum: 1\r\n\r\n";
     let answer = world.ask("POST /v1/x?y=1", "Transfer-Encoding: chunked\r\nTE: trailers\r\nX-Mine: 1\r\n", chunks);
@@ -262,7 +262,7 @@ fn a_request_is_translated_and_its_answer_too() {
 }
 
 #[test]
-fn many_requests_share_one_connection() {
+fn many_requests_share_one_http2_connection() {
     let world = World::new(&[b"h2"], plain);
     std::thread::scope(|scope| {
         for _ in 0..20 {
@@ -274,7 +274,7 @@ fn many_requests_share_one_connection() {
 }
 
 #[test]
-fn an_api_without_http2_is_spoken_to_as_it_likes() {
+fn api_without_http2_is_served_over_http1() {
     let world = World::new(&[b"http/1.1"], plain);
     for _ in 0..3 {
         assert_eq!(
@@ -302,7 +302,7 @@ async fn without_content(mut respond: h2::server::SendResponse<Bytes>, _token: S
 }
 
 #[test]
-fn content_without_a_length_comes_in_chunks_and_no_content_in_none() {
+fn response_without_length_is_chunked_and_empty_one_has_no_body() {
     let world = World::new(&[b"h2"], with_an_empty_piece);
     let answer = world.ask("GET /v1/models", "", b"");
     assert!(answer.ends_with("\r\n\r\n3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n"), "{answer}");
@@ -314,7 +314,7 @@ fn content_without_a_length_comes_in_chunks_and_no_content_in_none() {
 }
 
 #[test]
-fn each_byte_is_counted_whatever_the_api_speaks() {
+fn response_bytes_are_counted_for_http1_and_http2() {
     for protocol in [&b"h2"[..], b"http/1.1"] {
         let world = World::new(&[protocol], plain);
         let answer = world.ask("POST /v1/x", "Content-Length: 0\r\n", b"");
@@ -324,7 +324,7 @@ fn each_byte_is_counted_whatever_the_api_speaks() {
 }
 
 #[test]
-fn a_line_that_is_used_now_and_then_is_not_at_rest() {
+fn upstream_connection_used_at_intervals_stays_open() {
     let world = World::with(&[b"h2"], plain, false, Limits { rest: Duration::from_secs(2), ..Limits::default() });
     for pause in [1600, 1400, 0] {
         assert!(world.ask("GET /v1/models", "", b"").ends_with("\r\n\r\nhi"));
@@ -358,7 +358,7 @@ async fn all_at_once(respond: h2::server::SendResponse<Bytes>, token: String) {
 }
 
 #[test]
-fn a_crowd_of_requests_takes_another_connection_and_waits_for_none() {
+fn requests_over_the_stream_limit_open_another_connection() {
     let world = World::new(&[b"h2"], all_at_once);
     std::thread::scope(|scope| {
         for _ in 0..CROWD {
@@ -370,7 +370,7 @@ fn a_crowd_of_requests_takes_another_connection_and_waits_for_none() {
 }
 
 #[test]
-fn a_large_head_passes() {
+fn large_response_head_is_forwarded() {
     let answer = World::new(&[b"h2"], with_a_large_head).ask("GET /v1/models", "", b"");
     assert!(answer.contains(&format!("x-large: {}\r\n", "x".repeat(40_000))), "{answer:.200}");
 }
@@ -384,7 +384,7 @@ async fn waits(mut respond: h2::server::SendResponse<Bytes>, _token: String) {
 static RESETS: Mutex<Vec<h2::Reason>> = Mutex::new(Vec::new());
 
 #[test]
-fn what_nobody_waits_for_is_cancelled() {
+fn client_disconnect_cancels_the_upstream_request() {
     let world = World::new(&[b"h2"], waits);
     for lines in ["", "Content-Length: 5\r\n"] {
         let mut client = world.connect();
@@ -432,7 +432,7 @@ async fn both_at_once(respond: h2::server::SendResponse<Bytes>, token: String) {
 }
 
 #[test]
-fn a_connection_that_has_a_request_under_way_is_not_at_rest() {
+fn connection_with_an_open_request_is_not_idle() {
     let limits = Limits { rest: Duration::from_millis(100), ..Limits::default() };
     let world = World::with(&[b"h2"], both_at_once, false, limits);
     std::thread::scope(|scope| {
@@ -444,7 +444,7 @@ fn a_connection_that_has_a_request_under_way_is_not_at_rest() {
 }
 
 #[test]
-fn what_is_open_to_the_api_is_closed_when_nobody_has_used_it_for_a_while() {
+fn idle_upstream_connection_is_closed() {
     for (protocol, end) in [(&b"h2"[..], "hi"), (b"http/1.1", "one")] {
         let limits = Limits { rest: Duration::from_millis(200), ..Limits::default() };
         let world = World::with(&[protocol], plain, false, limits);
@@ -461,7 +461,7 @@ fn what_is_open_to_the_api_is_closed_when_nobody_has_used_it_for_a_while() {
 }
 
 #[test]
-fn the_way_out_goes_by_the_proxy() {
+fn upstream_connection_uses_the_proxy() {
     for protocol in [&b"h2"[..], b"http/1.1"] {
         let world = World::with(&[protocol], plain, true, Limits::default());
         for _ in 0..3 {
@@ -475,7 +475,7 @@ fn the_way_out_goes_by_the_proxy() {
 }
 
 #[test]
-fn a_body_larger_than_the_bound_is_refused_as_soon_as_that_is_known() {
+fn body_over_the_limit_is_refused_early() {
     let chunks = |sizes: &[usize]| {
         let chunk = |size: &usize| [format!("{size:x}\r\n").as_bytes(), &vec![b'a'; *size], b"\r\n"].concat();
         [sizes.iter().flat_map(chunk).collect(), b"0\r\n\r\n".to_vec()].concat()
@@ -510,7 +510,7 @@ async fn streamed(mut respond: h2::server::SendResponse<Bytes>, _token: String) 
 }
 
 #[test]
-fn a_stream_comes_in_chunks_with_early_hints_and_trailers() {
+fn streamed_response_keeps_chunks_hints_and_trailers() {
     let world = World::new(&[b"h2"], streamed);
     assert_eq!(
         world.ask("GET /v1/models", "", b""),
@@ -527,7 +527,7 @@ async fn only_the_second(mut respond: h2::server::SendResponse<Bytes>, token: St
 }
 
 #[test]
-fn a_401_is_answered_by_another_credential_and_the_same_request() {
+fn request_with_401_is_retried_with_another_credential() {
     let world = World::new(&[b"h2"], only_the_second);
     let body = vec![7; 300_000];
     let answer = world.ask("POST /v1/x", "Content-Length: 300000\r\n", &body);
@@ -559,7 +559,7 @@ async fn fails(mut respond: h2::server::SendResponse<Bytes>, _token: String) {
 }
 
 #[test]
-fn what_the_api_says_it_did_not_do_is_asked_once_more_and_nothing_else_is() {
+fn refused_stream_is_retried_once_and_other_resets_are_not() {
     let world = World::new(&[b"h2"], refuses);
     assert!(world.ask("POST /v1/x", "Content-Length: 2\r\n", b"ab").ends_with("\r\n\r\nhi"));
     assert_eq!(world.heard.lock().unwrap().len(), 2);
@@ -584,7 +584,7 @@ async fn large(mut respond: h2::server::SendResponse<Bytes>, _token: String) {
 }
 
 #[test]
-fn a_large_answer_waits_for_its_reader() {
+fn large_response_waits_for_a_slow_client() {
     let world = World::new(&[b"h2"], large);
     let mut stream = world.connect();
     let head =
@@ -611,7 +611,7 @@ fn a_large_answer_waits_for_its_reader() {
 }
 
 #[test]
-fn requests_to_an_api_that_cannot_be_reached_do_not_wait_for_one_another() {
+fn requests_to_an_unreachable_api_do_not_queue() {
     // It takes the connection, and says nothing of TLS.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let publisher = CredentialPublisher::new();
@@ -645,7 +645,7 @@ fn requests_to_an_api_that_cannot_be_reached_do_not_wait_for_one_another() {
 }
 
 #[test]
-fn a_closed_gateway_is_closed_and_so_is_one_that_is_dropped() {
+fn closed_or_dropped_gateway_stops_listening() {
     for end in [|gateway: Gateway| gateway.close(Duration::ZERO), drop] {
         let world = World::new(&[b"h2"], plain);
         let address = world.address;

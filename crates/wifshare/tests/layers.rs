@@ -57,7 +57,7 @@ fn may_know(module: &str, other: &str) -> bool {
 }
 
 #[test]
-fn no_room_imports_a_room_and_nothing_looks_upstairs() {
+fn imports_follow_the_layers() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut seen = BTreeSet::new();
     for path in sources(&root) {
@@ -74,7 +74,7 @@ fn no_room_imports_a_room_and_nothing_looks_upstairs() {
 }
 
 #[test]
-fn an_import_is_seen_wherever_it_stands() {
+fn every_import_form_is_detected() {
     let text = "use crate::store::Store;\n// use crate::comment;\nlet x = crate::gateway::open(crate::clock::now());";
     assert_eq!(named_in(text).into_iter().collect::<Vec<_>>(), ["clock", "gateway", "store"]);
     assert!(!may_know("store", "gateway") && may_know("store", "clock") && may_know("obtain", "store"));

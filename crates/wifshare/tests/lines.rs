@@ -158,7 +158,7 @@ fn ok(_: &Heard, stream: &mut TcpStream) -> bool {
 }
 
 #[test]
-fn a_line_is_used_again_where_both_sides_left_it_in_order_and_nowhere_else() {
+fn upstream_connection_is_reused_only_after_a_clean_exchange() {
     // It listens on, whatever it said.
     fn answer(heard: &Heard, stream: &mut TcpStream) -> bool {
         match path(heard) {
@@ -184,7 +184,7 @@ fn a_line_is_used_again_where_both_sides_left_it_in_order_and_nowhere_else() {
 }
 
 #[test]
-fn a_line_that_was_closed_while_it_rested_is_not_used() {
+fn idle_connection_closed_by_the_api_is_not_reused() {
     // It has said nothing of that.
     fn answer(_: &Heard, stream: &mut TcpStream) -> bool {
         say(stream, OK);
@@ -199,7 +199,7 @@ fn a_line_that_was_closed_while_it_rested_is_not_used() {
 }
 
 #[test]
-fn what_a_used_line_lost_is_sent_once_more_where_that_can_do_no_harm() {
+fn lost_request_on_a_reused_connection_is_resent_if_safe() {
     // Whoever asks for it a second time on the same line, or by this name at all, hears nothing.
     fn answer(heard: &Heard, stream: &mut TcpStream) -> bool {
         match path(heard) {
@@ -234,7 +234,7 @@ fn what_a_used_line_lost_is_sent_once_more_where_that_can_do_no_harm() {
 }
 
 #[test]
-fn an_answer_is_read_however_it_comes_and_its_end_is_told_as_it_was() {
+fn response_head_is_parsed_in_any_pieces() {
     fn answer(heard: &Heard, stream: &mut TcpStream) -> bool {
         const GO_ON: &str = "HTTP/1.1 100 Continue\r\n\r\n";
         const HINTS: &str = "HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n";
@@ -276,7 +276,7 @@ fn an_answer_is_read_however_it_comes_and_its_end_is_told_as_it_was() {
 }
 
 #[test]
-fn what_broke_off_or_stands_still_is_never_followed_by_another_answer() {
+fn broken_or_stalled_response_is_never_followed_by_another() {
     fn answer(heard: &Heard, stream: &mut TcpStream) -> bool {
         match path(heard) {
             "/v1/hints" => say(stream, "HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n"),
@@ -308,7 +308,7 @@ fn what_broke_off_or_stands_still_is_never_followed_by_another_answer() {
 }
 
 #[test]
-fn each_byte_is_counted_whichever_way_it_came() {
+fn body_bytes_are_counted_however_they_arrive() {
     fn answer(heard: &Heard, stream: &mut TcpStream) -> bool {
         stream.read_exact(&mut [0; 30]).is_ok() && ok(heard, stream)
     }
@@ -326,7 +326,7 @@ fn each_byte_is_counted_whichever_way_it_came() {
 }
 
 #[test]
-fn a_refused_request_that_was_heard_to_its_end_leaves_the_connection_in_order() {
+fn refused_request_read_to_its_end_keeps_the_connection() {
     fn answer(heard: &Heard, stream: &mut TcpStream) -> bool {
         path(heard) != "/v1/broken" && ok(heard, stream)
     }
@@ -346,7 +346,7 @@ fn a_refused_request_that_was_heard_to_its_end_leaves_the_connection_in_order() 
 }
 
 #[test]
-fn a_401_that_nothing_can_be_done_about_is_passed_on_at_once_and_whole() {
+fn unrecoverable_401_is_forwarded_at_once_and_whole() {
     const NO: &str = "HTTP/1.1 401 Unauthorized\r\nrequest-id: req_1\r\ncontent-length: 2\r\n\r\nno";
     let world = World::new(Limits::default(), |_, stream| say(stream, NO));
     let begun = Instant::now();
@@ -361,7 +361,7 @@ fn a_401_that_nothing_can_be_done_about_is_passed_on_at_once_and_whole() {
 }
 
 #[test]
-fn a_401_before_the_end_of_the_body_is_answered_with_all_of_it_where_it_can_be_kept() {
+fn early_401_is_retried_with_the_whole_body_if_kept() {
     // To the first line it says no, as soon as it has a head.
     fn answer(heard: &Heard, stream: &mut TcpStream) -> bool {
         if heard.0 == 0 {
@@ -395,7 +395,7 @@ fn a_401_before_the_end_of_the_body_is_answered_with_all_of_it_where_it_can_be_k
 }
 
 #[test]
-fn a_request_waits_for_the_first_credential_and_for_the_successor_of_one_that_has_ended() {
+fn request_waits_for_the_successor_of_an_expired_credential() {
     let world =
         |rejected| World::with(Limits { credential: Duration::from_secs(40), ..Limits::default() }, ok, rejected);
     let later = |publisher: &Arc<CredentialPublisher>, tell: fn(&CredentialPublisher)| {
@@ -423,7 +423,7 @@ fn a_request_waits_for_the_first_credential_and_for_the_successor_of_one_that_ha
 }
 
 #[test]
-fn who_is_silent_is_let_go_and_who_is_slow_is_not() {
+fn silent_clients_are_disconnected_and_slow_ones_are_not() {
     let seconds = Duration::from_secs;
     let limits = Limits { idle: seconds(1), head: seconds(2), ..Limits::default() };
     let hasty = World::new(limits, ok);
@@ -476,7 +476,7 @@ fn who_is_silent_is_let_go_and_who_is_slow_is_not() {
 }
 
 #[test]
-fn who_signs_in_by_itself_is_given_the_capability_and_the_api_hears_nothing() {
+fn client_sign_in_returns_the_capability_without_the_api() {
     let world = World::new(Limits::default(), ok);
     let mut client = world.connect();
     let host = format!("Host: {}\r\n", world.address);
@@ -508,7 +508,7 @@ fn who_signs_in_by_itself_is_given_the_capability_and_the_api_hears_nothing() {
 }
 
 #[test]
-fn panic_in_a_connection_ends_that_connection_alone() {
+fn panic_in_a_connection_ends_only_that_connection() {
     let world = World::new(Limits::default(), |_, stream| say(stream, OK));
     let mut other = world.connect();
     let more = world.head("GET /v1/a", "Content-Length: 0\r\n");
@@ -592,7 +592,7 @@ fn hostile_answer(seed: u64) -> Vec<u8> {
 }
 
 #[test]
-fn no_answer_of_the_api_makes_the_gateway_panic() {
+fn no_api_response_makes_the_gateway_panic() {
     const ANSWERS: u64 = 1500;
     let brief = Duration::from_millis(500);
     let world = World::new(Limits { answer: brief, body: brief, ..Limits::default() }, |(_, line), stream| {
@@ -624,7 +624,7 @@ fn no_answer_of_the_api_makes_the_gateway_panic() {
 
 /// RFC 9110 §9.2.2: a message that is paid for may have been worked on, and its client repeats it if it likes.
 #[test]
-fn reused_connection_that_breaks_repeats_what_is_idempotent_and_no_post() {
+fn broken_reused_connection_retries_get_but_not_post() {
     // It resets every second request of a connection.
     static SEEN: Mutex<Vec<usize>> = Mutex::new(Vec::new());
     let world = World::new(Limits::default(), |(number, _), stream| {

@@ -37,7 +37,7 @@ fn waiter(config: &Config, transport: &HttpClient) -> Receiver<Result<Credential
 }
 
 #[test]
-fn who_waits_takes_what_the_holder_has_stored_before_the_holder_lets_go() {
+fn waiter_takes_a_stored_credential_before_the_lock_is_released() {
     let holder = tempfile::tempdir().unwrap();
     let sandbox = sandbox(Settings::default());
     let (config, transport) = configured(&sandbox, &holder.path().join("state"));
@@ -59,7 +59,7 @@ fn who_waits_takes_what_the_holder_has_stored_before_the_holder_lets_go() {
 }
 
 #[test]
-fn who_waits_hears_of_a_refusal_before_the_holder_lets_go() {
+fn waiter_receives_a_refusal_before_the_lock_is_released() {
     let holder = tempfile::tempdir().unwrap();
     let sandbox = sandbox(Settings::default());
     let (config, transport) = configured(&sandbox, &holder.path().join("state"));
@@ -74,7 +74,7 @@ fn who_waits_hears_of_a_refusal_before_the_holder_lets_go() {
 }
 
 #[test]
-fn threads_that_hold_together_buy_once_and_read_no_file_after_that() {
+fn threads_of_a_holder_exchange_once_and_then_use_memory() {
     let directory = tempfile::tempdir().unwrap();
     let state = directory.path().join("state");
     let sandbox = sandbox(Settings { exchange_latency_ms: 200, ..Settings::default() });
@@ -96,7 +96,7 @@ fn threads_that_hold_together_buy_once_and_read_no_file_after_that() {
 static AHEAD: AtomicU64 = AtomicU64::new(0);
 
 #[test]
-fn a_holder_renews_when_it_is_due_serves_the_usable_meanwhile_and_an_expired_one_never() {
+fn holder_renews_when_due_and_never_serves_an_expired_credential() {
     let directory = tempfile::tempdir().unwrap();
     let sandbox = sandbox(Settings {
         identity_token_lifetime_s: 3600,
@@ -123,7 +123,7 @@ fn a_holder_renews_when_it_is_due_serves_the_usable_meanwhile_and_an_expired_one
 }
 
 #[test]
-fn a_rejected_credential_is_replaced_once_for_all_threads() {
+fn rejected_credential_is_replaced_once_for_all_threads() {
     let directory = tempfile::tempdir().unwrap();
     let sandbox = sandbox(Settings::default());
     let (config, transport) = configured(&sandbox, &directory.path().join("state"));

@@ -61,7 +61,7 @@ fn files_with_secrets(sandbox: &Sandbox, directory: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn a_renewal_that_outlives_its_run_keeps_nothing() {
+fn renewal_that_outlives_its_run_stores_nothing() {
     let holder = tempfile::tempdir().unwrap();
     let state = holder.path().join("state");
     let sandbox = living(6, vec![Fault::None, Fault::Stall { ms: 5000 }]);
@@ -76,7 +76,7 @@ fn a_renewal_that_outlives_its_run_keeps_nothing() {
 }
 
 #[test]
-fn a_renewal_that_others_need_is_waited_for() {
+fn end_waits_for_a_renewal_that_other_runs_need() {
     let holder = tempfile::tempdir().unwrap();
     let state = holder.path().join("state");
     // The answer comes 5 s late and its life counts from the question: the next renewal has to be far from it.
@@ -93,7 +93,7 @@ fn a_renewal_that_others_need_is_waited_for() {
 }
 
 #[test]
-fn the_base_url_is_named_where_children_could_mean_another() {
+fn base_url_is_set_where_the_child_could_use_another() {
     const API: &str = "https://api.anthropic.com";
     const NAME: &str = "ANTHROPIC_BASE_URL";
     let sandbox = living(600, Vec::new());
@@ -117,7 +117,7 @@ fn the_base_url_is_named_where_children_could_mean_another() {
 }
 
 #[test]
-fn a_run_knows_what_it_hands_out_and_whether_that_is_there() {
+fn run_reports_its_delivery_and_whether_its_directory_exists() {
     let sandbox = living(600, Vec::new());
     for (delivery, hands_out) in [(Delivery::Profile, false), (Delivery::Federation, true)] {
         let holder = tempfile::tempdir().unwrap();
@@ -134,7 +134,7 @@ fn a_run_knows_what_it_hands_out_and_whether_that_is_there() {
 }
 
 #[test]
-fn a_gateway_that_cannot_renew_tries_ever_more_slowly_and_not_without_a_pause() {
+fn failing_gateway_renewal_backs_off() {
     let holder = tempfile::tempdir().unwrap();
     let failures = vec![Fault::Status { status: 503, retry_after_s: None, commit: false }; 1000];
     let sandbox = living(4, [vec![Fault::None], failures].concat());
@@ -157,7 +157,7 @@ fn a_gateway_that_cannot_renew_tries_ever_more_slowly_and_not_without_a_pause() 
 }
 
 #[test]
-fn whoever_is_asked_to_end_while_a_run_begins_begins_none() {
+fn interrupt_during_begin_starts_no_run() {
     let holder = tempfile::tempdir().unwrap();
     let sandbox = Sandbox::start(Settings {
         // The one to spare is the one that was spent: another is waited for.

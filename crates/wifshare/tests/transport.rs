@@ -120,7 +120,7 @@ fn certificate_fault(environment: &[(&str, &str)], url: &str) -> (CertificateFau
 }
 
 #[test]
-fn certificate_faults_are_told_apart_and_each_has_its_cure() {
+fn certificate_faults_are_distinct_and_each_has_a_hint() {
     use CertificateFault as F;
     let holder = tempfile::tempdir().unwrap();
     let file = |name: &str| holder.path().join(name).to_str().unwrap().to_owned();
@@ -167,7 +167,7 @@ fn certificate_faults_are_told_apart_and_each_has_its_cure() {
 }
 
 #[test]
-fn refused_certificate_is_tried_once_and_not_remembered() {
+fn refused_certificate_is_tried_once_and_not_cached() {
     let holder = tempfile::tempdir().unwrap();
     let identity = Identity::of("localhost");
     let accepted = Arc::new(std::sync::atomic::AtomicUsize::new(0));
@@ -209,7 +209,7 @@ fn refused_certificate_is_tried_once_and_not_remembered() {
 }
 
 #[test]
-fn connection_that_ended_before_the_send_has_sent_nothing() {
+fn closed_connection_before_send_is_reported_as_not_sent() {
     for waits_for_the_request in [false, true] {
         let (told, closed) = std::sync::mpsc::channel();
         let port = serve(move |mut stream| {
@@ -233,7 +233,7 @@ fn connection_that_ended_before_the_send_has_sent_nothing() {
 }
 
 #[test]
-fn https_goes_by_way_of_the_proxy_unless_no_proxy_says_otherwise() {
+fn https_uses_the_proxy_unless_no_proxy_matches() {
     let holder = tempfile::tempdir().unwrap();
     let file = holder.path().join("roots.pem");
     let identity = Identity::of("api.example");
@@ -266,7 +266,7 @@ fn https_goes_by_way_of_the_proxy_unless_no_proxy_says_otherwise() {
 }
 
 #[test]
-fn what_cannot_have_left_is_told_from_what_may_have() {
+fn not_sent_and_maybe_sent_errors_are_distinguished() {
     let refused = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let error = quick(&[]).send(get(&format!("http://127.0.0.1:{refused}/"))).unwrap_err();
     assert!(matches!(error, SendError::NotSent(_)), "{error}");
@@ -281,7 +281,7 @@ fn what_cannot_have_left_is_told_from_what_may_have() {
 }
 
 #[test]
-fn every_wait_has_an_end() {
+fn silent_server_causes_timeouts() {
     let silent = serve(|stream| {
         std::thread::sleep(Duration::from_secs(20));
         drop(stream);
@@ -298,7 +298,7 @@ fn every_wait_has_an_end() {
 }
 
 #[test]
-fn an_answer_of_a_megabyte_is_read_and_a_larger_one_is_not() {
+fn response_over_one_megabyte_is_refused() {
     for (size, is_read) in [(1 << 20, true), ((1 << 20) + 1, false)] {
         let text = format!("HTTP/1.1 200 OK\r\ncontent-length: {size}\r\n\r\n{}", "x".repeat(size));
         let port = serve(move |stream| answer(stream, &text));
@@ -308,7 +308,7 @@ fn an_answer_of_a_megabyte_is_read_and_a_larger_one_is_not() {
 }
 
 #[test]
-fn a_redirect_is_an_answer_and_is_not_followed() {
+fn redirect_is_returned_and_not_followed() {
     let port = serve(|stream| {
         answer(stream, "HTTP/1.1 307 Temporary Redirect\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\n\r\n");
     });
@@ -317,7 +317,7 @@ fn a_redirect_is_an_answer_and_is_not_followed() {
 }
 
 #[test]
-fn a_proxy_of_another_kind_is_refused_by_its_name_and_a_host_that_is_not_there_by_its_own() {
+fn unsupported_proxy_and_unreachable_host_are_named() {
     // A port that nobody listens at any more.
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let proxy = format!("socks5://127.0.0.1:{closed}");

@@ -162,7 +162,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_version_is_read_to_its_third_part() {
+    fn version_is_parsed_to_its_third_part() {
         assert_eq!(parsed("2.1.330 (Claude Code)"), Some((2, 1, 330)));
         assert_eq!(parsed("1.12.0-rc.1"), Some((1, 12, 0)));
         for unknown in ["", "2", "2.1", "v2.1.3", "two.one.three"] {
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_said_of_a_client_is_said_of_the_delivery() {
+    fn client_finding_names_the_delivery() {
         for (delivery, said) in [
             (Delivery::Profile, "under `profile` none"),
             (Delivery::Federation, "under `federation` none"),

@@ -134,7 +134,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_cure_stands_below_its_finding_and_the_answer_at_the_end() {
+    fn checklist_puts_hints_under_findings_and_the_verdict_last() {
         let findings = [
             Finding::ok("clock", "it agrees"),
             Finding::warning("shadow", "a key is set", "unset it"),

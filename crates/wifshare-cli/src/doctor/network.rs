@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn half_a_minute_is_allowed_and_a_second_more_is_told() {
+    fn clock_difference_over_30_s_is_a_warning() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
         let second = Duration::from_secs(1);
         let (before, after) = (now - 3 * second, now);

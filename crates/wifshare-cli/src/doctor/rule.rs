@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prefix_is_exact_unless_it_ends_in_a_star() {
+    fn subject_prefix_is_exact_unless_it_ends_in_a_star() {
         for (prefix, subject, is_match) in [
             ("repo:a/b:*", "repo:a/b:ref:refs/heads/main", true),
             ("repo:a/b:*", "repo:a/bc:ref", false),
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn prefix_and_subject_that_differ_in_ids_alone_have_a_cure() {
+    fn subject_differing_only_in_ids_has_a_hint() {
         const PLAIN: &str = "repo:o/r:ref:refs/heads/main";
         const WITH_IDS: &str = "repo:o@65/r@74:ref:refs/heads/main";
         for (prefix, subject, words) in [
@@ -320,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_is_read_whole_or_as_its_matchers() {
+    fn rule_is_parsed_whole_or_as_its_matchers() {
         let whole = parse(
             r#"{"id":"fdrl_1","name":"ci","match":{"subject_prefix":"repo:*","audience":"a","claims":{"ref":"m"},
                 "condition":"true","new_thing":1},"token_lifetime_seconds":600,"applies_to_all_workspaces":true,

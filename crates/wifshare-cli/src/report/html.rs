@@ -272,7 +272,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_page_asks_for_nothing_and_runs_nothing() {
+    fn html_page_has_no_scripts_and_no_external_requests() {
         let page = page(&report(events()));
         assert!(page.starts_with("<!DOCTYPE html><html lang=\"en\">"));
         for forbidden in ["<script", " src=", "url(", "@import", "javascript:"] {
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_named_is_text() {
+    fn html_page_escapes_program_names() {
         let mut events = events();
         events[4].what = seen(12, 11, "<img src=x onerror=alert(1)>");
         let page = page(&report(events));

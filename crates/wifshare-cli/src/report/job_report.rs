@@ -582,7 +582,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn the_numbers_are_those_of_what_happened() {
+    fn report_numbers_match_the_events() {
         let report = report(events());
         assert_eq!(
             report.numbers,
@@ -620,7 +620,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_process_stands_below_its_parent() {
+    fn process_is_listed_under_its_parent() {
         let report = report(events());
         let lanes: Vec<_> = report.identities[0].processes.iter().map(|it| (it.name.as_str(), it.depth)).collect();
         let expected = [("wifshare exec", 0), ("job.sh", 1), ("claude", 2), ("python3", 2), ("wifshare token", 0)];
@@ -628,7 +628,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn an_exchange_has_the_outcome_that_its_process_told() {
+    fn exchange_outcome_comes_from_its_own_process() {
         let failed = What::ExchangeFailed {
             code: "exchange-refused".to_owned(),
             message: "no".to_owned(),
@@ -651,7 +651,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn the_gateway_tells_who_asked() {
+    fn gateway_requests_identify_their_processes() {
         let answered =
             |status, process| What::request("POST", "/v1/messages", status, Duration::from_millis(5), (1, 2), process);
         let request = |process| answered(200, process);
@@ -673,7 +673,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_number_that_is_used_again_is_another_process() {
+    fn reused_pid_is_another_process() {
         let gone = What::ProcessEnded { process: 12, process_started: 12 };
         let again = What::ProcessSeen { process: 12, process_started: 99, parent: 11, program: "git".to_owned() };
         let report = report(vec![event(0, 10, seen(12, 11, "sh")), event(1, 10, gone), event(5, 10, again)]);
@@ -681,7 +681,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn the_last_job_begins_after_an_hour_of_quiet_unless_a_run_spans_it() {
+    fn last_job_begins_after_a_quiet_hour_unless_a_run_spans_it() {
         let two = || vec![event(0, 1, began()), event(9, 1, ended()), event(5000, 2, began()), event(5009, 2, ended())];
         let last = report(two());
         assert_eq!((last.begin, last.earlier_events), (at(5000), 2));
@@ -693,7 +693,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_no_log_tells_is_no_story() {
+    fn empty_logs_have_no_report() {
         assert!(JobReport::of(Vec::new(), Extent::All, at(0)).is_none());
     }
 }

@@ -152,7 +152,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_page_has_the_numbers_and_a_chart() {
+    fn markdown_page_has_the_numbers_and_a_chart() {
         let page = page(&report(events()));
         assert!(page.contains("| 5 | 1 | at most 3 | at most 2 | 1.5 s | 01:56:40 UTC |"), "{page}");
         assert!(
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_named_ends_neither_the_chart_nor_a_row() {
+    fn program_name_cannot_break_the_markdown_chart_or_table() {
         let evil = "a:b;c\n```\n<img src=x>|#@everyone";
         let message = format!("no | {evil}");
         let failed = What::ExchangeFailed { code: "c".to_owned(), message, request_id: None };

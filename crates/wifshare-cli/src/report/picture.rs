@@ -271,7 +271,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ticks_are_round_and_few() {
+    fn timeline_ticks_are_round_and_few() {
         for (length, step) in [(0.008, 2), (1.0, 200), (61.0, 10_000), (4000.0, 600_000)] {
             let scale = Scale { begin: at(0), end: at(0) + Duration::from_secs_f64(length) };
             let ticks = scale.ticks();
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn the_picture_has_a_bar_for_each_process_and_exchange_and_a_text_for_those_who_do_not_see_it() {
+    fn timeline_has_a_bar_for_each_process_and_a_description() {
         let svg = alone(&report(events()));
         for (class, number) in [("run", 1), ("command", 1), ("descendant", 2), ("caller", 1), ("exchange", 1)] {
             // One more stands in the legend.
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_text_and_no_markup() {
+    fn timeline_escapes_program_names() {
         let mut events = events();
         events[4].what = super::super::job_report::tests::seen(12, 11, "<script>&\"");
         let svg = alone(&report(events));

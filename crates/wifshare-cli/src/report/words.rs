@@ -115,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_span_is_as_exact_as_it_is_worth() {
+    fn time_span_is_rounded_by_its_length() {
         for (milliseconds, text) in [
             (0, "0 ms"),
             (999, "999 ms"),
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn of_many_processes_those_that_matter_are_shown_in_their_order() {
+    fn lanes_keep_the_important_processes_in_order() {
         let short = (100..200).map(|pid| event(2, 10, seen(pid, 11, "git")));
         let report = report(events().into_iter().chain(short).collect());
         let names: Vec<_> =
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn the_verdict_tells_success_and_failure_apart() {
+    fn verdict_reports_success() {
         assert_eq!(verdict(&report(events())), "5 processes shared what 1 exchange bought, and none was refused.");
     }
 }

@@ -68,7 +68,7 @@ fn ask(client: &str) -> String {
 }
 
 #[test]
-fn real_clients_in_parallel_steps_share_the_one_exchange_of_the_action() {
+fn clients_in_parallel_steps_share_the_exchange_of_the_action() {
     let Some(job) = job_with_clients(Settings { exchange_latency_ms: 500, ..settings() }) else { return };
     let (mut runner, inputs) = runner_with_inputs(job);
     let inputs = borrowed(&inputs);
@@ -87,7 +87,7 @@ fn real_clients_in_parallel_steps_share_the_one_exchange_of_the_action() {
 }
 
 #[test]
-fn behind_the_gateway_of_the_action_real_clients_work_and_no_step_ever_sees_the_credential() {
+fn action_with_gateway_serves_clients_and_hides_the_credential() {
     let Some(mut job) = job_with_clients(settings()) else { return };
     // Nobody listens there: what is asked of the gateway must not be asked of a proxy.
     job.set("HTTP_PROXY", "http://127.0.0.1:9");
@@ -116,7 +116,7 @@ fn behind_the_gateway_of_the_action_real_clients_work_and_no_step_ever_sees_the_
 }
 
 #[test]
-fn every_input_reaches_wifshare() {
+fn action_inputs_all_reach_wifshare() {
     let (mut runner, mut inputs) = runner_with_inputs(Job::new(settings()));
     inputs.extend([
         ("anthropic_workspace_id", "default".to_owned()),
@@ -143,7 +143,7 @@ fn every_input_reaches_wifshare() {
 }
 
 #[test]
-fn a_job_without_inputs_and_without_a_token_goes_on_where_that_is_allowed() {
+fn optional_action_without_token_continues_with_a_notice() {
     let mut job = Job::new(settings());
     job.without_endpoint();
     let mut runner = Runner::new(job);
@@ -160,7 +160,7 @@ fn a_job_without_inputs_and_without_a_token_goes_on_where_that_is_allowed() {
 }
 
 #[test]
-fn the_program_is_looked_for_where_it_may_be() {
+fn action_finds_the_binary_in_path_cargo_home_and_input() {
     let mut runner = Runner::new(Job::new(settings()));
     let cargo = runner.job.path("cargo/bin");
     std::fs::create_dir_all(&cargo).unwrap();
@@ -186,7 +186,7 @@ fn the_program_is_looked_for_where_it_may_be() {
 }
 
 #[test]
-fn a_cancelled_main_and_a_cancelled_step_are_cleaned_up_by_the_post() {
+fn post_cleans_up_after_cancelled_main_or_step() {
     for cancelled in ["main", "step"] {
         let latency = if cancelled == "main" { 2000 } else { 0 };
         let (mut runner, inputs) =
@@ -214,7 +214,7 @@ fn a_cancelled_main_and_a_cancelled_step_are_cleaned_up_by_the_post() {
 }
 
 #[test]
-fn a_signal_to_main_alone_reaches_wifshare_and_leaves_nothing() {
+fn signal_to_action_main_is_forwarded_and_leaves_no_files() {
     let (mut runner, inputs) = runner_with_inputs(Job::new(Settings { exchange_latency_ms: 3000, ..settings() }));
     let main = part(&runner, "main", &borrowed(&inputs));
     let main = runner.begin(main);
@@ -236,7 +236,7 @@ fn cancel(child: &std::process::Child) {
 }
 
 #[test]
-fn what_the_action_declares_is_what_it_reads() {
+fn every_declared_action_input_is_read() {
     let action = std::fs::read_to_string(repository().join("action.yml")).unwrap();
     let declared: Vec<&str> = action
         .split("\noutputs:")
@@ -283,7 +283,7 @@ console.log(`::add-mask::${value}`);
 "#;
 
 #[test]
-fn after_the_action_what_the_base_action_starts_makes_no_exchange() {
+fn base_action_after_the_action_makes_no_exchange() {
     let Some(job) = job_with_clients(settings()) else { return };
     let ids: Vec<(&str, String)> =
         ["ANTHROPIC_FEDERATION_RULE_ID", "ANTHROPIC_ORGANIZATION_ID", "ANTHROPIC_SERVICE_ACCOUNT_ID"]
@@ -318,7 +318,7 @@ fn after_the_action_what_the_base_action_starts_makes_no_exchange() {
 }
 
 #[test]
-fn post_without_the_program_ends_the_keeper_by_itself() {
+fn post_without_the_binary_ends_the_keeper_itself() {
     for is_killed in [false, true] {
         let (mut runner, inputs) = runner_with_inputs(Job::new(settings()));
         let inputs = borrowed(&inputs);
@@ -344,7 +344,7 @@ fn post_without_the_program_ends_the_keeper_by_itself() {
 }
 
 #[test]
-fn post_signals_no_process_but_the_keeper_and_says_what_it_could_not_end() {
+fn post_signals_only_the_keeper_and_warns_about_unknown_runs() {
     let mut runner = Runner::new(Job::new(settings()));
     let mut other = Command::new("sleep").arg("600").spawn().unwrap();
     let run = runner.job.path("state/key/runs/run");
@@ -370,7 +370,7 @@ fn post_signals_no_process_but_the_keeper_and_says_what_it_could_not_end() {
 }
 
 #[test]
-fn inputs_that_cannot_be_meant_are_refused_with_an_annotation() {
+fn invalid_action_inputs_fail_with_an_annotation() {
     for (name, value, expected) in [
         ("delivery", "Gateway", "a similar value exists: 'gateway'"),
         ("optional", "yes", "the input `optional` is `yes`%0A  hint: write true or false"),

@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::job::{Job, settings};
 
 #[test]
-fn the_page_of_errors_is_what_the_catalogue_says() {
+fn errors_page_matches_the_catalogue() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/reference/errors.md");
     let made = Job::new(settings()).run(&["explain", "--markdown"]);
     assert_eq!((made.code, made.stderr.as_str()), (0, ""));
@@ -13,7 +13,7 @@ fn the_page_of_errors_is_what_the_catalogue_says() {
 }
 
 #[test]
-fn a_code_is_explained_as_it_is_copied_from_a_log() {
+fn explain_accepts_a_code_copied_from_a_log() {
     let job = Job::new(settings());
     let plain = job.run(&["explain", "exchange-refused"]);
     assert_eq!(plain.code, 0);

@@ -75,7 +75,7 @@ fn assert_all_well(job: &Job, ended: &Ended, messages: u64) {
 }
 
 #[test]
-fn two_of_each_in_parallel_and_one_after_another_make_one_exchange() {
+fn parallel_and_sequential_clients_make_one_exchange() {
     for delivery in ["profile", "federation"] {
         let Some(job) = job_with_clients(slow_exchange()) else { return };
         let all = ALL.join(" ");
@@ -92,7 +92,7 @@ fn two_of_each_in_parallel_and_one_after_another_make_one_exchange() {
 }
 
 #[test]
-fn ten_runs_at_once_with_a_client_each_make_one_exchange() {
+fn ten_parallel_runs_with_clients_make_one_exchange() {
     for delivery in ["profile", "federation"] {
         let Some(job) = job_with_clients(slow_exchange()) else { return };
         let runs: Vec<_> = ALL
@@ -142,7 +142,7 @@ fn delivery_wins_over_profiles_and_blank_keys_of_the_job() {
 }
 
 #[test]
-fn bare_claude_is_told_which_delivery_it_needs() {
+fn bare_claude_error_names_the_required_delivery() {
     let bare = format!("{ONE}\none claude-2.1.330 bare --bare");
     for (options, code) in
         [(&["--delivery", "gateway"], 0), (&["--delivery", "environment"], 0), (&["--delivery", "profile"], 1)]
@@ -180,7 +180,7 @@ fn write_profile(directory: &std::path::Path, name: &str) {
 }
 
 #[test]
-fn streams_pass_as_well() {
+fn streaming_responses_work() {
     let Some(job) = job_with_clients(settings()) else { return };
     let script = format!("{ONE}\none ask-python p --stream && one ask-typescript t --stream");
     let ended = job.exec(&[], &script);
@@ -188,7 +188,7 @@ fn streams_pass_as_well() {
 }
 
 #[test]
-fn a_client_that_knows_only_the_variables_signs_in_time_after_time() {
+fn federating_client_under_federation_signs_in_repeatedly() {
     let Some(job) = job_with_clients(settings()) else { return };
     let script = format!(
         r#"{ONE}
@@ -202,7 +202,7 @@ fn a_client_that_knows_only_the_variables_signs_in_time_after_time() {
 }
 
 #[test]
-fn a_client_whose_token_is_refused_heals_itself_and_everybody_else() {
+fn refused_client_obtains_a_token_that_all_others_use() {
     let Some(job) = job_with_clients(settings()) else { return };
     let script = format!(
         r#"{ONE}
@@ -221,7 +221,7 @@ fn a_client_whose_token_is_refused_heals_itself_and_everybody_else() {
 }
 
 #[test]
-fn one_client_object_outlives_its_token_and_notices_nothing() {
+fn long_lived_client_continues_across_token_renewals() {
     // The SDKs refuse a credential with 30 s left; 65 s is as short as they can live with.
     let Some(job) = job_with_clients(Settings { access_token_lifetime_s: 65, ..settings() }) else { return };
     let script = format!(
@@ -265,7 +265,7 @@ fn overheard(listener: std::net::TcpListener) -> std::sync::mpsc::Receiver<[Opti
 
 /// It gives the helper none of the job's variables, but the run's; what the helper prints goes into both headers.
 #[test]
-fn claude_sends_what_its_api_key_helper_prints_inside_of_a_run() {
+fn claude_sends_the_api_key_helper_output_inside_a_run() {
     for claude in ["claude-2.1.240", "claude-2.1.330"] {
         let Some(mut job) = job_with_clients(settings()) else { return };
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

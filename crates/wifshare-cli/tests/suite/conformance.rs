@@ -24,7 +24,7 @@ fn failed(ended: &Ended) -> Vec<&str> {
 }
 
 #[test]
-fn a_command_under_exec_keeps_every_rule_whatever_its_source() {
+fn command_under_exec_passes_conformance_with_every_source() {
     let shared = [WIFSHARE, "exec", "--", WIFSHARE, "demo", "--child", "shared"];
     for (source, not_applicable) in [("file", 1), ("endpoint", 0)] {
         let ended = conformance(&["--source", source], &shared);
@@ -38,7 +38,7 @@ fn a_command_under_exec_keeps_every_rule_whatever_its_source() {
 }
 
 #[test]
-fn a_client_that_federates_by_itself_fails_where_it_sends_its_token_again() {
+fn federating_client_fails_conformance_when_it_resends_a_token() {
     let ended = conformance(&[], &[WIFSHARE, "demo", "--child", "alone"]);
     assert_eq!(ended.code, 1, "{}", ended.stdout);
     let failed = failed(&ended);
@@ -55,7 +55,7 @@ fn a_client_that_federates_by_itself_fails_where_it_sends_its_token_again() {
 
 /// One client for each rule that breaks it, made of a shell, and the case that has to see it.
 #[test]
-fn each_case_sees_the_client_that_breaks_its_rule() {
+fn each_conformance_case_detects_its_rule_violation() {
     // What any client does: read the token, post the grant, follow what the options say.
     const POST: &str = r#"
         token=$(cat "$ANTHROPIC_IDENTITY_TOKEN_FILE")
@@ -96,7 +96,7 @@ fn each_case_sees_the_client_that_breaks_its_rule() {
 }
 
 #[test]
-fn a_client_that_believes_its_platform_sends_one_token_twice() {
+fn client_trusting_its_platform_sends_one_token_twice() {
     if std::process::Command::new("curl").arg("--version").stdout(Stdio::null()).status().is_err() {
         eprintln!("curl is not there, so nobody breaks the rule");
         return;
@@ -117,7 +117,7 @@ fn a_client_that_believes_its_platform_sends_one_token_twice() {
 }
 
 #[test]
-fn the_client_starts_in_an_empty_home_with_nothing_of_ours() {
+fn conformance_client_starts_in_an_empty_home_without_our_variables() {
     let mut job = Job::new(settings());
     job.set("ANTHROPIC_API_KEY", "sk-ant-not-for-others");
     job.set("ANTHROPIC_PROFILE", "mine");
@@ -144,7 +144,7 @@ fn the_client_starts_in_an_empty_home_with_nothing_of_ours() {
 }
 
 #[test]
-fn a_client_that_cannot_be_found_is_a_failure_and_a_wrong_use_is_told() {
+fn conformance_with_missing_client_or_bad_options_fails() {
     for (options, command, code, said) in [
         (&[][..], &["no-such-client"][..], 127, "command-not-found"),
         (&["--case", "unheard-of"], &["true"], 2, "no such case"),
@@ -158,7 +158,7 @@ fn a_client_that_cannot_be_found_is_a_failure_and_a_wrong_use_is_told() {
 }
 
 #[test]
-fn interrupted_it_leaves_no_process_behind() {
+fn interrupted_conformance_run_leaves_no_process() {
     let job = Job::new(settings());
     let note = job.path("client");
     let script = format!("echo $$ > {}; sleep 300 & wait", note.display());

@@ -39,7 +39,7 @@ fn assert_served(ended: &Ended) {
 }
 
 #[test]
-fn a_profile_mounted_read_only_is_fresh_inside_and_nothing_else_is_within_reach() {
+fn read_only_mounted_profile_is_renewed_inside_a_container() {
     if !can_contain() {
         return;
     }
@@ -69,7 +69,7 @@ fn a_profile_mounted_read_only_is_fresh_inside_and_nothing_else_is_within_reach(
 }
 
 #[test]
-fn another_user_inside_is_told_nothing() {
+fn other_user_in_a_container_reads_no_profile() {
     if !can_contain() {
         return;
     }
@@ -85,7 +85,7 @@ fn another_user_inside_is_told_nothing() {
 }
 
 #[test]
-fn a_container_on_the_hosts_network_works_behind_the_gateway_and_finds_no_credential() {
+fn container_on_host_network_uses_the_gateway_without_credential() {
     if !can_contain() {
         return;
     }
@@ -119,7 +119,7 @@ const SIDECAR: &str = r#"
     while :; do sleep 3600 & wait $!; done"#;
 
 #[test]
-fn a_sidecar_keeps_the_credential_for_another_container_and_cleans_up_when_it_is_asked_to_end() {
+fn sidecar_keeps_the_credential_and_cleans_up_on_sigterm() {
     if !can_contain() {
         return;
     }
@@ -147,7 +147,7 @@ fn a_sidecar_keeps_the_credential_for_another_container_and_cleans_up_when_it_is
 }
 
 #[test]
-fn a_keeper_in_another_container_is_ended_through_its_directory() {
+fn stop_ends_a_keeper_in_another_container() {
     if !can_contain() {
         return;
     }

@@ -20,7 +20,7 @@ fn killed_at(job: &Job, step: &str, arguments: &[&str]) -> i32 {
 }
 
 #[test]
-fn a_kill_at_any_step_is_survived() {
+fn token_killed_at_any_step_recovers() {
     for step in STEPS {
         let mut job = Job::new(settings());
         assert_eq!(killed_at(&job, step, &["token"]), 137, "{step}: the switch has to work");
@@ -46,7 +46,7 @@ fn a_kill_at_any_step_is_survived() {
 }
 
 #[test]
-fn a_run_killed_at_any_step_is_survived() {
+fn exec_killed_at_any_step_recovers() {
     for step in STEPS {
         let job = Job::new(settings());
         assert_eq!(killed_at(&job, step, &["exec", "--", "true"]), 137, "{step}: the switch has to work");
@@ -58,7 +58,7 @@ fn a_run_killed_at_any_step_is_survived() {
 }
 
 #[test]
-fn a_single_token_that_may_have_left_is_not_sent_again() {
+fn single_token_that_may_have_been_sent_is_not_resent() {
     for step in ["recorded", "sending", "answered"] {
         let mut job = Job::new(settings());
         job.without_endpoint();

@@ -114,7 +114,7 @@ fn cure(name: &str, case: &Cured, job: &mut Job, said: &str, label: &str) {
 }
 
 #[test]
-fn every_cure_that_doctor_prints_works() {
+fn every_fix_printed_by_doctor_works() {
     for row in findings() {
         if let Case::Cured(case) = &row.case {
             carry_out_what_doctor_says(row.code, case);
@@ -123,7 +123,7 @@ fn every_cure_that_doctor_prints_works() {
 }
 
 #[test]
-fn every_cure_that_an_error_prints_works() {
+fn every_hint_printed_by_an_error_works() {
     let rows = rows();
     let only = std::env::var("WIFSHARE_CURE").ok();
     let next = std::sync::Mutex::new(rows.iter());
@@ -150,7 +150,7 @@ fn every_cure_that_an_error_prints_works() {
 }
 
 #[test]
-fn every_code_has_a_row_with_its_cure() {
+fn every_error_code_has_a_fix_test() {
     let listed = Job::new(settings()).run(&["explain"]).stdout;
     let codes: BTreeSet<&str> = listed.lines().filter_map(|line| line.split(' ').next()).collect();
     let rows = rows();
@@ -161,7 +161,7 @@ fn every_code_has_a_row_with_its_cure() {
 }
 
 #[test]
-fn every_command_that_explain_names_is_one() {
+fn every_command_in_explain_is_valid() {
     let job = Job::new(settings());
     let page = job.run(&["explain", "--markdown"]).stdout;
     let commands: BTreeSet<&str> = in_backticks(&page, "wifshare ").into_iter().collect();

@@ -3,7 +3,7 @@
 use crate::job::{Job, settings};
 
 #[test]
-fn the_demo_shows_both_outcomes_and_keeps_its_promise() {
+fn demo_shows_both_outcomes_and_no_refusals() {
     let job = Job::new(settings());
     let ended = job.run(&["demo"]);
     assert_eq!(ended.code, 0, "{}", ended.stderr);

@@ -17,7 +17,7 @@ fn about<'a>(findings: &'a [Value], check: &str) -> Vec<&'a Value> {
 }
 
 #[test]
-fn others_that_read_the_same_token_file_are_named() {
+fn doctor_names_other_readers_of_the_token_file() {
     let mut job = Job::new(settings());
     let token = job.sandbox.issue_identity_token();
     job.use_token_file(&token);
@@ -36,7 +36,7 @@ fn others_that_read_the_same_token_file_are_named() {
 }
 
 #[test]
-fn a_doctor_that_looked_spoils_nothing() {
+fn doctor_spends_no_identity_token() {
     let mut job = Job::new(settings());
     let token = job.sandbox.issue_identity_token();
     job.use_token_file(&token);
@@ -49,7 +49,7 @@ fn a_doctor_that_looked_spoils_nothing() {
 }
 
 #[test]
-fn the_holder_of_the_lock_is_named() {
+fn doctor_names_the_lock_holder() {
     let job = Job::new(wifshare_sandbox::Settings { exchange_latency_ms: 60_000, ..settings() });
     let mut exchanging = job.wifshare(&["token"]).spawn().unwrap();
     eventually("the holder of the lock is named", || {
@@ -65,7 +65,7 @@ fn the_holder_of_the_lock_is_named() {
 }
 
 #[test]
-fn real_clients_are_found_with_their_versions() {
+fn doctor_finds_client_versions() {
     let Some(clients) = crate::clients::clients() else { return };
     let mut job = Job::new(settings());
     let (bin, all) = (job.path("bin"), clients.parent().unwrap());
@@ -85,7 +85,7 @@ fn real_clients_are_found_with_their_versions() {
 }
 
 #[test]
-fn packages_are_found_with_the_delivery_that_works() {
+fn doctor_finds_packages_and_the_delivery_that_works() {
     let mut job = Job::new(settings());
     let make = |path: &str, text: &str| {
         let path = job.path(path);
@@ -121,7 +121,7 @@ fn packages_are_found_with_the_delivery_that_works() {
 }
 
 #[test]
-fn a_client_that_hangs_holds_nobody() {
+fn doctor_is_not_blocked_by_a_hanging_client() {
     use std::os::unix::fs::OpenOptionsExt;
 
     let mut job = Job::new(settings());
@@ -140,7 +140,7 @@ fn a_client_that_hangs_holds_nobody() {
 }
 
 #[test]
-fn doctor_shows_what_is_wrong_last_and_annotates_it_in_a_github_job() {
+fn doctor_lists_failures_last_and_annotates_them_in_github() {
     let mut job = Job::new(settings());
     job.set("ANTHROPIC_WORKSPACE_ID", "");
     job.unset("ANTHROPIC_FEDERATION_RULE_ID");

@@ -47,7 +47,7 @@ fn root() -> PathBuf {
 }
 
 #[test]
-fn the_page_of_mistakes_is_what_the_scenarios_say() {
+fn mistakes_page_matches_the_scenarios() {
     let mut page = String::from(
         "<!-- Made of the folders in scenarios/: WIFSHARE_BLESS=1 cargo test -p wifshare-cli --test suite documents -->\n\
          # Common mistakes\n\n\
@@ -148,7 +148,7 @@ fn pages() -> Vec<PathBuf> {
 }
 
 #[test]
-fn every_link_leads_somewhere() {
+fn every_relative_link_resolves() {
     let mut anchors: BTreeMap<PathBuf, BTreeSet<String>> = BTreeMap::new();
     let mut broken = Vec::new();
     let mut seen = 0;
@@ -181,7 +181,7 @@ fn every_link_leads_somewhere() {
 }
 
 #[test]
-fn the_book_has_every_page_once() {
+fn book_summary_lists_every_page_once() {
     let summary = std::fs::read_to_string(root().join("docs/SUMMARY.md")).unwrap();
     let listed = links(&summary);
     let unique: BTreeSet<&String> = listed.iter().collect();
@@ -218,7 +218,7 @@ fn documents_named_in_code_exist() {
 }
 
 #[test]
-fn contributing_names_a_message_of_the_code() {
+fn contributing_quotes_an_existing_message() {
     let read = |path: &str| std::fs::read_to_string(root().join(path)).unwrap();
     let page = read("CONTRIBUTING.md");
     let (_, rest) = page.split_once("git grep -n \"").unwrap();
@@ -229,7 +229,7 @@ fn contributing_names_a_message_of_the_code() {
 }
 
 #[test]
-fn links_and_headings_are_read_as_they_are_shown() {
+fn links_and_headings_are_parsed_as_rendered() {
     let text =
         "# A `b` c!\n[x](y.md#z) `[no](code)`\n```text\n[no](block)\n# no heading\n```\n## A `b` c!\n[two\nlines](a)";
     assert_eq!(links(text), ["y.md#z", "a"]);
@@ -270,7 +270,7 @@ fn slug(heading: &str) -> String {
 }
 
 #[test]
-fn the_library_costs_as_many_crates_as_it_says() {
+fn library_page_states_the_real_crate_count() {
     let tree = Command::new(env!("CARGO"))
         .args(["tree", "--offline", "--locked", "-p", "wifshare", "-e", "normal", "--prefix", "none", "--target"])
         .args(["x86_64-unknown-linux-gnu", "--format", "{p}"])

@@ -8,7 +8,7 @@ use crate::job::{Job, files, finish, living, settings};
 const ASK: &str = r#""$WIFSHARE" demo --child shared"#;
 
 #[test]
-fn a_command_finds_the_credential_and_nothing_is_left_behind() {
+fn exec_command_finds_the_credential_and_leaves_no_files() {
     for delivery in ["profile", "federation"] {
         let job = Job::new(settings());
         let ended = job.exec(&["--delivery", delivery], &format!("{ASK} && {ASK}"));
@@ -43,7 +43,7 @@ fn short_lived_credential_warns_where_clients_read_its_end() {
 }
 
 #[test]
-fn under_a_profile_a_child_inherits_nothing_that_could_buy_a_credential() {
+fn profile_child_inherits_no_sign_in_variables() {
     let job = Job::new(settings());
     let ended = job.exec(&[], "env | cut -d= -f1 | grep -E 'ANTHROPIC|ACTIONS' | sort | xargs");
     assert_eq!(ended.stdout.trim(), "ANTHROPIC_BASE_URL ANTHROPIC_CONFIG_DIR ANTHROPIC_PROFILE");
@@ -52,7 +52,7 @@ fn under_a_profile_a_child_inherits_nothing_that_could_buy_a_credential() {
 }
 
 #[test]
-fn files_and_directories_are_private_whatever_the_umask() {
+fn delivered_files_are_private_under_any_umask() {
     for umask in ["000", "077", "777"] {
         let job = Job::new(settings());
         let script = r#"umask 022; find "$ANTHROPIC_CONFIG_DIR" -printf '%y %m\n' | sort -u | xargs"#;
@@ -63,7 +63,7 @@ fn files_and_directories_are_private_whatever_the_umask() {
 }
 
 #[test]
-fn environment_delivers_the_token_and_says_how_long_it_is_good() {
+fn environment_delivery_sets_the_token_and_prints_its_lifetime() {
     let job = Job::new(settings());
     let script =
         r#"[ "${ANTHROPIC_AUTH_TOKEN#sk-ant-oat01-}" != "$ANTHROPIC_AUTH_TOKEN" ] && [ -z "$ANTHROPIC_CONFIG_DIR" ]"#;
@@ -73,7 +73,7 @@ fn environment_delivers_the_token_and_says_how_long_it_is_good() {
 }
 
 #[test]
-fn exit_codes_are_the_childs_own_and_ours_are_told_apart() {
+fn exec_returns_child_exit_codes_and_its_own() {
     let job = Job::new(settings());
     for code in [0, 1, 3, 125, 254] {
         assert_eq!(job.exec(&[], &format!("exit {code}")).code, code);
@@ -90,7 +90,7 @@ fn exit_codes_are_the_childs_own_and_ours_are_told_apart() {
 }
 
 #[test]
-fn a_child_that_works_five_times_longer_than_the_token_lives_sees_no_failure() {
+fn child_outliving_five_tokens_sees_no_failure() {
     let job = Job::new(living(6));
     let script = format!(
         r#"end=$(($(date +%s) + 30)); count=0
@@ -111,7 +111,7 @@ fn a_child_that_works_five_times_longer_than_the_token_lives_sees_no_failure() {
 }
 
 #[test]
-fn a_renewal_that_fails_for_a_while_costs_nobody_anything() {
+fn temporary_renewal_failure_affects_no_request() {
     let fault = wifshare_sandbox::Fault::Status { status: 503, retry_after_s: None, commit: true };
     // The first exchange is well, then the endpoint is down for a while in which the credential lives on.
     let faults = std::iter::once(wifshare_sandbox::Fault::None).chain(std::iter::repeat_n(fault, 4)).collect();
@@ -126,7 +126,7 @@ fn a_renewal_that_fails_for_a_while_costs_nobody_anything() {
 }
 
 #[test]
-fn a_credential_of_somebody_else_is_respected_and_nothing_is_exchanged() {
+fn existing_credential_variable_is_kept_without_exchange() {
     for name in ["ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN"] {
         let mut job = Job::new(settings());
         job.set(name, "their-own");
@@ -138,7 +138,7 @@ fn a_credential_of_somebody_else_is_respected_and_nothing_is_exchanged() {
 }
 
 #[test]
-fn a_blank_key_is_no_key_and_does_not_reach_the_child() {
+fn blank_api_key_is_removed_for_the_child() {
     let mut job = Job::new(settings());
     job.set("ANTHROPIC_API_KEY", "");
     let ended = job.exec(&[], r#"[ -z "${ANTHROPIC_API_KEY+set}" ]"#);
@@ -147,7 +147,7 @@ fn a_blank_key_is_no_key_and_does_not_reach_the_child() {
 }
 
 #[test]
-fn an_operators_own_profile_is_left_alone_and_an_identity_token_is_provided() {
+fn existing_profile_is_kept_and_gets_an_identity_token() {
     for (name, value) in [("ANTHROPIC_CONFIG_DIR", "/their/own"), ("ANTHROPIC_PROFILE", "theirs")] {
         let mut job = Job::new(settings());
         job.set(name, value);
@@ -167,7 +167,7 @@ fn an_operators_own_profile_is_left_alone_and_an_identity_token_is_provided() {
 }
 
 #[test]
-fn an_operators_own_profile_needs_no_variables_of_ours() {
+fn existing_profile_needs_no_federation_variables() {
     let mut job = Job::new(settings());
     job.set("ANTHROPIC_PROFILE", "theirs");
     job.unset("ANTHROPIC_FEDERATION_RULE_ID");
@@ -180,7 +180,7 @@ fn an_operators_own_profile_needs_no_variables_of_ours() {
 }
 
 #[test]
-fn a_platform_that_fails_for_a_while_delays_only_the_token_to_spare() {
+fn identity_source_outage_delays_only_the_spare_token() {
     let down = wifshare_sandbox::Fault::Status { status: 401, retry_after_s: None, commit: false };
     let faults = std::iter::once(wifshare_sandbox::Fault::None).chain(std::iter::repeat_n(down, 3)).collect();
     let job = Job::new(Settings { identity_token_faults: faults, ..settings() });
@@ -194,7 +194,7 @@ fn a_platform_that_fails_for_a_while_delays_only_the_token_to_spare() {
 }
 
 #[test]
-fn an_identity_token_that_nobody_reads_is_replaced_at_four_fifths_of_its_life() {
+fn unread_identity_token_is_replaced_at_four_fifths_of_its_life() {
     let job = Job::new(Settings { identity_token_lifetime_s: 5, ..settings() });
     let inode = r#"stat -c %i "$ANTHROPIC_IDENTITY_TOKEN_FILE""#;
     let script =
@@ -205,7 +205,7 @@ fn an_identity_token_that_nobody_reads_is_replaced_at_four_fifths_of_its_life() 
 }
 
 #[test]
-fn what_a_child_wrote_that_is_no_credential_displaces_none() {
+fn invalid_credential_written_by_a_child_is_overwritten() {
     let job = Job::new(settings());
     let script = r#"
         set -e
@@ -221,7 +221,7 @@ fn what_a_child_wrote_that_is_no_credential_displaces_none() {
 }
 
 #[test]
-fn a_relative_state_directory_is_found_from_everywhere() {
+fn relative_state_directory_works_from_any_directory() {
     let mut job = Job::new(settings());
     job.set("WIFSHARE_STATE_DIR", "relative");
     let ended = job.exec(&[], &format!(r#"cd / && {ASK} && "$WIFSHARE" exec -- true"#));
@@ -230,7 +230,7 @@ fn a_relative_state_directory_is_found_from_everywhere() {
 }
 
 #[test]
-fn a_source_with_one_token_warns_once_and_not_without_end() {
+fn single_token_source_warns_once_about_failed_renewal() {
     let mut job = Job::new(living(8));
     job.may_keep_credential();
     job.without_endpoint();
@@ -244,7 +244,7 @@ fn a_source_with_one_token_warns_once_and_not_without_end() {
 }
 
 #[test]
-fn without_any_configuration_optional_runs_the_command_as_it_is() {
+fn optional_exec_without_configuration_runs_the_command() {
     let mut job = Job::new(settings());
     for name in ["ANTHROPIC_FEDERATION_RULE_ID", "ANTHROPIC_ORGANIZATION_ID"] {
         job.set(name, "");
@@ -259,7 +259,7 @@ fn without_any_configuration_optional_runs_the_command_as_it_is() {
 }
 
 #[test]
-fn what_a_child_of_federation_obtained_by_itself_becomes_everybodys() {
+fn credential_obtained_by_a_federation_child_is_shared() {
     let mut job = Job::new(settings());
     job.may_keep_credential();
     // A stand-in for a client after a 401: buys with the file's token and writes what it bought where it found ours.
@@ -288,7 +288,7 @@ fn what_a_child_of_federation_obtained_by_itself_becomes_everybodys() {
 }
 
 #[test]
-fn a_process_that_outlives_the_command_is_warned_of() {
+fn process_outliving_the_command_causes_a_warning() {
     for delivery in ["profile", "federation", "environment", "gateway"] {
         let job = Job::new(settings());
         let ended = job.exec(&["--delivery", delivery], "(exec sleep 20) >/dev/null 2>&1 </dev/null & echo $! > pid");
@@ -304,7 +304,7 @@ fn a_process_that_outlives_the_command_is_warned_of() {
 }
 
 #[test]
-fn a_command_needs_no_dashes_before_it() {
+fn exec_needs_no_double_dash_before_the_command() {
     let job = Job::new(settings());
     for (arguments, stdout) in [
         (&["exec", "echo", "hi", "--delivery", "-v"][..], "hi --delivery -v\n"),
@@ -319,7 +319,7 @@ fn a_command_needs_no_dashes_before_it() {
 }
 
 #[test]
-fn a_script_without_an_interpreter_is_run_by_the_shell() {
+fn script_without_interpreter_line_runs_in_the_shell() {
     let job = Job::new(settings());
     let script = "printf 'echo \"$1\"; exit 6\\n' > script && chmod 755 script";
     assert_eq!(finish(job.command("sh", &["-c", script]).spawn().unwrap()).code, 0);

@@ -74,7 +74,7 @@ fn assert_nothing_bought_in_vain(job: &Job, ended: &Ended, what: &str) {
 }
 
 #[test]
-fn a_full_disk_costs_no_credential() {
+fn full_disk_loses_no_credential() {
     for pages in 0..=12 {
         let what = format!("{pages} pages");
         let mut job = Job::new(settings());
@@ -89,7 +89,7 @@ fn a_full_disk_costs_no_credential() {
 }
 
 #[test]
-fn a_run_on_a_full_disk_buys_nothing_that_it_cannot_deliver() {
+fn exec_on_a_full_disk_exchanges_nothing_it_cannot_deliver() {
     let mut served = 0;
     for pages in 0..=16 {
         let what = format!("{pages} pages");
@@ -107,7 +107,7 @@ fn a_run_on_a_full_disk_buys_nothing_that_it_cannot_deliver() {
 }
 
 #[test]
-fn a_disk_that_fills_up_while_a_run_lives_takes_nothing_from_its_children() {
+fn disk_filling_up_during_a_run_causes_no_failure() {
     let job = Job::new(living(30));
     let Some(small) = Small::mount(&job, "256k") else { return };
     // A renewal is due after 12 s; the credential lives on for more than ten, and room comes back.
@@ -125,7 +125,7 @@ fn a_disk_that_fills_up_while_a_run_lives_takes_nothing_from_its_children() {
 }
 
 #[test]
-fn a_read_only_disk_is_told_as_that_and_what_lies_on_it_is_served() {
+fn read_only_disk_is_reported_and_its_credential_is_served() {
     let mut job = Job::new(settings());
     let Some(small) = Small::mount(&job, "128k") else { return };
     assert!(small.command("mount", &["-o", "remount,ro"]));
@@ -154,7 +154,7 @@ fn injected(job: &Job, fault: &str, arguments: &[&str]) -> Option<Ended> {
 }
 
 #[test]
-fn a_disk_that_fails_to_sync_costs_no_credential() {
+fn failing_fsync_loses_no_credential() {
     for error in ["EIO", "ENOSPC", "EINTR"] {
         for time in 1..=5 {
             let what = format!("{error}, sync number {time}");
@@ -176,7 +176,7 @@ fn a_disk_that_fails_to_sync_costs_no_credential() {
 }
 
 #[test]
-fn an_interrupted_system_call_is_made_again() {
+fn interrupted_system_call_is_retried() {
     // Every so many-th, from one on that the loader of the program has behind it. `write` is left out: it also wakes the
     // I/O driver through a descriptor that does not block, where no system is interrupted and tokio expects it.
     for call in ["openat", "read", "fsync", "sendto", "recvfrom", "epoll_wait"] {
@@ -190,7 +190,7 @@ fn an_interrupted_system_call_is_made_again() {
 }
 
 #[test]
-fn too_few_descriptors_cost_no_credential() {
+fn descriptor_limit_loses_no_credential() {
     let mut served = 0;
     for limit in 4..=20 {
         let what = format!("{limit} descriptors");
@@ -215,7 +215,7 @@ fn too_few_descriptors_cost_no_credential() {
 }
 
 #[test]
-fn who_waits_for_a_stopped_process_says_for_whom_and_both_are_served() {
+fn waiting_for_a_stopped_process_names_it_and_both_succeed() {
     let mut job = Job::new(Settings { exchange_latency_ms: 1000, ..settings() });
     let holder = job.wifshare(&["token"]).spawn().unwrap();
     eventually("the exchange is under way", || job.counters().exchanges_received == 1);
@@ -234,7 +234,7 @@ fn who_waits_for_a_stopped_process_says_for_whom_and_both_are_served() {
 }
 
 #[test]
-fn who_had_something_in_hand_that_ends_while_a_stopped_process_holds_the_lock_is_served_all_the_same() {
+fn expiring_credential_behind_a_stopped_lock_holder_is_renewed() {
     let mut job = Job::new(living(6));
     assert_eq!(job.token(&[]).code, 0);
     std::thread::sleep(std::time::Duration::from_millis(3200));
@@ -252,7 +252,7 @@ fn who_had_something_in_hand_that_ends_while_a_stopped_process_holds_the_lock_is
 }
 
 #[test]
-fn a_link_that_took_the_place_of_the_state_directory_is_refused_and_nothing_is_written_through_it() {
+fn symlinked_state_directory_is_refused_and_not_written_through() {
     let mut job = Job::new(settings());
     assert_eq!(job.token(&[]).code, 0);
     let (state, elsewhere) = (job.state(), job.path("elsewhere"));
@@ -268,7 +268,7 @@ fn a_link_that_took_the_place_of_the_state_directory_is_refused_and_nothing_is_w
 }
 
 #[test]
-fn a_file_with_a_second_name_is_refused_before_anything_is_spent() {
+fn hard_linked_state_file_is_refused_before_an_exchange() {
     let mut job = Job::new(settings());
     assert_eq!(job.token(&[]).code, 0);
     for name in ["credential.json", "lock", "spent"] {
@@ -290,7 +290,7 @@ fn a_file_with_a_second_name_is_refused_before_anything_is_spent() {
 }
 
 #[test]
-fn a_run_whose_state_directory_was_removed_serves_on_and_leaves_nothing() {
+fn run_with_removed_state_directory_continues_and_cleans_up() {
     for delivery in ["profile", "federation"] {
         let job = Job::new(living(8));
         let state = job.state();
@@ -309,7 +309,7 @@ fn a_run_whose_state_directory_was_removed_serves_on_and_leaves_nothing() {
 }
 
 #[test]
-fn a_run_whose_state_directory_is_removed_at_its_very_end_recreates_nothing() {
+fn state_directory_removed_at_exit_is_not_recreated() {
     let job = Job::new(settings());
     // A second time, for what came into a directory between the removal of its files and its own.
     let ended = job.exec(&[], &format!("rm -rf '{0}' || rm -rf '{0}'", job.state().display()));
@@ -319,7 +319,7 @@ fn a_run_whose_state_directory_is_removed_at_its_very_end_recreates_nothing() {
 }
 
 #[test]
-fn token_that_never_left_works_once_the_fault_is_gone() {
+fn unsent_token_works_after_the_fault_is_gone() {
     let (mut failed, mut unsent) = (0, 0);
     let syncs = ["EIO", "ENOSPC"].iter().flat_map(|error| (1..=5).map(move |time| ("fsync", *error, time)));
     let opens = (8..=40).map(|time| ("openat", "EMFILE", time));
@@ -348,7 +348,7 @@ fn token_that_never_left_works_once_the_fault_is_gone() {
 }
 
 #[test]
-fn twelve_identities_on_a_slow_disk_are_all_served() {
+fn twelve_identities_on_a_slow_disk_succeed() {
     if Command::new("strace").arg("-V").output().is_err() {
         return;
     }
@@ -369,7 +369,7 @@ fn twelve_identities_on_a_slow_disk_are_all_served() {
 }
 
 #[test]
-fn run_knows_what_it_sent_though_its_state_was_removed() {
+fn run_remembers_sent_tokens_after_state_removal() {
     for delivery in ["profile", "gateway"] {
         let mut job = Job::new(living(4));
         let token = job.sandbox.issue_identity_token();

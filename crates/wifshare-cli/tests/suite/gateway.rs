@@ -17,7 +17,7 @@ const ASK: &str = r#"
 "#;
 
 #[test]
-fn every_client_works_behind_the_gateway_with_one_exchange_and_streams() {
+fn clients_and_streams_behind_the_gateway_make_one_exchange() {
     let Some(job) = job_with_clients(Settings { exchange_latency_ms: 1200, ..settings() }) else { return };
     let all = ALL.join(" ");
     let script = format!(
@@ -34,7 +34,7 @@ fn every_client_works_behind_the_gateway_with_one_exchange_and_streams() {
 }
 
 #[test]
-fn every_client_works_with_the_capability_in_both_variables() {
+fn clients_accept_the_capability_in_both_variables() {
     let Some(job) = job_with_clients(settings()) else { return };
     let all = ALL.join(" ");
     // Once with both variables, and once with the API key alone.
@@ -52,7 +52,7 @@ fn every_client_works_with_the_capability_in_both_variables() {
 }
 
 #[test]
-fn gateway_command_prints_the_api_key_when_asked() {
+fn gateway_command_prints_the_api_key_only_on_request() {
     for (options, expected) in [
         (&["--api-key"][..], true),
         (&[], false),
@@ -77,7 +77,7 @@ fn gateway_command_prints_the_api_key_when_asked() {
 }
 
 #[test]
-fn a_client_that_insists_on_federating_gets_the_capability_and_nothing_is_forwarded() {
+fn federating_client_receives_the_capability_from_the_gateway() {
     let Some(job) = job_with_clients(settings()) else { return };
     let all = ALL.join(" ");
     let script = format!(
@@ -98,7 +98,7 @@ fn a_client_that_insists_on_federating_gets_the_capability_and_nothing_is_forwar
 }
 
 #[test]
-fn the_command_starts_at_once_and_its_first_request_waits_for_the_exchange() {
+fn command_starts_at_once_and_its_request_waits_for_the_exchange() {
     let job = Job::new(Settings { exchange_latency_ms: 6000, ..settings() });
     let script = format!("{ASK} touch begun; ask > /dev/null");
     let start = Instant::now();
@@ -113,7 +113,7 @@ fn the_command_starts_at_once_and_its_first_request_waits_for_the_exchange() {
 }
 
 #[test]
-fn a_command_that_asks_for_nothing_does_not_wait_for_the_exchange() {
+fn command_without_requests_does_not_wait_for_the_exchange() {
     let job = Job::new(Settings { exchange_latency_ms: 20_000, ..settings() });
     let start = Instant::now();
     let ended = job.exec(&["--delivery", "gateway"], "exit 7");
@@ -122,7 +122,7 @@ fn a_command_that_asks_for_nothing_does_not_wait_for_the_exchange() {
 }
 
 #[test]
-fn a_refused_exchange_is_told_on_standard_error_and_to_whoever_asks() {
+fn refused_exchange_is_reported_on_stderr_and_to_the_client() {
     let refusal = Fault::Status { status: 401, retry_after_s: None, commit: false };
     let job = Job::new(Settings { exchange_faults: vec![refusal; 20], ..settings() });
     let ended = job.exec(&["--delivery", "gateway"], &format!("{ASK} ask; echo; exit 3"));
@@ -133,7 +133,7 @@ fn a_refused_exchange_is_told_on_standard_error_and_to_whoever_asks() {
 }
 
 #[test]
-fn an_exchange_that_fails_for_a_moment_costs_the_first_request_time_and_no_more() {
+fn temporary_exchange_failure_only_delays_the_first_request() {
     let job = Job::new(Settings::fail_first(2, 503));
     let ended = job.exec(&["--delivery", "gateway"], &format!("{ASK} ask > /dev/null"));
     assert_eq!(ended.code, 0, "{}{}", ended.stdout, ended.stderr);
@@ -156,7 +156,7 @@ const LOAD: &str = r#"
 "#;
 
 #[test]
-fn renewals_under_load_fail_nothing() {
+fn renewals_under_load_cause_no_failed_request() {
     let job = Job::new(living(3));
     let ended = job.exec(&["--delivery", "gateway"], &format!("{LOAD} load 8"));
     assert_eq!((ended.code, ended.stdout.as_str()), (0, ""), "{}", ended.stderr);
@@ -168,7 +168,7 @@ fn renewals_under_load_fail_nothing() {
 }
 
 #[test]
-fn a_401_is_healed_by_a_renewal_and_one_more_try() {
+fn revoked_token_is_renewed_and_the_request_retried() {
     let job = Job::new(settings());
     let script = format!(
         "{ASK} ask > /dev/null || exit 1
@@ -187,7 +187,7 @@ fn a_401_is_healed_by_a_renewal_and_one_more_try() {
 }
 
 #[test]
-fn commands_inside_join_the_run_and_its_token_is_the_capability() {
+fn commands_inside_a_gateway_run_get_the_capability() {
     let job = Job::new(settings());
     let script = format!(
         r#"{ASK}
@@ -205,7 +205,7 @@ fn commands_inside_join_the_run_and_its_token_is_the_capability() {
 }
 
 #[test]
-fn a_gateway_takes_what_another_run_of_the_identity_keeps_already() {
+fn gateway_reuses_the_credential_of_another_run() {
     let mut job = Job::new(settings());
     job.set("ASK", &format!("{ASK} ask > /dev/null"));
     let mut options = vec!["--delivery", "profile"];
@@ -227,7 +227,7 @@ fn a_gateway_takes_what_another_run_of_the_identity_keeps_already() {
 }
 
 #[test]
-fn gateways_of_one_identity_buy_for_themselves_and_send_nothing_twice() {
+fn parallel_gateways_exchange_separately_and_resend_nothing() {
     let job = Job::new(settings());
     let script = format!("{ASK} for n in 1 2 3; do ask > /dev/null || exit 1; done");
     let run = || job.wifshare(&["exec", "--delivery", "gateway", "--", "sh", "-c", &script]).spawn().unwrap();
@@ -239,7 +239,7 @@ fn gateways_of_one_identity_buy_for_themselves_and_send_nothing_twice() {
 }
 
 #[test]
-fn a_fixed_token_serves_one_gateway() {
+fn fixed_identity_token_serves_one_gateway() {
     let mut job = Job::new(settings());
     let token = job.sandbox.issue_identity_token();
     job.without_endpoint();
@@ -275,7 +275,7 @@ fn assert_nothing_seen(job: &Job, seen: &str) {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn a_child_finds_the_credential_nowhere_as_the_same_user_or_as_another() {
+fn gateway_child_finds_no_credential_as_same_or_other_user() {
     if !rustix::process::geteuid().is_root() {
         assert!(std::env::var_os("CI").is_none(), "only root can become somebody else");
         return;
@@ -307,7 +307,7 @@ fn a_child_finds_the_credential_nowhere_as_the_same_user_or_as_another() {
 }
 
 #[test]
-fn each_request_is_an_event_and_tells_nothing_of_what_was_asked() {
+fn request_events_contain_no_query_and_no_capability() {
     let job = Job::new(settings());
     let script = format!(
         "{ASK} ask > /dev/null
@@ -335,7 +335,7 @@ fn each_request_is_an_event_and_tells_nothing_of_what_was_asked() {
 }
 
 #[test]
-fn the_last_requests_of_a_run_are_in_its_log_and_tell_who_sent_them() {
+fn last_requests_of_a_run_are_logged_with_their_sender() {
     // As long as a message takes at least: the sender is looked for meanwhile.
     let job = Job::new(Settings { message_latency_ms: 100, ..settings() });
     let url = "-o /dev/null \"$ANTHROPIC_BASE_URL/v1/messages\"";

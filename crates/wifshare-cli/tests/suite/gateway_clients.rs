@@ -5,7 +5,7 @@ use crate::job::{Job, WIFSHARE, finish, settings};
 
 /// Both SDKs follow the address of a batch's results, which the API gives as its own.
 #[test]
-fn results_of_a_batch_are_read_through_the_gateway_by_both_sdks() {
+fn batch_results_are_read_through_the_gateway_by_both_sdks() {
     let Some(mut job) = job_with_clients(settings()) else { return };
     job.set("NODE", node().to_str().unwrap());
     let script = r#"
@@ -39,7 +39,7 @@ EOF
 }
 
 #[test]
-fn base_url_with_the_version_and_paths_without_it_lead_to_the_api() {
+fn base_url_with_and_without_version_reaches_the_api() {
     let job = Job::new(settings());
     let script = r#"
         for url in /v1/models /models /v1/v1/models; do
@@ -60,7 +60,7 @@ fn base_url_with_the_version_and_paths_without_it_lead_to_the_api() {
 const LONELY: u32 = 64_321;
 
 #[test]
-fn limit_of_processes_is_an_error_with_nothing_bought_and_never_a_panic() {
+fn process_limit_is_an_error_without_exchange_or_panic() {
     if !rustix::process::geteuid().is_root() {
         assert!(std::env::var_os("CI").is_none(), "only root can become somebody else");
         return;

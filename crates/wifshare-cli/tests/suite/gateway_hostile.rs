@@ -17,7 +17,7 @@ fn ok(_: &Heard, stream: &mut TcpStream) -> bool {
 }
 
 #[test]
-fn whoever_is_no_good_client_is_refused_and_the_api_hears_nothing_of_it() {
+fn invalid_requests_are_refused_and_never_forwarded() {
     let api = Api::start(ok);
     let (_job, gateway) = Gateway::before(&api);
     let (address, capability, good) = (gateway.address, gateway.capability.clone(), gateway.good());
@@ -93,7 +93,7 @@ fn whoever_is_no_good_client_is_refused_and_the_api_hears_nothing_of_it() {
 }
 
 #[test]
-fn a_request_inside_of_another_does_not_come_out_of_it() {
+fn smuggled_request_does_not_reach_the_api() {
     let api = Api::start(ok);
     let (_job, gateway) = Gateway::before(&api);
     let good = gateway.good();
@@ -119,7 +119,7 @@ fn a_request_inside_of_another_does_not_come_out_of_it() {
 }
 
 #[test]
-fn what_leaves_has_the_credential_and_is_otherwise_what_came() {
+fn forwarded_request_differs_only_by_its_credential() {
     let api = Api::start(ok);
     let (_job, gateway) = Gateway::before(&api);
     let body = "4;x=y\r\nWiki\r\n0\r\ndigest: z\r\n\r\n";
@@ -153,7 +153,7 @@ fn what_leaves_has_the_credential_and_is_otherwise_what_came() {
 }
 
 #[test]
-fn what_comes_back_is_what_was_sent_early_hints_and_trailers_too() {
+fn response_is_forwarded_verbatim_with_hints_and_trailers() {
     let hints = "HTTP/1.1 103 Early Hints\r\nlink: </x>; rel=preload\r\n\r\n";
     let answer = "HTTP/1.1 200 Fine\r\nTransfer-Encoding: chunked\r\nX-Odd:  spaced \r\n\r\n3;ext\r\nabc\r\n0\r\nx-trailer: 1\r\n\r\n";
     let api = Api::start(move |_, stream| {
@@ -170,7 +170,7 @@ fn what_comes_back_is_what_was_sent_early_hints_and_trailers_too() {
 }
 
 #[test]
-fn who_waits_for_a_word_before_the_body_gets_it() {
+fn expect_continue_is_answered_before_the_body() {
     let api = Api::start(|heard, stream| {
         assert!(heard.head.contains("Expect: 100-continue\r\n"), "{}", heard.head);
         stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").unwrap();
@@ -192,7 +192,7 @@ fn who_waits_for_a_word_before_the_body_gets_it() {
 }
 
 #[test]
-fn an_api_that_is_broken_breaks_one_answer() {
+fn malformed_api_response_fails_only_its_own_request() {
     let api = Api::start(|heard, stream| {
         let whole = match heard.head.split(' ').nth(1).unwrap() {
             "/v1/garbage" => &b"this is no HTTP\r\n\r\n"[..],
@@ -221,7 +221,7 @@ fn an_api_that_is_broken_breaks_one_answer() {
 }
 
 #[test]
-fn an_answer_that_nobody_waits_for_is_not_paid_for() {
+fn client_disconnect_closes_the_api_connection() {
     let (tell, told): (Sender<bool>, Receiver<bool>) = channel();
     let tell = Mutex::new(tell);
     let api = Api::start(move |_, stream| {
@@ -239,7 +239,7 @@ fn an_answer_that_nobody_waits_for_is_not_paid_for() {
 }
 
 #[test]
-fn ten_thousand_idle_connections_and_slow_heads_do_not_keep_a_good_client_out() {
+fn ten_thousand_idle_connections_do_not_block_a_client() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
     let limit = getrlimit(Resource::Nofile);
@@ -300,7 +300,7 @@ fn ten_thousand_idle_connections_and_slow_heads_do_not_keep_a_good_client_out() 
 }
 
 #[test]
-fn clients_that_connect_at_one_moment_are_all_served() {
+fn clients_connecting_at_once_are_all_served() {
     let api = Api::start(ok);
     let (_job, gateway) = Gateway::before(&api);
     let ask = format!("GET /v1/models HTTP/1.1\r\n{}\r\n", gateway.good());
@@ -316,7 +316,7 @@ fn clients_that_connect_at_one_moment_are_all_served() {
 }
 
 #[test]
-fn known_clients_are_as_many_as_there_is_room_for_and_those_are_served() {
+fn authenticated_clients_are_served_up_to_the_descriptor_limit() {
     // Each has a connection to the API as well, and 64 descriptors are for other things.
     const DESCRIPTORS: u32 = 200;
     const ROOM: usize = 68;
@@ -350,7 +350,7 @@ fn fill(piece: &mut [u8], from: u64) {
 }
 
 #[test]
-fn large_bodies_pass_byte_for_byte_and_are_held_by_nobody() {
+fn large_bodies_pass_unchanged_and_unbuffered() {
     const UP: u64 = 64 << 20;
     const DOWN: u64 = 256 << 20;
     let api = Api::start(|heard, stream| {
@@ -414,7 +414,7 @@ impl Gateway {
 }
 
 #[test]
-fn a_stream_of_events_passes_event_by_event() {
+fn event_stream_is_forwarded_event_by_event() {
     // Half an hour of one event a second, without the seconds: each is sent when the one before has arrived.
     const EVENTS: usize = 1800;
     let event = |number: usize| format!("event: ping\ndata: {{\"number\":{number}}}\n\n");
@@ -455,7 +455,7 @@ fn a_stream_of_events_passes_event_by_event() {
 }
 
 #[test]
-fn a_signal_closes_the_door_and_lets_an_answer_under_way_finish() {
+fn signal_closes_the_listener_and_finishes_open_responses() {
     let (go_on, gone_on) = channel::<()>();
     let gone_on = Mutex::new(gone_on);
     let api = Api::start(move |_, stream| {
@@ -480,7 +480,7 @@ fn a_signal_closes_the_door_and_lets_an_answer_under_way_finish() {
 }
 
 #[test]
-fn a_unix_socket_is_for_its_user_alone() {
+fn unix_socket_accepts_only_its_owner() {
     use std::os::unix::fs::{FileTypeExt, MetadataExt};
     use std::os::unix::net::UnixStream;
 
@@ -519,7 +519,7 @@ fn a_unix_socket_is_for_its_user_alone() {
 }
 
 #[test]
-fn a_gateway_that_others_could_reach_is_not_opened() {
+fn non_loopback_listen_address_is_refused() {
     let job = Job::new(settings());
     let ended = job.run(&["gateway", "--listen", "0.0.0.0:0"]);
     assert_eq!(ended.code, 125);
@@ -539,7 +539,7 @@ fn threads(process: rustix::process::Pid) -> Vec<String> {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn strangers_order_no_search_for_their_process_and_stop_nobody() {
+fn unauthenticated_clients_trigger_no_search_and_delay_no_request() {
     let api = Api::start(ok);
     let (_job, gateway) = Gateway::before(&api);
     let mut good = gateway.connect();

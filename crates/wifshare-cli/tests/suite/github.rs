@@ -3,7 +3,7 @@
 use crate::job::{Job, eventually, finish, settings};
 
 #[test]
-fn both_tokens_are_masked_on_standard_error_before_the_command_starts() {
+fn both_tokens_are_masked_on_stderr_before_the_command_starts() {
     let mut job = Job::new(settings());
     job.set("GITHUB_ACTIONS", "true");
     let child = job.wifshare(&["exec", "--", "sh", "-c", "echo child >&2; cat $ANTHROPIC_CONFIG_DIR/credentials/*"]);
@@ -22,7 +22,7 @@ fn both_tokens_are_masked_on_standard_error_before_the_command_starts() {
 }
 
 #[test]
-fn standard_output_of_token_holds_the_token_alone() {
+fn token_stdout_contains_only_the_token() {
     let mut job = Job::new(settings());
     job.set("GITHUB_ACTIONS", "true");
     for _ in 0..2 {
@@ -35,7 +35,7 @@ fn standard_output_of_token_holds_the_token_alone() {
 }
 
 #[test]
-fn a_credential_that_another_step_obtained_is_masked_in_this_one_too() {
+fn credential_of_an_earlier_step_is_masked_again() {
     let mut job = Job::new(settings());
     job.set("GITHUB_ACTIONS", "true");
     job.may_keep_credential();
@@ -46,7 +46,7 @@ fn a_credential_that_another_step_obtained_is_masked_in_this_one_too() {
 }
 
 #[test]
-fn what_a_person_must_act_on_is_an_annotation() {
+fn actionable_warnings_and_errors_are_annotations() {
     let mut job = Job::new(settings());
     job.set("GITHUB_ACTIONS", "true");
     job.set("ANTHROPIC_API_KEY", "their-own");
@@ -69,7 +69,7 @@ fn job_with_stderr_in_a_file() -> (Job, std::path::PathBuf) {
 }
 
 #[test]
-fn no_mask_is_written_into_a_regular_file() {
+fn masks_are_not_written_to_a_regular_file() {
     for arguments in [
         &["exec", "--", "true"][..],
         &["exec", "--delivery", "gateway", "--", "sleep", "2"],
@@ -92,7 +92,7 @@ fn no_mask_is_written_into_a_regular_file() {
 }
 
 #[test]
-fn masks_are_written_always_or_never_where_that_is_asked_for() {
+fn mask_option_forces_or_disables_masks() {
     let (job, path) = job_with_stderr_in_a_file();
     let said = |arguments: &[&str]| {
         let mut command = job.wifshare(arguments);
@@ -108,7 +108,7 @@ fn masks_are_written_always_or_never_where_that_is_asked_for() {
 }
 
 #[test]
-fn json_stays_json_in_github_actions() {
+fn json_log_stays_json_in_github_actions() {
     let mut job = Job::new(settings());
     job.set("GITHUB_ACTIONS", "true");
     job.set("ANTHROPIC_CUSTOM_HEADERS", "x: y");
@@ -121,7 +121,7 @@ fn json_stays_json_in_github_actions() {
 }
 
 #[test]
-fn a_secret_is_masked_once_by_a_process() {
+fn each_process_masks_a_secret_once() {
     let mut job = Job::new(settings());
     job.set("GITHUB_ACTIONS", "true");
     let ended = finish(job.wifshare(&["exec", "-vv", "--", "true"]).spawn().unwrap());
@@ -144,7 +144,7 @@ fn full_pipe() -> (std::io::PipeReader, std::io::PipeWriter) {
 }
 
 #[test]
-fn standard_error_that_nobody_reads_holds_up_nobody() {
+fn unread_stderr_blocks_no_process() {
     let mut job = Job::new(settings());
     job.set("GITHUB_ACTIONS", "true");
     job.may_keep_credential();
@@ -176,7 +176,7 @@ fn standard_error_that_nobody_reads_holds_up_nobody() {
 }
 
 #[test]
-fn reader_that_stands_still_delays_nothing_under_the_lock() {
+fn blocked_stderr_reader_delays_nothing_under_the_lock() {
     let mut job = Job::new(settings());
     job.set("GITHUB_ACTIONS", "true");
     job.may_keep_credential();
@@ -192,7 +192,7 @@ fn reader_that_stands_still_delays_nothing_under_the_lock() {
 }
 
 #[test]
-fn elsewhere_nothing_is_masked_because_a_mask_would_be_a_leak() {
+fn masks_are_not_written_outside_github_actions() {
     let job = Job::new(settings());
     assert!(!job.exec(&["--workspace-id", "default"], "true").stderr.contains("add-mask"));
 }

@@ -26,7 +26,7 @@ fn commands() -> Vec<(String, String)> {
 }
 
 #[test]
-fn help_man_page_and_completions_describe_a_command_alike() {
+fn help_man_page_and_completions_agree() {
     let fish = wifshare(100, &["completions", "fish"]);
     for (name, about) in commands() {
         assert_eq!(wifshare(100, &[&name, "--help"]).lines().next(), Some(about.as_str()), "{name} --help");
@@ -38,7 +38,7 @@ fn help_man_page_and_completions_describe_a_command_alike() {
 }
 
 #[test]
-fn help_fits_the_width_of_the_terminal() {
+fn help_fits_the_terminal_width() {
     for columns in [60, 100] {
         let names = commands().into_iter().map(|(name, _)| name);
         for name in names.chain([String::new()]) {
@@ -54,7 +54,7 @@ fn help_fits_the_width_of_the_terminal() {
 }
 
 #[test]
-fn help_without_a_terminal_is_a_hundred_columns_wide() {
+fn help_without_terminal_is_100_columns_wide() {
     let ended = Command::new(WIFSHARE).args(["exec", "--help"]).env_clear().output().unwrap();
     let help = String::from_utf8(ended.stdout).unwrap();
     let longest = help.lines().map(|line| line.chars().count()).max();
@@ -62,7 +62,7 @@ fn help_without_a_terminal_is_a_hundred_columns_wide() {
 }
 
 #[test]
-fn keeper_is_offered_nowhere() {
+fn keeper_command_is_hidden() {
     let keeper_as_a_command = [
         ("bash", "wifshare__subcmd__keeper"),
         ("zsh", "_wifshare__subcmd__keeper_commands"),
@@ -78,7 +78,7 @@ fn keeper_is_offered_nowhere() {
 }
 
 #[test]
-fn version_has_the_commit_of_a_release_build_and_needs_none() {
+fn version_shows_the_commit_of_a_release_build() {
     let holder = tempfile::tempdir().unwrap();
     let script = holder.path().join("build-script");
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/build.rs");

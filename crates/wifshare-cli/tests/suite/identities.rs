@@ -279,7 +279,7 @@ fn for_each_source(test: impl Fn(Source)) {
 }
 
 #[test]
-fn two_jobs_obtain_a_credential_each_and_processes_of_one_job_share() {
+fn two_jobs_obtain_separate_credentials_and_share_within_a_job() {
     for_each_source(|source| {
         let host = Host::new(source);
         let (first, second) = (host.token(0), host.token(1));
@@ -295,7 +295,7 @@ fn two_jobs_obtain_a_credential_each_and_processes_of_one_job_share() {
 }
 
 #[test]
-fn job_beside_the_keeper_of_another_has_its_own_credential_and_keeper() {
+fn job_next_to_another_keeper_has_its_own_credential_and_keeper() {
     for_each_source(|source| {
         let host = Host::new(source);
         let kept = host.start(0);
@@ -314,7 +314,7 @@ fn job_beside_the_keeper_of_another_has_its_own_credential_and_keeper() {
 }
 
 #[test]
-fn job_leaves_the_keeper_and_the_run_of_another_job_alone() {
+fn stop_leaves_the_keeper_and_run_of_another_job() {
     let host = Host::new(source("Buildkite"));
     let kept = host.start(0);
     let first = host.token(0);
@@ -332,7 +332,7 @@ fn job_leaves_the_keeper_and_the_run_of_another_job_alone() {
 }
 
 #[test]
-fn refusal_of_one_job_is_not_the_others() {
+fn refusal_of_one_job_does_not_affect_another() {
     for_each_source(|source| {
         let rule = FederationRule { subject_prefix: SUBJECTS[0].to_owned(), ..FederationRule::default() };
         let host = Host::with(source, Settings { rule, ..settings() });
@@ -356,7 +356,7 @@ fn source(name: &str) -> Source {
 }
 
 #[test]
-fn token_file_that_shows_nothing_is_given_nothing() {
+fn unreadable_token_file_gets_no_cached_credential() {
     let host = Host::new(source("a token file"));
     let file = host.job.path("shared-token");
     let first = host.token(0);
@@ -395,7 +395,7 @@ const NAMED_JOBS: [&[(&str, &str)]; 6] = [
 ];
 
 #[test]
-fn token_file_shows_its_subject_in_a_named_job_too() {
+fn token_file_selects_the_subject_in_a_named_job() {
     for job in NAMED_JOBS {
         let host = Host::new(source("a token file"));
         let in_the_job = |who: usize, arguments: &[&str]| {
@@ -422,7 +422,7 @@ fn token_file_shows_its_subject_in_a_named_job_too() {
 }
 
 #[test]
-fn token_file_may_go_inside_a_run() {
+fn token_file_may_be_removed_inside_a_run() {
     let host = Host::new(source("a token file"));
     let script = format!("rm {}; \"$WIFSHARE\" token", host.job.path("shared-token").display());
     let ended = host.run(0, &["exec", "--", "sh", "-c", &script]);
@@ -430,7 +430,7 @@ fn token_file_may_go_inside_a_run() {
 }
 
 #[test]
-fn run_takes_no_credential_of_another_subject_from_its_file() {
+fn run_ignores_a_token_file_of_another_subject() {
     let lives_briefly = Settings { access_token_lifetime_s: 4, access_token_lifetime_floor_s: 1, ..settings() };
     for named in [false, true] {
         let host = Host::with(source("a token file"), lives_briefly.clone());
@@ -450,7 +450,7 @@ fn run_takes_no_credential_of_another_subject_from_its_file() {
 }
 
 #[test]
-fn command_that_fails_is_given_nothing_and_an_unspent_token_is_used() {
+fn failing_command_gets_nothing_and_its_unspent_token_is_used() {
     let host = Host::new(source("a command"));
     let issued = |host: &Host| std::fs::read_dir(host.unspent.path().join("0")).unwrap().count();
     let first = host.token(0);
@@ -466,7 +466,7 @@ fn command_that_fails_is_given_nothing_and_an_unspent_token_is_used() {
 }
 
 #[test]
-fn matrix_legs_on_one_runner_are_told_apart_by_what_they_show() {
+fn matrix_legs_on_one_runner_differ_by_their_subject() {
     let host = Host::new(source("a command"));
     let leg = |who: usize| {
         let mut command = host.wifshare(who, &["token"]);
@@ -478,7 +478,7 @@ fn matrix_legs_on_one_runner_are_told_apart_by_what_they_show() {
 }
 
 #[test]
-fn file_without_a_principal_is_not_served_to_who_shows_one() {
+fn stored_credential_without_subject_is_not_served_to_a_subject() {
     let host = Host::new(source("a token file"));
     let first = host.token(0);
     let files = crate::job::files(&host.job.state());
@@ -504,7 +504,7 @@ fn file_without_a_principal_is_not_served_to_who_shows_one() {
 }
 
 #[test]
-fn refused_token_file_that_was_replaced_is_tried_at_once() {
+fn replaced_token_file_is_tried_at_once_after_a_refusal() {
     let host = Host::new(source("a token file"));
     let file = host.job.path("shared-token");
     let for_a_vault = host.job.sandbox.issue_identity_token_with(|claims| {
@@ -524,7 +524,7 @@ fn refused_token_file_that_was_replaced_is_tried_at_once() {
 }
 
 #[test]
-fn process_without_a_network_fails_alone() {
+fn process_without_network_fails_alone() {
     let host = Host::new(source("GitHub Actions"));
     for (variable, value, code) in [
         // Nobody listens there. Loopback is asked without a proxy, and so is not affected by one.

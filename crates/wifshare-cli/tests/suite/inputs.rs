@@ -40,7 +40,7 @@ fn assert_refused(job: &mut Job, words: &str) {
 }
 
 #[test]
-fn wrapped_token_is_refused_from_each_source_and_works_once_repaired() {
+fn wrapped_token_is_refused_from_each_source() {
     for source in ["file", "variable", "command"] {
         let mut job = Job::new(settings());
         job.without_endpoint();
@@ -75,7 +75,7 @@ fn wrapped_token_is_refused_from_each_source_and_works_once_repaired() {
 }
 
 #[test]
-fn token_file_in_utf_16_and_with_nul_is_named_as_that() {
+fn utf_16_and_nul_in_a_token_file_are_named() {
     let mut job = Job::new(settings());
     let token = job.sandbox.issue_identity_token();
     let path = job.use_token_file("");
@@ -98,7 +98,7 @@ fn token_file_in_utf_16_and_with_nul_is_named_as_that() {
 }
 
 #[test]
-fn malformed_token_is_refused_by_every_command_and_found_by_doctor() {
+fn malformed_token_is_refused_by_every_command_and_doctor() {
     let mut job = Job::new(settings());
     let token = job.sandbox.issue_identity_token();
     job.use_token_file(&format!("\"{token}\""));
@@ -111,7 +111,7 @@ fn malformed_token_is_refused_by_every_command_and_found_by_doctor() {
 }
 
 #[test]
-fn token_in_place_of_its_path_is_not_repeated() {
+fn token_in_place_of_its_path_is_not_printed() {
     let mut job = Job::new(settings());
     let token = job.sandbox.issue_identity_token();
     job.without_endpoint();

@@ -26,7 +26,7 @@ fn assert_nothing_is_left(job: &Job) {
 }
 
 #[test]
-fn panic_during_the_exchange_ends_the_run_and_starts_no_command() {
+fn panic_during_the_exchange_ends_the_run_without_command() {
     for place in ["locked", "recorded", "answered", "written", "exchanged"] {
         let job = job_with_a_panic(place);
         let ended = job.exec(&[], "echo started");
@@ -40,7 +40,7 @@ fn panic_during_the_exchange_ends_the_run_and_starts_no_command() {
 }
 
 #[test]
-fn panic_beside_the_command_waits_for_its_end() {
+fn panic_while_the_command_runs_waits_for_its_end() {
     for delivery in ["profile", "gateway"] {
         let job = job_with_a_panic("child-started");
         let ended = job.exec(&["--delivery", delivery], "sleep 1; touch ended");
@@ -52,7 +52,7 @@ fn panic_beside_the_command_waits_for_its_end() {
 }
 
 #[test]
-fn panic_in_the_exchange_of_a_gateway_is_an_answer_and_the_command_keeps_its_code() {
+fn panic_in_gateway_exchange_returns_503_and_keeps_the_exit_code() {
     let job = job_with_a_panic("answered");
     let script = r#"curl -sS -m 60 -w '%{http_code}' -H "x-api-key: $ANTHROPIC_AUTH_TOKEN" "$ANTHROPIC_BASE_URL/v1/models"; exit 3"#;
     let ended = job.exec(&["--delivery", "gateway"], script);
@@ -64,7 +64,7 @@ fn panic_in_the_exchange_of_a_gateway_is_an_answer_and_the_command_keeps_its_cod
 }
 
 #[test]
-fn panic_in_a_connection_of_the_gateway_leaves_the_others_alone() {
+fn panic_in_a_gateway_connection_affects_no_other() {
     let job = job_with_a_panic("served");
     let script = r#"
         ask() { curl -sS -m 60 -o /dev/null -w '%{http_code} ' -H "x-api-key: $ANTHROPIC_AUTH_TOKEN" "$ANTHROPIC_BASE_URL$1"; }
@@ -77,7 +77,7 @@ fn panic_in_a_connection_of_the_gateway_leaves_the_others_alone() {
 }
 
 #[test]
-fn panic_in_a_keeper_that_begins_is_an_error_of_start() {
+fn panic_in_a_starting_keeper_fails_start() {
     let job = job_with_a_panic("answered");
     let ended = job.run(&["start", "--format", "json"]);
     assert_eq!((ended.code, ended.stdout.as_str()), (125, ""), "{}", ended.stderr);
@@ -86,7 +86,7 @@ fn panic_in_a_keeper_that_begins_is_an_error_of_start() {
 }
 
 #[test]
-fn panic_in_the_renewal_of_a_keeper_is_told_and_tried_again() {
+fn panic_in_a_renewal_is_reported_and_retried() {
     let mut job = Job::new(Settings { access_token_lifetime_s: 4, access_token_lifetime_floor_s: 1, ..settings() });
     job.set("WIFSHARE_TEST_PANIC_AT", "replaced");
     // The first credential is stored by another process, which does not panic.

@@ -99,7 +99,7 @@ fn assert_nothing_is_left(job: &Job) {
 }
 
 #[test]
-fn steps_in_shells_of_their_own_share_one_exchange_and_stop_leaves_nothing() {
+fn steps_share_one_keeper_and_stop_leaves_no_files() {
     for delivery in ["profile", "federation", "environment", "gateway"] {
         let job = Job::new(settings());
         let handed = start(&job, &["--delivery", delivery]);
@@ -132,7 +132,7 @@ fn steps_in_shells_of_their_own_share_one_exchange_and_stop_leaves_nothing() {
 }
 
 #[test]
-fn start_with_an_api_key_hands_over_the_capability_twice() {
+fn start_with_api_key_exports_the_capability_twice() {
     const BOTH: &str = r#"
         case $ANTHROPIC_API_KEY in wifshare-capability-*) ;; *) exit 7 ;; esac
         [ "$ANTHROPIC_API_KEY" = "$ANTHROPIC_AUTH_TOKEN" ] || exit 8
@@ -154,7 +154,7 @@ fn start_with_an_api_key_hands_over_the_capability_twice() {
 }
 
 #[test]
-fn what_children_would_not_inherit_is_taken_from_later_steps() {
+fn start_unsets_sign_in_variables_for_later_steps() {
     let job = Job::new(settings());
     let handed = start(&job, &[]);
     let gone: Vec<&str> = handed.iter().filter(|(_, value)| value.is_none()).map(|(name, _)| name.as_str()).collect();
@@ -182,7 +182,7 @@ fn what_children_would_not_inherit_is_taken_from_later_steps() {
 }
 
 #[test]
-fn a_second_start_joins_the_first_and_another_identity_has_a_keeper_of_its_own() {
+fn second_start_joins_and_another_identity_gets_its_own_keeper() {
     let job = Job::new(settings());
     let first = start(&job, &[]);
     assert_eq!(start(&job, &[]), first);
@@ -209,7 +209,7 @@ fn a_second_start_joins_the_first_and_another_identity_has_a_keeper_of_its_own()
 }
 
 #[test]
-fn ten_starts_at_once_leave_one_keeper() {
+fn ten_parallel_starts_leave_one_keeper() {
     let job = Job::new(Settings { exchange_latency_ms: 500, ..settings() });
     let starts: Vec<_> = (0..10).map(|_| job.wifshare(&["start", "--format", "json"]).spawn().unwrap()).collect();
     let handed: Vec<Handed> = starts
@@ -228,7 +228,7 @@ fn ten_starts_at_once_leave_one_keeper() {
 }
 
 #[test]
-fn another_delivery_is_another_keeper_and_no_other_exchange() {
+fn another_delivery_gets_its_own_keeper_without_exchange() {
     let job = Job::new(settings());
     let first = start(&job, &[]);
     let second = start(&job, &["--delivery", "environment"]);
@@ -241,7 +241,7 @@ fn another_delivery_is_another_keeper_and_no_other_exchange() {
 }
 
 #[test]
-fn start_that_asks_for_less_ends_the_keeper_around_it() {
+fn start_with_a_stricter_delivery_ends_the_outer_keeper() {
     for (first, second, elsewhere) in [
         ("profile", "gateway", [false, false]),
         ("federation", "profile", [false, false]),
@@ -277,7 +277,7 @@ fn start_that_asks_for_less_ends_the_keeper_around_it() {
 }
 
 #[test]
-fn start_that_asks_for_less_and_cannot_sign_in_says_what_to_do() {
+fn stricter_start_that_cannot_sign_in_prints_a_hint() {
     let job = Job::new(settings());
     let script = r#"
         eval "$("$WIFSHARE" start)"
@@ -294,7 +294,7 @@ fn start_that_asks_for_less_and_cannot_sign_in_says_what_to_do() {
 }
 
 #[test]
-fn stop_ends_every_keeper_that_the_steps_before_it_started() {
+fn stop_ends_every_keeper_of_earlier_steps() {
     let job = Job::new(settings());
     let first = start(&job, &[]);
     let words = ["start", "--format", "json", "--workspace-id", "default"];
@@ -309,7 +309,7 @@ fn stop_ends_every_keeper_that_the_steps_before_it_started() {
 }
 
 #[test]
-fn stop_fails_where_the_state_directory_is_not_acceptable() {
+fn stop_fails_on_an_unsafe_state_directory() {
     use std::os::unix::fs::{PermissionsExt, symlink};
 
     let job = Job::new(settings());
@@ -356,7 +356,7 @@ fn stop_fails_where_the_state_directory_is_not_acceptable() {
 }
 
 #[test]
-fn stop_says_nothing_where_nothing_runs() {
+fn stop_without_a_keeper_prints_nothing() {
     let mut job = Job::new(settings());
     stop(&job, &[]);
     stop(&job, &["--all"]);
@@ -366,7 +366,7 @@ fn stop_says_nothing_where_nothing_runs() {
 }
 
 #[test]
-fn a_start_that_fails_tells_why_and_leaves_nothing() {
+fn failed_start_prints_the_reason_and_leaves_no_files() {
     for delivery in ["profile", "gateway"] {
         a_refusal_is_told_under(delivery);
     }
@@ -387,7 +387,7 @@ fn a_refusal_is_told_under(delivery: &str) {
 }
 
 #[test]
-fn a_start_that_cannot_hand_over_leaves_no_keeper() {
+fn start_that_cannot_export_leaves_no_keeper() {
     let mut job = Job::new(settings());
     job.set("GITHUB_ENV", "/nonexistent/file");
     let ended = job.run(&["start"]);
@@ -414,7 +414,7 @@ fn start_that_cannot_write_one_file_changes_no_other() {
 }
 
 #[test]
-fn variables_begin_on_a_line_of_their_own() {
+fn exported_variables_begin_on_a_new_line() {
     let mut job = Job::new(settings());
     let file = job.path("github-env");
     std::fs::write(&file, "EARLIER=step").unwrap();
@@ -426,7 +426,7 @@ fn variables_begin_on_a_line_of_their_own() {
 }
 
 #[test]
-fn an_interrupted_start_leaves_nothing() {
+fn interrupted_start_leaves_no_files() {
     let job = Job::new(Settings { identity_token_latency_ms: 4000, ..settings() });
     let child = job.wifshare(&["start"]).spawn().unwrap();
     eventually("the start has begun", || !files(&job.state()).is_empty());
@@ -437,7 +437,7 @@ fn an_interrupted_start_leaves_nothing() {
 }
 
 #[test]
-fn the_keeper_ends_with_the_process_that_it_watches() {
+fn keeper_ends_with_the_watched_process() {
     let job = Job::new(settings());
     let mut watched = job.command("sleep", &["600"]).spawn().unwrap();
     start(&job, &["--watch-pid", &watched.id().to_string()]);
@@ -449,7 +449,7 @@ fn the_keeper_ends_with_the_process_that_it_watches() {
 }
 
 #[test]
-fn without_being_told_it_watches_the_runners_process_for_the_job() {
+fn keeper_watches_the_runner_process_by_default() {
     let job = Job::new(settings());
     let worker = job.path("Runner.Worker");
     std::fs::copy("/bin/sh", &worker).unwrap();
@@ -467,7 +467,7 @@ fn without_being_told_it_watches_the_runners_process_for_the_job() {
 }
 
 #[test]
-fn the_keeper_ends_when_its_time_is_over_or_its_directory_is_gone() {
+fn keeper_ends_after_max_life_or_without_its_directory() {
     let job = Job::new(settings());
     start(&job, &["--max-life", "2s"]);
     let pid = the_keeper(&job);
@@ -481,7 +481,7 @@ fn the_keeper_ends_when_its_time_is_over_or_its_directory_is_gone() {
 }
 
 #[test]
-fn a_hangup_ends_nothing_and_what_a_killed_keeper_left_goes_with_stop() {
+fn hangup_is_ignored_and_stop_cleans_up_after_a_killed_keeper() {
     let job = Job::new(settings());
     let handed = start(&job, &[]);
     let pid = the_keeper(&job);
@@ -504,7 +504,7 @@ fn a_hangup_ends_nothing_and_what_a_killed_keeper_left_goes_with_stop() {
 }
 
 #[test]
-fn stop_ends_a_keeper_that_does_not_listen() {
+fn stop_ends_an_unresponsive_keeper() {
     let job = Job::new(settings());
     start(&job, &[]);
     let pid = the_keeper(&job);
@@ -515,7 +515,7 @@ fn stop_ends_a_keeper_that_does_not_listen() {
 }
 
 #[test]
-fn a_process_that_was_given_the_keepers_number_gets_no_signal() {
+fn process_with_a_reused_keeper_pid_gets_no_signal() {
     let job = Job::new(settings());
     let handed = start(&job, &[]);
     let run = PathBuf::from(handed["WIFSHARE_RUN"].clone().unwrap());
@@ -536,7 +536,7 @@ fn a_process_that_was_given_the_keepers_number_gets_no_signal() {
 }
 
 #[test]
-fn the_keeper_holds_no_stream_and_no_descriptor_of_whoever_started_it() {
+fn keeper_inherits_no_stream_and_no_descriptor() {
     let job = Job::new(settings());
     // A pipe to wait for, and a descriptor that is not closed on exec.
     let script = r#"exec 7>inherited; "$WIFSHARE" start 2>&1 | cat > said; echo over"#;
@@ -560,7 +560,7 @@ fn the_keeper_holds_no_stream_and_no_descriptor_of_whoever_started_it() {
 }
 
 #[test]
-fn the_same_user_does_not_read_the_keepers_environment() {
+fn same_user_cannot_read_the_keeper_environment() {
     if !rustix::process::geteuid().is_root() {
         assert!(std::env::var_os("CI").is_none(), "only root can become somebody else");
         return;
@@ -583,7 +583,7 @@ fn the_same_user_does_not_read_the_keepers_environment() {
 }
 
 #[test]
-fn a_job_many_times_longer_than_its_token_is_never_refused() {
+fn job_longer_than_its_token_is_never_refused() {
     let job = Job::new(living(3));
     let handed = start(&job, &[]);
     let asking = format!("for i in $(seq 12); do {ASK} || exit 9; sleep 0.25; done");
@@ -600,7 +600,7 @@ fn a_job_many_times_longer_than_its_token_is_never_refused() {
 }
 
 #[test]
-fn three_steps_of_a_github_job_share_one_exchange_and_everything_is_masked() {
+fn github_steps_share_one_exchange_with_all_secrets_masked() {
     let mut runner = Runner::new(Job::new(settings()));
     let started = runner.step(runner.job.wifshare(&["start"]));
     assert_eq!((started.code, started.stdout.as_str()), (0, ""), "{}", started.stderr);
@@ -616,7 +616,7 @@ fn three_steps_of_a_github_job_share_one_exchange_and_everything_is_masked() {
 }
 
 #[test]
-fn a_job_that_is_cancelled_in_any_step_leaves_nothing() {
+fn job_cancelled_in_any_step_leaves_no_files() {
     for cancelled in 0..3 {
         let latency = if cancelled == 0 { 3000 } else { 0 };
         let mut runner = Runner::new(Job::new(Settings { exchange_latency_ms: latency, ..settings() }));
@@ -667,7 +667,7 @@ fn waits(pid: i32) -> u64 {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn a_keeper_at_rest_does_not_wake_up_and_is_small() {
+fn idle_keeper_does_not_wake_up_and_stays_small() {
     for delivery in ["profile", "federation", "environment", "gateway"] {
         let job = Job::new(settings());
         start(&job, &["--delivery", delivery]);
@@ -687,7 +687,7 @@ fn a_keeper_at_rest_does_not_wake_up_and_is_small() {
 }
 
 #[test]
-fn doctor_tells_a_step_whether_its_keeper_is_there() {
+fn doctor_reports_whether_the_keeper_is_alive() {
     let job = Job::new(settings());
     let handed = start(&job, &[]);
     let doctor = r#""$WIFSHARE" doctor"#;

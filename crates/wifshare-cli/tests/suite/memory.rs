@@ -54,7 +54,7 @@ const ASK: &str = r#"
     while ! [ -e "$RUNNER_TEMP/over-$ATTACKER" ]; do sleep 0.05; done"#;
 
 #[test]
-fn memory_opened_at_the_start_of_a_gateway_shows_no_access_token() {
+fn memory_opened_at_gateway_start_shows_no_access_token() {
     if !rustix::process::geteuid().is_root() {
         assert!(std::env::var_os("CI").is_none(), "only root can become somebody else");
         return;
@@ -130,7 +130,7 @@ fn gateway_that_cannot_hide_its_memory_is_refused() {
 }
 
 #[test]
-fn gateway_starts_again_where_no_program_runs_in_memory() {
+fn gateway_re_executes_from_a_file_without_memfd() {
     if !rustix::process::geteuid().is_root() {
         return;
     }
@@ -145,7 +145,7 @@ fn gateway_starts_again_where_no_program_runs_in_memory() {
 }
 
 #[test]
-fn gateway_that_cannot_start_again_says_what_is_open() {
+fn gateway_that_cannot_re_execute_warns() {
     if !rustix::process::geteuid().is_root() {
         return;
     }

@@ -17,7 +17,7 @@ fn assert_told(ended: &Ended, code: i32, name: &str, words: &[&str]) {
 }
 
 #[test]
-fn a_configuration_that_is_not_one() {
+fn invalid_configuration_is_refused_by_every_command() {
     let told = |changes: &[(&str, &str)], name: &str, words: &[&str]| {
         let mut job = Job::new(settings());
         for (variable, value) in changes {
@@ -43,7 +43,7 @@ fn a_configuration_that_is_not_one() {
 }
 
 #[test]
-fn an_identity_token_that_is_none() {
+fn malformed_identity_token_is_not_sent() {
     for (text, words) in
         [("", "it is empty"), ("not-a-token", "three base64url segments"), (&"x".repeat(20_000), "more than the 16384")]
     {
@@ -60,7 +60,7 @@ fn an_identity_token_that_is_none() {
 }
 
 #[test]
-fn a_pipe_in_place_of_a_token_file_is_refused_at_once() {
+fn pipe_as_a_token_file_is_refused_at_once() {
     let mut job = Job::new(settings());
     let fifo = job.path("fifo");
     assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
@@ -69,7 +69,7 @@ fn a_pipe_in_place_of_a_token_file_is_refused_at_once() {
 }
 
 #[test]
-fn a_program_whose_interpreter_is_missing_is_told_as_that() {
+fn missing_interpreter_is_named() {
     let job = Job::new(settings());
     let script = job.path("script");
     std::fs::write(&script, "#!/no/such/interpreter\r\n").unwrap();
@@ -79,7 +79,7 @@ fn a_program_whose_interpreter_is_missing_is_told_as_that() {
 }
 
 #[test]
-fn an_identity_token_that_has_ended() {
+fn expired_identity_token_is_not_sent() {
     let mut job = Job::new(settings());
     let old = job.sandbox.issue_identity_token_with(|claims| {
         claims.insert("exp".to_owned(), 1_000_000.into());
@@ -90,7 +90,7 @@ fn an_identity_token_that_has_ended() {
 }
 
 #[test]
-fn an_endpoint_that_answers_something_else() {
+fn unexpected_endpoint_responses_have_their_own_errors() {
     let redirect = Fault::Redirect { status: 307, location: "https://evil.example/".to_owned() };
     let oversized = Fault::Oversized { bytes: 2 << 20 };
     for (fault, times, name) in [
@@ -114,7 +114,7 @@ fn an_endpoint_that_answers_something_else() {
 }
 
 #[test]
-fn an_exchange_that_is_refused_names_where_the_reason_stands() {
+fn refused_exchange_names_where_to_find_the_reason() {
     let mut refusing = settings();
     refusing.rule.subject_prefix = "repo:somebody/else:*".to_owned();
     let mut job = Job::new(refusing);
@@ -131,7 +131,7 @@ fn identity_endpoint_that_answers(status: u16, times: usize, retry_after_s: Opti
 }
 
 #[test]
-fn identity_endpoint_that_fails_for_seconds_is_waited_for() {
+fn temporary_identity_endpoint_failure_is_retried() {
     for (status, times) in [(503, 3), (429, 3), (403, 1), (403, 2), (500, 4)] {
         let mut job = identity_endpoint_that_answers(status, times, None);
         let ended = job.token(&[]);
@@ -145,7 +145,7 @@ fn identity_endpoint_that_fails_for_seconds_is_waited_for() {
 }
 
 #[test]
-fn identity_endpoint_that_refuses_is_asked_once_and_remembered() {
+fn identity_endpoint_refusal_is_requested_once_and_cached() {
     let mut job = identity_endpoint_that_answers(401, 1, None);
     assert_told(&job.token(&[]), 125, "identity-refused", &["401", "six hours"]);
     assert_told(&job.token(&[]), 125, "identity-refused", &["is remembered"]);
@@ -154,7 +154,7 @@ fn identity_endpoint_that_refuses_is_asked_once_and_remembered() {
 }
 
 #[test]
-fn identity_endpoint_that_stays_away_is_given_up_in_time() {
+fn identity_endpoint_outage_ends_after_a_time_limit() {
     let begin = std::time::Instant::now();
     let mut job = identity_endpoint_that_answers(503, 50, None);
     assert_told(&job.token(&[]), 125, "identity-refused", &["503", "try again in a while"]);
@@ -168,7 +168,7 @@ fn identity_endpoint_that_stays_away_is_given_up_in_time() {
 }
 
 #[test]
-fn an_endpoint_that_is_not_there() {
+fn unreachable_endpoint_spends_no_token() {
     let mut job = Job::new(settings());
     // A port that was free a moment ago.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -180,7 +180,7 @@ fn an_endpoint_that_is_not_there() {
 }
 
 #[test]
-fn a_state_directory_that_cannot_be_used() {
+fn unusable_state_directory_is_refused_before_an_exchange() {
     let mut job = Job::new(settings());
     assert_told(&job.token(&["--state-dir", "/proc/wifshare"]), 125, "state-unusable", &["/proc/wifshare"]);
 
@@ -209,7 +209,7 @@ fn a_state_directory_that_cannot_be_used() {
 }
 
 #[test]
-fn a_state_of_a_newer_version_is_left_alone() {
+fn state_of_a_newer_version_is_not_changed() {
     let mut job = Job::new(settings());
     assert_eq!(job.token(&[]).code, 0);
     let path = crate::job::files(&job.state()).into_iter().find(|path| path.ends_with("credential.json")).unwrap();
@@ -222,7 +222,7 @@ fn a_state_of_a_newer_version_is_left_alone() {
 }
 
 #[test]
-fn a_link_in_place_of_a_state_file_is_refused_and_its_target_left_alone() {
+fn symlinked_state_file_is_refused_and_its_target_kept() {
     let mut job = Job::new(settings());
     assert_eq!(job.token(&[]).code, 0);
     let path = crate::job::files(&job.state()).into_iter().find(|path| path.ends_with("credential.json")).unwrap();
@@ -239,7 +239,7 @@ fn a_link_in_place_of_a_state_file_is_refused_and_its_target_left_alone() {
 }
 
 #[test]
-fn arguments_that_cannot_be_meant_are_usage() {
+fn invalid_arguments_are_a_usage_error() {
     let job = Job::new(settings());
     for arguments in [
         &["token", "--min-life", "soon"][..],

@@ -44,7 +44,7 @@ fn inner(outer: &str, options: &str, script: &str) -> (Job, Ended) {
 }
 
 #[test]
-fn exec_gateway_inside_any_run_hides_the_credential() {
+fn gateway_inside_any_run_hides_the_credential() {
     for outer in DELIVERIES {
         let (job, ended) = inner(outer, "--delivery gateway", FINDS_ONLY_A_CAPABILITY);
         assert_eq!(ended.code, 0, "{outer}: {} {}", ended.stdout, ended.stderr);
@@ -54,7 +54,7 @@ fn exec_gateway_inside_any_run_hides_the_credential() {
 }
 
 #[test]
-fn exec_gateway_inside_a_run_serves_the_shared_credential() {
+fn gateway_inside_a_run_serves_the_shared_credential() {
     for outer in ["profile", "environment", "federation"] {
         let job = Job::new(settings());
         std::fs::write(job.path("inner.sh"), ask_the_gateway(&job)).unwrap();
@@ -66,14 +66,14 @@ fn exec_gateway_inside_a_run_serves_the_shared_credential() {
 }
 
 #[test]
-fn status_names_a_run_inside_a_run() {
+fn status_lists_a_run_inside_a_run() {
     let (_job, ended) = inner("profile", "--delivery gateway", r#""$WIFSHARE" status"#);
     assert_eq!(ended.code, 0, "{}", ended.stderr);
     assert!(ended.stdout.contains("exec, gateway") && ended.stdout.contains("exec, profile"), "{}", ended.stdout);
 }
 
 #[test]
-fn a_gateway_inside_a_run_follows_its_renewals() {
+fn gateway_inside_a_run_follows_its_renewals() {
     let job = Job::new(living(3));
     let ask = ask_the_gateway(&job);
     std::fs::write(
@@ -90,7 +90,7 @@ fn a_gateway_inside_a_run_follows_its_renewals() {
 }
 
 #[test]
-fn an_inner_delivery_that_gives_less_takes_the_place_of_the_outer_one() {
+fn stricter_inner_delivery_replaces_the_outer_one() {
     for (outer, inner_delivery, script) in [
         (
             "profile",
@@ -116,7 +116,7 @@ fn an_inner_delivery_that_gives_less_takes_the_place_of_the_outer_one() {
 }
 
 #[test]
-fn an_inner_delivery_that_gives_more_leaves_the_outer_one() {
+fn weaker_inner_delivery_keeps_the_outer_one() {
     for inner_delivery in ["environment", "profile", "federation"] {
         let (_job, ended) = inner("gateway", &format!("--delivery {inner_delivery}"), FINDS_ONLY_A_CAPABILITY);
         assert_eq!(ended.code, 0, "{inner_delivery}: {} {}", ended.stdout, ended.stderr);
@@ -125,7 +125,7 @@ fn an_inner_delivery_that_gives_more_leaves_the_outer_one() {
 }
 
 #[test]
-fn a_step_that_asks_for_a_gateway_inside_a_keeper_sees_no_credential() {
+fn step_requesting_a_gateway_inside_a_keeper_sees_no_credential() {
     for delivery in ["profile", "environment", "federation"] {
         let mut runner = Runner::new(Job::new(settings()));
         let started = runner.step(runner.job.wifshare(&["start", "--delivery", delivery]));
@@ -148,7 +148,7 @@ fn a_step_that_asks_for_a_gateway_inside_a_keeper_sees_no_credential() {
 }
 
 #[test]
-fn a_start_that_asks_for_a_gateway_inside_a_keeper_gives_later_steps_one() {
+fn start_requesting_a_gateway_inside_a_keeper_replaces_it() {
     let mut runner = Runner::new(Job::new(settings()));
     assert_eq!(runner.step(runner.job.wifshare(&["start"])).code, 0);
     let again = runner.step(runner.job.wifshare(&["start", "--delivery", "gateway"]));
@@ -170,7 +170,7 @@ fn a_start_that_asks_for_a_gateway_inside_a_keeper_gives_later_steps_one() {
 }
 
 #[test]
-fn a_start_that_asks_for_less_inside_an_exec_is_refused() {
+fn stricter_start_inside_exec_is_refused() {
     let job = Job::new(settings());
     let ended = job.exec(&[], r#""$WIFSHARE" start --delivery gateway"#);
     assert_eq!(ended.code, 125, "{}", ended.stderr);
@@ -180,7 +180,7 @@ fn a_start_that_asks_for_less_inside_an_exec_is_refused() {
 }
 
 #[test]
-fn a_gateway_that_cannot_be_given_is_refused() {
+fn gateway_next_to_an_existing_credential_is_refused() {
     for (name, value) in [
         ("ANTHROPIC_API_KEY", "sk-ant-api03-canary"),
         ("ANTHROPIC_AUTH_TOKEN", "sk-ant-oat01-canary"),
@@ -208,7 +208,7 @@ fn a_gateway_that_cannot_be_given_is_refused() {
 }
 
 #[test]
-fn an_optional_gateway_that_is_not_configured_leaves_no_way_to_a_credential() {
+fn optional_gateway_without_configuration_removes_sign_in_variables() {
     let mut job = Job::new(settings());
     job.unset("ANTHROPIC_FEDERATION_RULE_ID");
     job.unset("ANTHROPIC_ORGANIZATION_ID");
@@ -220,7 +220,7 @@ fn an_optional_gateway_that_is_not_configured_leaves_no_way_to_a_credential() {
 }
 
 #[test]
-fn a_gateway_that_cannot_be_opened_inside_a_run_runs_no_command() {
+fn gateway_that_cannot_open_inside_a_run_starts_no_command() {
     // Nothing can be written where the run around it keeps its state.
     if !rustix::process::geteuid().is_root() {
         return;

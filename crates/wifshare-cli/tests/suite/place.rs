@@ -34,7 +34,7 @@ fn as_other(job: &Job, program: &Path, arguments: &[&str]) -> Ended {
 }
 
 #[test]
-fn each_user_of_a_runner_has_a_directory_of_its_own() {
+fn each_user_of_a_runner_has_its_own_directory() {
     if !is_root() {
         return;
     }
@@ -52,7 +52,7 @@ fn each_user_of_a_runner_has_a_directory_of_its_own() {
 }
 
 #[test]
-fn foreign_state_is_told_as_that_by_every_command() {
+fn state_of_another_user_is_reported_by_every_command() {
     if !is_root() {
         return;
     }
@@ -87,7 +87,7 @@ fn foreign_state_is_told_as_that_by_every_command() {
 }
 
 #[test]
-fn place_that_cannot_hold_state_is_passed_over() {
+fn unusable_state_location_is_skipped() {
     for unusable in ["relative", "/nonexistent/temp", "/dev/null"] {
         let mut job = Job::new(settings());
         let temporary = job.path("").to_str().unwrap().to_owned();
@@ -106,7 +106,7 @@ fn limited(job: &Job, limit: &str, command: &str) -> Ended {
 }
 
 #[test]
-fn limits_of_the_system_are_named() {
+fn system_limits_are_named() {
     for (limit, command, words) in [
         ("-n 12", "exec -- true", "ulimit -n"),
         ("-n 8", "token", "ulimit -n"),
@@ -126,7 +126,7 @@ fn limits_of_the_system_are_named() {
 }
 
 #[test]
-fn path_that_is_too_long_for_a_socket_is_named() {
+fn overlong_socket_path_is_named() {
     let job = Job::new(settings());
     let path = job.path(&"s".repeat(120));
     let ended = job.run(&["gateway", "--unix", path.to_str().unwrap()]);

@@ -26,7 +26,7 @@ fn enabled(job: &Job) -> Vec<String> {
 }
 
 #[test]
-fn a_marketplace_three_plugins_and_a_query_make_one_exchange() {
+fn plugins_and_a_query_make_one_exchange() {
     let Some(mut job) = job_with_clients(settings()) else { return };
     job.set("INPUT_PLUGINS", "beta@wifshare-fixture\n\n  gamma@wifshare-fixture\n");
     let (claude, marketplace) = (claude_2_1_173(), marketplace());
@@ -39,7 +39,7 @@ fn a_marketplace_three_plugins_and_a_query_make_one_exchange() {
 }
 
 #[test]
-fn a_step_that_fails_ends_the_run_with_its_code_and_is_named() {
+fn failing_plugin_step_ends_the_run_with_its_code() {
     let Some(job) = job_with_clients(settings()) else { return };
     let (claude, marketplace) = (claude_2_1_173(), marketplace());
     let begin = ["claude", "--claude", &claude, "--marketplace", &marketplace, "--plugin", "no-such@wifshare-fixture"];
@@ -55,7 +55,7 @@ fn a_step_that_fails_ends_the_run_with_its_code_and_is_named() {
 }
 
 #[test]
-fn inside_a_run_claude_joins_it() {
+fn claude_inside_a_run_joins_it() {
     let Some(job) = job_with_clients(settings()) else { return };
     let script = format!(
         r#""$WIFSHARE" claude --claude {} -- -p "say hi" --model claude-sonnet-4-6 --output-format text </dev/null"#,
@@ -68,7 +68,7 @@ fn inside_a_run_claude_joins_it() {
 }
 
 #[test]
-fn in_github_actions_each_step_is_a_group() {
+fn each_claude_step_is_a_group_in_github_actions() {
     let Some(mut job) = job_with_clients(settings()) else { return };
     job.set("GITHUB_ACTIONS", "true");
     let (claude, marketplace) = (claude_2_1_173(), marketplace());

@@ -9,7 +9,7 @@ fn sources(directory: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn every_test_that_a_promise_names_exists() {
+fn every_test_named_by_a_promise_exists() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let text = std::fs::read_to_string(root.join("docs/evidence/promises.md")).unwrap();
     let code: String =

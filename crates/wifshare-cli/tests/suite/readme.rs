@@ -64,7 +64,7 @@ fn shell(job: &Job, line: &str) -> Ended {
 }
 
 #[test]
-fn commands_of_the_readme_and_first_steps_work() {
+fn commands_of_readme_and_first_steps_work() {
     let commands = commands();
     assert!(commands.len() >= 6, "{commands:?}");
     for (command, _) in ELSEWHERE {

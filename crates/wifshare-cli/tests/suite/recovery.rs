@@ -69,7 +69,7 @@ fn well(ended: &Ended, what: &str) {
 }
 
 #[test]
-fn stop_gives_later_steps_of_a_github_job_their_own_variables_back() {
+fn stop_restores_the_variables_of_later_github_steps() {
     for delivery in DELIVERIES {
         let mut job = Job::new(settings());
         job.set("NO_PROXY", "internal.example");
@@ -105,7 +105,7 @@ fn stop_gives_later_steps_of_a_github_job_their_own_variables_back() {
 }
 
 #[test]
-fn a_step_after_a_lost_keeper_signs_in_anew() {
+fn step_after_a_lost_keeper_signs_in_again() {
     for end in ENDS {
         let mut runner = Runner::new(Job::new(settings()));
         well(&runner.step(runner.job.wifshare(&["start"])), "start");
@@ -133,7 +133,7 @@ fn a_step_after_a_lost_keeper_signs_in_anew() {
 }
 
 #[test]
-fn ids_given_as_options_are_known_after_the_keeper_has_ended() {
+fn ids_given_as_options_survive_the_keeper() {
     let mut job = Job::new(settings());
     let ids = [("--federation-rule-id", OWN[0]), ("--organization-id", OWN[1]), ("--base-url", OWN[3])];
     let ids = ids.map(|(option, name)| (option, job.variable(name).unwrap().to_owned()));
@@ -161,7 +161,7 @@ fn there_and_back(shell: &str) -> String {
 }
 
 #[test]
-fn a_shell_that_evaluates_stop_has_its_own_variables_back() {
+fn shell_evaluating_stop_gets_its_variables_back() {
     for (shell, options) in
         [("sh", &["-eu"][..]), ("dash", &["-eu"]), ("bash", &["-eu"]), ("zsh", &["-eu"]), ("fish", &[])]
     {
@@ -186,7 +186,7 @@ fn a_shell_that_evaluates_stop_has_its_own_variables_back() {
 }
 
 #[test]
-fn json_and_dotenv_of_stop_undo_what_start_printed() {
+fn stop_json_and_dotenv_undo_start() {
     for format in ["json", "dotenv"] {
         let job = Job::new(settings());
         let started = finish(job.wifshare(&["start", "--format", "json"]).spawn().unwrap());
@@ -222,7 +222,7 @@ fn json_and_dotenv_of_stop_undo_what_start_printed() {
 }
 
 #[test]
-fn a_shell_without_its_variables_is_told_which_run_is_over() {
+fn shell_without_variables_learns_which_run_is_over() {
     for end in ENDS {
         let job = Job::new(settings());
         let started = finish(job.wifshare(&["start", "--format", "json"]).spawn().unwrap());
@@ -256,7 +256,7 @@ fn a_shell_without_its_variables_is_told_which_run_is_over() {
 }
 
 #[test]
-fn another_user_is_told_whose_run_it_is() {
+fn other_user_learns_who_owns_the_run() {
     if !rustix::process::geteuid().is_root() {
         return;
     }
@@ -282,7 +282,7 @@ fn another_user_is_told_whose_run_it_is() {
 }
 
 #[test]
-fn signing_in_after_a_lost_keeper_keeps_the_expected_subject_of_start() {
+fn sign_in_after_a_lost_keeper_keeps_the_expected_subject() {
     let mut runner = Runner::new(Job::new(settings()));
     let start = ["start", "--expect-subject", "repo:octo-org/octo-repo:*"];
     well(&runner.step(runner.job.wifshare(&start)), "start");

@@ -29,7 +29,7 @@ const ASK_LATER: &str = r#"
     rm one two"#;
 
 #[test]
-fn environment_renews_once_in_each_lifetime_in_which_somebody_asks() {
+fn environment_renews_once_per_lifetime_on_request() {
     let job = Job::new(living(4));
     let ended = job.exec(&["--delivery", "environment"], ASK_LATER);
     assert_eq!(ended.code, 0, "{} {}", ended.stdout, ended.stderr);
@@ -47,7 +47,7 @@ fn later_steps_of_an_environment_keeper_get_a_fresh_token() {
 }
 
 #[test]
-fn gateway_inside_an_environment_run_has_it_renewed() {
+fn gateway_inside_an_environment_run_triggers_its_renewal() {
     let job = Job::new(living(3));
     let ask = ask_the_gateway(&job);
     let asks = format!("for i in $(seq 12); do\n{ask}\n[ $? = 0 ] || exit 9\nsleep 0.5; done");
@@ -61,7 +61,7 @@ fn gateway_inside_an_environment_run_has_it_renewed() {
 }
 
 #[test]
-fn refused_renewal_is_told_to_whoever_asked() {
+fn refused_renewal_is_reported_to_the_caller() {
     let refusals = vec![Fault::Status { status: 401, retry_after_s: None, commit: false }; 3];
     let job = Job::new(living(2));
     let script = r#"
@@ -79,7 +79,7 @@ fn refused_renewal_is_told_to_whoever_asked() {
 }
 
 #[test]
-fn command_inside_runs_with_its_first_token_where_none_can_be_renewed() {
+fn inner_command_gets_the_first_token_if_renewal_fails() {
     let job = Job::new(living(2));
     let script = r#"
         touch ready; while [ -e ready ]; do sleep 0.05; done; sleep 2

@@ -30,7 +30,7 @@ fn report(job: &Job, arguments: &[&str]) -> String {
 }
 
 #[test]
-fn the_numbers_are_those_of_the_job() {
+fn report_numbers_match_the_job() {
     let job = job();
     let story: Value = serde_json::from_str(&report(&job, &["--format", "json"])).unwrap();
     let numbers = &story["numbers"];
@@ -53,7 +53,7 @@ fn the_numbers_are_those_of_the_job() {
 }
 
 #[test]
-fn the_longest_wait_is_told() {
+fn report_includes_the_longest_wait() {
     let mut job = Job::new(Settings { exchange_latency_ms: 1500, ..settings() });
     job.may_keep_credential();
     let children: Vec<_> = (0..4).map(|_| job.wifshare(&["token"]).spawn().unwrap()).collect();
@@ -65,7 +65,7 @@ fn the_longest_wait_is_told() {
 }
 
 #[test]
-fn a_refusal_stands_in_every_form_with_its_request() {
+fn refusal_is_in_every_report_format_with_its_request_id() {
     let mut refusing = settings();
     refusing.rule.subject_prefix = "repo:somebody/else:*".to_owned();
     let mut job = Job::new(refusing);
@@ -84,7 +84,7 @@ fn a_refusal_stands_in_every_form_with_its_request() {
 }
 
 #[test]
-fn where_nothing_happened_there_is_nothing_to_report() {
+fn report_without_events_is_an_error() {
     let job = Job::new(settings());
     let ended = job.run(&["report"]);
     assert_eq!((ended.code, ended.stdout.as_str()), (125, ""));
@@ -93,7 +93,7 @@ fn where_nothing_happened_there_is_nothing_to_report() {
 }
 
 #[test]
-fn the_summary_of_a_github_job_has_what_the_run_did_unless_it_is_not_wanted() {
+fn github_summary_is_written_unless_disabled() {
     let mut job = Job::new(settings());
     let summary = job.path("summary.md");
     let read = || std::fs::read_to_string(&summary).unwrap_or_default();
@@ -120,7 +120,7 @@ fn the_summary_of_a_github_job_has_what_the_run_did_unless_it_is_not_wanted() {
 }
 
 #[test]
-fn stop_tells_in_the_summary_what_happened_since_start() {
+fn stop_summarizes_the_job_since_start() {
     let mut job = Job::new(settings());
     let summary = job.path("summary.md");
     job.set("GITHUB_STEP_SUMMARY", summary.to_str().unwrap());
@@ -184,7 +184,7 @@ fn browser() -> Option<(PathBuf, PathBuf)> {
 }
 
 #[test]
-fn the_page_is_sound_in_a_browser_in_light_and_in_dark() {
+fn html_report_is_valid_and_accessible_in_a_browser() {
     let Some((look, chromium)) = browser() else { return };
     let job = job();
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/report");

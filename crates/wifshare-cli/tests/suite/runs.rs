@@ -25,7 +25,7 @@ fn asking_for(tenths: u64) -> String {
 }
 
 #[test]
-fn twenty_overlapping_runs_share_one_credential_and_the_last_one_removes_it() {
+fn twenty_runs_share_one_credential_and_the_last_removes_it() {
     let job = Job::new(Settings { exchange_latency_ms: 200, ..settings() });
     let anchor = start(
         &job,
@@ -64,7 +64,7 @@ fn twenty_overlapping_runs_share_one_credential_and_the_last_one_removes_it() {
 }
 
 #[test]
-fn what_a_killed_run_left_goes_with_the_next_start_of_any_identity() {
+fn next_start_removes_the_files_of_a_killed_run() {
     let job = Job::new(settings());
     let child = start(&job, "touch begun; sleep 60");
     eventually("the run has begun", || job.path("begun").exists());
@@ -76,7 +76,7 @@ fn what_a_killed_run_left_goes_with_the_next_start_of_any_identity() {
 }
 
 #[test]
-fn a_living_runs_files_are_spared_by_every_start() {
+fn start_keeps_the_files_of_a_living_run() {
     let job = Job::new(settings());
     let child = start(&job, &format!("touch begun; while ! [ -e over ]; do {ASK} || exit 9; sleep 0.05; done"));
     eventually("the run has begun", || job.path("begun").exists());
@@ -92,7 +92,7 @@ fn a_living_runs_files_are_spared_by_every_start() {
 }
 
 #[test]
-fn a_run_inside_a_run_joins_it() {
+fn run_inside_a_run_joins_it() {
     for delivery in ["profile", "federation", "environment"] {
         let job = Job::new(settings());
         let script = r#"
@@ -106,7 +106,7 @@ fn a_run_inside_a_run_joins_it() {
 }
 
 #[test]
-fn inside_a_run_another_identity_can_be_named() {
+fn inner_run_can_name_another_identity() {
     for delivery in ["profile", "environment"] {
         let job = Job::new(settings());
         let rule = job.sandbox.settings().rule;
@@ -125,7 +125,7 @@ fn inside_a_run_another_identity_can_be_named() {
 }
 
 #[test]
-fn a_child_that_changes_its_variables_is_not_served_as_somebody_else() {
+fn child_with_changed_ids_is_not_served() {
     for delivery in ["profile", "federation", "environment"] {
         let job = Job::new(settings());
         let script = r#"ANTHROPIC_FEDERATION_RULE_ID=fdrl_other ANTHROPIC_ORGANIZATION_ID=other "$WIFSHARE" token"#;
@@ -136,7 +136,7 @@ fn a_child_that_changes_its_variables_is_not_served_as_somebody_else() {
 }
 
 #[test]
-fn what_an_ended_run_left_in_the_environment_is_not_taken_for_an_operators_own() {
+fn variables_of_an_ended_run_are_not_an_existing_profile() {
     let mut job = Job::new(settings());
     let ended = job.exec(&[], "env | grep -E 'WIFSHARE_RUN|ANTHROPIC_CONFIG_DIR|ANTHROPIC_PROFILE'");
     for line in ended.stdout.lines() {
@@ -149,7 +149,7 @@ fn what_an_ended_run_left_in_the_environment_is_not_taken_for_an_operators_own()
 }
 
 #[test]
-fn an_inner_end_takes_nothing_from_the_outer_run() {
+fn end_of_an_inner_run_keeps_the_outer_credential() {
     let job = Job::new(settings());
     let ended = job.exec(&[], &format!(r#""$WIFSHARE" exec -- true && {ASK}"#));
     assert_eq!(ended.code, 0, "{}", ended.stderr);
@@ -157,7 +157,7 @@ fn an_inner_end_takes_nothing_from_the_outer_run() {
 }
 
 #[test]
-fn the_credential_of_a_source_that_cannot_be_asked_again_stays_and_is_used_again() {
+fn credential_of_a_one_time_source_is_kept_and_reused() {
     let mut job = Job::new(settings());
     job.may_keep_credential();
     job.without_endpoint();
@@ -172,7 +172,7 @@ fn the_credential_of_a_source_that_cannot_be_asked_again_stays_and_is_used_again
 }
 
 #[test]
-fn a_token_file_that_was_replaced_lets_the_credential_go() {
+fn replaced_token_file_lets_the_run_remove_its_credential() {
     let mut job = Job::new(settings());
     let path = job.use_token_file(&job.sandbox.issue_identity_token());
     let next = job.sandbox.issue_identity_token();
@@ -182,7 +182,7 @@ fn a_token_file_that_was_replaced_lets_the_credential_go() {
 }
 
 #[test]
-fn a_renewal_in_flight_never_brings_back_what_was_cleaned_up() {
+fn renewal_in_flight_restores_no_removed_files() {
     // The renewal of a 6 s token begins after about 2.5 s and hangs; the command ends meanwhile.
     let stall = wifshare_sandbox::Fault::Stall { ms: 6000 };
     let faults = vec![wifshare_sandbox::Fault::None, stall];

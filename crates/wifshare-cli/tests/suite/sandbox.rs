@@ -20,7 +20,7 @@ fn sandbox_runs_a_command_against_its_server() {
 }
 
 #[test]
-fn sandbox_says_that_it_serves_and_prints_what_a_shell_reads() {
+fn sandbox_prints_its_variables_in_each_format() {
     let job = Job::new(settings());
     for (format, expected) in [
         ("dotenv", "ANTHROPIC_BASE_URL=http://127.0.0.1:"),

@@ -142,7 +142,7 @@ enum User {
 }
 
 #[test]
-fn every_folder_ends_as_it_says() {
+fn every_scenario_ends_as_described() {
     let folders = folders();
     let next = AtomicUsize::new(0);
     let failures = Mutex::new(BTreeMap::new());
@@ -171,7 +171,7 @@ fn every_folder_ends_as_it_says() {
 }
 
 #[test]
-fn a_key_that_nobody_reads_is_refused() {
+fn unknown_scenario_key_is_refused() {
     let good = serde_json::json!({"why": "w", "arguments": [], "exit": 0});
     assert!(serde_json::from_value::<Scenario>(good.clone()).is_ok());
     for (key, value) in [

@@ -25,7 +25,7 @@ fn of_every_process(file: &str, is_wanted: impl Fn(&str) -> bool) -> Vec<String>
 }
 
 #[test]
-fn no_secret_ever_stands_in_an_argument_list() {
+fn no_secret_appears_in_an_argument_list() {
     // Slow enough to be seen on a busy machine.
     let mut job = Job::new(Settings { exchange_latency_ms: 500, ..living(6) });
     job.may_keep_credential();
@@ -57,7 +57,7 @@ fn no_secret_ever_stands_in_an_argument_list() {
 }
 
 #[test]
-fn our_own_processes_never_carry_the_access_token_in_their_environment() {
+fn own_processes_have_no_access_token_in_their_environment() {
     let job = Job::new(settings());
     let child = job.wifshare(&["exec", "--delivery", "environment", "--", "sh", "-c", "touch begun; sleep 1"]).spawn();
     let child = child.unwrap();
@@ -71,7 +71,7 @@ fn our_own_processes_never_carry_the_access_token_in_their_environment() {
 }
 
 #[test]
-fn another_user_gets_nothing() {
+fn other_user_reads_no_state() {
     if !rustix::process::geteuid().is_root() {
         assert!(std::env::var_os("CI").is_none(), "only root can become somebody else");
         return;
@@ -109,7 +109,7 @@ fn is_root() -> bool {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn the_same_user_reads_neither_memory_nor_environment_of_a_supervisor_and_the_child_is_as_it_would_be() {
+fn same_user_cannot_read_the_supervisor_and_its_child_is_unchanged() {
     if !is_root() {
         return;
     }
@@ -148,7 +148,7 @@ fn the_same_user_reads_neither_memory_nor_environment_of_a_supervisor_and_the_ch
 
 #[cfg(target_os = "linux")]
 #[test]
-fn a_crash_writes_no_core_file_and_a_childs_crash_writes_its_own() {
+fn crash_writes_no_core_file_but_a_child_crash_does() {
     let mut job = Job::new(Settings { exchange_latency_ms: 3000, ..settings() });
     job.may_keep_credential();
     let crash = |mut command: Command| {

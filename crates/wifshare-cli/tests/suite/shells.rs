@@ -24,7 +24,7 @@ fn script(job: &Job, shell: &str) -> String {
 }
 
 #[test]
-fn bash_completes_a_command_an_option_and_a_value() {
+fn bash_completes_commands_options_and_values() {
     let job = Job::new(settings());
     let path = script(&job, "bash");
     let complete = |words: &str, expected: &[&str]| {
@@ -49,7 +49,7 @@ fn bash_completes_a_command_an_option_and_a_value() {
 }
 
 #[test]
-fn the_other_shells_read_their_scripts() {
+fn completion_scripts_parse_in_the_other_shells() {
     let job = Job::new(settings());
     for (shell, arguments) in [("bash", ["-n"].as_slice()), ("zsh", &["-n"]), ("fish", &["--no-execute"])] {
         let path = script(&job, shell);
@@ -123,7 +123,7 @@ fn zsh_completes_values() {
 }
 
 #[test]
-fn man_shows_a_page_for_each_command() {
+fn man_renders_a_page_for_each_command() {
     let job = Job::new(settings());
     let pages = job.path("man");
     std::fs::create_dir(&pages).unwrap();
@@ -165,7 +165,7 @@ fn man_shows_a_page_for_each_command() {
 }
 
 #[test]
-fn every_command_shows_an_example() {
+fn every_command_help_has_an_example() {
     let job = Job::new(settings());
     let help =
         finish(Command::new(WIFSHARE).arg("--help").env_clear().stdout(std::process::Stdio::piped()).spawn().unwrap());

@@ -25,7 +25,7 @@ fn send(child: &Child, signal: Signal) {
 }
 
 #[test]
-fn each_signal_sent_to_us_reaches_the_child_once() {
+fn each_signal_reaches_the_child_once() {
     for (signal, name) in [(Signal::INT, "INT"), (Signal::TERM, "TERM"), (Signal::HUP, "HUP"), (Signal::USR1, "USR1")] {
         let job = Job::new(settings());
         let child = begin(&job, COUNTING);
@@ -36,7 +36,7 @@ fn each_signal_sent_to_us_reaches_the_child_once() {
 }
 
 #[test]
-fn a_child_that_dies_of_the_signal_is_told_as_that_and_nothing_is_left() {
+fn child_killed_by_a_signal_sets_the_exit_code_and_leaves_no_files() {
     for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143), (Signal::HUP, 129)] {
         let job = Job::new(settings());
         let child = begin(&job, "touch begun; exec sleep 60");
@@ -47,7 +47,7 @@ fn a_child_that_dies_of_the_signal_is_told_as_that_and_nothing_is_left() {
 }
 
 #[test]
-fn an_end_before_the_command_started_keeps_what_was_bought_for_others_and_cleans_up() {
+fn signal_before_the_command_starts_cleans_up() {
     let job = Job::new(wifshare_sandbox::Settings { exchange_latency_ms: 1500, ..settings() });
     let child = job.wifshare(&["exec", "--", "touch", "begun"]).spawn().unwrap();
     eventually("the exchange is under way", || job.counters().exchanges_received == 1);
@@ -59,7 +59,7 @@ fn an_end_before_the_command_started_keeps_what_was_bought_for_others_and_cleans
 }
 
 #[test]
-fn a_token_interrupted_in_its_exchange_is_bought_once_all_the_same() {
+fn interrupted_exchange_is_stored_for_the_next_process() {
     let mut job = Job::new(wifshare_sandbox::Settings { exchange_latency_ms: 1500, ..settings() });
     let child = job.wifshare(&["token"]).spawn().unwrap();
     eventually("the exchange is under way", || job.counters().exchanges_received == 1);
@@ -116,7 +116,7 @@ fn exchange_is_under_way(job: &Job) -> bool {
 }
 
 #[test]
-fn signal_in_an_exchange_waits_for_its_answer_for_a_stated_time() {
+fn signal_during_an_exchange_waits_up_to_10_s() {
     for file in [false, true] {
         let arrange = |job: &mut Job| {
             never_answer(job);
@@ -134,7 +134,7 @@ fn signal_in_an_exchange_waits_for_its_answer_for_a_stated_time() {
 }
 
 #[test]
-fn second_signal_in_an_exchange_ends_at_once() {
+fn second_signal_during_an_exchange_ends_at_once() {
     for signals in [[Signal::TERM, Signal::TERM], [Signal::INT, Signal::TERM], [Signal::INT, Signal::INT]] {
         for (command, ended, took) in end_while_waiting(never_answer, exchange_is_under_way, &signals) {
             assert!(took < Duration::from_secs(5), "{command:?} {signals:?}: {took:?} {}", ended.stderr);
@@ -144,7 +144,7 @@ fn second_signal_in_an_exchange_ends_at_once() {
 }
 
 #[test]
-fn signal_before_an_identity_token_is_sent_ends_at_once() {
+fn signal_before_the_token_is_sent_ends_at_once() {
     let slow_source = |job: &mut Job| {
         job.sandbox.set_settings(wifshare_sandbox::Settings { identity_token_latency_ms: 60_000, ..settings() });
     };
@@ -167,7 +167,7 @@ fn signal_before_an_identity_token_is_sent_ends_at_once() {
 }
 
 #[test]
-fn a_signal_right_after_the_start_is_not_lost() {
+fn signal_right_after_start_is_not_lost() {
     let mut job = Job::new(settings());
     job.token(&[]);
     for _ in 0..40 {
@@ -183,7 +183,7 @@ fn a_signal_right_after_the_start_is_not_lost() {
 }
 
 #[test]
-fn a_terminal_sends_ctrl_c_once() {
+fn terminal_ctrl_c_reaches_the_child_once() {
     // `script` gives us a terminal, and the terminal's own Ctrl-C reaches the whole foreground group.
     let mut job = Job::new(settings());
     if Command::new("script").arg("--version").output().is_err() {
@@ -209,7 +209,7 @@ fn a_terminal_sends_ctrl_c_once() {
 }
 
 #[test]
-fn what_was_ignored_before_us_stays_ignored() {
+fn ignored_signals_stay_ignored_in_the_child() {
     let job = Job::new(settings());
     let script = r#"trap '' HUP; exec "$WIFSHARE" exec -- sh -c 'touch begun; kill -HUP $$; exit 5'"#;
     let ended: Ended = finish(job.command("sh", &["-c", script]).spawn().unwrap());
@@ -217,7 +217,7 @@ fn what_was_ignored_before_us_stays_ignored() {
 }
 
 #[test]
-fn as_process_one_signals_work_and_orphans_are_buried() {
+fn exec_as_process_one_forwards_signals_and_reaps_orphans() {
     let job = Job::new(settings());
     let as_process_one = |command: &[&str]| {
         let arguments = ["--pid", "--fork", "--mount-proc", "--kill-child"];

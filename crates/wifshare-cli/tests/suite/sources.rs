@@ -28,7 +28,7 @@ fn run_until_exchanges(job: &Job, options: &[&str], exchanges: u64) -> crate::jo
 }
 
 #[test]
-fn given_tokens_are_used_one_after_another_while_the_command_runs() {
+fn given_tokens_are_used_in_order_while_the_command_runs() {
     let mut job = job(living(12));
     for name in ["ANTHROPIC_IDENTITY_TOKEN", "ANTHROPIC_IDENTITY_TOKEN_2", "ANTHROPIC_IDENTITY_TOKEN_3"] {
         let token = job.sandbox.issue_identity_token();
@@ -41,7 +41,7 @@ fn given_tokens_are_used_one_after_another_while_the_command_runs() {
 }
 
 #[test]
-fn a_metadata_server_that_repeats_its_token_keeps_a_job_signed_in() {
+fn repeated_token_without_jti_keeps_a_job_signed_in() {
     use wifshare_sandbox::Fault::DuplicateIdentityToken;
     // As Google's tokens are: without a `jti`, and the same one each time.
     let settings = wifshare_sandbox::Settings {
@@ -61,7 +61,7 @@ fn a_metadata_server_that_repeats_its_token_keeps_a_job_signed_in() {
 }
 
 #[test]
-fn a_token_with_a_jti_is_not_sent_again_even_where_the_platform_repeats_it() {
+fn repeated_token_with_jti_is_not_sent_again() {
     let settings = wifshare_sandbox::Settings {
         identity_token_faults: vec![wifshare_sandbox::Fault::DuplicateIdentityToken; 50],
         ..settings()
@@ -77,7 +77,7 @@ fn a_token_with_a_jti_is_not_sent_again_even_where_the_platform_repeats_it() {
 }
 
 #[test]
-fn children_do_not_inherit_what_a_ci_gave_the_job() {
+fn children_do_not_inherit_ci_sign_in_variables() {
     let all = [
         "ACTIONS_ID_TOKEN_REQUEST_TOKEN",
         "BITBUCKET_STEP_OIDC_TOKEN",
@@ -102,7 +102,7 @@ fn children_do_not_inherit_what_a_ci_gave_the_job() {
 }
 
 #[test]
-fn children_do_not_inherit_what_the_cloud_in_use_was_asked_with() {
+fn children_do_not_inherit_variables_of_the_cloud_in_use() {
     let mut job = job(settings());
     let endpoint = format!("{}/msi/token", job.sandbox.base_url());
     let secret = job.sandbox.identity_token_request_token();
@@ -119,7 +119,7 @@ fn children_do_not_inherit_what_the_cloud_in_use_was_asked_with() {
 }
 
 #[test]
-fn given_tokens_under_names_of_ones_own_are_not_inherited() {
+fn given_tokens_under_custom_names_are_not_inherited() {
     let mut job = job(settings());
     let token = job.sandbox.issue_identity_token();
     job.set("CLAUDE_ONE", &token);
@@ -130,7 +130,7 @@ fn given_tokens_under_names_of_ones_own_are_not_inherited() {
 }
 
 #[test]
-fn the_end_of_what_the_platform_is_asked_with_is_told_when_it_is_near() {
+fn near_expiry_of_the_request_token_is_reported() {
     use base64::Engine;
     let mut job = Job::new(settings());
     let told = |job: &mut Job, left: u64| {
@@ -156,7 +156,7 @@ fn the_end_of_what_the_platform_is_asked_with_is_told_when_it_is_near() {
 }
 
 #[test]
-fn a_gitlab_job_of_several_steps_is_served_by_start_and_stop() {
+fn gitlab_job_with_several_steps_uses_start_and_stop() {
     let mut job = job(settings());
     let issuer = job.sandbox.base_url();
     job.set("GITLAB_CI", "true");

@@ -34,7 +34,7 @@ fn ended(job: &Job, arguments: &[&str], what: &str) -> Ended {
 }
 
 #[test]
-fn no_command_waits_for_a_special_file_in_the_state_directory() {
+fn special_file_in_the_state_directory_blocks_no_command() {
     let mut job = Job::new(settings());
     assert_eq!(job.token(&[]).code, 0);
     let key = crate::job::files(&job.state()).into_iter().find(|path| path.ends_with("credential.json")).unwrap();
@@ -69,7 +69,7 @@ fn no_command_waits_for_a_special_file_in_the_state_directory() {
 }
 
 #[test]
-fn no_command_waits_for_a_special_file_that_a_variable_or_an_option_names() {
+fn special_file_named_by_a_variable_or_option_blocks_no_command() {
     let names = [
         "ANTHROPIC_IDENTITY_TOKEN_FILE",
         "SSL_CERT_FILE",

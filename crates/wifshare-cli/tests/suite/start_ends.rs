@@ -45,7 +45,7 @@ fn no_text(job: &Job) -> PathBuf {
 }
 
 #[test]
-fn a_path_that_is_no_text_works_or_is_refused_by_every_command() {
+fn non_utf_8_path_works_or_is_refused_by_every_command() {
     for place in
         ["RUNNER_TEMP", "TMPDIR", "HOME", "WIFSHARE_STATE_DIR", "GITHUB_ENV", "XDG_RUNTIME_DIR", "--state-dir", "cwd"]
     {
@@ -111,7 +111,7 @@ fn a_path_that_is_no_text_works_or_is_refused_by_every_command() {
 }
 
 #[test]
-fn a_start_whose_keeper_stands_still_ends_with_a_signal() {
+fn signal_ends_a_start_with_a_stopped_keeper() {
     let job = Job::new(Settings { identity_token_latency_ms: 5000, ..settings() });
     let child = job.wifshare(&["start"]).spawn().unwrap();
     eventually("there is a keeper", || !keepers(&job).is_empty());
@@ -125,7 +125,7 @@ fn a_start_whose_keeper_stands_still_ends_with_a_signal() {
 }
 
 #[test]
-fn a_keeper_ends_where_whoever_started_it_was_killed() {
+fn keeper_ends_if_its_start_was_killed() {
     for latency in [0, 1500] {
         let job = Job::new(Settings { exchange_latency_ms: latency, ..settings() });
         let child = job.wifshare(&["start"]).process_group(0).spawn().unwrap();
@@ -141,7 +141,7 @@ fn a_keeper_ends_where_whoever_started_it_was_killed() {
 }
 
 #[test]
-fn a_file_for_variables_that_is_a_pipe_does_not_hold_a_start() {
+fn pipe_as_github_env_does_not_block_start() {
     let mut job = Job::new(settings());
     let pipe = job.path("pipe");
     rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::from_raw_mode(0o600)).unwrap();
@@ -153,7 +153,7 @@ fn a_file_for_variables_that_is_a_pipe_does_not_hold_a_start() {
 }
 
 #[test]
-fn an_output_that_nobody_reads_does_not_hold_an_interrupted_start() {
+fn unread_stdout_does_not_block_an_interrupted_start() {
     let job = Job::new(settings());
     let (reader, writer) = std::io::pipe().unwrap();
     // Full: nothing more can be written until somebody reads.
@@ -174,7 +174,7 @@ fn an_output_that_nobody_reads_does_not_hold_an_interrupted_start() {
 }
 
 #[test]
-fn a_keeper_hears_stop_whatever_signals_its_starter_ignored_or_blocked() {
+fn stop_reaches_a_keeper_started_with_ignored_or_blocked_signals() {
     let blocked = format!(
         "import os, signal; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGINT]); \
          os.execv('{WIFSHARE}', ['wifshare', 'start', '--format', 'json'])"
@@ -197,7 +197,7 @@ fn a_keeper_hears_stop_whatever_signals_its_starter_ignored_or_blocked() {
 }
 
 #[test]
-fn a_command_whose_starter_ignored_the_end_of_children_has_its_exit_code() {
+fn exec_with_ignored_sigchld_returns_the_exit_code() {
     let job = Job::new(settings());
     let script = r#"trap '' CHLD; exec "$WIFSHARE" exec -- sh -c 'exit 5'"#;
     let ended = finish(job.command("bash", &["-c", script]).spawn().unwrap());
@@ -210,7 +210,7 @@ fn until(job: &Job) -> u64 {
 }
 
 #[test]
-fn a_keeper_without_a_process_lives_as_long_as_the_job_and_a_start_puts_its_end_off() {
+fn keeper_without_process_lives_until_the_job_timeout() {
     let now = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
     let about = |seconds: u64, job: &Job| {
         let left = until(job) - now();
@@ -245,7 +245,7 @@ fn a_keeper_without_a_process_lives_as_long_as_the_job_and_a_start_puts_its_end_
 type Failing<'a> = (&'a str, &'a [(&'a str, &'a str)], i32);
 
 #[test]
-fn a_failing_start_fails_the_shell_that_evaluates_it() {
+fn failed_start_fails_the_evaluating_shell() {
     let failing: [Failing<'_>; 4] = [
         ("start --format env", &[("ANTHROPIC_ORGANIZATION_ID", "")], 125),
         ("start", &[("ANTHROPIC_FEDERATION_RULE_ID", ""), ("ANTHROPIC_ORGANIZATION_ID", "")], 125),
@@ -282,7 +282,7 @@ fn a_failing_start_fails_the_shell_that_evaluates_it() {
 }
 
 #[test]
-fn an_interrupted_start_fails_the_shell_that_evaluates_it() {
+fn interrupted_start_fails_the_evaluating_shell() {
     let job = Job::new(Settings { identity_token_latency_ms: 4000, ..settings() });
     let child = job.wifshare(&["start", "--format", "env"]).stdout(Stdio::piped()).spawn().unwrap();
     eventually("there is a keeper", || !keepers(&job).is_empty());
@@ -293,7 +293,7 @@ fn an_interrupted_start_fails_the_shell_that_evaluates_it() {
 }
 
 #[test]
-fn token_as_variables_fails_the_shell_that_evaluates_it() {
+fn failed_token_fails_the_evaluating_shell() {
     let mut job = Job::new(settings());
     job.unset("ANTHROPIC_ORGANIZATION_ID");
     let script = r#"eval "$("$WIFSHARE" token --format env)"; echo went on"#;
@@ -302,7 +302,7 @@ fn token_as_variables_fails_the_shell_that_evaluates_it() {
 }
 
 #[test]
-fn recipes_in_the_documents_fail_with_the_sign_in_and_clean_up_after_failures() {
+fn documented_recipes_stop_on_failure_and_clean_up() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let pages = files(&root.join("docs")).into_iter().chain([root.join("README.md")]);
     for page in pages.filter(|page| page.extension().is_some_and(|ending| ending == "md")) {

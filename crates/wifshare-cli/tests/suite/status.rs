@@ -31,7 +31,7 @@ fn named<'a>(events: &'a [Value], name: &str) -> Vec<&'a Value> {
 }
 
 #[test]
-fn inside_a_run_it_tells_the_credential_the_run_and_who_was_served() {
+fn status_inside_a_run_shows_credential_run_and_callers() {
     let job = Job::new(settings());
     let script = r#""$WIFSHARE" token >/dev/null && "$WIFSHARE" status --json && "$WIFSHARE" status"#;
     let ended = job.exec(&[], script);
@@ -56,7 +56,7 @@ fn inside_a_run_it_tells_the_credential_the_run_and_who_was_served() {
 }
 
 #[test]
-fn it_needs_no_configuration_and_tells_where_nothing_is() {
+fn status_works_without_configuration_and_without_state() {
     let mut job = Job::new(settings());
     assert_eq!(job.exec(&[], "true").code, 0);
     for name in ["ANTHROPIC_FEDERATION_RULE_ID", "ANTHROPIC_ORGANIZATION_ID"] {
@@ -73,7 +73,7 @@ fn it_needs_no_configuration_and_tells_where_nothing_is() {
 }
 
 #[test]
-fn who_has_the_lock_and_what_was_refused_is_told() {
+fn status_shows_the_lock_holder_and_the_refusal() {
     let mut job = Job::new(Settings { exchange_latency_ms: 3000, ..settings() });
     let slow = job.wifshare(&["token"]).spawn().unwrap();
     job.may_keep_credential();
@@ -99,7 +99,7 @@ fn who_has_the_lock_and_what_was_refused_is_told() {
 }
 
 #[test]
-fn a_run_that_was_killed_is_gone_without_a_word() {
+fn status_reports_a_killed_run_as_gone() {
     let job = Job::new(settings());
     let mut run = job.wifshare(&["exec", "--", "sh", "-c", "echo $$; exec sleep 86398"]);
     let mut run = run.spawn().unwrap();
@@ -116,7 +116,7 @@ fn a_run_that_was_killed_is_gone_without_a_word() {
 }
 
 #[test]
-fn a_watch_prints_a_line_for_each_change_and_ends_by_a_signal() {
+fn status_watch_prints_each_change_and_ends_on_a_signal() {
     let mut job = Job::new(settings());
     let mut watch = job.wifshare(&["status", "--watch", "--json"]).spawn().unwrap();
     let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines();
@@ -149,7 +149,7 @@ pub(crate) fn on_a_terminal(job: &Job, arguments: &str, keys: &[u8]) -> (i32, St
 }
 
 #[test]
-fn on_a_terminal_a_watch_fits_its_width_and_q_ends_it() {
+fn status_watch_fits_the_terminal_and_quits_on_q() {
     let mut job = Job::new(settings());
     assert_eq!(job.token(&[]).code, 0);
     let (code, said) = on_a_terminal(&job, "status --watch", b"q");
@@ -162,7 +162,7 @@ fn on_a_terminal_a_watch_fits_its_width_and_q_ends_it() {
 }
 
 #[test]
-fn status_wraps_lines_to_any_width_and_leaves_out_empty_identities() {
+fn status_wraps_lines_and_omits_empty_identities() {
     let mut job = Job::new(settings());
     job.may_keep_credential();
     assert_eq!(job.token(&[]).code, 0);
@@ -178,7 +178,7 @@ fn status_wraps_lines_to_any_width_and_leaves_out_empty_identities() {
 }
 
 #[test]
-fn the_log_tells_who_was_there_and_never_an_argument() {
+fn event_log_names_processes_but_no_arguments() {
     let job = Job::new(settings());
     let script = "sleep 1.5 & sleep 0.5; cat \"$ANTHROPIC_CONFIG_DIR/credentials/wifshare.json\" >/dev/null; wait; exit 3; hunter2";
     assert_eq!(job.exec(&[], script).code, 3);
@@ -201,7 +201,7 @@ fn the_log_tells_who_was_there_and_never_an_argument() {
 }
 
 #[test]
-fn of_a_gateway_it_tells_where_the_credential_is_and_what_was_asked() {
+fn status_of_a_gateway_shows_its_credential_and_requests() {
     let job = Job::new(settings());
     let script = r#"
         ask() { curl -s -o /dev/null "$ANTHROPIC_BASE_URL/v1/models" -H "x-api-key: $1"; }
@@ -219,7 +219,7 @@ fn of_a_gateway_it_tells_where_the_credential_is_and_what_was_asked() {
 }
 
 #[test]
-fn a_log_that_cannot_be_written_hinders_nothing() {
+fn unwritable_event_log_affects_no_command() {
     let mut job = Job::new(settings());
     assert_eq!(job.exec(&[], "true").code, 0);
     let path = log(&job).unwrap();

@@ -9,7 +9,7 @@ use crate::job::{Job, finish, settings};
 const SHOWS: &str = "#!/bin/sh\necho \"$@\"\ncat\n";
 
 #[test]
-fn the_query_alone_has_the_input_and_the_output() {
+fn only_the_query_step_gets_stdin_and_stdout() {
     let job = Job::new(settings());
     let claude = job.path("claude");
     std::fs::write(&claude, SHOWS).unwrap();

@@ -17,7 +17,7 @@ fn refusing() -> Settings {
 }
 
 #[test]
-fn success_is_quiet_and_twice_verbose_tells_every_step_with_its_time() {
+fn success_is_quiet_and_vv_prints_steps_with_timestamps() {
     let job = Job::new(settings());
     assert_eq!(job.exec(&[], "true").stderr, "");
     let once = job.exec(&["-v"], "true").stderr;
@@ -29,7 +29,7 @@ fn success_is_quiet_and_twice_verbose_tells_every_step_with_its_time() {
 }
 
 #[test]
-fn as_json_every_line_is_an_object() {
+fn json_log_format_prints_only_objects() {
     let job = Job::new(refusing());
     let refused = job.exec(&["--log-format", "json", "-v"], "true");
     assert_eq!(refused.code, 125);
@@ -77,7 +77,7 @@ fn as_json_every_line_is_an_object() {
 }
 
 #[test]
-fn colour_is_for_a_terminal_that_wants_it() {
+fn colour_is_used_on_a_terminal_unless_disabled() {
     let mut job = Job::new(refusing());
     let (code, said) = on_a_terminal(&job, "token", b"");
     assert_eq!(code, 125);
@@ -89,7 +89,7 @@ fn colour_is_for_a_terminal_that_wants_it() {
 }
 
 #[test]
-fn what_takes_its_time_is_one_line_on_a_terminal_that_goes_away() {
+fn progress_on_a_terminal_is_one_line_and_is_erased() {
     let mut job = Job::new(Settings { exchange_latency_ms: 2600, ..settings() });
     let (code, said) = on_a_terminal(&job, "exec -- true", b"");
     assert_eq!(code, 0, "{said}");
@@ -108,7 +108,7 @@ fn what_takes_its_time_is_one_line_on_a_terminal_that_goes_away() {
 }
 
 #[test]
-fn a_log_is_told_of_a_wait_now_and_then() {
+fn wait_is_logged_at_intervals_without_a_terminal() {
     let mut job = Job::new(Settings { exchange_faults: vec![Fault::Stall { ms: 9000 }], ..settings() });
     let first = job.wifshare(&["token"]).spawn().unwrap();
     job.may_keep_credential();

@@ -54,7 +54,7 @@ fn run(place: &Path, arguments: &[&str]) -> Ended {
 }
 
 #[test]
-fn stages_after_a_failed_one_run_and_the_end_lists_failures() {
+fn stages_after_a_failed_one_run_and_the_summary_lists_failures() {
     let job = Job::new(settings());
     let place = copy(&job);
     let ended = run(&place, &[]);
@@ -78,7 +78,7 @@ fn stages_after_a_failed_one_run_and_the_end_lists_failures() {
 
 /// The output ends with `./test`, though a process that a stage left behind holds it open.
 #[test]
-fn process_left_by_a_stage_holds_nobody_up() {
+fn process_left_by_a_stage_does_not_block_the_test_command() {
     let job = Job::new(settings());
     let place = copy(&job);
     std::fs::write(place.join("tests/lint/run"), "#!/bin/sh\nsleep 300 &\necho $! > left\n").unwrap();
@@ -104,7 +104,7 @@ fn named_stages_run_alone() {
 }
 
 #[test]
-fn needs_name_what_is_missing_and_what_to_run() {
+fn needs_lists_missing_tools_and_the_install_command() {
     let job = Job::new(settings());
     let needs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/needs");
     let path = job.path("bin");

@@ -12,7 +12,7 @@ use crate::job::{Ended, Job, eventually, finish, living, settings};
 use crate::wall_clock;
 
 #[test]
-fn a_hundred_cold_processes_make_one_exchange_and_print_one_answer() {
+fn hundred_parallel_processes_make_one_exchange() {
     let mut job = Job::new(Settings { exchange_latency_ms: 1200, ..settings() });
     job.may_keep_credential();
     let children: Vec<_> = (0..100).map(|_| job.wifshare(&["token"]).spawn().unwrap()).collect();
@@ -27,7 +27,7 @@ fn a_hundred_cold_processes_make_one_exchange_and_print_one_answer() {
 }
 
 #[test]
-fn a_hundred_renewals_at_one_moment_make_one_more_exchange() {
+fn hundred_parallel_renewals_make_one_exchange() {
     let mut job = Job::new(living(20));
     let first = job.token(&[]);
     assert_eq!(first.code, 0, "{}", first.stderr);
@@ -40,7 +40,7 @@ fn a_hundred_renewals_at_one_moment_make_one_more_exchange() {
 }
 
 #[test]
-fn who_has_something_usable_does_not_wait_for_something_better() {
+fn usable_credential_is_served_during_a_renewal() {
     let mut job = Job::new(living(40));
     let first = job.token(&[]);
     std::thread::sleep(Duration::from_millis(20_500));
@@ -56,7 +56,7 @@ fn who_has_something_usable_does_not_wait_for_something_better() {
 }
 
 #[test]
-fn a_warm_call_makes_no_exchange_and_every_format_tells_the_same_token() {
+fn cached_token_needs_no_exchange_in_any_format() {
     let mut job = Job::new(settings());
     let token = job.token(&[]).stdout.trim().to_owned();
     assert_eq!(job.token(&["--format", "header"]).stdout, format!("Authorization: Bearer {token}\n"));
@@ -69,7 +69,7 @@ fn a_warm_call_makes_no_exchange_and_every_format_tells_the_same_token() {
 }
 
 #[test]
-fn interrupted_token_keeps_what_it_bought_and_prints_nothing() {
+fn interrupted_token_stores_its_credential_and_prints_nothing() {
     let mut job = Job::new(Settings { exchange_latency_ms: 1000, ..settings() });
     for (signal, code) in [(Signal::INT, 130), (Signal::HUP, 129), (Signal::TERM, 143)] {
         let asking = job.wifshare(&["token"]).spawn().unwrap();
@@ -84,7 +84,7 @@ fn interrupted_token_keeps_what_it_bought_and_prints_nothing() {
 }
 
 #[test]
-fn clock_set_back_does_not_prolong_a_stored_credential() {
+fn clock_set_back_does_not_extend_a_stored_credential() {
     let mut job = Job::new(living(8));
     wall_clock::replace(&mut job);
     let first = job.token(&[]);
@@ -132,7 +132,7 @@ fn clock_set_back_under_a_run_moves_the_delivered_expiry() {
 }
 
 #[test]
-fn a_token_that_has_to_last_is_bought_when_the_stored_one_does_not() {
+fn min_life_renews_only_if_the_stored_token_is_too_short() {
     let mut job = Job::new(living(60));
     assert_eq!(job.token(&["--min-life", "50s"]).code, 0);
     assert_eq!(job.token(&["--min-life", "50s"]).code, 0);
@@ -144,7 +144,7 @@ fn a_token_that_has_to_last_is_bought_when_the_stored_one_does_not() {
 }
 
 #[test]
-fn a_lost_answer_costs_a_new_identity_token_and_never_the_same_again() {
+fn lost_response_is_retried_with_a_new_identity_token() {
     for fault in [Fault::DropAfterCommit, Fault::DropBeforeCommit, Fault::TruncatedBody] {
         let mut job = Job::new(Settings { exchange_faults: vec![fault.clone()], ..settings() });
         let answer = job.token(&[]);
@@ -156,7 +156,7 @@ fn a_lost_answer_costs_a_new_identity_token_and_never_the_same_again() {
 }
 
 #[test]
-fn a_busy_endpoint_is_asked_three_times_with_three_identity_tokens_and_the_failure_is_remembered() {
+fn busy_endpoint_gets_three_attempts_and_the_failure_is_cached() {
     let fault = Fault::Status { status: 529, retry_after_s: None, commit: true };
     let mut job = Job::new(Settings { exchange_faults: vec![fault; 9], ..settings() });
     let answer = job.token(&[]);
@@ -170,7 +170,7 @@ fn a_busy_endpoint_is_asked_three_times_with_three_identity_tokens_and_the_failu
 }
 
 #[test]
-fn twenty_processes_with_a_refused_identity_make_one_request_and_hear_one_reason() {
+fn twenty_refused_processes_make_one_request_and_share_the_reason() {
     let mut refusing = Settings { exchange_latency_ms: 300, ..settings() };
     refusing.rule.subject_prefix = "repo:somebody/else:*".to_owned();
     let job = Job::new(refusing);
@@ -187,7 +187,7 @@ fn twenty_processes_with_a_refused_identity_make_one_request_and_hear_one_reason
 
 /// A stranger to our ledger, an SDK say, has exchanged the one token of the job before.
 #[test]
-fn twenty_processes_whose_token_was_spent_elsewhere_make_one_request_and_fail_with_one_cause() {
+fn twenty_processes_with_a_spent_token_make_one_request() {
     for is_file in [true, false] {
         let mut job = Job::new(Settings { exchange_latency_ms: 300, ..settings() });
         let token = job.sandbox.issue_identity_token();
@@ -230,7 +230,7 @@ fn twenty_processes_whose_token_was_spent_elsewhere_make_one_request_and_fail_wi
 }
 
 #[test]
-fn a_refusal_is_remembered_by_exec_as_well() {
+fn exec_caches_a_refusal() {
     let mut refusing = settings();
     refusing.rule.subject_prefix = "repo:somebody/else:*".to_owned();
     let job = Job::new(refusing);
@@ -242,7 +242,7 @@ fn a_refusal_is_remembered_by_exec_as_well() {
 }
 
 #[test]
-fn a_token_file_serves_once_and_its_spent_token_is_explained() {
+fn token_file_is_used_once_and_its_reuse_is_explained() {
     let mut job = Job::new(settings());
     let token = job.sandbox.issue_identity_token();
     let path = job.use_token_file(&token);
@@ -259,7 +259,7 @@ fn a_token_file_serves_once_and_its_spent_token_is_explained() {
 }
 
 #[test]
-fn ten_identities_that_read_one_file_send_its_token_once() {
+fn ten_identities_with_one_file_send_its_token_once() {
     // Each has a lock of its own, so that nothing but the ledger stands between them.
     let mut job = Job::new(Settings { exchange_latency_ms: 500, ..settings() });
     job.use_token_file(&job.sandbox.issue_identity_token());
@@ -274,7 +274,7 @@ fn ten_identities_that_read_one_file_send_its_token_once() {
 }
 
 #[test]
-fn a_command_can_be_the_source_and_nothing_but_the_option_names_it() {
+fn identity_command_is_taken_only_from_the_option() {
     let mut job = Job::new(settings());
     let path = job.use_token_file(&job.sandbox.issue_identity_token());
     job.unset("ANTHROPIC_IDENTITY_TOKEN_FILE");
@@ -284,7 +284,7 @@ fn a_command_can_be_the_source_and_nothing_but_the_option_names_it() {
 }
 
 #[test]
-fn a_platform_that_hands_out_the_same_token_twice_is_asked_again() {
+fn duplicate_token_from_the_platform_is_requested_again() {
     let mut job = Job::new(settings());
     assert_eq!(job.token(&[]).code, 0);
     let faults = vec![Fault::DuplicateIdentityToken];
@@ -294,7 +294,7 @@ fn a_platform_that_hands_out_the_same_token_twice_is_asked_again() {
 }
 
 #[test]
-fn expected_subject_is_served_no_credential_that_was_bought_without_it() {
+fn expected_subject_ignores_a_credential_obtained_without_it() {
     let mut job = Job::new(settings());
     job.may_keep_credential();
     assert_eq!(job.token(&[]).code, 0);

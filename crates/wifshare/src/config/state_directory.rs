@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn first_place_that_can_hold_it_is_used() {
+    fn first_usable_location_holds_the_state_directory() {
         let holder = tempfile::tempdir().expect("a directory");
         let [one, two] = ["one", "two"].map(|name| holder.path().join(name));
         private(&one);
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_anothers_is_passed_over_and_what_is_ours_is_not() {
+    fn location_of_another_user_is_skipped_and_own_link_is_not() {
         let holder = tempfile::tempdir().expect("a directory");
         let [one, two] = ["one", "two"].map(|place| holder.path().join(place));
         private(&one);

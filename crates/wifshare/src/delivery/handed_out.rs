@@ -163,7 +163,7 @@ mod tests {
     use crate::secret::Secret;
 
     #[test]
-    fn a_reader_is_noticed_once_and_our_own_writing_is_not() {
+    fn token_read_is_noticed_once_and_own_writes_are_not() {
         let holder = tempfile::tempdir().expect("a directory");
         let file = HandedOutToken::create(holder.path().join("t")).expect("created");
         let token = |text: &str| IdentityToken::parse(&Secret::new(text.to_owned())).expect("a token");

@@ -151,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_published_is_in_place() {
+    fn published_credential_is_in_place() {
         let holder = tempfile::tempdir().expect("a directory");
         let profile = ProfileDirectory::fixed(holder.path().join("p"));
         profile.create("https://api.example", &|_| {}).expect("created");
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fingerprint_tells_absent_from_empty_and_every_input_from_the_others() {
+    fn fingerprint_distinguishes_absent_empty_and_swapped_inputs() {
         let plain = fingerprint([Some("fdrl_1"), Some("org"), None, None, None, None]);
         assert_eq!(plain.len(), "config-".len() + 16);
         assert_eq!(plain, "config-".to_owned() + &hex_of(r#"["fdrl_1","org",null,null,null,null]"#));
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn each_kind_of_profile_has_the_name_that_its_clients_are_told() {
+    fn each_profile_kind_has_the_name_its_clients_expect() {
         let holder = tempfile::tempdir().expect("a directory");
         let moment = from_epoch_seconds(1000);
         let access_token = Secret::new("t".to_owned());

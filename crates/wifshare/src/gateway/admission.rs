@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn the_host_is_the_listener_literally() {
+    fn host_must_equal_the_listener_address() {
         for (host, is_ours) in [
             (Some("127.0.0.1:4711"), true),
             (Some("127.0.0.1"), false),
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn the_capability_comes_as_a_bearer_token_or_as_an_api_key_and_whole() {
+    fn capability_is_accepted_whole_as_bearer_or_api_key() {
         for (authorization, api_key, is_right) in [
             (Some("Bearer c4p4"), None, true),
             (Some("bearer  c4p4 "), None, true),
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_target_is_the_same_with_the_version_in_the_base_url_or_without() {
+    fn version_in_the_base_url_changes_no_target() {
         for (target, expected) in [
             ("/v1/messages?beta=true", "/v1/messages?beta=true"),
             ("/messages", "/v1/messages"),
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn only_paths_in_their_normal_form_lead_out() {
+    fn only_normalized_paths_are_forwarded() {
         for (target, status) in [
             ("/v1/messages", None),
             ("/v1/messages?beta=true&x=%2f..", None),

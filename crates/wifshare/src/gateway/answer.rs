@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_has_the_kind_that_the_api_would_give_it() {
+    fn refusal_has_the_error_type_of_the_api() {
         for (status, kind, more) in [
             (400, "invalid_request_error", ""),
             (401, "authentication_error", ""),
@@ -116,14 +116,14 @@ mod tests {
     }
 
     #[test]
-    fn the_capability_is_handed_out_for_an_hour_and_kept_by_nobody() {
+    fn capability_response_lasts_an_hour_and_is_not_cached() {
         let (head, body) = parsed(&token(&Secret::new("c4p4".to_owned()), false));
         assert!(head.starts_with("HTTP/1.1 200 OK\r\n") && head.contains("cache-control: no-store"), "{head}");
         assert_eq!((&body["access_token"], &body["expires_in"]), (&"c4p4".into(), &3600.into()));
     }
 
     #[tokio::test]
-    async fn what_is_written_arrives_and_where_nobody_listens_it_is_told() {
+    async fn write_succeeds_or_reports_a_closed_peer() {
         let (mut ours, mut theirs) = tokio::io::duplex(64);
         assert!(write(&mut ours, b"good").await);
         let mut heard = [0; 4];
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_says_good_bye_listens_until_the_end_and_not_for_ever() {
+    async fn drain_and_close_reads_to_the_end_within_its_limit() {
         let (mut ours, mut theirs) = tokio::io::duplex(64 << 10);
         theirs.write_all(&[b'x'; 10_000]).await.expect("written");
         theirs.shutdown().await.expect("ended");

@@ -277,7 +277,7 @@ mod tests {
     const API: &str = "https://api.example/base";
 
     #[test]
-    fn results_address_of_the_api_becomes_the_gateways_and_nothing_else_changes() {
+    fn results_url_of_the_api_becomes_the_gateways() {
         for (body, expected) in [
             (
                 r#"{ "id":"b", "results_url" : "https://api.example/base/v1/messages/batches/b/results?x=1", "n": 1.0e2 }"#,
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn every_way_to_write_the_address_of_the_api_is_replaced() {
+    fn every_spelling_of_the_api_address_is_replaced() {
         const OWN: &str = r#""results_url":"http://127.0.0.1:4711/v1/x""#;
         for (field, expected) in [
             (r#""results_url":"https://api.example/base/v1/x""#, OWN),
@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn content_that_cannot_be_read_is_refused() {
+    fn unreadable_batch_content_is_refused() {
         let api: Uri = API.parse().expect("a base URL");
         let refused = |answer: Vec<u8>| Addresses { api: &api, gateway: "127.0.0.1:4711" }.replaced_in(answer);
         let url = r#"{"results_url":"https://api.example/base/v1/x"}"#;
@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn trailers_do_not_keep_an_address_from_being_replaced() {
+    fn response_with_trailers_has_its_address_replaced() {
         let url = r#"{"results_url":"https://api.example/base/v1/x"}"#;
         let answer = format!(
             "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ntrailer: x\r\n\r\n{:x}\r\n{url}\r\n0\r\nx: y\r\n\r\n",
@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn chunks_and_interim_answers_come_out_with_one_length() {
+    fn chunked_and_interim_responses_get_one_length() {
         let url = r#"{"results_url":"https://api.example/base/v1/x"}"#;
         let (one, two) = url.split_at(20);
         let answer = format!(
@@ -395,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn every_other_answer_passes_byte_for_byte() {
+    fn other_responses_pass_unchanged() {
         let url = r#"{"results_url":"https://api.example/base/v1/x"}"#;
         for answer in [
             json(r#"{"results_url":"https://other.example/base/v1/x"}"#),
@@ -420,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn only_answers_about_batches_are_held() {
+    fn only_batch_responses_are_buffered() {
         for (method, path, are_held) in [
             ("GET", "/v1/messages/batches", true),
             ("POST", "/v1/messages/batches", true),
@@ -437,7 +437,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_that_is_too_large_passes_as_it_is() {
+    async fn oversized_batch_response_passes_unchanged() {
         use tokio::io::AsyncWriteExt;
 
         for (length, is_held) in [(LARGEST, true), (LARGEST + 1, false)] {

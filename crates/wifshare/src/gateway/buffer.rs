@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn there_is_room_again_for_what_was_taken_off_the_beginning() {
+    fn consumed_bytes_make_room_in_the_buffer() {
         let mut buffer = ReadBuffer::default();
         assert_eq!(fill(&mut buffer, b"begin"), 5);
         assert!(!buffer.is_full());
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_keeps_as_many_buffers_as_it_may_and_an_empty_buffer_has_none() {
+    fn thread_reuses_a_limited_number_of_buffers() {
         let shelf = || SHELF.with_borrow(Vec::len);
         let mut buffers: Vec<_> = (0..KEPT + 8).map(|_| ReadBuffer::default()).collect();
         for buffer in &mut buffers {

@@ -319,7 +319,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn looking_takes_a_twentieth_of_the_time_and_a_little_at_once() {
+    fn lookups_use_a_twentieth_of_the_time_after_a_burst() {
         let ms = Duration::from_millis;
         let mut share = Share::full(ms(0));
         share.take(ms(0), ms(240));
@@ -380,7 +380,7 @@ mod tests_with_processes {
     }
 
     #[test]
-    fn known_client_is_found_in_the_background_and_an_unknown_one_never() {
+    fn known_client_is_found_in_the_background() {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let ours = listener.local_addr().expect("an address");
         let client = TcpStream::connect(ours).expect("connected");
@@ -405,7 +405,7 @@ mod tests_with_processes {
     }
 
     #[test]
-    fn child_and_its_child_are_ours_and_nobody_else_is() {
+    fn descendants_are_recognised_and_other_processes_are_not() {
         let mut child = Command::new("sh").args(["-c", "sleep 60 & wait"]).spawn().expect("sh");
         let is_ours = |process| is_descendant(Peer::Unix(Some(process)));
         assert!(is_ours(child.id()));

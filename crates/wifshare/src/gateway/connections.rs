@@ -179,7 +179,7 @@ mod tests {
     const NOW: Duration = Duration::from_secs(100);
 
     #[tokio::test]
-    async fn where_all_places_are_taken_a_stranger_makes_room_and_nobody_who_is_known_does() {
+    async fn full_gateway_drops_unauthenticated_connections_only() {
         let connections = Arc::new(Connections::default());
         let mut all: Vec<_> = (0..3).map(|_| come(&connections, 3, NOW).unwrap()).collect();
         all[0].0.entry.is(Doing::Idle);
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_crowd_of_strangers_has_a_second_to_speak_and_then_gives_way() {
+    async fn unauthenticated_crowd_is_dropped_after_one_second() {
         let connections = Arc::new(Connections::default());
         let mut all: Vec<_> =
             (0..Connections::UNAUTHENTICATED).map(|_| come(&connections, 9999, NOW).unwrap()).collect();
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_closes_lets_a_request_finish_and_then_nobody() {
+    async fn close_ends_idle_connections_first_then_all() {
         let connections = Arc::new(Connections::default());
         let mut all: Vec<_> = (0..3).map(|_| come(&connections, 9, NOW).unwrap()).collect();
         all[0].0.entry.is(Doing::Idle);

@@ -25,7 +25,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_panic_after_a_wait_is_an_error_and_drops_what_was_held() {
+    async fn panic_after_an_await_is_an_error_and_drops_its_state() {
         let held = std::sync::Arc::new(());
         let inner = std::sync::Arc::clone(&held);
         let caught = catch(Box::pin(async move {

@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn chunks_are_the_same_wherever_the_bytes_are_parted() {
+    fn chunks_parse_equally_at_any_split() {
         let body = b"5\r\nhello\r\n1;x=\"y\"\r\n \r\nA\r\n0123456789\r\n0\r\ndigest: abc\r\nx: \r\n\r\nGET / next";
         let whole = body.len() - b"GET / next".len();
         for step in 1..=body.len() {
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn what_two_readers_could_read_in_two_ways_is_refused() {
+    fn ambiguous_chunked_body_is_refused() {
         for body in [
             &b"\r\n"[..],
             b" 5\r\nhello\r\n0\r\n\r\n",
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn extensions_and_trailers_have_an_end() {
+    fn chunk_extensions_and_trailers_are_limited() {
         let mut long = b"1;".to_vec();
         long.resize(2000, b'x');
         assert_eq!(read(&long, 1000), Err(Malformed));
@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn a_length_ends_where_it_says() {
+    fn length_framing_ends_at_its_length() {
         let mut framing = Framing::Length(5);
         assert_eq!(framing.advance(b"hel"), Ok(3));
         assert!(!framing.is_over());
@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_have_several_digits_and_their_content_is_counted() {
+    fn chunk_sizes_of_several_digits_are_counted() {
         let mut framing = Framing::chunked();
         assert_eq!(framing.content(), 0);
         let body = [b"12\r\n".as_slice(), &[b'x'; 0x12], b"\r\n3\r\nabc\r\n0\r\n\r\n"].concat();
@@ -341,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn a_size_and_an_extension_end_at_their_limit_and_not_before() {
+    fn chunk_size_and_extension_limits_are_exact() {
         let digits = |count| [vec![b'0'; count - 1], b"1\r\nx".to_vec()].concat();
         let longest = usize::from(Chunks::LONGEST_SIZE);
         assert_eq!(read(&digits(longest), 1).map(|(content, ..)| content), Ok(b"x".to_vec()));

@@ -152,7 +152,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_header_is_known_by_its_whole_name_however_it_is_written() {
+    fn request_header_is_matched_by_its_whole_name_in_any_case() {
         let known = [
             ("te", Kind::Te),
             ("host", Kind::Host),
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_connection_names_is_its_own_affair_and_the_usual_words_name_nothing() {
+    fn connection_header_names_others_unless_close_or_keep_alive() {
         let names_others = |line: &str| {
             let mut headers = [httparse::EMPTY_HEADER; 2];
             let (_, headers) = httparse::parse_headers(line.as_bytes(), &mut headers).unwrap().unwrap();
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_length_is_digits_and_not_too_many() {
+    fn content_length_is_at_most_fifteen_digits() {
         assert_eq!(length_of(b"999999999999999"), Some(999_999_999_999_999));
         assert_eq!(length_of(b"1000000000000000"), None, "a petabyte");
         for text in ["", "+1", "-1", "1 ", "1,1", "0x1"] {

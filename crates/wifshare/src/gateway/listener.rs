@@ -244,7 +244,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_socket_is_made_beside_its_place_which_may_be_on_another_file_system() {
+    async fn socket_is_bound_next_to_its_path_on_any_file_system() {
         let holder = tempfile::tempdir_in("/dev/shm").unwrap();
         let path = holder.path().join("socket");
         let names = || std::fs::read_dir(holder.path()).unwrap().flatten().map(|entry| entry.file_name()).collect();

@@ -334,7 +334,7 @@ mod tests {
     const GOOD: &str = "Host: 127.0.0.1:4711\r\nAuthorization: Bearer c4p4\r\n";
 
     #[test]
-    fn the_credential_takes_the_place_of_the_capability() {
+    fn credential_replaces_the_capability() {
         assert_eq!(
             sent("Accept: */*\r\nContent-Length: 3\r\n"),
             "POST /base/v1/x?y HTTP/1.1\r\nhost: api.example\r\nAccept: */*\r\nContent-Length: 3\r\n\
@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn the_beta_is_there_once_and_no_other_is_lost() {
+    fn oauth_beta_is_added_once_and_other_betas_kept() {
         for (lines, expected) in [
             ("", "anthropic-beta: oauth-2025-04-20\r\n"),
             ("anthropic-beta: a, b\r\n", "anthropic-beta: a, b,oauth-2025-04-20\r\n"),
@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_between_two_neighbours_stays_between_them() {
+    fn hop_by_hop_headers_are_not_forwarded() {
         let sent = sent(
             "Connection: keep-alive, X-Hop, Content-Length\r\nX-Hop: 1\r\nX-End: 2\r\nKeep-Alive: 5\r\nTE: trailers, gzip\r\n\
              Upgrade: h2c\r\nProxy-Connection: keep-alive\r\nProxy-Authorization: Basic x\r\nHTTP2-Settings: x\r\n\
@@ -385,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn a_replay_has_another_credential_and_the_same_body() {
+    fn replayed_request_has_a_new_credential_and_the_same_body() {
         let mut request =
             heard(&format!("PUT /v1/x HTTP/1.1\r\n{GOOD}Content-Length: 5\r\n\r\n")).expect("admitted").expect("whole");
         request.outgoing.set_access_token("first");
@@ -401,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn each_length_that_is_allowed_is_taken() {
+    fn each_allowed_length_is_accepted() {
         assert_eq!(refused("PUT /v1/x HTTP/1.1", &format!("{GOOD}Content-Length: 1000\r\n")), None);
         for (length, room) in [(0, 0), (8192, 8192), (1 << 40, 8192)] {
             assert_eq!(room_for(&Framing::Length(length)), room);
@@ -410,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn no_copy_of_a_credential_stays_where_something_grew() {
+    fn growing_request_leaves_no_copy_of_the_credential() {
         let head = format!("PUT /v1/x HTTP/1.1\r\n{GOOD}Content-Length: 5000\r\n\r\n");
         let mut request = heard_up_to(&head, 10_000);
         let before = request.outgoing.bytes.as_ptr();
@@ -432,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn a_large_body_that_was_let_go_gives_its_memory_back_and_a_small_one_keeps_it() {
+    fn released_large_body_frees_its_memory() {
         let head = format!("PUT /v1/x HTTP/1.1\r\n{GOOD}Transfer-Encoding: chunked\r\n\r\n");
         let mut request = heard_up_to(&head, 10_000);
         request.outgoing.set_access_token("t0k");
@@ -454,7 +454,7 @@ mod tests {
     }
 
     #[test]
-    fn heads_that_two_readers_could_read_in_two_ways_are_refused() {
+    fn ambiguous_request_head_is_refused() {
         let good = "GET /v1/x HTTP/1.1";
         for (line, lines, status) in [
             (good, format!("{GOOD}Content-Length: 3\r\nTransfer-Encoding: chunked\r\n"), 400),
@@ -503,7 +503,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_is_read_when_it_is_whole() {
+    fn request_head_is_parsed_when_complete() {
         let head = format!("GET /v1/x HTTP/1.1\r\n{GOOD}\r\n");
         for end in 0..head.len() {
             assert!(heard(&head[..end]).expect("nothing wrong with it").is_none(), "{end}");

@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_between_two_neighbours_is_taken_out_in_place() {
+    fn hop_by_hop_response_headers_are_removed_in_place() {
         for (head, passed) in [
             (
                 "HTTP/1.1 200 OK\r\nx: 1\r\ncontent-length: 2\r\n\r\n",
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_connection_names_too_is_removed_once() {
+    fn header_also_named_by_connection_is_removed_once() {
         for (lines, passed) in [
             ("Connection: Proxy-Connection\r\nProxy-Connection: keep-alive\r\n", ""),
             ("Proxy-Connection: keep-alive\r\nConnection: Proxy-Connection\r\n", ""),
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn any_mixture_of_hop_by_hop_lines_leaves_the_others_in_their_order() {
+    fn hop_by_hop_removal_keeps_the_order_of_other_headers() {
         use proptest::prelude::*;
 
         const NAMES: [&str; 9] = [
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn each_header_is_known_by_its_whole_name_however_it_is_written() {
+    fn response_header_is_matched_by_its_whole_name_in_any_case() {
         const USUAL: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n";
         let passed = |line: &str| {
             let mut buffer = buffer(format!("{USUAL}{line}\r\n\r\nhi").as_bytes());
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_an_answer_is_told_in_one_way() {
+    fn ambiguous_response_end_is_refused() {
         for (head, is_understood) in [
             ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", true),
             ("HTTP/1.1 200\r\ncontent-length: 1\r\n\r\n", true),
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_that_is_never_sent_is_not_waited_for() {
+    fn response_without_body_is_over_after_its_head() {
         for (head, to_head) in [
             ("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n", true),
             ("HTTP/1.1 204 No Content\r\n\r\n", false),

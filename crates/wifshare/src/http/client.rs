@@ -287,7 +287,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_metadata_service_is_not_asked_through_a_proxy() {
+    fn metadata_service_is_requested_without_a_proxy() {
         let environment = Environment::from_iter([("ALL_PROXY", "http://proxy.example:3128")]);
         let metadata = Uri::from_static("http://169.254.169.254/metadata");
         let transport = HttpClient::new(&environment);

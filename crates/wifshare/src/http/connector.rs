@@ -247,7 +247,7 @@ mod tests {
     struct Inner;
 
     #[test]
-    fn a_cause_is_told_once() {
+    fn error_chain_repeats_no_cause() {
         assert_eq!(chain(&Outer("no way there", Inner)), "no way there: it is closed");
         assert_eq!(chain(&Outer("no way there, it is closed", Inner)), "no way there, it is closed");
     }

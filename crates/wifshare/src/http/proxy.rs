@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn unusable_proxy_is_an_error_and_not_passed_over() {
+    fn unusable_proxy_is_an_error_and_not_skipped() {
         for (value, words) in [
             ("http://joe:p/ss@proxy.example", "percent-encoded"),
             ("http://joe:p#ss@proxy.example", "percent-encoded"),
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn exceptions_may_name_a_port() {
+    fn no_proxy_entry_may_name_a_port() {
         let is_direct = |list: &str, url: &str| {
             let proxies = proxies(&[("https_proxy", "http://proxy.example"), ("no_proxy", list)]);
             proxies.intercept(&url.parse().expect("a URL")).expect("a proxy").is_none()

@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_is_found_in_its_place_alone() {
+    fn token_is_found_only_at_its_place_in_the_answer() {
         let token = |answer: Answer, text: &str| answer.token(text.as_bytes()).map(|token| token.expose().to_owned());
         assert_eq!(token(Answer::Text, "t\n").as_deref(), Some("t\n"));
         assert_eq!(token(Answer::Json("/value"), r#"{"count":1,"value":"t"}"#).as_deref(), Some("t"));

@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_cli_is_asked_where_aws_speaks_for_itself_or_the_user_names_it() {
+    fn aws_cli_is_used_on_aws_or_if_chosen() {
         let look =
             |variables: &[(&str, &str)], files: &[&str], is_chosen| tests::look(look, variables, files, is_chosen);
         let path = ("PATH", "/usr/bin");

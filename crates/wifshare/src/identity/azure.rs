@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn app_service_is_asked_at_an_address_of_this_machine() {
+    fn app_service_endpoint_must_be_on_this_machine() {
         let at =
             |url: &str| look(look_for_app_service, &[("IDENTITY_ENDPOINT", url), ("IDENTITY_HEADER", "s")], &[], false);
         let found = endpoint(at("http://169.254.130.3:8081/msi/token"));
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_virtual_machine_is_asked_where_the_user_names_it() {
+    fn azure_vm_is_used_only_if_chosen() {
         assert!(matches!(look(look_for_vm, &[], &[], false), Detected::Absent));
         let found = endpoint(look(look_for_vm, &[("AZURE_CLIENT_ID", "c-1")], &[], true));
         assert_eq!(found.url.host(), Some("169.254.169.254"));
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn in_aks_the_projected_token_speaks_for_the_application() {
+    fn aks_token_is_exchanged_for_the_application() {
         let pod = [("AZURE_FEDERATED_TOKEN_FILE", "/t"), ("AZURE_CLIENT_ID", "c"), ("AZURE_TENANT_ID", "d-1")];
         let found = endpoint(look(look_for_workload_identity, &pod, &[], false));
         assert_eq!(found.url, "https://login.microsoftonline.com/d-1/oauth2/v2.0/token");

@@ -65,7 +65,7 @@ mod tests {
     ];
 
     #[test]
-    fn it_is_asked_by_post_with_or_without_a_service_connection() {
+    fn azure_pipelines_is_posted_with_or_without_connection() {
         let look = |variables: &[(&str, &str)]| tests::look(look, variables, &[], false);
         let Detected::Source(IdentitySource::Endpoint(endpoint)) = look(&JOB) else { panic!("found") };
         assert_eq!(endpoint.url.query(), Some("api-version=7%2E1"));

@@ -28,7 +28,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_step_has_one_token_or_is_told_how_to_have_one() {
+    fn bitbucket_step_has_one_token_or_a_hint() {
         let look = |variables: &[(&str, &str)]| tests::look(look, variables, &[], false);
         let Detected::Source(source) = look(&[("BITBUCKET_STEP_OIDC_TOKEN", "t")]) else { panic!("found") };
         assert_eq!(source.reissue(), Reissue::Limited(1));

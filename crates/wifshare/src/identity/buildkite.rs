@@ -54,7 +54,7 @@ mod tests {
     ];
 
     #[test]
-    fn the_agents_program_is_asked_for_our_audience() {
+    fn buildkite_agent_is_run_with_our_audience() {
         let agent = "/opt/buildkite/buildkite-agent";
         let Detected::Source(IdentitySource::Command(program)) = tests::look(look, &JOB, &[agent], false) else {
             panic!("found")

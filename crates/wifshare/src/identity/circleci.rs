@@ -49,7 +49,7 @@ mod tests {
     const JOB: [(&str, &str); 3] = [("CIRCLECI", "true"), ("CIRCLE_OIDC_TOKEN_V2", "t"), ("PATH", "/bin")];
 
     #[test]
-    fn the_program_is_asked_where_it_is_and_the_variable_is_used_where_it_is_not() {
+    fn circleci_program_is_preferred_to_its_variable() {
         let Detected::Source(source) = tests::look(look, &JOB, &["/bin/circleci"], false) else { panic!("found") };
         assert_eq!((source.reissue(), source.description().as_str()), (Reissue::OnDemand, "CircleCI"));
         let IdentitySource::Command(program) = source else { panic!("a program") };

@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_is_run_without_a_shell_and_its_failure_is_told() {
+    fn command_runs_without_a_shell_and_its_failure_is_reported() {
         let clock = Clock::system();
         let printed = program(&["sh", "-c", "printf $T"]).token(clock, &|_| {}).expect("it prints");
         assert_eq!(printed.expose(), "abc");
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn agent_that_fails_is_run_again_and_the_users_command_is_not() {
+    fn agent_failure_is_retried_and_a_user_command_is_not() {
         let directory = tempfile::tempdir().expect("a directory");
         let script =
             format!("cd '{}'; echo x >> runs; [ $(wc -l < runs) -ge 3 ] && echo t", directory.path().display());
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_taken_out_of_what_a_program_prints() {
+    fn token_is_extracted_from_json_output() {
         let printing = |text: &'static str| IdentityCommand {
             answer: Answer::Json("/0/svids/0/svid"),
             ..program(&["printf", "%s", text])
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_has_half_a_minute_and_is_ended_after_that() {
+    fn command_is_ended_after_30_s() {
         let (error, taken, pid) = failed_after("began; exec sleep 600");
         assert!(error.contains("still running after 30 s"), "{error}");
         let most = Duration::from_millis(30_010);
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_keeps_the_output_open_is_waited_for_as_long_and_told() {
+    fn process_keeping_the_output_open_is_waited_for_and_named() {
         // Time passes once the command has ended and was waited for, however busy the machine is.
         let script = "(while kill -0 $$ 2> /dev/null; do sleep 0.01; done; began; sleep 5) & exit 0";
         let (error, taken, _) = failed_after(script);
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn commands_are_told_apart_by_their_words_and_by_what_they_are_asked_with() {
+    fn command_identity_includes_arguments_and_variables() {
         let plain = program(&["a", "b"]);
         assert_eq!(plain.identity(), r#"command ["a", "b"]"#);
         let asked = IdentityCommand { told_apart_by: &["T", "U"], ..plain };

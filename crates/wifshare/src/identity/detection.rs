@@ -76,7 +76,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_program_is_not_found_in_a_checked_out_repository() {
+    fn program_lookup_ignores_relative_path_entries() {
         let environment = Environment::from_iter([("PATH", "bin:.:/opt/a:/opt/b")]);
         let input = DetectionInput {
             environment: &environment,
@@ -89,7 +89,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_metadata_service_is_asked_at_its_own_address() {
+    fn metadata_services_have_fixed_addresses() {
         let endpoints = FixedEndpoints::default();
         assert_eq!(endpoints.google_metadata, "http://169.254.169.254");
         assert_eq!(endpoints.azure_metadata, "http://169.254.169.254");

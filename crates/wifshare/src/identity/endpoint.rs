@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn failure_that_may_pass_is_asked_again_for_twenty_seconds() {
+    fn transient_failure_is_retried_for_20_s() {
         const PENDING: &str = r#"{"message":"Unable to get ID token: job in Pending state"}"#;
         for (status, body) in [(500, "{}"), (503, ""), (429, "{}"), (408, ""), (403, PENDING)] {
             let (times, time) = asked(&endpoint(), status, body);
@@ -405,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn retry_after_is_respected_within_the_patience() {
+    fn retry_after_is_respected_within_the_time_limit() {
         NOW.set(Duration::ZERO);
         let moments = std::cell::RefCell::new(Vec::new());
         let send = |_| {
@@ -419,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn a_busy_endpoint_that_recovers_is_forgiven() {
+    fn busy_endpoint_that_recovers_returns_a_token() {
         let count = std::cell::Cell::new(0);
         let send = |_| {
             count.set(count.get() + 1);
@@ -433,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_platform_says_is_shown_without_anything_like_a_token() {
+    fn platform_message_is_shown_with_tokens_redacted() {
         for body in [
             r#"{"message":"no eyJhbGci.eyJzdWIi.c2ln for you"}"#,
             r#"{"error":"invalid_client","error_description":"no eyJhbGci.eyJzdWIi.c2ln for you"}"#,
@@ -448,7 +448,7 @@ mod tests {
     }
 
     #[test]
-    fn who_answers_without_the_platforms_header_is_not_the_platform() {
+    fn response_without_the_platform_header_is_unexpected() {
         let endpoint = Endpoint { signature: Some(("Metadata-Flavor", "Google")), ..endpoint() };
         let send = |_| Ok::<_, io::Error>(answer(200, r#"{"value":"t"}"#));
         assert!(matches!(endpoint.ask(send, QUICK, &|_| {}), Err(IdentityError::Unexpected { .. })));
@@ -461,7 +461,7 @@ mod tests {
     }
 
     #[test]
-    fn in_the_clear_a_secret_goes_to_this_machines_own_link_and_no_further() {
+    fn plain_http_is_allowed_only_for_loopback_or_link_local() {
         let parameters = [("resource", "api://x y")];
         for (url, network, link) in [
             ("https://h/t", true, true),
@@ -480,7 +480,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_bearer_token_says_of_its_end_is_known() {
+    fn request_token_expiry_is_known() {
         use base64::Engine;
         let claims = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(r#"{"exp":1000}"#);
         let url = Uri::from_static("https://ci.invalid/token");
@@ -490,7 +490,7 @@ mod tests {
     }
 
     #[test]
-    fn a_platform_that_is_busy_and_one_that_refuses_have_different_cures() {
+    fn busy_and_refusing_platforms_have_different_hints() {
         for (status, body, cure) in [
             (403, "{}", "hint"),
             (400, "{}", "hint"),
@@ -505,7 +505,7 @@ mod tests {
     }
 
     #[test]
-    fn a_question_that_may_have_a_body_tells_its_length() {
+    fn post_request_has_a_content_length() {
         for (question, length) in [(Question::Get, None), (Question::Post, Some("0"))] {
             let endpoint = Endpoint { question, ..endpoint() };
             let send = |request: Request| {

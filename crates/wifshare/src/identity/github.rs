@@ -120,7 +120,7 @@ mod tests {
     const TOKEN: (&str, &str) = ("ACTIONS_ID_TOKEN_REQUEST_TOKEN", "t");
 
     #[test]
-    fn the_audience_joins_the_query() {
+    fn audience_is_added_to_the_query() {
         let Detected::Source(IdentitySource::Endpoint(endpoint)) = look(&[URL, TOKEN]) else { panic!("detected") };
         assert_eq!(
             endpoint.url.to_string(),
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_permission_is_recognised_and_explained() {
+    fn missing_permission_is_recognised_and_explained() {
         let hint = |variables: &[(&str, &str)]| match look(variables) {
             Detected::Withheld { hint, .. } => hint,
             other => panic!("{other:?}"),
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn the_runners_are_told_apart_in_words() {
+    fn runner_kind_is_named_in_the_description() {
         for (variable, platform) in [
             ("X", "GitHub Actions"),
             ("GITEA_ACTIONS", "Gitea Actions"),
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn jobs_of_one_run_are_told_apart_by_their_request_token_where_the_url_is_the_same() {
+    fn jobs_with_the_same_url_differ_by_their_request_token() {
         let identity = |token: &str, more: (&str, &str)| {
             let Detected::Source(source) = look(&[URL, (VARIABLES[1], token), more]) else { panic!("detected") };
             assert!(source.names_its_job());
@@ -174,13 +174,13 @@ mod tests {
     }
 
     #[test]
-    fn elsewhere_nothing_is_found() {
+    fn github_is_absent_without_its_variables() {
         assert!(matches!(look(&[]), Detected::Absent));
         assert!(matches!(look(&[("GITHUB_ACTIONS", "")]), Detected::Absent));
     }
 
     #[test]
-    fn half_of_it_or_an_insecure_url_is_not_a_source() {
+    fn half_configured_or_insecure_url_is_broken() {
         for variables in [
             vec![URL],
             vec![TOKEN],

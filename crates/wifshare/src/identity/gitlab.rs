@@ -62,7 +62,7 @@ mod tests {
     const JOB: [(&str, &str); 2] = [("GITLAB_CI", "true"), ("CI_SERVER_URL", "https://gitlab.example")];
 
     #[test]
-    fn tokens_are_found_by_what_they_say_of_themselves() {
+    fn gitlab_tokens_are_found_by_issuer_and_audience() {
         let ours = token(r#"{"iss":"https://gitlab.example","aud":"https://api.anthropic.com","jti":"1"}"#);
         let vault = token(r#"{"iss":"https://gitlab.example","aud":"https://vault.example","jti":"2"}"#);
         let foreign = token(r#"{"iss":"https://other.example","aud":"https://api.anthropic.com","jti":"3"}"#);
@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_without_id_tokens_is_told_how_to_declare_one() {
+    fn gitlab_job_without_id_tokens_gets_a_hint() {
         let Detected::Withheld { hint, .. } = look(&JOB) else { panic!("recognised") };
         assert!(hint.contains("id_tokens"), "{hint}");
         assert!(matches!(look(&[]), Detected::Absent));

@@ -39,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_asked_where_a_variable_speaks_for_it_or_the_user_names_it() {
+    fn google_metadata_is_used_on_google_cloud_or_if_chosen() {
         let look = |variables: &[(&str, &str)], is_chosen| tests::look(look, variables, &[], is_chosen);
         for name in SPEAK_FOR_IT {
             let Detected::Source(source) = look(&[(name, "x")], false) else { panic!("{name}") };

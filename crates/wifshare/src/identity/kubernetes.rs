@@ -37,7 +37,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_projected_token_is_found_where_the_guide_mounts_it() {
+    fn projected_token_is_found_at_the_documented_path() {
         let pod = [("KUBERNETES_SERVICE_HOST", "10.0.0.1")];
         let file = "/var/run/secrets/anthropic.com/token";
         let Detected::Source(source) = look(super::look, &pod, &[file], false) else { panic!("found") };

@@ -112,20 +112,20 @@ mod tests {
     }
 
     #[test]
-    fn each_given_token_is_good_for_one_credential_more() {
+    fn each_given_token_yields_one_more_credential() {
         assert_eq!(ends_after(&[9000]), 1600, "the first is spent");
         assert_eq!(ends_after(&[9000, 9000]), 1450 + 600);
         assert_eq!(ends_after(&[9000, 9000, 9000]), 1900 + 600);
     }
 
     #[test]
-    fn a_token_near_its_end_is_good_for_twice_what_it_has() {
+    fn token_near_expiry_yields_twice_its_remaining_time() {
         assert_eq!(ends_after(&[9000, 1550]), 1450 + 200, "100 seconds left when it is used");
         assert_eq!(ends_after(&[9000, 1400]), 1600, "over when it would be used");
     }
 
     #[test]
-    fn an_end_is_told_with_its_reason() {
+    fn outlook_end_has_a_reason() {
         let given = TokenVariable { variable: "T".to_owned(), text: Secret::new(token("{}")) };
         let source = IdentitySource::Variables(vec![given]);
         let outlook = source.outlook(&held(), |_| true, from_epoch_seconds(1000));

@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_agents_program_is_asked_by_its_socket() {
+    fn spire_agent_is_run_with_its_socket() {
         let look = |socket: &str, files: &[&str]| {
             tests::look(look, &[("PATH", "/opt/spire/bin"), ("SPIFFE_ENDPOINT_SOCKET", socket)], files, false)
         };

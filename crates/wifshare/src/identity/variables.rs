@@ -154,7 +154,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn tokens_are_used_in_the_order_of_their_numbers_or_of_the_list() {
+    fn given_tokens_are_ordered_by_number_or_list() {
         let numbered = [
             ("ANTHROPIC_IDENTITY_TOKEN_10", "t"),
             ("ANTHROPIC_IDENTITY_TOKEN", "t"),
@@ -174,14 +174,14 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_listed_variable_that_is_missing_is_named() {
+    fn missing_listed_variable_is_named() {
         let listed = [("WIFSHARE_IDENTITY_TOKEN_VARIABLES", "A,B"), ("A", "t")];
         let Detected::Broken { reason, .. } = detect(&listed.into_iter().collect()) else { panic!("broken") };
         assert!(reason.contains("names B"), "{reason}");
     }
 
     #[test]
-    fn the_first_that_is_neither_spent_nor_over_is_next() {
+    fn next_token_is_the_first_unspent_and_unexpired() {
         let given =
             |name: &str, claims: &str| TokenVariable { variable: name.to_owned(), text: Secret::new(token(claims)) };
         let tokens = [
@@ -205,14 +205,14 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn half_a_minute_after_its_end_a_token_is_over_and_not_before() {
+    fn token_is_over_30_s_after_its_expiry() {
         let token = IdentityToken::parse(&Secret::new(token(r#"{"exp":1000}"#))).expect("a token");
         assert!(!is_over(&token, from_epoch_seconds(1030)));
         assert!(is_over(&token, from_epoch_seconds(1031)));
     }
 
     #[test]
-    fn a_token_that_is_spent_is_worth_more_to_tell_than_what_is_none() {
+    fn spent_token_error_wins_over_malformed_token_error() {
         let given = |name: &str, text: String| TokenVariable { variable: name.to_owned(), text: Secret::new(text) };
         let spent = given("A", token(r#"{"jti":"1"}"#));
         let (nonsense, more) = (given("B", "nonsense".to_owned()), given("C", "nonsense".to_owned()));

@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_has_a_diagnosis_and_every_answer_the_id_of_its_request() {
+    fn refusal_has_a_diagnosis_and_a_request_id() {
         let (status, message, request_id) = (StatusCode::UNAUTHORIZED, String::new(), ", request id req_1".to_owned());
         let refused =
             answered(TokenError::Refused { status, message: message.clone(), request_id: request_id.clone() });
@@ -390,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_for_seconds_may_be_asked_for_again_in_a_moment() {
+    fn only_transient_errors_are_passing() {
         let of_the_source = |source| ObtainError::Identity { origin: "a test".to_owned(), source };
         let refused = |status| {
             let (platform, message, hint) = ("Test CI", String::new(), "");

@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_proved_stands_before_what_cannot_be_excluded() {
+    fn proved_causes_are_listed_before_possible_ones() {
         let now = from_epoch_seconds(NOW);
         let file = ("ANTHROPIC_IDENTITY_TOKEN_FILE", "/run/token");
         let diagnosis = evidence(GOOD).judge(&config(&[]), Some(now), now);
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn immutable_subject_is_named_with_the_prefix_that_misses_it() {
+    fn immutable_subject_is_named_with_its_failing_prefix() {
         let now = from_epoch_seconds(NOW);
         let subject = "repo:octo-org@65/octo-repo@74:ref:refs/heads/main";
         let diagnosis = evidence(&GOOD.replace("repo:o/r", subject)).judge(&config(&[]), Some(now), now);
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn the_endpoints_clock_decides_to_the_second() {
+    fn endpoint_clock_decides_to_the_second() {
         let now = from_epoch_seconds(NOW);
         for (there, suspicion) in [
             // It ends at 1000290 and began at 999990. An issuer's clock may be half a minute ahead; one that has ended is
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_differs_is_told_from_half_a_minute_on() {
+    fn clock_difference_is_reported_over_30_s() {
         let now = from_epoch_seconds(NOW);
         let told = |there: u64| {
             let diagnosis = evidence(GOOD).judge(&config(&[]), Some(from_epoch_seconds(there)), now);

@@ -121,7 +121,7 @@ fn each_guard_between_principals_is_needed() {
 }
 
 #[test]
-fn an_adoption_looks_twice_and_keeps_under_the_lock() {
+fn adoption_looks_twice_and_stores_under_the_lock() {
     let mut purchase = Purchase::by_adoption();
     let mut acts = vec![purchase.act()];
     for heard in [Heard::Unacceptable, Heard::Done, Heard::Unacceptable, Heard::Done] {

@@ -58,7 +58,7 @@ fn eight_processes_and_six_crashes_break_no_promise() {
 }
 
 #[test]
-fn each_guard_is_missed_by_a_crowd() {
+fn sampling_finds_each_removed_guard() {
     let guards = GUARDS.map(|(removed, broken)| (1, removed, broken));
     let of_principals = GUARDS_OF_PRINCIPALS.map(|(removed, broken)| (2, removed, broken));
     for (principals, removed, broken) in guards.into_iter().chain(of_principals) {

@@ -476,7 +476,7 @@ mod tests {
     }
 
     #[test]
-    fn a_credential_is_replaced_that_is_held_and_refused_and_no_other_and_not_at_once_again() {
+    fn refused_held_credential_is_replaced_once_with_a_pause() {
         let (run, sandbox, _holder) = run_of(PROFILE, 600);
         let mut schedule = Schedule::new(&run, 0.0);
         let exchanges = || sandbox.counters().exchanges_accepted;
@@ -494,7 +494,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_removed_is_there_again_after_a_moment_with_what_was_in_it() {
+    fn removed_run_directory_is_restored_with_its_content() {
         for provision in [PROFILE, Provision::Credential(Delivery::Federation)] {
             let (run, sandbox, holder) = run_of(provision, 600);
             let mut schedule = Schedule::new(&run, 0.0);
@@ -515,7 +515,7 @@ mod tests {
     }
 
     #[test]
-    fn a_source_with_nothing_left_is_followed_and_its_end_is_told_once() {
+    fn exhausted_source_follows_others_and_reports_the_end_once() {
         let (run, _sandbox, _holder) = run_of(PROFILE, 100);
         let told = Arc::new(Mutex::new(Vec::new()));
         let list = Arc::clone(&told);
@@ -549,7 +549,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_is_over_when_it_has_ended_or_where_that_ends_it_when_its_directory_is_gone() {
+    fn run_is_over_after_its_end_or_without_its_directory() {
         let (run, _sandbox, _holder) = run_of(PROFILE, 600);
         assert!(!run.is_over());
         std::fs::remove_dir_all(run.directory()).expect("removed");
@@ -567,7 +567,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_not_be_delivered_is_delivered_before_another_one_is_bought() {
+    fn undelivered_credential_is_delivered_before_a_renewal() {
         let (run, sandbox, _holder) = run_of(PROFILE, 200);
         let mut schedule = Schedule::new(&run, 0.0);
         let held = run.held().expect("a credential");
@@ -585,7 +585,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_child_puts_in_place_is_noticed_and_taken_over_where_it_is_good() {
+    fn credential_written_by_a_child_is_adopted_if_valid() {
         let (run, _sandbox, _holder) = run_of(Provision::Credential(Delivery::Federation), 600);
         assert!(run.watch_files());
         let profile = run.profile.as_ref().expect("a profile");

@@ -154,7 +154,7 @@ mod tests {
     use crate::store::{Afterwards, Location};
 
     #[test]
-    fn a_living_run_is_joined_by_whoever_means_the_same_identity() {
+    fn living_run_is_joined_by_the_same_identity() {
         let holder = tempfile::tempdir().unwrap();
         let (root, key) = (holder.path().join("state"), "0123456789abcdef0123456789abcdef".to_owned());
         let store = Store::at(&Location { root, key, source: "a test".to_owned(), remintable: true });
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mark_is_the_hash_of_the_token() {
+    fn delivered_mark_is_the_hash_of_the_token() {
         let mark = delivered(&Secret::new("abc".to_owned()));
         assert_eq!(mark, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
     }

@@ -239,7 +239,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn one_refused_after_another_is_left_alone_for_twice_as_long_each_time() {
+    fn repeated_refusals_double_the_replacement_pause() {
         let mut schedule = schedule(0.0);
         assert!(schedule.may_replace(CLOCK));
         for pause in [6, 12, 24, 48, 96, 192, 300, 300] {
@@ -258,7 +258,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_reader_without_end_is_served_ever_more_slowly_until_it_was_quiet() {
+    fn repeated_reads_slow_down_until_a_quiet_period() {
         let mut schedule = schedule(0.0);
         assert!(schedule.may_ask_again(CLOCK));
         pass(ms(199));
@@ -280,7 +280,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_was_removed_is_restored_half_a_second_later_and_what_children_did_is_adopted_five_seconds_later() {
+    fn restore_waits_half_a_second_and_adopt_five_seconds() {
         let mut schedule = schedule(0.0);
         for _ in 0..2 {
             assert!(!schedule.may_restore(CLOCK));
@@ -319,7 +319,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_renewal_that_fails_is_tried_again_soon_and_then_less_often() {
+    fn failed_renewal_is_retried_with_growing_pauses() {
         let (run, ..) = run(600);
         let mut pauses = schedule(0.0);
         let seconds: Vec<_> = (0..8).map(|_| pauses.failed(&run).as_secs()).collect();
@@ -334,7 +334,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn it_is_due_by_whichever_clock_comes_first() {
+    fn renewal_is_due_by_the_earlier_clock() {
         let (run, ..) = run(600);
         let mut schedule = Schedule::new(&run, 0.0);
         assert!(!schedule.is_due(&run) && !schedule.is_first_due(&run));
@@ -351,7 +351,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn the_first_credential_is_due_by_whichever_clock_comes_first_too() {
+    fn first_credential_is_due_by_the_earlier_clock() {
         let (run, ..) = run_of(Provision::Credential(Delivery::Gateway), 600);
         let mut schedule = Schedule::new(&run, 0.0);
         assert!(schedule.is_first_due(&run) && !schedule.is_due(&run));
@@ -366,7 +366,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn the_next_look_comes_with_the_end_of_a_token_to_spare_or_when_it_was_taken() {
+    fn next_wakeup_follows_the_spare_token() {
         let (run, ..) = run_of(Provision::Credential(Delivery::Federation), 3600);
         let mut schedule = Schedule::new(&run, 0.0);
         let due = run.desk().token_due.expect("handed out");
@@ -386,7 +386,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn environment_run_waits_for_requests_alone() {
+    fn environment_run_waits_only_for_requests() {
         let (run, ..) = run_of(Provision::Credential(Delivery::Environment), 600);
         let schedule = Schedule::new(&run, 0.0);
         assert_eq!(schedule.next(&run, true), (None, Duration::MAX));
@@ -394,7 +394,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn the_next_look_comes_with_the_next_thing_that_is_due() {
+    fn next_wakeup_is_the_earliest_due_time() {
         let (run, ..) = run(600);
         let mut schedule = Schedule::new(&run, 0.0);
         let (due, planned) = (schedule.due_wall, schedule.due_monotonic - AHEAD.get());

@@ -32,7 +32,7 @@ mod tests {
     use crate::store::Location;
 
     #[test]
-    fn each_damaged_file_is_found_and_nothing_else() {
+    fn each_damaged_file_is_found() {
         let holder = tempfile::tempdir().unwrap();
         let (root, source) = (holder.path().join("state"), "a test".to_owned());
         let store = Store::at(&Location { root: root.clone(), key: "0".repeat(32), source, remintable: true });

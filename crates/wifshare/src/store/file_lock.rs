@@ -259,7 +259,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn network_file_systems_are_told_by_their_number_and_local_ones_are_trusted() {
+    fn network_file_systems_are_recognised_by_magic_number() {
         for (kind, name) in [
             (0x6969, Some("NFS")),
             (0xff53_4d42, Some("CIFS")),
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn fuse_is_refused_unless_it_is_known_to_be_local() {
+    fn fuse_is_refused_unless_known_to_be_local() {
         for kind in ["fuse", "fuse.sshfs", "fuse.s3fs", "fuse.glusterfs", "fuse.rclone", "fuse.gcsfuse", "fuse.juicefs"]
         {
             assert!(may_be_remote(kind), "{kind}");
@@ -313,7 +313,7 @@ mod tests {
     };
 
     #[test]
-    fn a_wait_is_told_each_second_and_ends_with_its_patience() {
+    fn lock_wait_is_reported_each_second_until_its_timeout() {
         let holder = tempfile::tempdir().unwrap();
         let path = holder.path().join("lock");
         let _held = FileLock::try_acquire(&path).unwrap().expect("it is free");
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn who_waited_for_a_file_that_is_gone_locks_the_one_that_is_there() {
+    fn waiter_of_a_removed_lock_file_locks_the_new_one() {
         for is_made_anew in [true, false] {
             let holder = tempfile::tempdir().unwrap();
             let path = holder.path().join("lock");
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_that_cannot_be_looked_at_any_more_is_an_error_and_not_a_lock() {
+    fn unreadable_lock_path_is_an_error() {
         let holder = tempfile::tempdir().unwrap();
         let directory = holder.path().join("key");
         fs::create_dir(&directory).unwrap();
@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn pauses_are_an_eighth_of_the_wait_within_bounds() {
+    fn pauses_are_an_eighth_of_the_wait_within_limits() {
         for (waited, whole) in [(0, 1), (8, 1), (160, 20), (400, 50), (10_000, 50)] {
             let whole = Duration::from_millis(whole);
             for _ in 0..200 {

@@ -195,7 +195,7 @@ mod tests {
     use crate::store::{Afterwards, Location};
 
     #[test]
-    fn a_keeper_is_found_while_it_lives_and_told_by_whose_credential_it_keeps() {
+    fn keeper_is_found_while_alive_and_compared_by_identity() {
         let holder = tempfile::tempdir().unwrap();
         let (root, source) = (holder.path().join("state"), "a test".to_owned());
         let key = "0123456789abcdef0123456789abcdef".to_owned();

@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sweep_takes_what_the_dead_left_under_the_names_of_keys_and_nothing_else() {
+    fn sweep_removes_only_dead_runs_under_valid_keys() {
         let holder = tempfile::tempdir().unwrap();
         let store = store(&root(&holder));
         let living = store.lease(Clock::system(), &|_| {}).unwrap();
@@ -388,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_is_in_place_until_somebody_removes_it_and_after_it_was_restored() {
+    fn lease_is_in_place_until_removed_and_after_restore() {
         let holder = tempfile::tempdir().unwrap();
         let mut lease = store(&root(&holder)).lease(Clock::system(), &|_| {}).unwrap();
         let lay_out = || Ok::<_, StoreError>(());
@@ -403,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_that_somebody_is_alone_with_is_waited_for_twenty_seconds() {
+    fn held_lease_is_waited_for_20_s() {
         thread_local! {
             static NOW: std::cell::Cell<Duration> = const { std::cell::Cell::new(Duration::ZERO) };
         }
@@ -421,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_lives_for_is_cleared_under_the_keys_that_are_meant() {
+    fn clear_removes_unused_state_of_the_given_keys() {
         let holder = tempfile::tempdir().unwrap();
         let (root, clock) = (root(&holder), Clock::system());
         let store = store(&root);

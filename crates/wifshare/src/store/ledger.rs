@@ -418,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_can_be_spent_once() {
+    fn token_can_be_spent_once() {
         let (_holder, ledger) = ledger();
         assert_eq!(spend(&ledger, &token("1", 5_000_000_000)), None);
         assert_eq!(spend(&ledger, &token("2", 5_000_000_000)), None);
@@ -430,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn each_entry_has_a_line_of_its_own() {
+    fn each_entry_has_its_own_line() {
         let (_holder, ledger) = ledger();
         spend(&ledger, &token("1", 5_000_000_000));
         spend(&ledger, &token("2", 5_000_000_000));
@@ -440,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn removed_ledger_is_remembered_and_written_anew() {
+    fn removed_ledger_is_remembered_and_rewritten() {
         let (_holder, ledger) = ledger();
         let tokens = ["1", "2", "3"].map(|jti| token(jti, 5_000_000_000));
         spend(&ledger, &tokens[0]);
@@ -463,7 +463,7 @@ mod tests {
     }
 
     #[test]
-    fn entry_that_was_taken_back_is_gone_for_everybody() {
+    fn withdrawn_entry_is_removed_for_all_processes() {
         let (_holder, ledger) = ledger();
         let tokens = ["1", "2", "3"].map(|jti| token(jti, 5_000_000_000));
         let written = tokens.each_ref().map(|token| match ledger.spend(token, Use::Sent, Clock::system(), &|_| {}) {
@@ -483,7 +483,7 @@ mod tests {
     }
 
     #[test]
-    fn forgetting_waits_until_it_is_worth_it() {
+    fn outdated_entries_are_removed_in_batches() {
         for (ended, lasting, left) in
             [(511, 0, 511), (512, 0, 0), (256, 256, 256), (255, 257, 512), (100, 500, 600), (300, 300, 300)]
         {
@@ -497,7 +497,7 @@ mod tests {
     }
 
     #[test]
-    fn clock_that_is_ahead_makes_nothing_forgotten() {
+    fn clock_ahead_makes_no_entry_outdated() {
         let outdated_at = |wall: u64, uptime: u64, entry: &Spent| {
             thread_local!(static NOW: std::cell::Cell<(u64, u64)> = const { std::cell::Cell::new((0, 0)) });
             NOW.set((wall, uptime));
@@ -516,7 +516,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_stays_an_hour_longer_than_its_token() {
+    fn entry_is_kept_an_hour_longer_than_its_token() {
         let now = from_epoch_seconds(1000);
         for (end, forgotten) in [(2000, 5600), (500, 4600)] {
             assert_eq!(forget_at(&token("1", end), now), forgotten, "{end}");
@@ -546,7 +546,7 @@ mod tests {
     }
 
     #[test]
-    fn a_torn_line_hides_neither_what_stands_before_nor_what_comes_after() {
+    fn torn_line_hides_no_other_entry() {
         for torn in [&b"\n{\"version\":1,\"fingerprint\":\"abc"[..], b"\n{\"ver", b"\n\0\0\0\0", b"\n   \n\n"] {
             let (_holder, ledger) = ledger();
             spend(&ledger, &token("1", 5_000_000_000));
@@ -574,7 +574,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_of_a_newer_version_is_not_taken_for_nothing() {
+    fn entry_of_a_newer_version_is_an_error() {
         let (_holder, ledger) = ledger();
         let path = ledger.root.join(FILE);
         let mut file = private_file::open_in_place(&path).expect("the ledger");
@@ -584,7 +584,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_is_judged_by_its_version_before_anything_else_of_it() {
+    fn entry_version_is_checked_before_its_other_fields() {
         let (_holder, ledger) = ledger();
         assert!(spend(&ledger, &token("1", 600)).is_none());
         let line = bytes(&ledger);

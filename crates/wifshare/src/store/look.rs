@@ -81,7 +81,7 @@ mod tests {
     use crate::store::{Location, PATIENCE, Store};
 
     #[test]
-    fn a_look_tells_what_is_there_and_leaves_no_trace() {
+    fn snapshot_shows_the_state_and_changes_nothing() {
         let holder = tempfile::tempdir().unwrap();
         let root = holder.path().join("state");
         let clock = Clock::system();

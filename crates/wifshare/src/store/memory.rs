@@ -30,7 +30,7 @@ mod tests {
     use crate::store::{Location, Store};
 
     #[test]
-    fn what_is_kept_in_memory_is_read_by_every_copy_and_lies_in_no_file() {
+    fn in_memory_credential_is_shared_by_copies_and_in_no_file() {
         let holder = tempfile::tempdir().unwrap();
         let (root, source) = (holder.path().join("state"), "a test".to_owned());
         let store = Store::at(&Location { root, key: "0".repeat(32), source, remintable: true });

@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn this_process_lives_and_its_namesakes_do_not() {
+    fn current_process_is_alive_and_its_lookalikes_are_dead() {
         let ours = Owner::current();
         assert!(!ours.is_dead());
         assert!(Owner { start_time: ours.start_time.map(|time| time + 1), ..ours.clone() }.is_dead());
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn a_living_process_is_found_by_its_number_in_this_boot() {
+    fn living_process_is_found_by_its_pid() {
         let ours = Owner::current();
         assert_eq!(Owner::of(ours.pid), Some(ours.clone()));
         assert_eq!(Owner::of(u32::MAX), None);

@@ -104,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_refusal_counts_from_its_moment_to_its_end() {
+    fn cached_failure_is_valid_until_its_end() {
         let at = from_epoch_seconds(1000);
         let refusal = Refusal::new("c", "m".to_owned(), None, at, Duration::from_secs(30));
         for (moment, counts) in [(998, false), (999, true), (1000, true), (1029, true), (1030, false), (2000, false)] {
