@@ -1,4 +1,4 @@
-//! Where identity tokens come from, how one is asked for, and whether it can be asked again.
+//! The sources of identity tokens: how to find one, how to request a token, and whether another one can be requested.
 
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ mod endpoint;
 mod job;
 mod outlook;
 mod variables;
-// -- platforms, one file each: what they are recognised by, and what is asked of them --
+// Platforms, one file each: how to detect them, and how to request a token.
 mod aws;
 mod azure;
 mod azure_pipelines;
@@ -43,16 +43,16 @@ pub use job::{Job, job};
 pub use outlook::RenewalOutlook;
 pub use variables::TokenVariable;
 
-/// A platform that hands out identity tokens.
+/// A platform that issues identity tokens.
 struct Platform {
-    /// What it is chosen by.
+    /// The name for [`choose`].
     name: &'static str,
     look: fn(&DetectionInput<'_>) -> Detected,
 }
 
-/// The platforms, in the order in which they are looked for: first the CIs, of which a job has one; then what was laid
-/// out for this very workload; last what every workload of a cloud could ask. One that withholds its tokens ends the
-/// search: a pull request of a fork shall not sign in as the machine that it runs on.
+/// The platforms, in order of detection: first the CIs, because a job runs in only one; then what was set up for this
+/// workload; last what every workload of a cloud can use. A platform that withholds its tokens ends the search, so that
+/// a pull request from a fork does not sign in as the machine that it runs on.
 const PLATFORMS: [Platform; 13] = [
     Platform { name: "github-actions", look: github::look },
     Platform { name: "gitlab", look: gitlab::look },
@@ -66,12 +66,12 @@ const PLATFORMS: [Platform; 13] = [
     Platform { name: "google-cloud", look: google_cloud::look },
     Platform { name: "aws", look: aws::look },
     Platform { name: "spiffe", look: spiffe::look },
-    // Nothing speaks for it: it is asked where the user names it.
+    // No variable indicates it. It is used only if the user chooses it.
     Platform { name: "azure-vm", look: azure::look_for_vm },
 ];
 
-/// The variables by which the CIs let a job have identity tokens. Children do not inherit them, whichever source is in
-/// use; what a cloud's variables buy is taken away where that cloud is the source ([`IdentitySource::variables`]).
+/// The variables with which a CI's job requests identity tokens. Children do not inherit them, whatever the source.
+/// Those of a cloud are removed only if that cloud is the source ([`IdentitySource::variables`]).
 const OF_THE_CIS: [&[&str]; 5] = [
     &github::VARIABLES,
     &bitbucket::VARIABLES,
@@ -80,56 +80,56 @@ const OF_THE_CIS: [&[&str]; 5] = [
     &azure_pipelines::VARIABLES,
 ];
 
-/// Where a job's identity tokens come from.
+/// A source of identity tokens.
 #[derive(Clone, Debug)]
 pub enum IdentitySource {
     /// An endpoint of the platform.
     Endpoint(Endpoint),
-    /// A program that prints a token. It is started directly, without a shell, and only where the user named it or
-    /// where the variables of a platform's agent speak for it.
+    /// A program that prints a token, started without a shell. It is used only if the user named it, or if the
+    /// variables of a platform indicate it.
     Command(IdentityCommand),
-    /// A file that holds a token and that somebody may replace. It is read anew each time.
+    /// A file with a token, which another program can replace. It is read again for each token.
     File {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// What to do when it cannot be read.
+        /// What to do if it cannot be read.
         hint: &'static str,
     },
-    /// Tokens that were handed to the job in variables.
+    /// Tokens in variables of the job.
     Variables(Vec<TokenVariable>),
 }
 
 /// Whether a source issues another token after the first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reissue {
-    /// A new token whenever it is asked.
+    /// A new token for each request.
     OnDemand,
-    /// A new token when the old one is replaced from outside.
+    /// A new token after another program has replaced the old one.
     Rotated,
-    /// This many tokens and no more.
+    /// This number of tokens, and no more.
     Limited(usize),
 }
 
-/// What a look at the environment found.
+/// The result of detection.
 #[derive(Clone, Debug)]
 #[expect(clippy::large_enum_variant, reason = "made once at the start, and taken apart at once")]
 pub enum Detected {
-    /// The job does not run there.
+    /// The job does not run on the platform.
     Absent,
-    /// The job runs there and can have identity tokens.
+    /// The job runs on the platform, and can get identity tokens.
     Source(IdentitySource),
-    /// The job runs there, and the platform withholds identity tokens from it.
+    /// The job runs on the platform, which withholds identity tokens from it.
     Withheld {
-        /// What was found and what is missing.
+        /// What was found, and what is missing.
         reason: String,
-        /// The cure.
+        /// What to do about it.
         hint: String,
     },
-    /// The job runs there, and what the platform gave it did not arrive whole.
+    /// The job runs on the platform, but the platform's variables or files are incomplete.
     Broken {
-        /// What was found and what is missing.
+        /// What was found, and what is missing.
         reason: String,
-        /// The cure.
+        /// What to do about it.
         hint: String,
     },
 }
@@ -144,56 +144,56 @@ impl Detected {
     }
 }
 
-/// Why no identity token could be had.
+/// Why no identity token is available.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
-    /// The endpoint could not be reached, or its answer did not arrive.
+    /// The endpoint could not be reached, or its response did not arrive.
     #[error("asked {platform} for an identity token and got no answer from {host}")]
     Unreachable {
         /// The platform's name.
         platform: &'static str,
         /// The endpoint's host.
         host: String,
-        /// How it was to be reached.
+        /// The network of the endpoint.
         network: Network,
-        /// The last failure.
+        /// The last error.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The endpoint refused.
+    /// The endpoint refused the request.
     #[error("{platform} refused to issue an identity token (HTTP {}{message})", status_text(*status))]
     Refused {
         /// The platform's name.
         platform: &'static str,
-        /// The status of its answer.
+        /// The status of the response.
         status: StatusCode,
-        /// What it said, safe to show, with a separator before it; may be empty.
+        /// The endpoint's message, safe to print, with a leading separator. It can be empty.
         message: String,
         /// What to do about it.
         hint: &'static str,
     },
-    /// The endpoint answered something that holds no token.
+    /// The endpoint's response contains no token.
     #[error("{platform} answered the request for an identity token with something else: {what}")]
     Unexpected {
         /// The platform's name.
         platform: &'static str,
-        /// What was wrong.
+        /// What is wrong with it.
         what: String,
-        /// How it was reached.
+        /// The network of the endpoint.
         network: Network,
     },
     /// The token file could not be read.
     #[error("could not read the identity token file {}", path.display())]
     File {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
         /// What to do about it.
         hint: &'static str,
-        /// Why not.
+        /// The error.
         #[source]
         source: io::Error,
     },
-    /// The command could not be started or did not end well.
+    /// The command could not be started, or failed.
     #[error("the identity command `{program}` failed: {what}")]
     Command {
         /// The program, without its arguments.
@@ -203,20 +203,20 @@ pub enum IdentityError {
         /// What to do about it.
         hint: &'static str,
     },
-    /// What the source handed out is no identity token.
+    /// The text from the source is not an identity token.
     #[error("the text from {origin} is not an identity token: {reason}")]
     Malformed {
-        /// The source, in words.
+        /// A description of the source.
         origin: String,
-        /// What is wrong with it.
+        /// What is wrong with the text.
         reason: Malformed,
     },
-    /// The wait between two tries was cut short.
+    /// The wait between two tries was interrupted.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
 }
 
-/// Finds the source: a token file first, tokens in variables next, then the platforms.
+/// Finds the source: a token file, then tokens in variables, then the platforms.
 pub fn detect(input: &DetectionInput<'_>) -> Detected {
     if let Some(path) = input.environment.os("ANTHROPIC_IDENTITY_TOKEN_FILE") {
         return Detected::Source(IdentitySource::file(path.into()));
@@ -232,7 +232,7 @@ pub fn detect(input: &DetectionInput<'_>) -> Detected {
         .unwrap_or(Detected::Absent)
 }
 
-/// Looks for this platform alone; `None` where no platform has that name.
+/// Checks only this platform. Returns `None` if no platform has this name.
 pub fn choose(name: &str, input: &DetectionInput<'_>) -> Option<Detected> {
     let platform = PLATFORMS.iter().find(|platform| platform.name == name)?;
     let is_elsewhere = matches!((platform.look)(input), Detected::Absent);
@@ -244,12 +244,12 @@ pub fn choose(name: &str, input: &DetectionInput<'_>) -> Option<Detected> {
     })
 }
 
-/// The names that [`choose`] knows, in the order in which [`detect`] looks.
+/// The names for [`choose`], in the order of [`detect`].
 pub fn platforms() -> impl Iterator<Item = &'static str> {
     PLATFORMS.iter().map(|platform| platform.name)
 }
 
-/// The variables by which the CIs let a job have identity tokens.
+/// The variables with which the jobs of CIs request identity tokens.
 pub fn variables_of_the_cis() -> impl Iterator<Item = &'static str> {
     OF_THE_CIS.iter().flat_map(|names| names.iter()).copied()
 }
@@ -262,7 +262,7 @@ impl IdentitySource {
         IdentitySource::File { path, hint }
     }
 
-    /// What it can do after it has handed out a token.
+    /// Whether the source can issue another token.
     pub fn reissue(&self) -> Reissue {
         match self {
             IdentitySource::Endpoint(_) | IdentitySource::Command(_) => Reissue::OnDemand,
@@ -271,8 +271,8 @@ impl IdentitySource {
         }
     }
 
-    /// Whether it hands out the same token again until that one is old, as metadata services do. One without a `jti`
-    /// may then be sent more than once: the token endpoint counts by `jti` alone.
+    /// Whether the source returns the same token until it is old, as metadata services do. Such a token without a `jti`
+    /// can be sent more than once, because the token endpoint checks only the `jti`.
     pub fn repeats(&self) -> bool {
         match self {
             IdentitySource::Endpoint(endpoint) => endpoint.repeats,
@@ -281,7 +281,7 @@ impl IdentitySource {
         }
     }
 
-    /// How it is reached.
+    /// The network of the source.
     pub fn network(&self) -> Network {
         match self {
             IdentitySource::Endpoint(endpoint) => endpoint.network,
@@ -289,7 +289,7 @@ impl IdentitySource {
         }
     }
 
-    /// What it is, in words, safe to show: "GitHub Actions", "the file /run/token".
+    /// A description of the source, safe to print: "GitHub Actions", "the file /run/token".
     pub fn description(&self) -> String {
         match self {
             IdentitySource::Endpoint(endpoint) => endpoint.platform.to_owned(),
@@ -300,8 +300,8 @@ impl IdentitySource {
         }
     }
 
-    /// What distinguishes it from other sources, for the key under which its credential is shared. A given token is
-    /// known by issuer and subject, so that a job keeps its credential when the CI hands it a newer token.
+    /// The part of the identity key that distinguishes this source from others. Tokens in variables count by issuer and
+    /// subject, so that a job keeps its credential when the CI provides a newer token.
     pub fn identity(&self) -> String {
         match self {
             IdentitySource::Endpoint(endpoint) => endpoint.identity(),
@@ -311,8 +311,8 @@ impl IdentitySource {
         }
     }
 
-    /// Whether its [`identity`](Self::identity) already tells one job from another: no other job has it, or it says whom
-    /// the tokens are about.
+    /// Whether [`identity`](Self::identity) distinguishes jobs: it is unique to the job, or contains the issuer and
+    /// subject.
     pub fn names_its_job(&self) -> bool {
         match self {
             IdentitySource::Endpoint(endpoint) => endpoint.named_by != NamedBy::Nothing,
@@ -321,8 +321,8 @@ impl IdentitySource {
         }
     }
 
-    /// The variables by which a child could have an identity token of its own: those of every CI, and those of this
-    /// source. (`ANTHROPIC_IDENTITY_TOKEN` and its file are the delivery's to decide.)
+    /// The variables with which a child could get its own identity token: those of every CI, and those of this source.
+    /// `ANTHROPIC_IDENTITY_TOKEN` and its file are left to the delivery.
     pub fn variables(&self) -> Vec<String> {
         let own: Vec<String> = match self {
             IdentitySource::Endpoint(endpoint) => endpoint.variables.iter().map(|name| (*name).to_owned()).collect(),
@@ -337,7 +337,7 @@ impl IdentitySource {
         all
     }
 
-    /// The token in the file at this moment; `None` where it cannot be read, or where there is no file.
+    /// The current token in the file; `None` if it cannot be read, or if the source is not a file.
     pub(crate) fn file_token(&self) -> Option<IdentityToken> {
         match self {
             IdentitySource::File { path, .. } => IdentityToken::parse(&read(path).ok()?).ok(),
@@ -345,7 +345,7 @@ impl IdentitySource {
         }
     }
 
-    /// How many of its tokens can still be exchanged; `None` where it can be asked for new ones.
+    /// The number of tokens that can still be exchanged; `None` if the source can issue new ones.
     pub fn tokens_left(&self, is_spent: impl Fn(&IdentityToken) -> bool, now: SystemTime) -> Option<usize> {
         match self {
             IdentitySource::Variables(tokens) => Some(variables::unspent(tokens, is_spent, now).len()),
@@ -353,11 +353,14 @@ impl IdentitySource {
         }
     }
 
-    /// Asks for an identity token. An endpoint or a platform's agent that fails in a way that may pass is asked again for up
-    /// to 20 s, for asking spends nothing. Of given tokens it is
-    /// the first that is not spent, which `is_spent` knows.
+    /// Returns an identity token. Retries temporary failures of an endpoint or a platform's program for up to 20 s,
+    /// because a request spends nothing. Of the tokens in variables, returns the first one that is not spent according
+    /// to `is_spent`.
     ///
-    /// `send` carries one request to the endpoint; its errors mean that no whole answer came back.
+    /// `send` sends a request to the endpoint. Its errors mean that no complete response was received.
+    ///
+    /// # Errors
+    /// No identity token is available. The error contains the reason and the source.
     pub fn token<E: std::error::Error + Send + Sync + 'static>(
         &self,
         is_spent: impl Fn(&IdentityToken) -> bool,
@@ -379,7 +382,7 @@ impl IdentitySource {
 }
 
 impl IdentityError {
-    /// What is wrong with the certificate of the endpoint, if that is why there is no answer.
+    /// The certificate fault of the endpoint, if that is the reason.
     pub fn certificate(&self) -> Option<&CertificateFault> {
         match self {
             IdentityError::Unreachable { source, .. } => CertificateFault::find(&**source),
@@ -387,7 +390,7 @@ impl IdentityError {
         }
     }
 
-    /// What the person at the terminal can do about it.
+    /// Instructions for the user.
     pub fn hint(&self) -> Option<String> {
         if let Some(fault) = self.certificate() {
             return Some(fault.cure());
@@ -422,14 +425,14 @@ impl IdentityError {
 }
 
 fn read(path: &Path) -> io::Result<Secret> {
-    // Links are followed, as Kubernetes mounts its tokens by them.
+    // Follow symbolic links, because Kubernetes mounts its tokens with them.
     text(private_file::open_regular(path)?)
 }
 
-/// Reads a little more than the largest token, so that an oversized one is recognised as such and read no further. Bytes
-/// that are not UTF-8 are replaced, and no token has what replaces them.
+/// Reads slightly more than the largest token, so that a larger one is detected without reading all of it. Replaces
+/// bytes that are not UTF-8; the replacement is invalid in a token.
 fn text(source: impl Read) -> io::Result<Secret> {
-    // Room for most tokens from the beginning: a vector that grows leaves copies of what it held in freed memory.
+    // Room for most tokens. A vector that grows leaves copies of its content in freed memory.
     let mut bytes = zeroize::Zeroizing::new(Vec::with_capacity(4096));
     source.take(identity_token::LARGEST as u64 + 1024).read_to_end(&mut bytes)?;
     let text = str::from_utf8(&bytes).map_or_else(|_| String::from_utf8_lossy(&bytes).into_owned(), str::to_owned);

@@ -1,20 +1,20 @@
-//! How an identity token stands in what a platform hands out.
+//! Finds the identity token in the output of a platform.
 
 use serde_json::Value;
 
 use crate::secret::Secret;
 
-/// Where the token is in an answer, or in what a program prints.
+/// The position of the token in a response, or in the output of a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// It is the answer.
+    /// The whole text.
     Text,
-    /// The text at this place of a JSON document (a JSON Pointer, RFC 6901).
+    /// The string at this position of a JSON document (a JSON Pointer, RFC 6901).
     Json(&'static str),
 }
 
 impl Answer {
-    /// The token; `None` where it is not in its place.
+    /// Returns the token, or `None` if it is not there.
     pub(super) fn token(self, bytes: &[u8]) -> Option<Secret> {
         match self {
             Answer::Text => std::str::from_utf8(bytes).ok().map(|text| Secret::new(text.to_owned())),
@@ -25,7 +25,7 @@ impl Answer {
         }
     }
 
-    /// What was expected, for whoever reads that something else came.
+    /// The expected format, for the message about another one.
     pub(super) fn expected(self) -> String {
         match self {
             Answer::Text => "an identity token and nothing else was expected".to_owned(),

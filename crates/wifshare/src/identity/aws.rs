@@ -1,19 +1,19 @@
-//! AWS: STS signs a token about the calling role, for any audience, whenever it is asked.
+//! AWS: STS issues a new token for the calling role, for any audience, on each request.
 //!
-//! By way of the AWS CLI and not of the AWS SDK: the CLI knows the caller's credentials in all their forms (container,
-//! instance, web identity, SSO), is there in CodeBuild's and most CI images, and costs the others nothing; the SDK would
-//! more than double what wifshare is built of, with a second HTTP client that knows other proxies.
+//! This uses the AWS CLI and not the AWS SDK. The CLI supports all forms of AWS credentials (container, instance, web
+//! identity, SSO), and is installed in CodeBuild and in most CI images. The SDK would more than double the dependencies
+//! of wifshare, and add a second HTTP client with other proxy settings.
 //!
 //! Source: <https://docs.aws.amazon.com/cli/latest/reference/sts/get-web-identity-token.html>,
-//! <https://docs.aws.amazon.com/STS/latest/APIReference/API_GetWebIdentityToken.html> (regional endpoints alone have
+//! <https://docs.aws.amazon.com/STS/latest/APIReference/API_GetWebIdentityToken.html> (only regional endpoints support
 //! it), and <https://platform.claude.com/docs/en/manage-claude/wif-providers/aws>.
 
 use super::{Answer, Detected, DetectionInput, IdentityCommand, IdentitySource};
 
-/// Set in CodeBuild; and in Lambda, ECS and CloudShell.
+/// Set in CodeBuild, and in Lambda, ECS and CloudShell.
 const SPEAK_FOR_IT: [&str; 2] = ["CODEBUILD_BUILD_ARN", "AWS_EXECUTION_ENV"];
 
-/// Where the CLI finds its credentials, <https://docs.aws.amazon.com/sdkref/latest/guide/standardized-credentials.html>.
+/// The CLI's own credentials, <https://docs.aws.amazon.com/sdkref/latest/guide/standardized-credentials.html>.
 const VARIABLES: [&str; 9] = [
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
@@ -26,7 +26,7 @@ const VARIABLES: [&str; 9] = [
     "AWS_PROFILE",
 ];
 
-/// Whose credentials they are: another role is another subject, and another credential of ours.
+/// The variables that identify the role. Another role has another subject, and so another credential.
 const TOLD_APART_BY: [&str; 5] = [
     "AWS_PROFILE",
     "AWS_ROLE_ARN",
@@ -47,7 +47,7 @@ pub(super) fn look(job: &DetectionInput<'_>) -> Detected {
         );
     };
     let mut environment = job.environment.clone();
-    // The global endpoint does not have this call, and the CLI's first version asks it by itself.
+    // The global endpoint does not support this call, but version 1 of the CLI uses it by default.
     environment.set("AWS_STS_REGIONAL_ENDPOINTS", "regional");
     environment.set("AWS_PAGER", "");
     let audience = job.audience;

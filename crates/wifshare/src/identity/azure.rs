@@ -1,11 +1,11 @@
-//! Microsoft Entra: a managed identity's token from App Service or from a virtual machine's metadata service, and the
-//! two hops of workload identity in AKS. The audience is an app registration's id, `api://…`, which has to be said.
+//! Microsoft Entra: the token of a managed identity from App Service or a virtual machine's metadata service, and the
+//! two steps of workload identity in AKS. The audience must be set to the id of an app registration, `api://…`.
 //!
 //! Source: <https://learn.microsoft.com/azure/app-service/overview-managed-identity> (also for Functions and Container
 //! Apps), <https://learn.microsoft.com/entra/identity/managed-identities-azure-resources/how-to-use-vm-token>,
-//! <https://azure.github.io/azure-workload-identity/docs/>, and for what the Claude API expects of them
+//! <https://azure.github.io/azure-workload-identity/docs/>, and, for the requirements of the Claude API,
 //! <https://platform.claude.com/docs/en/manage-claude/wif-providers/azure>. Entra's tokens have no `jti`, and both
-//! metadata services hand out the same one until it is old, for up to a day.
+//! metadata services return the same token until it is old, for up to a day.
 
 use super::endpoint::{on_the_link, with_parameters};
 use super::{Answer, Detected, DetectionInput, Endpoint, IdentitySource, Question};
@@ -17,7 +17,7 @@ const OF_WORKLOAD_IDENTITY: [&str; 1] = ["AZURE_FEDERATED_TOKEN_FILE"];
 const AUDIENCE: &str = "ANTHROPIC_OIDC_AUDIENCE (--audience) has to be the application id URI of an app registration of this \
                         tenant, api://…, and the identity has to exist; AZURE_CLIENT_ID chooses among several";
 
-/// App Service, Functions and Container Apps: an endpoint on the machine, and a secret for it.
+/// App Service, Functions and Container Apps: an endpoint on the machine, and a secret to use it.
 pub(super) fn look_for_app_service(job: &DetectionInput<'_>) -> Detected {
     let secret = job.environment.text("IDENTITY_HEADER");
     match (job.environment.text("IDENTITY_ENDPOINT"), secret) {
@@ -52,7 +52,7 @@ pub(super) fn look_for_app_service(job: &DetectionInput<'_>) -> Detected {
     }
 }
 
-/// A virtual machine's metadata service. No variable speaks for it.
+/// The metadata service of a virtual machine. No variable indicates it.
 pub(super) fn look_for_vm(job: &DetectionInput<'_>) -> Detected {
     if !job.is_chosen {
         return Detected::Absent;
@@ -69,7 +69,7 @@ pub(super) fn look_for_vm(job: &DetectionInput<'_>) -> Detected {
     }))
 }
 
-/// AKS: the token that Kubernetes projected speaks for an application, and Entra answers with a token of its own.
+/// AKS: exchanges the token that Kubernetes projected, as the assertion of an application, for a token of Entra.
 pub(super) fn look_for_workload_identity(job: &DetectionInput<'_>) -> Detected {
     const NEEDED: [&str; 2] = ["AZURE_CLIENT_ID", "AZURE_TENANT_ID"];
     const CURE: &str = "the pod needs the label `azure.workload.identity/use: \"true\"`, and its service account the annotation \

@@ -1,11 +1,11 @@
-//! Azure Pipelines: an endpoint that issues a new token for each request, for the audience `api://AzureADTokenExchange`,
-//! which nobody chooses.
+//! Azure Pipelines: an endpoint that issues a new token for each request. Its audience is always
+//! `api://AzureADTokenExchange`.
 //!
-//! Source: <https://learn.microsoft.com/rest/api/azure/devops/distributedtask/oidctoken/create>; the variables and the
-//! header that keeps a sign-in page away are those of Microsoft's own `AzurePipelinesCredential`,
+//! Source: <https://learn.microsoft.com/rest/api/azure/devops/distributedtask/oidctoken/create>. The variables, and the
+//! header that prevents a sign-in page, are those of Microsoft's `AzurePipelinesCredential`,
 //! <https://learn.microsoft.com/python/api/azure-identity/azure.identity.azurepipelinescredential>. Tasks that sign in
-//! to Azure name their service connection in AZURESUBSCRIPTION_SERVICE_CONNECTION_ID; without one the token is about
-//! the pipeline.
+//! to Azure set AZURESUBSCRIPTION_SERVICE_CONNECTION_ID to their service connection. Without one, the subject is the
+//! pipeline.
 
 use super::endpoint::with_parameters;
 use super::{Answer, Detected, DetectionInput, Endpoint, IdentitySource, Question};

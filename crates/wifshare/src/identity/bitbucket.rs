@@ -1,7 +1,7 @@
-//! Bitbucket Pipelines: a step with `oidc: true` finds one token in a variable, fixed for the step.
+//! Bitbucket Pipelines: a step with `oidc: true` has one token in a variable, which does not change during the step.
 //!
-//! Source: <https://support.atlassian.com/bitbucket-cloud/docs/integrate-pipelines-with-resource-servers-using-oidc/>;
-//! `oidc: audiences:` names other audiences than the workspace's own.
+//! Source: <https://support.atlassian.com/bitbucket-cloud/docs/integrate-pipelines-with-resource-servers-using-oidc/>.
+//! `oidc: audiences:` sets other audiences than that of the workspace.
 
 use super::{Detected, DetectionInput, IdentitySource, TokenVariable};
 use crate::secret::Secret;

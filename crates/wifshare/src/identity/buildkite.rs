@@ -1,4 +1,4 @@
-//! Buildkite: the agent's program issues a token for any audience whenever it is asked.
+//! Buildkite: the program `buildkite-agent` issues a new token for any audience on each request.
 //!
 //! Source: <https://buildkite.com/docs/agent/v3/cli-oidc> and <https://buildkite.com/docs/pipelines/security/oidc>.
 
@@ -16,7 +16,7 @@ pub(super) fn look(job: &DetectionInput<'_>) -> Detected {
             "let both reach this process; a container of the docker plugin has them with `mount-buildkite-agent: true`",
         );
     }
-    // The agent names the directory that it stands in itself.
+    // The agent sets this variable to the directory of its program.
     let beside = job
         .environment
         .os("BUILDKITE_BIN_PATH")

@@ -1,9 +1,9 @@
-//! CircleCI: the agent's program `circleci` issues a token for any audience whenever it is asked; without it there is
-//! one token in a variable, for the organisation as its audience.
+//! CircleCI: the program `circleci` issues a new token for any audience on each request. Without it, a variable
+//! contains one token, with the organization as its audience.
 //!
 //! Source: <https://circleci.com/docs/oidc-tokens-with-custom-claims/> and
-//! <https://circleci.com/docs/openid-connect-tokens/>. Of the two variables, V2 says more in its subject, and a rule is
-//! written for one of them; so the other is no second round.
+//! <https://circleci.com/docs/openid-connect-tokens/>. Of the two variables, V2 has the more detailed subject. A
+//! federation rule matches only one of them, so the other is not a second token.
 
 use super::{Answer, Detected, DetectionInput, IdentityCommand, IdentitySource, TokenVariable};
 use crate::secret::Secret;
@@ -17,7 +17,7 @@ pub(super) fn look(job: &DetectionInput<'_>) -> Detected {
     if !job.is_chosen && !job.says_yes("CIRCLECI") {
         return Detected::Absent;
     }
-    // A job that was given no token gets none from the program either.
+    // A job without a token gets none from the program either.
     if let Some(program) = job.program("circleci").filter(|_| job.says_yes("CIRCLECI")) {
         let claims = serde_json::json!({ "aud": job.audience }).to_string();
         return Detected::Source(IdentitySource::Command(IdentityCommand {

@@ -1,4 +1,4 @@
-//! A program that prints an identity token: the user's own, or the one that a platform's agent comes with.
+//! A program that prints an identity token: one that the user named, or that of a platform.
 
 use std::ffi::OsString;
 use std::io;
@@ -13,24 +13,24 @@ use crate::resource;
 use crate::secret::Secret;
 use crate::step::{Step, Watch};
 
-/// A program and how it is started: directly, without a shell.
+/// A program, which is started without a shell.
 #[derive(Clone, Debug)]
 pub struct IdentityCommand {
-    /// The platform's name as people say it; `None` where the user named the command.
+    /// The platform's usual name; `None` if the user named the command.
     pub platform: Option<&'static str>,
     /// The program and its arguments.
     pub argv: Vec<OsString>,
-    /// The variables it is started with.
+    /// The environment of the program.
     pub environment: Environment,
-    /// Where the token is in what it prints.
+    /// The position of the token in its output.
     pub answer: Answer,
-    /// Whether it may print the same token again.
+    /// Whether it can print the same token again.
     pub repeats: bool,
-    /// The variables from which it has what it needs; children do not inherit them.
+    /// The variables with its own credentials. Children do not inherit them.
     pub variables: &'static [&'static str],
-    /// The variables that say for whom it asks; another value is another identity.
+    /// The variables that identify the caller. Another value is another identity.
     pub told_apart_by: &'static [&'static str],
-    /// What to do when it fails.
+    /// What to do if it fails.
     pub failure_hint: &'static str,
 }
 
@@ -49,7 +49,8 @@ impl IdentityCommand {
         }
     }
 
-    /// What distinguishes it from others. Some of it is hashed by whoever keeps it, and none of it is shown.
+    /// The part of the identity key that distinguishes it from others. It can contain data that must be hashed and must
+    /// not be printed.
     pub(super) fn identity(&self) -> String {
         let values = self.told_apart_by.iter().map(|name| self.environment.text(name).unwrap_or_default());
         match self.told_apart_by {
@@ -63,8 +64,9 @@ impl IdentityCommand {
         self.argv.first().map(|program| program.to_string_lossy().into_owned()).unwrap_or_default()
     }
 
-    /// Runs it and reads the token from what it prints. A platform's agent that fails is run again three times, within 14
-    /// seconds beside its own; the user's own command may do more than ask, and is run once.
+    /// Runs the program, and returns the token from its output. If a platform's program fails, it is run up to three
+    /// times more, with pauses of at most 14 s in total. The user's command may have side effects, so it is run only
+    /// once.
     pub(super) fn token(&self, clock: Clock, watch: Watch<'_>) -> Result<Secret, IdentityError> {
         const RUNS: u32 = 4;
         let mut backoff = Backoff::new(Duration::from_secs(2), Duration::from_secs(8));
@@ -110,14 +112,14 @@ impl IdentityCommand {
             .spawn()
             .map_err(|error| self.not_started(&error))?;
         let stdout = child.stdout.take().expect("it was piped above");
-        // Its output is read beside the wait: a command that prints more than a pipe holds would never end otherwise.
+        // Read the output in a thread: a program that prints more than the pipe's capacity would block forever.
         let reader = std::thread::Builder::new().spawn(move || text(stdout));
         let reader = reader.map_err(|error| {
             end(&mut child);
             self.not_started(&error)
         })?;
         let start = (clock.monotonic)();
-        // A quarter of the time that it has taken: a short command is seen to end within a millisecond or two.
+        // A quarter of the elapsed time, so that the end of a short command is noticed within a millisecond or two.
         let pause = || {
             let taken = (clock.monotonic)() - start;
             (clock.pause)((taken / 4).clamp(Duration::from_millis(1), Duration::from_millis(10)))
@@ -125,7 +127,7 @@ impl IdentityCommand {
         let status: Option<ExitStatus> = loop {
             match child.try_wait() {
                 Ok(Some(status)) => break Some(status),
-                // As process 1 we bury every child as it comes, and somebody was faster. Its output will tell.
+                // Process 1 reaps every child, and another thread was first. The output decides.
                 Err(_) => break None,
                 Ok(None) if (clock.monotonic)() - start > LONGEST => {
                     end(&mut child);
@@ -143,7 +145,7 @@ impl IdentityCommand {
         if let Some(status) = status.filter(|status| !status.success()) {
             return Err(Failure::Ended(self.failed(status.to_string())));
         }
-        // A grandchild may hold the pipe open for ever; the token was printed by the time that the command ended.
+        // A grandchild can keep the pipe open forever, but the token was printed before the command ended.
         while !reader.is_finished() && (clock.monotonic)() - start <= LONGEST {
             pause()?;
         }
@@ -158,9 +160,9 @@ impl IdentityCommand {
 
 /// Why a program printed no token.
 enum Failure {
-    /// It ran and ended with a failure; another run may fare better.
+    /// The program failed. A retry may succeed.
     Ended(IdentityError),
-    /// Another run would end the same, or last as long.
+    /// A retry would fail too, or take as long.
     Final(IdentityError),
 }
 
@@ -171,7 +173,7 @@ impl<E: Into<IdentityError>> From<E> for Failure {
 }
 
 fn end(child: &mut Child) {
-    // It may have ended meanwhile; there is nobody left to tell.
+    // An error means that it has ended already.
     let _ = child.kill();
     let _ = child.wait();
 }
@@ -232,12 +234,12 @@ mod tests {
     }
 
     thread_local! {
-        /// The time of the two tests below: it passes by waiting, and only when this file is there.
+        /// The clock of the two tests below. It advances only during waits, and only after this file exists.
         static NOW: std::cell::Cell<Duration> = const { std::cell::Cell::new(Duration::from_secs(100)) };
         static BEGUN: std::cell::RefCell<std::path::PathBuf> = const { std::cell::RefCell::new(std::path::PathBuf::new()) };
     }
 
-    /// Runs a shell script that calls `began`, whereupon time passes: how it failed, and after how long by a clock set by hand.
+    /// Runs a shell script that calls `began` to start the clock. Returns its error, the time and the pid.
     fn failed_after(script: &str) -> (String, Duration, String) {
         let directory = tempfile::tempdir().expect("a directory");
         let begun = directory.path().join("begun");
@@ -271,7 +273,7 @@ mod tests {
 
     #[test]
     fn process_keeping_the_output_open_is_waited_for_and_named() {
-        // Time passes once the command has ended and was waited for, however busy the machine is.
+        // The clock starts after the command has ended, so that the test also works on a busy machine.
         let script = "(while kill -0 $$ 2> /dev/null; do sleep 0.01; done; began; sleep 5) & exit 0";
         let (error, taken, _) = failed_after(script);
         assert!(error.contains("left a process behind"), "{error}");

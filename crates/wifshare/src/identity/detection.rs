@@ -42,12 +42,12 @@ impl Default for FixedEndpoints {
 }
 
 impl DetectionInput<'_> {
-    /// Whether this variable says yes, as CIs say it: `true`, `True`.
+    /// Whether a variable is true in the format of CIs: `true` or `True`.
     pub(super) fn says_yes(&self, name: &str) -> bool {
         self.environment.text(name).is_some_and(|value| value.eq_ignore_ascii_case("true"))
     }
 
-    /// Where this program stands on `PATH`.
+    /// The path of a program in `PATH`.
     pub(super) fn program(&self, name: &str) -> Option<PathBuf> {
         self.environment.program(name, self.exists)
     }
@@ -58,7 +58,7 @@ pub(super) mod tests {
     use super::*;
     use crate::identity::Detected;
 
-    /// What a platform's file finds in these variables, where these files exist.
+    /// The result of a platform's `look` with these variables and existing files.
     pub(in crate::identity) fn look(
         platform: fn(&DetectionInput<'_>) -> Detected,
         variables: &[(&str, &str)],

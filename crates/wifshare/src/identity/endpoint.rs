@@ -1,4 +1,4 @@
-//! A platform's endpoint for identity tokens: what is asked, how, and what comes back.
+//! The endpoint of a platform that issues identity tokens: its request, retries and response.
 
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
@@ -16,79 +16,80 @@ use crate::message::{Body, Request, Response, is_secure, retry_after, safe_text,
 use crate::secret::Secret;
 use crate::step::{Step, Watch};
 
-/// An endpoint that hands out identity tokens.
+/// An endpoint that issues identity tokens.
 #[derive(Clone, Debug)]
 pub struct Endpoint {
-    /// The platform's name as people say it.
+    /// The platform's usual name.
     pub platform: &'static str,
-    /// The URL, audience included.
+    /// The URL, including the audience.
     pub url: Uri,
-    /// How it is asked.
+    /// The kind of request.
     pub question: Question,
-    /// The headers by which it knows whom to answer; some can buy any number of identity tokens.
+    /// The headers that authenticate the request. Some of them can get any number of identity tokens.
     pub headers: Vec<(&'static str, Secret)>,
-    /// Where the token is in its answer.
+    /// The position of the token in the response.
     pub answer: Answer,
-    /// A header that every answer of the platform has, so that nobody else can answer in its place unnoticed.
+    /// A header of every response of the platform, which detects other servers that respond instead.
     pub signature: Option<(&'static str, &'static str)>,
-    /// How it is reached.
+    /// The network of the endpoint.
     pub network: Network,
-    /// What of it tells one job from another.
+    /// The part of the request that distinguishes jobs.
     pub named_by: NamedBy,
-    /// Whether it hands out the same token again until that one is old.
+    /// Whether the endpoint returns the same token until it is old.
     pub repeats: bool,
-    /// When it stops answering, where that can be known.
+    /// When the endpoint stops issuing tokens, if that is known.
     pub ends_at: Option<SystemTime>,
-    /// What is known of its end where the moment is not: "about six hours after the job began".
+    /// A description of that time if it is not known exactly: "about six hours after the job began".
     pub end: Option<&'static str>,
-    /// The variables from which this was made, where children inherit them otherwise.
+    /// The variables with the endpoint's data, which children must not inherit.
     pub variables: &'static [&'static str],
-    /// What to do when the platform refuses.
+    /// What to do if the platform refuses.
     pub refusal_hint: &'static str,
-    /// The same where it knows who asks, and forbids it (HTTP 403); empty where that is no other case.
+    /// What to do if it forbids (HTTP 403). Empty if that is not different.
     pub forbidden_hint: &'static str,
 }
 
-/// How an endpoint is asked.
+/// The kind of a request.
 #[derive(Clone, Debug)]
 pub enum Question {
     /// GET.
     Get,
-    /// POST, without a body.
+    /// POST without a body.
     Post,
-    /// The grant of RFC 7523 §2.2: a token of the platform, read anew from this file each time, speaks for the client.
+    /// The client authentication of RFC 7523 §2.2, with a token of the platform that is read from a file for each
+    /// request.
     ClientAssertion {
         /// The file with the assertion.
         file: PathBuf,
-        /// The client.
+        /// The client id.
         client_id: String,
-        /// For what the token shall be good.
+        /// The scope of the requested token.
         scope: String,
     },
 }
 
-/// What of an endpoint tells one job from another.
+/// The part of an endpoint's request that distinguishes jobs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NamedBy {
-    /// Its URL: each job has one of its own.
+    /// The URL: each job has its own.
     Url,
-    /// What it is asked with: each job has a token of its own.
+    /// The bearer token: each job has its own.
     Bearer,
-    /// Nothing: every job of the machine asks the same.
+    /// Nothing: all jobs of the machine send the same request.
     Nothing,
 }
 
-/// Which network an endpoint is on.
+/// The network of an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Network {
     /// Any routed network. Proxies are used.
     Routed,
-    /// The machine's own link, such as a cloud's metadata service. It answers at once or never, and no proxy is used.
+    /// The machine's own link, such as a cloud's metadata service. It responds at once or never, and no proxy is used.
     LinkLocal,
 }
 
 impl Endpoint {
-    /// An endpoint that is asked by GET with a bearer token. The rest is for the platform's file to say.
+    /// An endpoint for GET with a bearer token. The platform's file sets the other fields.
     pub(super) fn with_bearer(platform: &'static str, url: Uri, bearer: &str) -> Endpoint {
         Endpoint {
             platform,
@@ -100,7 +101,7 @@ impl Endpoint {
             network: Network::Routed,
             named_by: NamedBy::Url,
             repeats: false,
-            // Most platforms hand out a JWT here; what it says of its end is good enough to tell.
+            // Most platforms use a JWT here. Its unverified `exp` is sufficient for information.
             ends_at: Claims::peek(bearer).ok().and_then(|claims| claims.expires_at),
             end: None,
             variables: &[],
@@ -129,7 +130,7 @@ impl Endpoint {
         }
     }
 
-    /// What distinguishes it from others. Of what it is asked with it holds a hash at most.
+    /// The part of the identity key that distinguishes it from others. Of the headers, it contains only a hash.
     pub(super) fn identity(&self) -> String {
         let headers = self.headers.iter().filter(|_| self.named_by == NamedBy::Bearer);
         let asked_with: String =
@@ -142,7 +143,7 @@ impl Endpoint {
         }
     }
 
-    /// Asks until there is an answer, for as long as the failures may pass: asking spends nothing.
+    /// Requests a token. Retries temporary failures within their time limit, because a request spends nothing.
     pub(super) fn ask<E: std::error::Error + Send + Sync + 'static>(
         &self,
         send: impl Fn(Request) -> Result<Response, E>,
@@ -181,7 +182,7 @@ impl Endpoint {
         }
     }
 
-    /// For how long this answer is worth asking again; `None` where it decides.
+    /// How long to retry after this response; `None` if it is final.
     fn budget(&self, response: &Response) -> Option<Duration> {
         let status = response.status();
         if !status.is_server_error() && !self.is_signed(response) {
@@ -190,10 +191,10 @@ impl Endpoint {
         match status.as_u16() {
             408 | 425 | 429 => Some(PATIENCE),
             _ if status.is_server_error() => Some(PATIENCE),
-            // GitHub says so to a job that has just begun ("job in Pending state").
+            // GitHub responds this way to a job that has just begun ("job in Pending state").
             403 if may_pass(response) => Some(PATIENCE),
             403 => Some(SHORT_PATIENCE),
-            // A metadata service that is being updated (Azure's documentation names both).
+            // A metadata service during an update. Azure documents both.
             404 | 410 if self.network == Network::LinkLocal => Some(SHORT_PATIENCE),
             _ => None,
         }
@@ -237,7 +238,7 @@ impl Endpoint {
             .map_err(|_| self.unexpected("what the platform gave the job cannot stand in a header".to_owned()))
     }
 
-    /// Whether it is the platform that answers.
+    /// Whether the response comes from the platform.
     fn is_signed(&self, response: &Response) -> bool {
         self.signature.is_none_or(|(name, value)| response.headers().get(name).is_some_and(|found| found == value))
     }
@@ -277,19 +278,19 @@ impl Endpoint {
     }
 }
 
-/// How long a failure that may pass is waited out.
+/// The time limit for retries of temporary failures.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// The same where it more likely stays: a refusal without a reason, a metadata service that is not there.
+/// The limit for failures that are probably permanent: a refusal without a reason, a missing metadata service.
 const SHORT_PATIENCE: Duration = Duration::from_secs(3);
 
-/// The pauses between two questions that cost nothing.
+/// The backoff between two requests.
 fn between_questions() -> Backoff {
     Backoff::new(Duration::from_millis(500), Duration::from_secs(5))
 }
 
-/// What a platform says in an answer that holds no token.
+/// The message in an error response.
 fn message(response: &Response) -> Option<String> {
-    /// As GitHub and Azure DevOps say it, and as OAuth does (RFC 6749 §5.2).
+    /// The format of GitHub and Azure DevOps, and that of OAuth (RFC 6749 §5.2).
     #[derive(Deserialize)]
     struct Answer {
         message: Option<String>,
@@ -304,7 +305,7 @@ fn message(response: &Response) -> Option<String> {
     message.or(error_description).or(error)
 }
 
-/// Whether the platform's own words say that it may be asked again.
+/// Whether the response says that a retry may succeed.
 fn may_pass(response: &Response) -> bool {
     const WORDS: [&str; 8] =
         ["pending", "try again", "retry", "temporar", "rate limit", "not ready", "not started", "too many requests"];
@@ -312,14 +313,14 @@ fn may_pass(response: &Response) -> bool {
     response.headers().contains_key(header::RETRY_AFTER) || WORDS.iter().any(|word| text.contains(word))
 }
 
-/// A URL with these parameters behind those that it has; `None` where it cannot be asked, or not without the bearer
-/// token standing in the clear.
+/// Appends query parameters to a URL. Returns `None` for an invalid URL, and for one that would send the bearer token
+/// in plain text.
 pub(super) fn with_parameters(url: &str, parameters: &[(&str, &str)]) -> Option<Uri> {
     let url = parsed(url, parameters)?;
     (url.host().is_some() && is_secure(&url)).then_some(url)
 }
 
-/// The same for an address on this machine's own link, which no other machine sees.
+/// Like `with_parameters`, but also allows plain http to a link-local address, which other networks cannot reach.
 pub(super) fn on_the_link(url: &str, parameters: &[(&str, &str)]) -> Option<Uri> {
     let url = parsed(url, parameters)?;
     let is_local = url.host()?.parse().is_ok_and(|address: std::net::Ipv4Addr| address.is_link_local());
@@ -327,7 +328,7 @@ pub(super) fn on_the_link(url: &str, parameters: &[(&str, &str)]) -> Option<Uri>
 }
 
 fn parsed(url: &str, parameters: &[(&str, &str)]) -> Option<Uri> {
-    // A fragment would swallow the parameters, and the token would be meant for somebody else.
+    // A fragment would contain the parameters, so the audience would be ignored.
     if url.contains('#') {
         return None;
     }
@@ -366,7 +367,7 @@ mod tests {
 
     thread_local!(static NOW: std::cell::Cell<Duration> = const { std::cell::Cell::new(Duration::ZERO) });
 
-    /// Time passes by waiting alone.
+    /// A clock that advances only during pauses.
     const BY_HAND: Clock = Clock {
         wall: || SystemTime::UNIX_EPOCH,
         monotonic: || NOW.get(),
@@ -376,7 +377,7 @@ mod tests {
         },
     };
 
-    /// How often an endpoint is asked that always answers this, and for how long.
+    /// How often, and for how long, an endpoint with this response is retried.
     fn asked(endpoint: &Endpoint, status: u16, body: &str) -> (u32, Duration) {
         NOW.set(Duration::ZERO);
         let count = std::cell::Cell::new(0);

@@ -1,25 +1,25 @@
-//! GitHub Actions, and the runners of Gitea and Forgejo, which have its variables and its answer: an endpoint that
-//! issues a new token, about five minutes long at GitHub, for each request.
+//! GitHub Actions, and the runners of Gitea and Forgejo, which have the same variables and response: an endpoint that
+//! issues a new token for each request, valid for about five minutes at GitHub.
 //!
-//! Source: <https://docs.github.com/en/actions/reference/security/oidc> and `getIDToken` of the actions toolkit;
+//! Source: <https://docs.github.com/en/actions/reference/security/oidc>, and `getIDToken` of the actions toolkit;
 //! <https://forgejo.org/docs/latest/user/actions/security-openid-connect/> for Forgejo 15 and later;
-//! <https://github.com/go-gitea/gitea/issues/33681> for Gitea. GitHub's request token itself ends about six hours after
-//! the job began.
+//! <https://github.com/go-gitea/gitea/issues/33681> for Gitea. GitHub's request token expires about six hours after the
+//! start of the job.
 
 use super::endpoint::with_parameters;
 use super::{Detected, DetectionInput, Endpoint, IdentitySource, NamedBy};
 
 pub(super) const VARIABLES: [&str; 2] = ["ACTIONS_ID_TOKEN_REQUEST_URL", "ACTIONS_ID_TOKEN_REQUEST_TOKEN"];
 
-/// What differs between those who speak this protocol.
+/// The differences between the runners with this protocol.
 struct Runner {
     platform: &'static str,
-    /// What to do where a job may not ask.
+    /// What to do if a job has no permission.
     permission: &'static str,
     refusal_hint: &'static str,
     forbidden_hint: &'static str,
     end: Option<&'static str>,
-    /// What tells its jobs apart: GitHub's URL names plan and job; the others have one URL for a whole run.
+    /// How to distinguish its jobs: GitHub's URL contains plan and job; the others have one URL for a whole run.
     named_by: NamedBy,
 }
 
@@ -55,7 +55,7 @@ const GITEA: Runner = Runner {
     named_by: NamedBy::Bearer,
 };
 
-/// <https://github.com/nektos/act> runs workflows of GitHub's on a developer's machine.
+/// <https://github.com/nektos/act>, which runs GitHub workflows on a developer's machine.
 const ACT: Runner = Runner {
     platform: "act",
     permission: "act runs the workflow on this machine, where nobody issues identity tokens for it; `permissions` change nothing. \
@@ -68,7 +68,7 @@ const ACT: Runner = Runner {
 };
 
 pub(super) fn look(job: &DetectionInput<'_>) -> Detected {
-    // All of them set GitHub's variable too.
+    // All of them set `GITHUB_ACTIONS` too.
     let runner = match () {
         () if job.says_yes("FORGEJO_ACTIONS") => FORGEJO,
         () if job.says_yes("GITEA_ACTIONS") => GITEA,

@@ -1,8 +1,8 @@
-//! GitLab CI/CD: the job's file declares `id_tokens`, and each becomes a variable with one token, fixed for the job.
-//! Several of them are several exchanges.
+//! GitLab CI/CD: each entry of `id_tokens` in the job's file becomes a variable with one token, which does not change
+//! during the job. Several entries allow several exchanges.
 //!
-//! Source: <https://docs.gitlab.com/ci/secrets/id_token_authentication/>. Whatever they are called, those that this
-//! GitLab issued for our audience are found by what they say of themselves.
+//! Source: <https://docs.gitlab.com/ci/secrets/id_token_authentication/>. The variables can have any name. They are
+//! found by the issuer and audience of the tokens in them.
 
 use super::{Detected, DetectionInput, IdentitySource, TokenVariable};
 use crate::identity_token::IdentityToken;
@@ -18,7 +18,7 @@ pub(super) fn look(job: &DetectionInput<'_>) -> Detected {
     let mut given = Vec::new();
     let mut for_others = None;
     for (name, value) in job.environment.iter() {
-        // Of this GitLab and of no other service; CI_SERVER_URL is the issuer, whatever the port.
+        // Accept only tokens of this GitLab. CI_SERVER_URL is the issuer, whatever the port.
         let (Some(name), Some(text)) = (name.to_str(), value.to_str()) else { continue };
         let Ok(token) = IdentityToken::exactly(text) else { continue };
         let text = Secret::new(text.trim().to_owned());

@@ -1,10 +1,10 @@
-//! Google Cloud: the metadata server signs a token about the attached service account, for any audience. It hands out
-//! the same one until that is old; its tokens have no `jti`.
+//! Google Cloud: the metadata server issues a token for the attached service account, for any audience. It returns the
+//! same token until that is old. The tokens have no `jti`.
 //!
 //! Source: <https://cloud.google.com/compute/docs/instances/verifying-instance-identity> and
-//! <https://cloud.google.com/run/docs/securing/service-identity>; the variables are those of the container contract,
-//! <https://cloud.google.com/run/docs/container-contract>. A virtual machine and a pod of GKE have none, so there it is
-//! to be named.
+//! <https://cloud.google.com/run/docs/securing/service-identity>. The variables are those of the container contract,
+//! <https://cloud.google.com/run/docs/container-contract>. Virtual machines and pods of GKE have none of them, so the
+//! user has to choose this source there.
 
 use super::endpoint::on_the_link;
 use super::{Answer, Detected, DetectionInput, Endpoint, IdentitySource};

@@ -1,4 +1,4 @@
-//! Which job of a CI this process belongs to, as the CI's own variables say.
+//! Identifies the CI job of this process by the CI's variables.
 //!
 //! Sources: <https://docs.github.com/en/actions/reference/workflows-and-actions/variables> (also set by Gitea and
 //! Forgejo), <https://docs.gitlab.com/ci/variables/predefined_variables/>,
@@ -10,38 +10,38 @@
 
 use crate::environment::Environment;
 
-/// A job, by the variables that name it.
+/// A job, identified by its variables.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Job {
     /// The variables and their values.
     pub ids: Vec<(&'static str, String)>,
-    /// Whether no other job has the same: then the job itself tells whose credential it may be given.
+    /// Whether no other job has the same values. Then they alone decide which credential the job can use.
     pub is_unique: bool,
 }
 
-/// The variables by which one CI names a job.
+/// The variables with which a CI identifies a job.
 struct Names {
-    /// The job's own id; without it the CI is not there.
+    /// The job's id. If it is not set, the job does not run in this CI.
     job: &'static str,
-    /// What else belongs to its name: for each part the first variable that is set.
+    /// The other parts of its identity: for each, the first variable that is set.
     beside: &'static [&'static [&'static str]],
-    /// Whether all of that together names one job and no other.
+    /// Whether all of them together are unique to one job.
     is_unique: bool,
 }
 
 const CIS: [Names; 7] = [
-    // The legs of a matrix share these; GitHub's request URL names the leg.
+    // The jobs of a matrix share these. GitHub's request URL distinguishes them.
     Names {
         job: "GITHUB_RUN_ID",
         beside: &[&["GITHUB_SERVER_URL"], &["GITHUB_RUN_ATTEMPT"], &["GITHUB_JOB"]],
         is_unique: false,
     },
-    // Counted by each GitLab instance for itself.
+    // Each GitLab instance has its own counter.
     Names { job: "CI_JOB_ID", beside: &[&["CI_SERVER_URL", "CI_SERVER_HOST"]], is_unique: true },
     Names { job: "BUILDKITE_JOB_ID", beside: &[], is_unique: true },
     Names { job: "CIRCLE_WORKFLOW_JOB_ID", beside: &[], is_unique: true },
     Names { job: "BITBUCKET_STEP_UUID", beside: &[], is_unique: true },
-    // The same in every run of a pipeline.
+    // The id is the same in every run of a pipeline.
     Names {
         job: "SYSTEM_JOBID",
         beside: &[
@@ -54,7 +54,7 @@ const CIS: [Names; 7] = [
     Names { job: "JENKINS_URL", beside: &[&["BUILD_TAG"]], is_unique: false },
 ];
 
-/// The job that these variables name; without any ids where they name none.
+/// The job that these variables identify. Without such variables, it has no ids.
 pub fn job(environment: &Environment) -> Job {
     let mut found = Job::default();
     let value = |name: &'static str| environment.text(name).map(|value| (name, value.to_owned()));

@@ -1,9 +1,10 @@
-//! Kubernetes: a token for the Claude API, projected into the pod and replaced by the kubelet at 80 % of its life.
+//! Kubernetes: a token for the Claude API that is projected into the pod. The kubelet replaces it at 80 % of its
+//! lifetime.
 //!
 //! Source: <https://kubernetes.io/docs/tasks/configure-pod-container/configure-service-account/> ("ServiceAccount token
-//! volume projection"); the path is the one of the guide at
-//! <https://platform.claude.com/docs/en/manage-claude/wif-providers/kubernetes>. Elsewhere ANTHROPIC_IDENTITY_TOKEN_FILE
-//! names it. The pod's default token is meant for the API server, and is left alone.
+//! volume projection"). The path is that of the guide at
+//! <https://platform.claude.com/docs/en/manage-claude/wif-providers/kubernetes>; for another path, set
+//! ANTHROPIC_IDENTITY_TOKEN_FILE. The pod's default token is not used, because it is for the Kubernetes API server.
 
 use super::{Detected, DetectionInput, IdentitySource};
 

@@ -9,17 +9,17 @@ use crate::identity_token::IdentityToken;
 /// How long a job can stay signed in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RenewalOutlook {
-    /// Until when; `None` where no end is known.
+    /// When that ends; `None` if no end is known.
     pub ends_at: Option<SystemTime>,
-    /// Why, in words that follow "because".
+    /// The reason, to follow "because".
     pub because: String,
 }
 
 impl IdentitySource {
-    /// How long a job that holds this credential can stay signed in.
+    /// How long a job with this credential can stay signed in.
     ///
-    /// A given token buys a credential that lives as long as the one held, or twice as long as the token still has
-    /// itself, whichever is less (docs/reference/protocol.md §5.3).
+    /// The credential for a token in a variable lives as long as the one held, or twice the remaining lifetime of the
+    /// token, whichever is less (docs/reference/protocol.md §5.3).
     pub fn outlook(
         &self,
         held: &Credential,
@@ -69,7 +69,7 @@ impl IdentitySource {
     }
 }
 
-/// When the last credential ends that these tokens buy, one after another, each when its predecessor is due.
+/// When the last credential expires if these tokens are exchanged in turn, each when the previous credential is due.
 fn last_of(held: &Credential, unspent: &[IdentityToken]) -> SystemTime {
     let lead = held.expires_at.duration_since(held.refresh_at()).unwrap_or_default();
     unspent.iter().fold(held.expires_at, |end, token| {
@@ -90,7 +90,7 @@ mod tests {
     use crate::clock::from_epoch_seconds;
     use crate::secret::Secret;
 
-    /// Ten minutes from the 1000th second on; a successor is due 150 seconds before its end.
+    /// Valid for ten minutes from second 1000. It is due 150 seconds before it expires.
     fn held() -> Credential {
         Credential {
             access_token: Secret::new("t".to_owned()),

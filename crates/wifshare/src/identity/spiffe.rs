@@ -1,13 +1,13 @@
-//! SPIFFE: the Workload API hands a workload a JWT-SVID, by way of SPIRE's own program `spire-agent`.
+//! SPIFFE: the Workload API issues a JWT-SVID to a workload. This uses SPIRE's program `spire-agent`.
 //!
-//! The crate `spiffe` speaks the Workload API itself and is well kept; it brings gRPC (tonic, prost, h2), which the
-//! rest of wifshare has no use for. Where there is the socket alone, without the program, SPIFFE's helper
-//! (<https://github.com/spiffe/spiffe-helper>) writes the token into a file, which ANTHROPIC_IDENTITY_TOKEN_FILE names.
+//! The crate `spiffe` uses the Workload API directly and is well maintained, but it needs gRPC (tonic, prost, h2),
+//! which nothing else in wifshare uses. If there is only the socket without the program, SPIFFE's helper
+//! (<https://github.com/spiffe/spiffe-helper>) writes the token to a file for ANTHROPIC_IDENTITY_TOKEN_FILE.
 //!
 //! Source: <https://spiffe.io/docs/latest/spire-about/spire-concepts/>,
 //! <https://github.com/spiffe/spiffe/blob/main/standards/SPIFFE_Workload_API.md>, and
-//! <https://platform.claude.com/docs/en/manage-claude/wif-providers/spiffe>. The agent hands out the same token until half
-//! of its life is over.
+//! <https://platform.claude.com/docs/en/manage-claude/wif-providers/spiffe>. The agent returns the same token until
+//! half of its lifetime is over.
 
 use super::{Answer, Detected, DetectionInput, IdentityCommand, IdentitySource};
 
@@ -23,7 +23,7 @@ pub(super) fn look(job: &DetectionInput<'_>) -> Detected {
             false => Detected::Absent,
         };
     };
-    // The Workload API may also stand at a TCP address, which spire-agent does not take.
+    // The Workload API can also have a TCP address, which `spire-agent` does not support.
     let path = socket.strip_prefix("unix:").map(|path| path.strip_prefix("//").unwrap_or(path));
     let Some(path) = path.filter(|path| path.starts_with('/')) else {
         return Detected::broken(

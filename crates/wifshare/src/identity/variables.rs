@@ -1,4 +1,4 @@
-//! Identity tokens that a platform handed to the job in variables: so many tokens, so many exchanges.
+//! Identity tokens in variables of the job. Each of them allows one exchange.
 
 use std::ffi::OsStr;
 use std::time::{Duration, SystemTime};
@@ -12,17 +12,17 @@ use crate::identity_token::{IdentityToken, Malformed};
 use crate::principal::Principal;
 use crate::secret::Secret;
 
-/// One token and the variable it stands in.
+/// A variable with an identity token.
 #[derive(Clone, Debug)]
 pub struct TokenVariable {
     /// The variable's name.
     pub variable: String,
-    /// What it holds.
+    /// The variable's value.
     pub text: Secret,
 }
 
 impl TokenVariable {
-    /// What identifies these texts without being them.
+    /// A hash of these tokens.
     pub(crate) fn fingerprint(tokens: &[TokenVariable]) -> String {
         let mut hash = Sha256::new();
         for given in tokens {
@@ -33,18 +33,18 @@ impl TokenVariable {
     }
 }
 
-/// The variable that every official client knows.
+/// The variable that all official clients read.
 const FIRST: &str = "ANTHROPIC_IDENTITY_TOKEN";
-/// The variable that names others, in the order in which they are used.
+/// The variable that lists the other variables, in order of use.
 const LIST: &str = "WIFSHARE_IDENTITY_TOKEN_VARIABLES";
-/// More identity tokens than anybody writes into a job's file.
+/// An upper limit that no job should reach.
 const MOST: usize = 64;
 
-/// The tokens that the user laid out: in the variables that the list names, else in `ANTHROPIC_IDENTITY_TOKEN`,
+/// Finds the user's tokens: in the variables of the list, or else in `ANTHROPIC_IDENTITY_TOKEN`,
 /// `ANTHROPIC_IDENTITY_TOKEN_2`, `ANTHROPIC_IDENTITY_TOKEN_3` and so on.
 pub(super) fn detect(environment: &Environment) -> Detected {
     let given = |variable: &str| {
-        // One that is not Unicode is refused with its reason later; it must not count as unset.
+        // A value that is not Unicode is refused later with a reason. It must not count as unset.
         let text = Secret::new(environment.os(variable)?.to_string_lossy().trim().to_owned());
         Some(TokenVariable { variable: variable.to_owned(), text })
     };
@@ -68,16 +68,17 @@ pub(super) fn detect(environment: &Environment) -> Detected {
     }
 }
 
-/// A variable's name and the number that it ends with.
+/// Splits off the number at the end of a variable's name.
 fn numbered(name: &OsStr) -> Option<(usize, &str)> {
     let name = name.to_str()?;
     let digits = name.strip_prefix(FIRST)?.strip_prefix('_')?;
     let number = digits.parse().ok().filter(|number| (2..=MOST).contains(number))?;
-    // One way to write it: `+3` and `03` are other variables.
+    // Only one notation: `+3` and `03` are other variables.
     digits.starts_with(|digit: char| matches!(digit, '1'..='9')).then_some((number, name))
 }
 
-/// The first that is neither spent nor over. Where there is none it is the last one, which tells why.
+/// The first token that is neither spent nor expired. If there is none, the last token, whose exchange reports the
+/// reason.
 pub(super) fn next(
     tokens: &[TokenVariable],
     is_spent: impl Fn(&IdentityToken) -> bool,
@@ -87,7 +88,7 @@ pub(super) fn next(
     for given in tokens {
         match parsed(given) {
             Ok(token) if !is_over(&token, now) && !is_spent(&token) => return Ok(token),
-            // One that is no token is worth telling only where there is no better.
+            // Report an invalid text only if there is no valid token.
             Err(_) if last.is_ok() => {}
             other => last = other,
         }
@@ -95,7 +96,7 @@ pub(super) fn next(
     last
 }
 
-/// Those that can still be exchanged.
+/// The tokens that can still be exchanged.
 pub(super) fn unspent(
     tokens: &[TokenVariable],
     is_spent: impl Fn(&IdentityToken) -> bool,
@@ -105,7 +106,7 @@ pub(super) fn unspent(
     readable.filter(|token| !is_over(token, now) && !is_spent(token)).collect()
 }
 
-/// Whom they are about, each once. What is no token says nothing.
+/// The distinct principals of the tokens. Invalid tokens are ignored.
 pub(super) fn principals(tokens: &[TokenVariable]) -> Vec<Principal> {
     let mut principals = Vec::new();
     for principal in tokens.iter().filter_map(|given| parsed(given).ok()).map(|token| Principal::of(&token)) {
@@ -116,7 +117,7 @@ pub(super) fn principals(tokens: &[TokenVariable]) -> Vec<Principal> {
     principals
 }
 
-/// "the variable A", "the variables A, B and C".
+/// Lists the variables: "the variable A", "the variables A, B and C".
 pub(super) fn described(tokens: &[TokenVariable]) -> String {
     let names: Vec<&str> = tokens.iter().map(|given| given.variable.as_str()).collect();
     match &names[..] {
@@ -131,7 +132,7 @@ fn parsed(given: &TokenVariable) -> Result<IdentityToken, IdentityError> {
         .map_err(|reason| IdentityError::Malformed { origin: format!("the variable {}", given.variable), reason })
 }
 
-/// The server allows 30 s of difference between the clocks.
+/// The server allows a clock skew of 30 s.
 fn is_over(token: &IdentityToken, now: SystemTime) -> bool {
     let ago = token.claims().expires_at.and_then(|end| now.duration_since(end).ok());
     ago.is_some_and(|ago| ago > Duration::from_secs(30))
