@@ -65,7 +65,7 @@ pub(super) async fn drain_and_close<S: AsyncRead + AsyncWrite + Unpin>(with: &mu
     const MOST: usize = 8 << 20;
     let listening = async {
         with.shutdown().await?;
-        // On the heap: in the future, it would occupy memory for as long as the connection is open.
+        // On the heap, because each connection would otherwise reserve memory for it from the beginning.
         let mut scratch = vec![0; 4096];
         let mut heard = 0;
         while heard < MOST {
