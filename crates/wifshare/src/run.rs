@@ -469,8 +469,8 @@ impl Run {
         private_file::replace_unsynced(&self.directory, INPUTS, &inputs, self.watch())
     }
 
-    /// Returns the lock that is needed to store a credential. While it is held, the run cannot end: it either sees the
-    /// stored credential or prevents storing it. Fails if the run was abandoned.
+    /// Returns the lock that is needed to store a credential. The run cannot end while it is held. Thus the end of the run
+    /// either sees the stored credential or prevents storing it. Fails if the run was abandoned.
     fn permit(&self) -> Result<MutexGuard<'_, Desk>, ObtainError> {
         let desk = self.desk();
         if desk.is_abandoned { Err(Interrupted.into()) } else { Ok(desk) }

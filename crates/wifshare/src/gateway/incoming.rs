@@ -138,8 +138,8 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Incoming<'a, S> {
         Poll::Ready(Ok(()))
     }
 
-    /// Whether the client has left after its request was received. Without a reader, the response would still be
-    /// billed.
+    /// Whether the client has left after its request was received. Its response would be billed, and nothing would read
+    /// it.
     pub(super) fn is_abandoned(&mut self, cx: &mut Context<'_>) -> bool {
         self.buffer.is_empty() && matches!(self.buffer.poll_fill(cx, self.client), Poll::Ready(Ok(0) | Err(_)))
     }

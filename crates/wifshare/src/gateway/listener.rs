@@ -169,8 +169,8 @@ fn welcome(stream: Stream, peer: Peer, most: usize, shared: &Arc<Shared>, connec
     connections.may_be_ended_by(number, task.abort_handle());
 }
 
-/// Serves a connection. A panic ends only this connection. The idle connections to the API are closed too, because
-/// their state is unknown.
+/// Serves a connection. A panic ends only this connection. No open connection to the API is used for another request
+/// then, because its state is unknown.
 async fn attend(connection: Pin<Box<impl Future<Output = ()>>>, shared: &Shared) {
     if fault::catch(connection).await.is_err() {
         shared.upstream.close_all();
