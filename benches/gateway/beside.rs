@@ -1,9 +1,10 @@
-//! What a good client has while others are there: its requests per second, and how long they take.
+//! Measures the throughput and latency of one client while other clients use the gateway.
 //!
 //! `beside PORT CAPABILITY SECONDS OTHERS` prints `RATE P50 P99`, in requests per second and microseconds. OTHERS is
-//! `nobody`, `droppers` (a thousand connections at a time that say nothing and leave), `strangers` (four that ask without
-//! the capability, each time on a new connection), `newcomers` (the good client itself connects for each request), or
-//! `sockets` (sixteen thousand open sockets elsewhere on this machine). Needs nothing but the standard library.
+//! `nobody`, `droppers` (a thousand connections at a time that send nothing and close), `strangers` (four clients that
+//! send requests without the capability, each on a new connection), `newcomers` (the client itself opens a connection
+//! for each request), or `sockets` (sixteen thousand open sockets elsewhere on this machine). Uses only the standard
+//! library.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -39,7 +40,7 @@ fn main() {
     println!("{:.0} {:.0} {:.0}", taken.len() as f64 / time.as_secs_f64(), at(0.5), at(0.99));
 }
 
-/// One request after another, each with its time.
+/// Sends requests one after another and measures the time of each.
 fn good_client(address: &str, capability: &str, time: Duration, is_new_each_time: bool) -> Vec<Duration> {
     const BODY: &str = r#"{"model":"m","max_tokens":1,"messages":[{"role":"user","content":"hi"}]}"#;
     let connection = if is_new_each_time { "close" } else { "keep-alive" };
@@ -69,7 +70,7 @@ fn connect(address: &str) -> TcpStream {
     stream
 }
 
-/// A whole answer with a length; its head comes back.
+/// Reads a response with a Content-Length. Returns its head.
 fn read_answer(stream: &mut TcpStream) -> String {
     let (mut bytes, mut buffer) = (Vec::new(), [0; 16 * 1024]);
     loop {
@@ -95,7 +96,7 @@ fn repeat(is_over: &Arc<AtomicBool>, address: String, once: fn(&str)) -> JoinHan
     })
 }
 
-/// A thousand that connect and leave. Some may find no place.
+/// Opens a thousand connections and closes them. Some may be rejected.
 fn droppers(address: &str) {
     let all: Vec<_> = (0..1000).filter_map(|_| TcpStream::connect(address).ok()).collect();
     drop(all);
@@ -110,7 +111,7 @@ fn stranger(address: &str) {
     }
 }
 
-/// So many connections between two ends of this process.
+/// Opens this number of connections between two ends of this process.
 fn sockets(number: usize) -> Vec<(TcpStream, TcpStream)> {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("an address");

@@ -1,7 +1,8 @@
-//! How long the first event of a stream takes from the API's socket to the client's, by way of each proxy in turn.
+//! Measures the time from the API's socket to the client's for the first event of a stream, through each proxy in turn.
 //!
-//! One program is both ends, so that one clock tells: `first_event PORT_OF_THE_API ROUNDS NAME=PORT=CAPABILITY...` prints
-//! `NAME MICROSECONDS` with the median for each. It needs nothing but the standard library: `rustc -O first_event.rs`.
+//! One program is both ends, so both times come from one clock. `first_event PORT_OF_THE_API ROUNDS
+//! NAME=PORT=CAPABILITY...` prints `NAME MICROSECONDS` with the median for each proxy. It uses only the standard
+//! library: `rustc -O first_event.rs`.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -21,7 +22,7 @@ fn main() {
         }
     });
     println!("ready");
-    // Whoever starts the proxies says when they stand.
+    // The caller writes a line when the proxies are ready.
     std::io::stdin().lock().read_line(&mut String::new()).expect("a line");
     let proxies: Vec<[&str; 3]> = arguments[3..]
         .iter()
@@ -30,7 +31,7 @@ fn main() {
     let mut taken = vec![Vec::new(); proxies.len()];
     let mut clients: Vec<TcpStream> = proxies.iter().map(|[_, port, _]| connect(port)).collect();
     for round in 0..rounds + 20 {
-        // One after another, so that whatever the machine does meanwhile meets them all.
+        // The proxies take turns, so that other load on the machine affects all of them.
         for (place, [_, port, capability]) in proxies.iter().enumerate() {
             let client = &mut clients[place];
             let request = format!(
@@ -58,7 +59,7 @@ fn connect(port: &str) -> TcpStream {
     stream
 }
 
-/// Reads up to the end of the stream; when its first event was there.
+/// Reads to the end of the stream. Returns when the first event arrived.
 fn hear(client: &mut TcpStream) -> Instant {
     let mut heard = Vec::new();
     let mut buffer = [0; 4096];
@@ -74,7 +75,7 @@ fn hear(client: &mut TcpStream) -> Instant {
     first.expect("an event")
 }
 
-/// A stream of two events for each request: the head, a pause, and then the first.
+/// Answers each request with a stream of two events: the head, a pause, and then the first event.
 fn attend(stream: TcpStream, sent: &Sender<Instant>) {
     stream.set_nodelay(true).expect("no delay");
     let mut writer = stream.try_clone().expect("a second handle");

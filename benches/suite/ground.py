@@ -20,7 +20,7 @@ CLIENTS = ROOT / "target/clients/bin"
 
 AUDIENCE = "&audience=https%3A%2F%2Fapi.anthropic.com"
 
-# Nothing that a client could do besides what is measured.
+# Disables everything in the clients that is not measured.
 QUIET = {
     "IS_SANDBOX": "1",
     "DISABLE_TELEMETRY": "1",

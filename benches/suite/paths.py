@@ -220,7 +220,7 @@ class Crowd:
     """Processes that were started one right after another."""
 
     seconds: float
-    # Seconds from the credential's moment to the output of each process that was there before it.
+    # For each process that started before the credential was available: seconds from then to its output.
     waits: list
 
 
@@ -340,7 +340,7 @@ def claude(ground, effort):
     ground.turn()
     work = ground.place("claude")
     shim = work / "claude"
-    # Adds the time of each of claude's own processes to a file, and changes nothing.
+    # Appends the time of each process of claude to a file. Changes nothing else.
     shim.write_text(
         "#!/usr/bin/python3 -S\nimport os, sys, time\nbegin = time.perf_counter()\n"
         "pid = os.posix_spawn(os.environ['REAL_CLAUDE'], ['claude', *sys.argv[1:]], os.environ)\n"

@@ -65,7 +65,7 @@ def ledger(ground, effort):
         points.append((max(1, number), Times(seconds).median))
         costs.append((number, Times(seconds).cpu))
         table.rows.append([str(number), f"{size / 1024:.0f} KiB", text(points[-1][1])])
-    # By the processor's time, which the disk does not blur; less what an empty ledger costs.
+    # CPU time is independent of the disk. The cost of an empty ledger is subtracted.
     (few, less), (many, more) = ((number, cpu - costs[0][1]) for number, cpu in costs[-2:])
     growth = (more / max(less, 1e-4)) / (many / few)
     table.goal("a lookup grows at most linearly", f"from {few} to {many} entries: {growth:.2f} × of linear", growth <= 1.15)

@@ -1,5 +1,5 @@
-//! What a Rust program pays that asks for the credential again and again, and what a ledger costs that is used for a
-//! week. Called by `benches/run` and `benches/instructions`; prints one figure a line.
+//! Measures the cost of repeated requests for the credential in a Rust program, and of a ledger after a week of use.
+//! `benches/run` and `benches/instructions` call it. It prints one number per line.
 //!
 //! ```text
 //! hot time STATE        nanoseconds of one call, and of reading an RwLock<Option<String>> and the clock, in turn
@@ -36,7 +36,7 @@ fn main() -> Outcome {
     }
 }
 
-/// A holder of a credential that another process has stored: nothing is sent anywhere.
+/// Returns a holder of a credential that another process has stored. It sends no request.
 fn holder(state: &Path) -> Result<Holder, Box<dyn std::error::Error>> {
     let config = configured(state)?;
     let now = SystemTime::now();
@@ -92,7 +92,7 @@ fn count(state: &Path, calls: u64) -> Outcome {
     Ok(())
 }
 
-/// The moment of the week, in seconds since the epoch.
+/// The current time of the simulated week, in seconds since the epoch.
 static NOW: AtomicU64 = AtomicU64::new(1_800_000_000);
 
 fn week(state: &Path) -> Outcome {
@@ -118,7 +118,7 @@ fn week(state: &Path) -> Outcome {
     Ok(())
 }
 
-/// A token as GitHub's looks, without a signature that anybody would accept.
+/// Returns a token in the form of GitHub's, with an invalid signature.
 fn identity_token(number: u64, expires_at: u64) -> Result<IdentityToken, wifshare::Malformed> {
     let claims = format!(r#"{{"iss":"https://bench","jti":"{number:012}","exp":{expires_at}}}"#);
     IdentityToken::parse(&Secret::new(format!("e30.{}.c2ln", URL_SAFE_NO_PAD.encode(claims))))
