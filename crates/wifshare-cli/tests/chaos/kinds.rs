@@ -1,4 +1,4 @@
-//! What the processes of the job do: a kind of each, with its command.
+//! The kinds of processes in the job, and their commands.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -11,15 +11,16 @@ use crate::subjects::Subjects;
 /// Three identities that share one state directory and one ledger.
 pub(crate) const KEYS: [&[&str]; 3] = [&[], &["--workspace-id", "default"], &["--workspace-id", "wrkspc_two"]];
 
-/// A plain user beside root.
+/// A user that is not root.
 const USER: &str = "65533";
 
 const REQUEST_URL: &str = "ACTIONS_ID_TOKEN_REQUEST_URL";
 
-/// In the job's directory.
+/// The home of that user, in the job's directory.
 const HOME_OF_USER: &str = "home-of-user";
 
-/// Asks through a gateway where there is one, and with the profile otherwise. Prints when the API refused, and goes on.
+/// Sends requests through a gateway if there is one, and with the profile otherwise. Prints a rejection by the API and
+/// continues.
 const ASK: &str = r#"
     now() { LD_PRELOAD= date +%s.%N; }
     through_gateway() {
@@ -39,22 +40,23 @@ const SHOW: &str =
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Work {
-    /// Prints an access token, out of `token` or a child's environment or profile.
+    /// Prints an access token: from `token`, or from a child's environment or profile.
     Token,
-    /// Asks the API again and again, below `exec`, after `start` or by `wifshare gateway`.
+    /// Sends requests to the API repeatedly: under `exec`, after `start` or through `wifshare gateway`.
     Run,
 }
 
-/// A process about to be started.
+/// A process to start.
 pub(crate) struct Start {
     pub(crate) command: Command,
     pub(crate) work: Work,
     pub(crate) described: String,
-    /// Whose credential has to be served, where it is not the job's own.
+    /// The subject whose credential it must receive, if not the job's own.
     pub(crate) subject: Option<&'static str>,
-    /// The error that it has to end with, where it cannot be served.
+    /// The error that it must end with, if it cannot receive a credential.
     pub(crate) refused_with: Option<&'static str>,
-    /// Names the process that serves this one, once there is one: a keeper's run directory, or a gateway's process.
+    /// A file with the process that serves this one, once there is one: a keeper's run directory, or a gateway's
+    /// process.
     pub(crate) server: Option<PathBuf>,
 }
 
@@ -64,7 +66,7 @@ impl Start {
     }
 }
 
-/// Kinds that only root can start on this machine are left out for others.
+/// Starts a random kind of process. Kinds that need root are skipped for other users.
 pub(crate) fn any(job: &Job, subjects: &Subjects, number: u64, random: &mut fastrand::Rng) -> Start {
     let is_root = rustix::process::geteuid().is_root();
     loop {
@@ -85,7 +87,7 @@ fn a_delivery(random: &mut fastrand::Rng) -> &'static str {
     ["profile", "federation", "gateway"][random.usize(0..3)]
 }
 
-/// `token` and `exec` of the three identities, as root or as who runs the tests.
+/// `token` and `exec` of the three identities, as root or as the user who runs the tests.
 fn in_the_job(job: &Job, random: &mut fastrand::Rng) -> Start {
     let key = KEYS[random.usize(0..KEYS.len())];
     let (work, mut arguments, script) = match random.u8(0..10) {
@@ -114,8 +116,8 @@ fn in_the_job(job: &Job, random: &mut fastrand::Rng) -> Start {
     Start::new(job.wifshare(&arguments), work, arguments.join(" "))
 }
 
-/// A job of several commands with a keeper of its own, which may be killed. The job is not in the keeper's process group,
-/// so the keeper has to notice its end.
+/// A job with several commands and its own keeper, which may be killed. The job is not in the keeper's process group,
+/// so the keeper must notice its end.
 fn keeper(job: &Job, number: u64, random: &mut fastrand::Rng) -> Start {
     let identity = format!("--workspace-id wrkspc_job{number}");
     let (delivery, asks) = (a_delivery(random), random.u32(1..=3));
@@ -129,7 +131,7 @@ fn keeper(job: &Job, number: u64, random: &mut fastrand::Rng) -> Start {
     served_by(job, number, script)
 }
 
-/// A job with a gateway of its own, which may be killed.
+/// A job with its own gateway, which may be killed.
 fn gateway(job: &Job, number: u64, random: &mut fastrand::Rng) -> Start {
     let identity = KEYS[random.usize(0..KEYS.len())].join(" ");
     let asks = random.u32(1..=3);
@@ -151,7 +153,7 @@ fn served_by(job: &Job, number: u64, script: String) -> Start {
     Start { server: Some(server), ..Start::new(command, Work::Run, script) }
 }
 
-/// One of two subjects whose jobs have everything else in common: user, rule, command and state directory.
+/// One of two subjects. Their jobs have the same user, rule, command and state directory.
 fn of_a_subject(job: &Job, subjects: &Subjects, random: &mut fastrand::Rng) -> Start {
     let subject = random.choice(Subjects::ALL).expect("there are two");
     let command = subjects.identity_command();
@@ -167,13 +169,13 @@ fn of_a_subject(job: &Job, subjects: &Subjects, random: &mut fastrand::Rng) -> S
     Start { subject: Some(subject), ..start }
 }
 
-/// Not a job of a CI that tells its jobs apart.
+/// Removes the variables of a CI that identify a job.
 fn without_a_ci(command: &mut Command) -> &mut Command {
     command.env_remove(REQUEST_URL).env_remove("ACTIONS_ID_TOKEN_REQUEST_TOKEN")
 }
 
-/// With a home, a temporary directory and so a state directory whose names are not UTF-8. `start` alone refuses them: later
-/// steps find its run by variables and JSON, which are text.
+/// Uses a home, a temporary directory and thus a state directory whose names are not UTF-8. Only `start` rejects them:
+/// later steps find its run through variables and JSON, which are text.
 fn in_odd_places(job: &Job, number: u64, random: &mut fastrand::Rng) -> Start {
     let mut start = match random.u8(0..4) {
         0..2 => in_the_job(job, random),
@@ -192,13 +194,13 @@ fn move_to_odd_places(job: &Job, command: &mut Command) {
     command.env(REQUEST_URL, request_url_of(job, "odd"));
 }
 
-/// Who has another state directory is another caller for the identity endpoint, which repeats itself to each caller alone:
-/// single use is kept within one state directory.
+/// A process with another state directory is another caller of the identity endpoint, which repeats a token only to the
+/// same caller. Single use is guaranteed within one state directory.
 fn request_url_of(job: &Job, caller: &str) -> String {
     format!("{}&caller={caller}", job.sandbox.identity_token_request_url())
 }
 
-/// As a plain user in the same temporary directory, or as the root of a user namespace of that user.
+/// Runs as another user in the same temporary directory, or as root of a user namespace of that user.
 fn as_a_user(job: &Job, as_root_of_a_namespace: bool, random: &mut fastrand::Rng) -> Start {
     let start = in_the_job(job, random);
     let user = if as_root_of_a_namespace { "root of a user namespace" } else { "a plain user" };
@@ -212,8 +214,8 @@ fn of_a_user(job: &Job, as_root_of_a_namespace: bool, of_ours: &Command) -> Comm
     if as_root_of_a_namespace {
         command.args(["unshare", "--user", "--map-root-user"]);
     }
-    // The library that steps the clock is loaded by the user's processes, and by none of root's that become them: it
-    // names its semaphore for the process.
+    // Only the user's processes load the library that steps the clock, not root's processes that become them: it names
+    // its semaphore after the process.
     command.args(["env", &format!("LD_PRELOAD={}", job.variable("LD_PRELOAD").unwrap_or_default())]);
     command.arg(job.variable("WIFSHARE").expect("every job has it")).args(of_ours.get_args());
     let variables = of_ours.get_envs().filter_map(|(name, value)| Some((name, value?)));
@@ -222,7 +224,7 @@ fn of_a_user(job: &Job, as_root_of_a_namespace: bool, of_ours: &Command) -> Comm
         .envs(variables)
         .env_remove("LD_PRELOAD")
         .env("HOME", job.path(HOME_OF_USER))
-        // The root of a namespace finds the real root's state in the job's directory, and takes the next place.
+        // The root of a namespace finds the real root's state in the job's directory, and uses the next location.
         .env("TMPDIR", job.path(HOME_OF_USER))
         .current_dir(job.path("."));
     command.env(REQUEST_URL, request_url_of(job, if as_root_of_a_namespace { "namespace" } else { "user" }));
@@ -230,8 +232,8 @@ fn of_a_user(job: &Job, as_root_of_a_namespace: bool, of_ours: &Command) -> Comm
     command
 }
 
-/// What a plain user needs of the job: its directory, as open as a runner's temporary directory, a home, and the program
-/// at a place that is open to all.
+/// Prepares the job for another user: a directory as open as a runner's temporary directory, a home, and the program in
+/// a place that every user can read.
 pub(crate) fn let_users_in(job: &mut Job, subjects: &Subjects) {
     use rustix::fs::{Mode, chmod};
 
@@ -239,11 +241,11 @@ pub(crate) fn let_users_in(job: &mut Job, subjects: &Subjects) {
     std::fs::create_dir(&home).expect("a new job has none");
     job.set("WIFSHARE", &subjects.copy(WIFSHARE));
     chmod(job.path("."), Mode::from_raw_mode(0o1777)).expect("the directory is ours");
-    // Only root can.
+    // Only root can change the owner.
     let _ = std::os::unix::fs::chown(home, USER.parse().ok(), None);
 }
 
-/// A run of each identity, subject, place and user: what it leaves is what stays.
+/// Runs once more for each identity, subject, location and user. The files that remain afterwards are leaks.
 pub(crate) fn last_of_each(job: &Job, subjects: &Subjects, bereft: &[u64]) -> Vec<Command> {
     let run = |options: &[&str]| job.wifshare(&[&["exec"], options, &["--", "true"]].concat());
     let of_jobs = bereft.iter().map(|number| format!("wrkspc_job{number}")).collect::<Vec<_>>();

@@ -1,20 +1,21 @@
-//! Tens of processes at a time, killed, stopped and ended from outside, while the endpoints fail by script.
+//! Runs tens of processes at a time and kills, stops and ends them, while the endpoints fail by script.
 //!
 //! ```sh
 //! cargo test -p wifshare-cli --test chaos
 //! WIFSHARE_CHAOS_SECONDS=600 cargo test -p wifshare-cli --release --test chaos -- --nocapture
 //! ```
 //!
-//! Every decision comes from one seed, which is printed and can be given again as `WIFSHARE_CHAOS_SEED`; how the
-//! processes meet is the machine's own. Time alternates between *calm*, when processes, keepers and gateways are killed and
-//! ended, identity tokens come twice and single requests fail, and *storms*, when whole endpoints fail, processes are stopped for longer
-//! than a token lives, tokens are revoked, and the clock of all processes steps. What has to hold:
+//! Every decision comes from one seed, which is printed and can be given as `WIFSHARE_CHAOS_SEED`. How the processes
+//! interleave depends on the machine. Time alternates between *calm* and *storms*. In calm, processes, keepers and
+//! gateways are killed and ended, identity tokens come twice, and single requests fail. In storms, whole endpoints fail,
+//! processes are stopped for longer than a token lives, tokens are revoked, and the clock of all processes steps. The
+//! invariants:
 //!
 //! - always: no identity token is sent twice, no secret is in any output, every state file can be read, and each of two
-//!   subjects is served its own credential;
+//!   subjects receives its own credential;
 //! - in calm: every process that was not killed, ended or stopped is served, and no request of a child is refused;
-//! - in a storm and [`RECOVERY`] after it: whoever is not served says one of [`EXCUSED`];
-//! - afterwards: one more run of each key, and nothing secret is left.
+//! - in a storm and [`RECOVERY`] after it: a process that is not served reports one of [`EXCUSED`];
+//! - afterwards: one more run of each key succeeds, and no secret remains.
 #![cfg(unix)]
 #![expect(clippy::unwrap_used, reason = "a test fails loudly, and its line is the reason")]
 #![expect(clippy::disallowed_methods, reason = "tests stand outside the border: they make the world that is handed in")]
@@ -37,8 +38,9 @@ use processes::Crowd;
 use subjects::Subjects;
 use weather::Weather;
 
-/// How a process may fail in a storm, by the name of its error: an endpoint was busy, silent or out of order, or it
-/// failed a moment ago and that is remembered (503 of the identity endpoint is told as `identity-refused`). Nothing else is an excuse.
+/// The error codes with which a process may fail in a storm: an endpoint was busy, silent or invalid, or it failed a
+/// moment ago and the failure is cached (503 of the identity endpoint is reported as `identity-refused`). No other
+/// error is excused.
 const EXCUSED: [&str; 11] = [
     "endpoint-busy",
     "answer-lost",
@@ -53,11 +55,11 @@ const EXCUSED: [&str; 11] = [
     "run-not-renewed",
 ];
 
-/// After a storm: a refusal is remembered for 5 s, three tries with their pauses take 3 s, and a revoked token is held
-/// until its successor is due.
+/// Recovery time after a storm: a failure is cached for 5 s, three attempts with their pauses take 3 s, and a revoked
+/// token is held until its renewal is due.
 const RECOVERY: f64 = 9.0;
 
-/// After a storm in which an endpoint also refused or led elsewhere: that is remembered for 30 s.
+/// Recovery time after a storm in which an endpoint also refused or redirected. Such a failure is cached for 30 s.
 const LONG_RECOVERY: f64 = 34.0;
 
 #[test]
@@ -101,7 +103,7 @@ fn chaos() {
     assert!(seconds < LONG || never_met.is_empty(), "a run of ten minutes meets every fault, but for {never_met:?}");
 }
 
-/// The wall clock in seconds, which the children's `date` tells too.
+/// Returns the wall clock in seconds. The children's `date` prints the same clock.
 fn now() -> f64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64()
 }

@@ -1,4 +1,4 @@
-//! The processes of the job: what they do, what is done to them, and whether they were served.
+//! The processes of the job: what they do, what happens to them, and whether they were served.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -22,7 +22,7 @@ use crate::{EXCUSED, now};
 /// The subject of the mock server's identity tokens.
 const JOBS_OWN: &str = "repo:octo-org/octo-repo:ref:refs/heads/main";
 
-/// How many live at a time.
+/// The number of living processes.
 const CROWD: usize = 20;
 
 pub(crate) struct Crowd {
@@ -31,21 +31,21 @@ pub(crate) struct Crowd {
     base_url: String,
     started: u64,
     with_a_server: u64,
-    /// Jobs whose keeper was killed: nobody ends the run that it kept.
+    /// Jobs whose keeper was killed. Nothing ends the run of that keeper.
     bereft: Vec<u64>,
     served: u64,
     excused: u64,
     kills: u64,
     ends: u64,
     stops: u64,
-    /// Keepers and gateways that were killed, and not the job that they serve.
+    /// Keepers and gateways that were killed while their job continued.
     servers_killed: u64,
     errors_into_files: u64,
     refused: u64,
     subjects_seen: u64,
     subjects_confused: u64,
     requests_refused_in_storms: u64,
-    /// What may not be, in words.
+    /// Descriptions of broken invariants.
     complaints: Vec<String>,
     unserved: u64,
     requests_refused: u64,
@@ -71,14 +71,14 @@ struct Process {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
-    /// Nobody laid hands on it: it has to be served.
+    /// The process was not disturbed: it must be served.
     None,
     Killed,
-    /// It was sent SIGTERM.
+    /// The process received SIGTERM.
     Ended,
-    /// It was stopped for a while.
+    /// The process was stopped for a while.
     Stopped,
-    /// Its keeper or gateway was killed: requests fail from then on, and a later command has to be served.
+    /// The keeper or gateway was killed: requests fail from then on, and a later command must be served.
     Bereft,
 }
 
@@ -86,7 +86,7 @@ struct End {
     number: u64,
     at: f64,
     ended: Ended,
-    /// What the API said to the token that was printed.
+    /// The API's status for the printed token.
     status: Option<u16>,
 }
 
@@ -122,7 +122,7 @@ impl Crowd {
         }
     }
 
-    /// New ones come, one is killed or ended now and then, and the stopped go on.
+    /// Starts new processes, sometimes kills or ends one, and continues the stopped ones.
     pub(crate) fn change(&mut self, job: &Job, subjects: &Subjects, is_stormy: bool, random: &mut fastrand::Rng) {
         if self.living.len() < CROWD {
             self.start(job, subjects, random);
@@ -154,7 +154,7 @@ impl Crowd {
         let Start { mut command, work: what, described: arguments, subject, refused_with, server } =
             kinds::any(job, subjects, number, random);
         self.with_a_server += u64::from(server.is_some());
-        // What a step with `2> file` leaves: there no line may mask a secret by showing it.
+        // The result of a step with `2> file`: no mask line may be written there, because it would show the secret.
         let errors = (random.u8(0..4) == 0).then(|| job.path(&format!("errors-{number}")));
         if let Some(path) = &errors {
             self.errors_into_files += 1;
@@ -186,7 +186,7 @@ impl Crowd {
                 Work::Token if ended.code == 0 => ask(&base_url, ended.stdout.trim()),
                 _ => None,
             };
-            // Nobody waits any more when the test has failed already.
+            // The receiver is gone if the test has failed already.
             drop(sender.send(End { number, at: now(), ended, status }));
         });
     }
@@ -195,7 +195,7 @@ impl Crowd {
         let untouched = self.living.values_mut().filter(|process| process.fate == Fate::None);
         let Some(process) = random.choice(untouched.collect::<Vec<_>>()) else { return };
         match random.u8(0..10) {
-            // With its child, and alone: then its child goes on for a while without it.
+            // With its child or alone. In the second case the child continues for a while without it.
             0..=5 => {
                 process.fate = Fate::Killed;
                 let _ = kill_process_group(process.pid, Signal::KILL);
@@ -214,7 +214,7 @@ impl Crowd {
         }
     }
 
-    /// Kills a keeper or a gateway that serves a job, which goes on.
+    /// Kills a keeper or a gateway whose job continues.
     fn kill_a_server(&mut self, random: &mut fastrand::Rng) {
         let untouched = self.living.iter_mut().filter(|(_, process)| process.fate == Fate::None);
         let served = untouched.filter_map(|(number, process)| Some((*number, process.server()?, process)));
@@ -230,12 +230,12 @@ impl Crowd {
         &self.bereft
     }
 
-    /// Stops a few for about as long as a token lives, wherever they are: holding a lock, say.
+    /// Stops some processes for about a token's lifetime, wherever they are: for example while they hold a lock.
     pub(crate) fn stop_some(&mut self, random: &mut fastrand::Rng) {
         for process in self.living.values_mut().filter(|process| process.fate == Fate::None) {
             if random.u8(0..8) == 0 {
                 process.fate = Fate::Stopped;
-                // Alone or with its child; the end of the storm lets all go on.
+                // Alone or with the child. The end of the storm continues all of them.
                 let _ = match random.bool() {
                     true => kill_process_group(process.pid, Signal::STOP),
                     false => kill_process(process.pid, Signal::STOP),
@@ -260,7 +260,8 @@ impl Crowd {
         }
     }
 
-    /// The files that hold a secret when everybody had time to end, keepers too, of which nobody waits for the end.
+    /// Returns the files that hold a secret after all processes had time to end, including keepers, which nothing waits
+    /// for.
     pub(crate) fn left_behind(&self, job: &Job) -> Vec<PathBuf> {
         let start = now();
         loop {
@@ -272,11 +273,11 @@ impl Crowd {
         }
     }
 
-    /// Looks at those who have ended.
+    /// Checks the processes that have ended.
     pub(crate) fn judge(&mut self, job: &Job, weather: &Weather) {
         while let Ok(end) = self.ended.1.try_recv() {
             let Some(process) = self.living.remove(&end.number) else { continue };
-            // What a killed one left running.
+            // Kills what a killed process left running.
             let _ = kill_process_group(process.pid, Signal::KILL);
             self.judge_one(job, weather, &process, &end);
         }
@@ -299,7 +300,8 @@ impl Crowd {
         self.judge_subject(job, process, end);
         let was_stopped = process.fate == Fate::Stopped;
         for line in stdout.lines().filter(|_| process.what == Work::Run) {
-            // A keeper that was killed and swept took what a later command could sign in with: it has to say so.
+            // A killed and swept keeper took the sign-in data of later commands with it. Such a command must report
+            // that.
             if process.fate == Fate::Bereft && (line.starts_with("refused ") || line.starts_with("over ")) {
                 continue;
             }
@@ -342,7 +344,7 @@ impl Crowd {
         }
     }
 
-    /// Whoever printed an access token got that of its own subject.
+    /// Checks that a printed access token belongs to the subject of its process.
     fn judge_subject(&mut self, job: &Job, process: &Process, end: &End) {
         if process.what != Work::Token || end.ended.code != 0 {
             return;
@@ -359,7 +361,7 @@ impl Crowd {
         }
     }
 
-    /// Every credential is whole, and so is every line of the ledger. A line that is being written is looked at again.
+    /// Checks that every credential and every line of the ledger is complete. Reads a line again that is being written.
     pub(crate) fn look_at_state(&mut self, job: &Job) {
         self.looks_at_state += 1;
         let is_whole = || {
@@ -382,7 +384,7 @@ impl Crowd {
         }
     }
 
-    /// What a process leaves that was killed while it wrote a credential.
+    /// Writes the file that a process leaves if it is killed while it writes a credential.
     fn plant_a_damaged_file(&mut self, job: &Job, random: &mut fastrand::Rng) {
         let secrets = job.sandbox.secrets();
         let Some(secret) = secrets.iter().rev().find(|secret| secret.starts_with("sk-ant-")) else { return };
@@ -440,7 +442,7 @@ impl Crowd {
 }
 
 impl Process {
-    /// The keeper or gateway, once it serves: a keeper's run directory begins with its process id.
+    /// Returns the keeper or gateway once it serves. A keeper's run directory begins with its process id.
     fn server(&self) -> Option<Pid> {
         let named = std::fs::read_to_string(self.server.as_ref()?).ok()?;
         let name = named.trim().rsplit('/').next()?;
@@ -454,7 +456,7 @@ impl Process {
     }
 }
 
-/// The state directories: of each user, and in the places that processes were given.
+/// Returns the state directories of each user, and those at the locations given to processes.
 fn states(job: &Job) -> Vec<PathBuf> {
     let inside = |place: &PathBuf| -> Vec<PathBuf> {
         let entries = std::fs::read_dir(place).into_iter().flatten().flatten();
@@ -465,8 +467,8 @@ fn states(job: &Job) -> Vec<PathBuf> {
     places.iter().flat_map(inside).chain(places.clone()).filter(is_state).collect()
 }
 
-/// Asks the API with a token that somebody was served, and tells the status. A short program of our own: the answer
-/// must not depend on the code under test.
+/// Sends a request to the API with an access token and returns the status. The client is written here, because the
+/// result must not depend on the code under test.
 fn ask(base_url: &str, token: &str) -> Option<u16> {
     let address = base_url.strip_prefix("http://")?;
     let mut stream = TcpStream::connect(address).ok()?;

@@ -1,4 +1,4 @@
-//! Two subjects whose identity tokens come from one command, as from an agent that a host's jobs share.
+//! Two subjects whose identity tokens come from one command, like an agent shared by the jobs of a host.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -7,13 +7,13 @@ use std::process::{Command, Stdio};
 use crate::job::Job;
 
 pub(crate) struct Subjects {
-    /// Outside of the job's directory: identity tokens that nobody took are no leak.
+    /// Outside the job's directory, because unused identity tokens are no leak.
     directory: tempfile::TempDir,
     issued: u64,
     pub(crate) has_user_namespaces: bool,
 }
 
-/// Prints an identity token of `$SUBJECT` that no other process gets: who renames it has it.
+/// Prints an identity token of `$SUBJECT` that no other process gets: the process that renames the file owns it.
 const COMMAND: &str = r#"#!/bin/sh
 cd "$(dirname "$0")" || exit
 for token in "$SUBJECT"/*; do
@@ -54,7 +54,7 @@ impl Subjects {
         self.directory.path().join("identity").to_str().unwrap().to_owned()
     }
 
-    /// A copy of a program where every user finds it, and where no secret is looked for in it.
+    /// Copies a program to a place that every user can read and that is not searched for secrets.
     pub(crate) fn copy(&self, program: &str) -> String {
         let copy = self.directory.path().join("wifshare");
         std::fs::copy(program, &copy).unwrap();
@@ -65,7 +65,7 @@ impl Subjects {
         format!("repo:octo-org/octo-repo:environment:{subject}")
     }
 
-    /// Puts new identity tokens in the place of those taken.
+    /// Replaces the used identity tokens with new ones.
     pub(crate) fn restock(&mut self, job: &Job) {
         for subject in Self::ALL {
             let stock: PathBuf = self.directory.path().join(subject);

@@ -1,4 +1,4 @@
-//! Calm and storm: what fails when, and what that excuses.
+//! The fault schedule of calm and storms, and the failures that it excuses.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,11 +12,11 @@ use crate::{LONG_RECOVERY, RECOVERY, now};
 pub(crate) struct Weather {
     begun: f64,
     end: f64,
-    /// When each storm began, when it ended, and how long its consequences last.
+    /// For each storm: its begin, its end, and the recovery time after it.
     storms: Vec<(f64, f64, f64)>,
     next_fault: f64,
     next_round: f64,
-    /// What was scripted last, to be counted when it has been taken.
+    /// The faults scripted last. They are counted once they were used.
     scripted: (Vec<Fault>, Vec<Fault>),
     taken: BTreeMap<String, u32>,
     revocations: u32,
@@ -24,7 +24,7 @@ pub(crate) struct Weather {
 }
 
 impl Weather {
-    /// A calm beginning; a round is calm, storm and recovery.
+    /// Begins with calm. Each round is calm, a storm and recovery.
     pub(crate) fn new(seconds: u64) -> Weather {
         const BEGINNING: f64 = 5.0;
         let begun = now();
@@ -49,17 +49,17 @@ impl Weather {
         self.storms.last().is_some_and(|(_, end, _)| now() < *end)
     }
 
-    /// When the last storm has no consequences any more.
+    /// Returns when the last storm has no effect any more.
     pub(crate) fn well_from(&self) -> f64 {
         self.storms.last().map_or(self.begun, |(_, end, recovery)| end + recovery)
     }
 
-    /// When the storms were, to be compared with a complaint.
+    /// Returns the times of the storms, for comparison with a complaint.
     pub(crate) fn storms(&self) -> String {
         self.storms.iter().map(|(begin, end, _)| format!("{begin:.1}-{end:.1} ")).collect()
     }
 
-    /// Whether there was a storm, or its consequences, at any moment between these two.
+    /// Returns whether there was a storm, or its recovery, between these two times.
     pub(crate) fn excuses(&self, from: f64, to: f64) -> bool {
         self.storms.iter().any(|(begin, end, recovery)| from < end + recovery && to > *begin)
     }
@@ -68,8 +68,8 @@ impl Weather {
         let moment = now();
         let was_stormy = self.storms.last().is_some_and(|(_, end, _)| end.is_finite());
         if moment >= self.next_round && moment + 4.0 < self.end {
-            // Long enough for a stop of more than a token's life; and calm for a while after the recovery.
-            // Each second one is of the kind that is remembered for long.
+            // Long enough for a stop of more than a token's lifetime, and with calm after the recovery. Every second
+            // storm has failures that are cached for 30 s.
             let recovery = if self.storms.len() % 2 == 1 { LONG_RECOVERY } else { RECOVERY };
             self.storms.push((moment, moment + 9.0 + random.f64(), recovery));
             self.next_round = self.well_from() + 9.0;
@@ -86,12 +86,12 @@ impl Weather {
             self.next_fault = moment + 1.0 + random.f64();
         } else {
             self.breeze(job, random);
-            // Three tries of one process take two and a half seconds at most: so no more than two of them meet a failure.
+            // Three attempts of one process take two and a half seconds at most, so that at most two of them fail.
             self.next_fault = moment + 3.0 + random.f64();
         }
     }
 
-    /// The end of a storm: everything answers again, and who was stopped goes on.
+    /// Ends a storm: all endpoints answer again, and stopped processes continue.
     pub(crate) fn clear(&mut self, job: &Job, crowd: &mut Crowd) {
         crowd.let_all_go_on();
         clock::set(job, 0);
@@ -101,7 +101,7 @@ impl Weather {
         }
     }
 
-    /// A single failure, which nobody may notice.
+    /// Scripts a single failure. No process may fail because of it.
     fn breeze(&mut self, job: &Job, random: &mut fastrand::Rng) {
         let mut one_at = |endpoint| {
             let kinds = self.least_met(at(endpoint, breezes()), random);
@@ -111,7 +111,7 @@ impl Weather {
         self.script(job, exchange, identity, random.u64(4..=8));
     }
 
-    /// One after another until somebody fails; what was met least so far comes first.
+    /// Scripts faults until some process fails. The faults that occurred least come first.
     fn storm(&mut self, job: &Job, crowd: &mut Crowd, random: &mut fastrand::Rng) {
         let is_remembered_for_long = self.storms.last().is_some_and(|(_, _, recovery)| *recovery == LONG_RECOVERY);
         let (mut exchange, mut identity) = (Vec::new(), Vec::new());
@@ -128,7 +128,7 @@ impl Weather {
                 exchange = self.least_met(at(Endpoint::Exchange, failures()), random);
                 exchange.truncate(6);
             }
-            // Whoever hears one asks no more for a while.
+            // A process that receives one of these sends no request for a while.
             _ => match self.least_met_first(refusals(), random) {
                 (Endpoint::Exchange, fault) => exchange = vec![fault],
                 (Endpoint::Identity, fault) => identity = vec![fault; 3],
@@ -157,19 +157,19 @@ impl Weather {
         kinds
     }
 
-    /// Every kind of fault that was in no answer.
+    /// Returns every kind of fault that has not occurred in a response.
     pub(crate) fn never_met(&self) -> BTreeSet<String> {
         let kinds = [breezes(), failures(), refusals()].concat();
         kinds.iter().map(name).filter(|name| !self.taken.contains_key(name)).collect()
     }
 
-    /// The clock of every process steps by a minute or two, ahead or back: more than what is forgiven as inexact.
+    /// Steps the clock of every process by one or two minutes, forward or back. That is more than the clock tolerance.
     fn step_the_clock(&mut self, job: &Job, random: &mut fastrand::Rng) {
         let seconds = random.i64(45..=120) * if random.bool() { 1 } else { -1 };
         self.clock_steps += u32::from(clock::set(job, seconds));
     }
 
-    /// Replaces the script and counts what was taken of the one before.
+    /// Replaces the script and counts the used faults of the previous one.
     fn script(&mut self, job: &Job, exchange: Vec<Fault>, identity: Vec<Fault>, lifetime: u64) {
         let left = job.sandbox.settings();
         let next = (exchange.clone(), identity.clone());
@@ -191,7 +191,7 @@ impl Weather {
         }
     }
 
-    /// The figures of the crowd with ours, as a table.
+    /// Combines these figures with those of the crowd in a table.
     pub(crate) fn figures(&self, crowd: &[(String, u64)]) -> String {
         let stormy: f64 = self.storms.iter().map(|(begin, end, recovery)| end + recovery - begin).sum();
         let whole = self.end.max(self.well_from()) - self.begun;
@@ -208,7 +208,7 @@ impl Weather {
     }
 }
 
-/// Where a fault is scripted.
+/// The endpoint of a scripted fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Endpoint {
     Exchange,
@@ -217,7 +217,7 @@ enum Endpoint {
 
 type Kind = (Endpoint, Fault);
 
-/// What nobody may notice when it happens once.
+/// Faults that cause no failure if they occur once.
 fn breezes() -> Vec<Kind> {
     let exchange = [
         Fault::DropBeforeCommit,
@@ -236,7 +236,7 @@ fn breezes() -> Vec<Kind> {
     kinds(exchange, identity)
 }
 
-/// What may pass, and is forgotten soon.
+/// Transient failures, which are cached for a short time.
 fn failures() -> Vec<Kind> {
     let exchange = [
         status(500),
@@ -265,7 +265,7 @@ fn failures() -> Vec<Kind> {
     kinds(exchange, identity)
 }
 
-/// What is remembered for half a minute.
+/// Refusals, which are cached for 30 s.
 fn refusals() -> Vec<Kind> {
     let exchange = [
         status(400),
