@@ -277,7 +277,7 @@ mod tests {
         assert_eq!(changes("a'$(b) c").for_a_shell().lines().next(), Some("export A='a'\\''$(b) c';"));
     }
 
-    /// A file of GitHub's, read as its runner does: line by line, a delimiter ends a value.
+    /// Parses a file of GitHub's as its runner does: line by line, a delimiter ends a value.
     fn as_the_runner_reads(text: &str) -> BTreeMap<String, String> {
         let mut lines = text.split('\n');
         let mut read = BTreeMap::new();
@@ -313,7 +313,7 @@ mod tests {
             Ok(())
         });
         outcome.expect("every value is found");
-        // A real shell, for a few that are known to hurt.
+        // A real shell reads some values that often break quoting.
         for value in ["", "a b", "it's", "$(exit 3)", "`x`", "a\nb", "\\", "!!", "-n"] {
             shell_lines.push_str(&format!("{}printf '%s|' \"$A\"\n", *changes(value).for_a_shell()));
         }

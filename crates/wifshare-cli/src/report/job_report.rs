@@ -556,7 +556,7 @@ pub(crate) mod tests {
         What::RunEnded { credential: "removed".to_owned() }
     }
 
-    /// A run of one exchange, whose command starts two clients.
+    /// A run with one exchange. Its command starts two clients.
     pub(crate) fn events() -> Vec<Event> {
         let accepted = What::ExchangeAccepted { generation: 1, expires_at: at(600) };
         vec![
@@ -592,7 +592,7 @@ pub(crate) mod tests {
                 accepted: 1,
                 shared: 1,
                 opened: 2,
-                // Two that opened the credential, and the caller.
+                // Two processes that opened the credential, and the caller.
                 exchanges_without: Some(3),
                 refusals_avoided: Some(2),
                 longest_wait_ms: 1500,

@@ -284,7 +284,7 @@ mod tests {
     fn timeline_has_a_bar_for_each_process_and_a_description() {
         let svg = alone(&report(events()));
         for (class, number) in [("run", 1), ("command", 1), ("descendant", 2), ("caller", 1), ("exchange", 1)] {
-            // One more stands in the legend.
+            // The legend contains one more.
             assert_eq!(svg.matches(&format!("<rect class=\"{class}\"")).count(), number + 1, "{class}");
         }
         assert!(svg.contains("<desc id=\"timeline-description\">From 01:46:40"), "{svg}");

@@ -14,13 +14,13 @@ fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
 }
 
-/// A part of the action, with these inputs.
+/// Returns the command for a part of the action with these inputs.
 fn part(runner: &Runner, part: &str, inputs: &[(&str, &str)]) -> Command {
     let script = repository().join("action").join(format!("{part}.mjs"));
     let node = node();
     let mut command = runner.job.command(node.to_str().unwrap(), &[script.to_str().unwrap()]);
     let inputs = [("binary", WIFSHARE)].iter().chain(inputs);
-    // Scripts that look for node in PATH find the same.
+    // Scripts that look for node in PATH find the same one.
     let path = std::env::var("PATH").unwrap();
     command.env("PATH", node.parent().map_or(path.clone(), |bin| format!("{}:{path}", bin.display())));
     command.envs(inputs.map(|(name, value)| (format!("INPUT_{}", name.to_uppercase()), value)));
@@ -30,7 +30,7 @@ fn part(runner: &Runner, part: &str, inputs: &[(&str, &str)]) -> Command {
     command
 }
 
-/// A job whose ids are known to the action's inputs alone.
+/// A job whose ids are only in the action's inputs.
 fn runner_with_inputs(mut job: Job) -> (Runner, Vec<(&'static str, String)>) {
     let names = [
         ("anthropic_federation_rule_id", "ANTHROPIC_FEDERATION_RULE_ID"),
@@ -59,7 +59,7 @@ fn assert_nothing_is_left(runner: &Runner) {
     eventually("no run is left", || !left.iter().any(|path| path.ends_with("keeper.json") && path.exists()));
 }
 
-/// A script that has this claude say something, with a home of its own.
+/// Returns a script that runs one query of this claude with its own home.
 fn ask(client: &str) -> String {
     format!(
         r#"mkdir -p home-{client} && cd home-{client} && HOME=$PWD "$CLIENTS/{client}" -p 'say hi' \
@@ -89,7 +89,7 @@ fn clients_in_parallel_steps_share_the_exchange_of_the_action() {
 #[test]
 fn action_with_gateway_serves_clients_and_hides_the_credential() {
     let Some(mut job) = job_with_clients(settings()) else { return };
-    // Nobody listens there: what is asked of the gateway must not be asked of a proxy.
+    // Nothing listens there: requests to the gateway must not use the proxy.
     job.set("HTTP_PROXY", "http://127.0.0.1:9");
     job.set("NO_PROXY", "internal.example");
     let (mut runner, mut inputs) = runner_with_inputs(job);
@@ -225,11 +225,11 @@ fn signal_to_action_main_is_forwarded_and_leaves_no_files() {
     assert_nothing_is_left(&runner);
 }
 
-/// As the runner cancels, with a shorter patience: INT, TERM, KILL.
+/// Cancels like the runner, with shorter pauses: INT, TERM, KILL.
 fn cancel(child: &std::process::Child) {
     let group = Pid::from_child(child);
     for signal in [Signal::INT, Signal::TERM, Signal::KILL] {
-        // It may be gone by then.
+        // The process may have ended already.
         let _ = kill_process_group(group, signal);
         std::thread::sleep(std::time::Duration::from_millis(200));
     }
@@ -255,9 +255,10 @@ fn every_declared_action_input_is_read() {
     }
 }
 
-/// What the base action of claude-code-action does once it has its inputs (base-action/src/workload-identity.ts at
-/// 007b8384, install-plugins.ts, parse-sdk-options.ts): it asks for an identity token, writes it to a file, leaves a
-/// profile that is chosen already alone, installs plugins one by one, and starts the query without GitHub's variables.
+/// The steps of claude-code-action's base action after it has its inputs (base-action/src/workload-identity.ts at
+/// 007b8384, install-plugins.ts, parse-sdk-options.ts): it requests an identity token, writes it to a file, does not
+/// change a profile that is selected already, installs plugins one by one, and starts the query without GitHub's
+/// variables.
 const BASE_ACTION: &str = r#"
     dir="$RUNNER_TEMP/claude-workload-identity"; (umask 077; mkdir -p "$dir")
     "$CURL" "$dir/identity-token"
@@ -272,7 +273,7 @@ const BASE_ACTION: &str = r#"
         --output-format text < /dev/null; code=$?
     rm -rf "$dir"; exit $code"#;
 
-/// Asks GitHub's endpoint as the toolkit's `getIDToken` does.
+/// Sends a request to GitHub's endpoint like the toolkit's `getIDToken`.
 const GET_ID_TOKEN: &str = r#"#!/usr/bin/env node
 const { ACTIONS_ID_TOKEN_REQUEST_URL: url, ACTIONS_ID_TOKEN_REQUEST_TOKEN: bearer } = process.env;
 const answer = await fetch(`${url}&audience=${encodeURIComponent("https://api.anthropic.com")}`,
@@ -302,7 +303,7 @@ fn base_action_after_the_action_makes_no_exchange() {
         command.env("CURL", &get_id_token).env("CLIENT", client);
         command.env("MARKETPLACE", repository().join("tests/clients/marketplace"));
         let mut step = command;
-        // The action's own inputs, which it puts into the environment of its step: they go before what GITHUB_ENV says.
+        // The action's own inputs, which it adds to the environment of its step. They override GITHUB_ENV.
         step.envs(&runner.variables);
         step.envs(ids.iter().map(|(name, value)| (*name, value)));
         let kept = std::mem::take(&mut runner.variables);
@@ -337,7 +338,7 @@ fn post_without_the_binary_ends_the_keeper_itself() {
         let said = if is_killed { "removed the run's directory" } else { "ended the keeper (pid " };
         assert!(ended.stdout.contains(said), "{}", ended.stdout);
         assert_nothing_is_left(&runner);
-        // Once more, as after a `stop` of the job's own.
+        // A second time, like after the job's own `stop`.
         let again = part(&runner, "post", &[("binary", "/nonexistent/wifshare")]);
         assert!(runner.step(again).stdout.contains("nothing was left of the run"));
     }

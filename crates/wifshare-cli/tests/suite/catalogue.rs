@@ -1,4 +1,4 @@
-//! The catalogue of errors, as people read it: in the terminal and in the documents.
+//! The catalogue of errors, in the terminal and in the documents.
 
 use std::path::Path;
 

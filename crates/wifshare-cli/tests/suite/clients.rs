@@ -1,4 +1,4 @@
-//! The real clients, as people have them: three versions of claude, the Python SDK and the TypeScript SDK.
+//! The real clients: three versions of claude, the Python SDK and the TypeScript SDK.
 
 use std::path::PathBuf;
 
@@ -9,10 +9,11 @@ use crate::job::{Ended, Job, eventually, finish, settings};
 pub(crate) const ALL: [&str; 5] =
     ["claude-2.1.173", "claude-2.1.240", "claude-2.1.330", "ask-python", "ask-typescript"];
 
-/// The SDKs before and after the majors of October 2026, which put the federation variables before an active profile.
+/// The SDKs before and after the major versions of October 2026, which prefer the federation variables to an active
+/// profile.
 const SDKS: [&str; 4] = ["ask-python-1.17.0", "ask-python", "ask-typescript-0.137.0", "ask-typescript"];
 
-/// Runs one client with a fresh home, and says who failed and how. `one NAME HOME [OPTION]...`
+/// Runs one client with a fresh home and prints which client failed and how. `one NAME HOME [OPTION]...`
 pub(crate) const ONE: &str = r#"
     one() {
         name=$1; home=$PWD/home-$2; shift 2; mkdir -p "$home/work"
@@ -24,12 +25,13 @@ pub(crate) const ONE: &str = r#"
     }
 "#;
 
-/// Where `tests/clients/install` puts them; `None`, with a message, where it has not run. Under CI that is a failure.
+/// Returns the directory of `tests/clients/install`, or `None`, with a message, if it has not run. Under CI that is a
+/// failure.
 pub(crate) fn clients() -> Option<PathBuf> {
     installed(&[ALL.as_slice(), &SDKS].concat())
 }
 
-/// The directory of programs that `tests/clients/install` installs, if it has all of these.
+/// Returns the directory of the programs that `tests/clients/install` installs, if it contains all of these.
 pub(crate) fn installed(programs: &[&str]) -> Option<PathBuf> {
     let bin = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../target/clients/bin");
     if programs.iter().all(|program| bin.join(program).exists()) {
@@ -40,7 +42,7 @@ pub(crate) fn installed(programs: &[&str]) -> Option<PathBuf> {
     None
 }
 
-/// The Node that `tests/clients/install` installs, for that of the system may be too old; without it, that one.
+/// Returns the Node of `tests/clients/install`, because the system's may be too old, or else the system's.
 pub(crate) fn node() -> PathBuf {
     installed(&["node"]).map_or_else(|| "node".into(), |bin| bin.join("node"))
 }
@@ -49,7 +51,7 @@ pub(crate) fn job_with_clients(settings: Settings) -> Option<Job> {
     let clients = clients()?;
     let mut job = Job::new(settings);
     job.set("CLIENTS", clients.to_str().unwrap());
-    // The SDKs' own runtimes stand where the machine has them.
+    // The SDKs' own runtimes are on the machine's PATH.
     job.set("PATH", &std::env::var("PATH").unwrap());
     job.set("IS_SANDBOX", "1");
     for name in [
@@ -110,7 +112,7 @@ fn ten_parallel_runs_with_clients_make_one_exchange() {
     }
 }
 
-/// What a job may have set that a client might prefer to what wifshare delivers.
+/// These settings of a job take precedence in a client over what wifshare delivers.
 #[test]
 fn delivery_wins_over_profiles_and_blank_keys_of_the_job() {
     for delivery in ["profile", "federation", "environment", "gateway"] {
@@ -132,7 +134,7 @@ fn delivery_wins_over_profiles_and_blank_keys_of_the_job() {
             exit $failed"#,
             SDKS.join(" ")
         );
-        // What the clients refuse to read if others could write or read it.
+        // The clients refuse to read these files if other users can write or read them.
         let umask = format!(r#"umask 000; exec "$WIFSHARE" exec --delivery {delivery} -- sh -c '{script}'"#);
         let ended = finish(job.command("sh", &["-c", &umask]).spawn().unwrap());
         assert_eq!((ended.code, ended.stdout.as_str()), (0, ""), "{delivery}: {}", ended.stderr);
@@ -164,7 +166,7 @@ fn bare_claude_error_names_the_required_delivery() {
     }
 }
 
-/// A profile of the user's own, with a credential that the API refuses.
+/// Writes a profile of the user with a credential that the API refuses.
 fn write_profile(directory: &std::path::Path, name: &str) {
     use std::os::unix::fs::PermissionsExt;
 
@@ -197,7 +199,7 @@ fn federating_client_under_federation_signs_in_repeatedly() {
     );
     let ended = job.exec(&["--delivery", "federation"], &script);
     assert_eq!((ended.code, ended.stdout.as_str()), (0, ""), "{}", ended.stderr);
-    // Ours, and one by each of them; without wifshare the second of them would have found a spent token.
+    // One exchange of wifshare, and one of each client. Without wifshare the second client would find a spent token.
     job.assert_exchanges(4);
 }
 
@@ -222,7 +224,7 @@ fn refused_client_obtains_a_token_that_all_others_use() {
 
 #[test]
 fn long_lived_client_continues_across_token_renewals() {
-    // The SDKs refuse a credential with 30 s left; 65 s is as short as they can live with.
+    // The SDKs refuse a credential with 30 s left. 65 s is the shortest lifetime that works for them.
     let Some(job) = job_with_clients(Settings { access_token_lifetime_s: 65, ..settings() }) else { return };
     let script = format!(
         r#"{ONE}
@@ -234,12 +236,12 @@ fn long_lived_client_continues_across_token_renewals() {
     assert_eq!((ended.code, ended.stdout.as_str()), (0, ""), "{}", ended.stderr);
     let counters = job.counters();
     assert_eq!(counters.messages_refused, 0);
-    // A renewal 26 s to 29 s after each, the first at the beginning.
+    // Each renewal is 26 s to 29 s after the one before. The first exchange is at the start.
     assert!((3..=4).contains(&counters.exchanges_accepted), "{counters:#?}");
     job.assert_nothing_sent_twice();
 }
 
-/// What a client sends as its credential: the values of these two headers in each request. Every request is refused.
+/// Records the values of a client's two credential headers in each request. Every request is refused.
 fn overheard(listener: std::net::TcpListener) -> std::sync::mpsc::Receiver<[Option<String>; 2]> {
     use std::io::{BufRead, BufReader, Write};
 
@@ -263,7 +265,7 @@ fn overheard(listener: std::net::TcpListener) -> std::sync::mpsc::Receiver<[Opti
     told
 }
 
-/// It gives the helper none of the job's variables, but the run's; what the helper prints goes into both headers.
+/// claude passes only the run's variables to the helper, and sends the helper's output in both headers.
 #[test]
 fn claude_sends_the_api_key_helper_output_inside_a_run() {
     for claude in ["claude-2.1.240", "claude-2.1.330"] {
@@ -273,7 +275,7 @@ fn claude_sends_the_api_key_helper_output_inside_a_run() {
         let heard = overheard(listener);
         let settings = job.path("home/.claude");
         std::fs::create_dir(&settings).unwrap();
-        // claude alone is sent elsewhere; 2.1.330 takes the variable from its helper by itself.
+        // Only claude uses the other address. 2.1.330 removes the variable from its helper's environment itself.
         let helper = format!("env -u ANTHROPIC_BASE_URL {} token --format api-key-helper", crate::job::WIFSHARE);
         std::fs::write(settings.join("settings.json"), serde_json::json!({ "apiKeyHelper": helper }).to_string())
             .unwrap();
@@ -281,7 +283,7 @@ fn claude_sends_the_api_key_helper_output_inside_a_run() {
             "ANTHROPIC_BASE_URL=$ELSEWHERE exec $CLIENTS/{claude} -p hi --model claude-sonnet-4-6 </dev/null >/dev/null 2>&1"
         );
         job.exec(&[], &script);
-        // It looks whether anybody is there first, without a credential.
+        // claude first sends a request without a credential, to check whether the server is reachable.
         let (bearer, key) = loop {
             let heard = heard.recv_timeout(std::time::Duration::from_secs(60)).unwrap();
             if let [bearer, Some(key)] = heard {

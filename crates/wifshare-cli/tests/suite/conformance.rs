@@ -1,11 +1,11 @@
-//! `wifshare sandbox --conformance`: it tells clients that keep the rules of single use from those that do not.
+//! `wifshare sandbox --conformance` distinguishes clients that use tokens once from those that do not.
 
 use std::process::Stdio;
 use std::time::Instant;
 
 use crate::job::{Ended, Job, WIFSHARE, eventually, finish, settings};
 
-/// What the kit says about a command; the job's own mock server is nowhere in it.
+/// Runs the conformance kit on a command. The job's own mock server is not used.
 fn conformance(options: &[&str], command: &[&str]) -> Ended {
     let job = Job::new(settings());
     let ended = job.run(&[&["sandbox", "--conformance"], options, &["--"], command].concat());
@@ -13,7 +13,7 @@ fn conformance(options: &[&str], command: &[&str]) -> Ended {
     ended
 }
 
-/// The verdicts in their order, and the whole row for each.
+/// Returns the verdicts in order, each with its whole row.
 fn rows(ended: &Ended) -> Vec<(&str, &str)> {
     let rows = ended.stdout.lines().skip(1);
     rows.map(|row| (row.split_whitespace().next().unwrap(), row)).collect()
@@ -53,10 +53,10 @@ fn federating_client_fails_conformance_when_it_resends_a_token() {
     }
 }
 
-/// One client for each rule that breaks it, made of a shell, and the case that has to see it.
+/// For each rule, a shell script that breaks it, and the case that must detect it.
 #[test]
 fn each_conformance_case_detects_its_rule_violation() {
-    // What any client does: read the token, post the grant, follow what the options say.
+    // The common part of a client: read the token, post the grant, follow the options.
     const POST: &str = r#"
         token=$(cat "$ANTHROPIC_IDENTITY_TOKEN_FILE")
         printf '{"grant_type":"urn:ietf:params:oauth:grant-type:jwt-bearer","assertion":"%s","federation_rule_id":"%s","organization_id":"%s"}' \
@@ -88,7 +88,7 @@ fn each_conformance_case_detects_its_rule_violation() {
         assert_eq!((ended.code, failed.len()), (1, 1), "{case} {script}: {}{}", ended.stdout, ended.stderr);
         assert!(failed[0].contains(complaint), "{case} {script}: {}", failed[0]);
     }
-    // And the same client, as it should be.
+    // The same client without a violation.
     let ended = conformance(&[], &["sh", "-c", &format!("{POST}\npost --fail --output answer-$$ || true")]);
     let failed = failed(&ended);
     assert_eq!(failed.len(), 1, "eight of them send one token: {}", ended.stdout);

@@ -1,4 +1,4 @@
-//! Containers, with the kernel's namespaces in their place: what a container is given, and what it cannot reach.
+//! Containers, simulated with the kernel's namespaces: what a container receives, and what it cannot reach.
 #![cfg(target_os = "linux")]
 
 use std::collections::BTreeMap;
@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::job::{Ended, Job, eventually, files, finish, living, settings};
 
-/// Whether namespaces can be made here; under CI they have to.
+/// Returns whether namespaces can be created here. Under CI they must be available.
 fn can_contain() -> bool {
     let made = std::process::Command::new("unshare").args(["--mount", "--pid", "--fork", "true"]).output();
     let can = made.is_ok_and(|made| made.status.success());
@@ -17,7 +17,7 @@ fn can_contain() -> bool {
     can
 }
 
-/// Runs a script in a container of its own: its processes are numbered anew, and its mounts are its own.
+/// Runs a script in a container: with its own process ids and its own mounts.
 fn contained(job: &Job, script: &str, variables: &[(&str, &str)]) -> std::process::Child {
     let arguments = ["--mount", "--pid", "--fork", "--mount-proc", "--kill-child", "sh", "-ec", script];
     job.command("unshare", &arguments).envs(variables.iter().copied()).spawn().unwrap()
@@ -47,7 +47,7 @@ fn read_only_mounted_profile_is_renewed_inside_a_container() {
     let handed = start(&job, &[]);
     let profile = handed["ANTHROPIC_CONFIG_DIR"].clone().unwrap();
     std::fs::create_dir(job.path("inside")).unwrap();
-    // The profile where the container wants it, and an empty place where the state was.
+    // The profile at the container's path, and an empty directory in place of the state.
     let script = r#"
         mount --bind "$PROFILE" "$PWD/inside" && mount -o remount,ro,bind "$PWD/inside"
         mount -t tmpfs none "$RUNNER_TEMP/wifshare-$(id -u)"
@@ -94,7 +94,7 @@ fn container_on_host_network_uses_the_gateway_without_credential() {
     let text = |name: &str| handed[name].clone().unwrap();
     let (url, capability) = (text("ANTHROPIC_BASE_URL"), text("ANTHROPIC_AUTH_TOKEN"));
     let given = [("ANTHROPIC_BASE_URL", url.as_str()), ("ANTHROPIC_AUTH_TOKEN", capability.as_str())];
-    // Two variables, and nothing of the state.
+    // Only two variables, and no access to the state.
     let ask = r#"
         mount -t tmpfs none "$RUNNER_TEMP/wifshare-$(id -u)"
         unset ACTIONS_ID_TOKEN_REQUEST_URL ACTIONS_ID_TOKEN_REQUEST_TOKEN
@@ -112,7 +112,7 @@ print(urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request,
     job.assert_exchanges(1);
 }
 
-/// As docs/guides/containers.md has it, with the state of this job as the volume.
+/// The script of docs/guides/containers.md, with the state of this job as the volume.
 const SIDECAR: &str = r#"
     trap '"$WIFSHARE" stop; exit 0' TERM INT
     "$WIFSHARE" start --watch-pid none --max-life 168h --format env > .job.env && mv .job.env job.env
@@ -136,7 +136,7 @@ fn sidecar_keeps_the_credential_and_cleans_up_on_sigterm() {
     assert!(job.counters().exchanges_accepted >= 2, "renewed meanwhile: {:#?}", job.counters());
     assert_eq!(job.counters().messages_refused, 0);
     assert!(!job.files_with_secrets().is_empty());
-    // What an engine sends to process 1.
+    // The signal that a container engine sends to process 1.
     let children = format!("/proc/{0}/task/{0}/children", sidecar.id());
     let first: i32 = std::fs::read_to_string(children).unwrap().trim().parse().unwrap();
     rustix::process::kill_process(rustix::process::Pid::from_raw(first).unwrap(), rustix::process::Signal::TERM)

@@ -1,4 +1,5 @@
-//! Killed at each step between the lock and the rename: the next call recovers, and no identity token is sent twice.
+//! A process is killed at each step between the lock and the rename. The next call recovers, and no identity token is
+//! sent twice.
 
 use crate::job::{Job, files, finish, settings};
 
@@ -37,7 +38,7 @@ fn token_killed_at_any_step_recovers() {
             let text = std::fs::read(path).unwrap();
             serde_json::from_slice::<serde_json::Value>(&text).unwrap_or_else(|_| panic!("{step}: torn"));
         }
-        // A temporary file of the killed process may be left beside; it is private, and goes with the next start.
+        // The killed process may leave a temporary file. It is private, and the next start removes it.
         let ended = job.exec(&[], "true");
         assert_eq!(ended.code, 0, "{step}: {}", ended.stderr);
         let left = job.files_with_secrets();

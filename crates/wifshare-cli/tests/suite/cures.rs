@@ -1,7 +1,7 @@
-//! Every cure that an error prints is carried out, and then the command works: a table over the catalogue of errors.
+//! Applies every hint that an error prints and checks that the command then works: a table over the error catalogue.
 //!
-//! A command in backticks is run word for word. What is an instruction for a person ("set NAME") is done as it says. A
-//! code without a row fails; one that no test can bring about or cure says why.
+//! A command in backticks is run unchanged. An instruction for a person ("set NAME") is carried out. A code without a
+//! row fails the test. A row that no test can cause or fix states the reason.
 
 use std::collections::BTreeSet;
 
@@ -11,16 +11,16 @@ mod table;
 
 use table::{findings, rows};
 
-/// One error and its cure.
+/// One error and its fix.
 struct Row {
     code: &'static str,
     case: Case,
 }
 
 enum Case {
-    /// The cure is carried out here.
+    /// The test applies the fix.
     Cured(Cured),
-    /// The cure is an action in the Claude Console, or the error is brought about by what no test has.
+    /// The fix is an action in the Claude Console, or no test can cause the error.
     Elsewhere(&'static str),
 }
 
@@ -28,17 +28,17 @@ struct Cured {
     arrange: fn(&mut Job),
     /// A shell script that fails with the error.
     script: &'static str,
-    /// A part of the hint that is carried out.
+    /// The part of the hint that is applied.
     hint: &'static str,
     cure: Cure,
-    /// A shell script that succeeds then.
+    /// A shell script that succeeds afterwards.
     then: &'static str,
 }
 
 enum Cure {
-    /// The job is changed as the hint says.
+    /// Changes the job as the hint says.
     Job(fn(&mut Job)),
-    /// The commands in backticks that begin like this are run, with `true` for COMMAND.
+    /// Runs the commands in backticks that begin like this, with `true` for COMMAND.
     Backticks(&'static str),
     /// The second script follows the hint.
     Script,
@@ -48,7 +48,7 @@ fn sh(job: &Job, script: &str) -> Ended {
     finish(job.command("sh", &["-c", script]).spawn().unwrap())
 }
 
-/// What stands in backticks in this text and begins like this.
+/// Returns the parts of a text in backticks that begin like this.
 fn in_backticks<'a>(text: &'a str, beginning: &str) -> Vec<&'a str> {
     text.split('`').skip(1).step_by(2).filter(|words| words.starts_with(beginning)).collect()
 }
@@ -65,7 +65,7 @@ fn carry_out(row: &Row, case: &Cured) {
     cure(code, case, &mut job, said, "hint:");
 }
 
-/// The same for what `doctor` finds: a cure for each, after which the job would work.
+/// Applies the fix of a finding of `doctor`. Afterwards the job would work.
 fn carry_out_what_doctor_says(finding: &str, case: &Cured) {
     let (mut job, failed) = bring_about(case);
     let failures: Vec<&str> = failed.stdout.split("\nFAILED").skip(1).collect();
@@ -80,7 +80,7 @@ fn bring_about(case: &Cured) -> (Job, Ended) {
     std::fs::create_dir(&bin).unwrap();
     std::os::unix::fs::symlink(crate::job::WIFSHARE, bin.join("wifshare")).unwrap();
     job.set("PATH", &format!("{}:/usr/local/bin:/usr/bin:/bin", bin.display()));
-    // As a runner gives them to each step anew.
+    // The runner sets these for each step.
     let (url, bearer) = (job.sandbox.identity_token_request_url(), job.sandbox.identity_token_request_token());
     job.set("URL", &url);
     job.set("BEARER", &bearer);
@@ -107,7 +107,7 @@ fn cure(name: &str, case: &Cured, job: &mut Job, said: &str, label: &str) {
     let well = sh(job, case.then);
     assert_eq!(well.code, 0, "{name}: after the cure: {} {}", well.stdout, well.stderr);
     finish(job.wifshare(&["stop", "--all"]).spawn().unwrap());
-    // The tokens of the job's own files.
+    // The tokens in the job's own files.
     for left in job.files_with_secrets() {
         std::fs::remove_file(left).unwrap();
     }
@@ -170,7 +170,7 @@ fn every_command_in_explain_is_valid() {
     for command in commands {
         let words =
             command.replace("COMMAND --help", "exec --help").replace("COMMAND", "true").replace("CODE", "usage");
-        // A command that is named alone is no call.
+        // A command without arguments is only mentioned and not called.
         let words = if words.split(' ').count() == 2 { format!("{words} --help") } else { words };
         let script = words.replacen("wifshare", "timeout 60 \"$WIFSHARE\"", 1);
         let ended = sh(&job, &script);

@@ -1,4 +1,4 @@
-//! `wifshare doctor` where a folder of `scenarios/` cannot show it: other processes, real clients, machines.
+//! The cases of `wifshare doctor` that a folder of `scenarios/` cannot cover: other processes, real clients, machines.
 
 use serde_json::Value;
 
@@ -92,7 +92,7 @@ fn doctor_finds_packages_and_the_delivery_that_works() {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, text).unwrap();
     };
-    // A virtual environment beside the job, a program installed in an environment of its own, and a Node project.
+    // A virtual environment in the job's directory, a program in its own environment, and a Node project.
     make(".venv/lib/python3.12/site-packages/anthropic-0.93.0.dist-info/METADATA", "");
     make(".venv/lib/python3.12/site-packages/langchain_anthropic-1.7.10.dist-info/METADATA", "");
     make("tools/llm/lib/python3.12/site-packages/llm_anthropic-0.30.dist-info/METADATA", "");

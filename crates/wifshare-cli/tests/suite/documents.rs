@@ -1,4 +1,4 @@
-//! The documents: what is made of the scenarios, and whether every link leads somewhere.
+//! The documents: the pages made from the scenarios, and the links.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -83,7 +83,7 @@ fn matrix_of_clients_has_a_row_for_each_client() {
             page.lines().any(is_there),
             "docs/guides/tools.md has no row for {name}; run tests/clients/matrix --write"
         );
-        // A version that is not pinned would be another one tomorrow.
+        // Without a pinned version, the result would change with each release.
         for package in client["packages"].as_array().unwrap() {
             let package = package.as_str().unwrap();
             assert!(package.contains("==") || package[1..].contains('@'), "{package} has no version");
@@ -91,7 +91,7 @@ fn matrix_of_clients_has_a_row_for_each_client() {
     }
 }
 
-/// One scenario: why, what was called, and what was said.
+/// Returns one scenario: why, the command and its output.
 fn shown(folder: &str) -> String {
     let directory = root().join("scenarios").join(folder);
     let scenario = std::fs::read_to_string(directory.join("scenario.json")).unwrap();
@@ -128,7 +128,7 @@ fn shown(folder: &str) -> String {
     text
 }
 
-/// Every Markdown file that is ours.
+/// Returns every Markdown file of the repository.
 fn pages() -> Vec<PathBuf> {
     let root = root();
     let mut pages: Vec<PathBuf> = Vec::new();
@@ -200,11 +200,11 @@ fn documents_named_in_code_exist() {
     let listed = Command::new("git").args(["ls-files"]).current_dir(&root).output().unwrap();
     let mut missing = Vec::new();
     for file in String::from_utf8(listed.stdout).unwrap().lines().filter(|file| !file.ends_with(".md")) {
-        // Not every file is text.
+        // Some files are not text.
         let Ok(text) = std::fs::read_to_string(root.join(file)) else { continue };
         for (start, _) in text.match_indices("docs/") {
             let is_path = |it: char| it.is_ascii_alphanumeric() || "/-_.".contains(it);
-            // The end of a longer path, or of an address.
+            // This is the end of a longer path or of a URL.
             if text[..start].ends_with(is_path) {
                 continue;
             }
@@ -236,7 +236,7 @@ fn links_and_headings_are_parsed_as_rendered() {
     assert_eq!(headings(text).into_iter().collect::<Vec<_>>(), ["a-b-c", "a-b-c-1"]);
 }
 
-/// The targets of inline links, code left out.
+/// Returns the targets of inline links, without code.
 fn links(text: &str) -> Vec<String> {
     let prose: String = outside_of_blocks(text).collect::<Vec<_>>().join("\n");
     let prose: String = prose.split('`').step_by(2).collect();
@@ -263,7 +263,7 @@ fn outside_of_blocks(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// As GitHub and mdBook make an anchor of a heading.
+/// Returns the anchor of a heading, like GitHub and mdBook.
 fn slug(heading: &str) -> String {
     let kept = heading.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
     kept.collect::<String>().to_lowercase().replace(' ', "-")

@@ -1,10 +1,10 @@
-//! `wifshare exec`: what a command finds, for how long, and what is left.
+//! `wifshare exec`: what a command finds, for how long, and what remains.
 
 use wifshare_sandbox::Settings;
 
 use crate::job::{Job, files, finish, living, settings};
 
-/// Asks the API once, as a client does that reads the profile.
+/// Sends one request to the API, like a client that reads the profile.
 const ASK: &str = r#""$WIFSHARE" demo --child shared"#;
 
 #[test]
@@ -101,8 +101,8 @@ fn child_outliving_five_tokens_sees_no_failure() {
         let ended = job.exec(&["--delivery", delivery], &script);
         assert_eq!(ended.code, 0, "{delivery}: {}", ended.stderr);
         assert!(ended.stdout.trim().parse::<u32>().unwrap() > 30, "{delivery}: {}", ended.stdout);
-        // Lifetime 6 s and lead 3 s, begun between 0.3 and 0.6 s early and counted from a whole second: a renewal
-        // every 1.4 s to 2.7 s, and the first exchange before that.
+        // The lifetime is 6 s and the lead 3 s. A renewal begins 0.3 s to 0.6 s early and times are whole seconds, so
+        // there is one every 1.4 s to 2.7 s, plus the first exchange.
         let exchanges = job.counters().exchanges_accepted - before;
         assert!((30 * 10 / 27..=30 * 10 / 14 + 2).contains(&exchanges), "{delivery}: {exchanges} exchanges");
         job.assert_nothing_sent_twice();
@@ -113,7 +113,7 @@ fn child_outliving_five_tokens_sees_no_failure() {
 #[test]
 fn temporary_renewal_failure_affects_no_request() {
     let fault = wifshare_sandbox::Fault::Status { status: 503, retry_after_s: None, commit: true };
-    // The first exchange is well, then the endpoint is down for a while in which the credential lives on.
+    // The first exchange succeeds. Then the endpoint is down for a while, during which the credential is valid.
     let faults = std::iter::once(wifshare_sandbox::Fault::None).chain(std::iter::repeat_n(fault, 4)).collect();
     let job = Job::new(Settings { exchange_faults: faults, ..living(30) });
     let script = format!("for i in $(seq 50); do {ASK} || exit 9; sleep 0.5; done");
@@ -152,7 +152,7 @@ fn existing_profile_is_kept_and_gets_an_identity_token() {
         let mut job = Job::new(settings());
         job.set(name, value);
         if name == "ANTHROPIC_CONFIG_DIR" {
-            // Beside them the directory is no choice of a profile.
+            // With the federation variables, the directory does not select a profile.
             job.unset("ANTHROPIC_FEDERATION_RULE_ID");
         }
         let script = format!(
@@ -253,7 +253,7 @@ fn optional_exec_without_configuration_runs_the_command() {
     assert_eq!(ended.code, 7);
     assert_eq!(ended.stderr.lines().count(), 1, "{}", ended.stderr);
     assert_eq!(job.exec(&[], "exit 7").code, 125);
-    // Half a configuration is a mistake and not a fork's pull request.
+    // An incomplete configuration is a mistake and not a fork's pull request.
     job.set("ANTHROPIC_FEDERATION_RULE_ID", "fdrl_1");
     assert_eq!(job.exec(&["--optional"], "exit 7").code, 125);
 }
@@ -262,7 +262,7 @@ fn optional_exec_without_configuration_runs_the_command() {
 fn credential_obtained_by_a_federation_child_is_shared() {
     let mut job = Job::new(settings());
     job.may_keep_credential();
-    // A stand-in for a client after a 401: buys with the file's token and writes what it bought where it found ours.
+    // Simulates a client after a 401: it exchanges the file's token and writes the credential to the place of ours.
     let script = r#"
         set -e
         answer=$("$WIFSHARE" token --identity-token-file "$ANTHROPIC_IDENTITY_TOKEN_FILE.copy" --state-dir "$PWD/child" \

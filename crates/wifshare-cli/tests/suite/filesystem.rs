@@ -1,5 +1,5 @@
-//! The file system misbehaves: full, broken, read-only, taken away. Each ends in service or in a clear error with a
-//! hint; never is an identity token sent twice, and never is a credential lost that was bought for `token`.
+//! File system failures: full, broken, read-only, removed. Each command succeeds or ends with a clear error and a hint.
+//! No identity token is ever sent twice, and no credential obtained by `token` is lost.
 
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -12,13 +12,13 @@ use crate::job::{Ended, Job, eventually, finish, living, settings};
 
 const ASK: &str = r#""$WIFSHARE" demo --child shared"#;
 
-/// A small file system in memory in place of the state directory; unmounted when dropped.
+/// A small file system in memory, mounted over the state directory. It is unmounted when dropped.
 struct Small {
     at: PathBuf,
 }
 
 impl Small {
-    /// `None` where nothing can be mounted, which only a CI as root may not say.
+    /// Returns `None` if mounting is not possible. Under CI as root that is a failure.
     fn mount(job: &Job, size: &str) -> Option<Small> {
         let at = job.state();
         std::fs::create_dir(&at).unwrap();
@@ -38,7 +38,7 @@ impl Small {
         Command::new(program).args(arguments).arg(&self.at).output().unwrap().status.success()
     }
 
-    /// Leaves that much room and no more.
+    /// Fills the file system so that this much space is left.
     fn leave(&self, bytes: usize) {
         let filler = self.at.join("filler");
         std::fs::write(&filler, "").unwrap();
@@ -55,7 +55,7 @@ impl Drop for Small {
     }
 }
 
-/// Served, or told clearly why not.
+/// Checks that the command succeeded or printed a clear error.
 fn assert_served_or_told(ended: &Ended, what: &str) {
     if ended.code == 0 {
         return;
@@ -65,7 +65,7 @@ fn assert_served_or_told(ended: &Ended, what: &str) {
     assert!(!ended.stderr.contains("panicked"), "{what}: {}", ended.stderr);
 }
 
-/// A `token`, which has to serve whatever was bought for it.
+/// Checks that a `token` that caused an exchange printed its credential.
 fn assert_nothing_bought_in_vain(job: &Job, ended: &Ended, what: &str) {
     assert_served_or_told(ended, what);
     let is_served = ended.code == 0 && ended.stdout.starts_with("sk-ant-oat01-");
@@ -110,7 +110,8 @@ fn exec_on_a_full_disk_exchanges_nothing_it_cannot_deliver() {
 fn disk_filling_up_during_a_run_causes_no_failure() {
     let job = Job::new(living(30));
     let Some(small) = Small::mount(&job, "256k") else { return };
-    // A renewal is due after 12 s; the credential lives on for more than ten, and room comes back.
+    // A renewal is due after 12 s. The credential is valid for more than ten seconds longer, and space is freed by
+    // then.
     let script = format!("touch begun; for i in $(seq 38); do {ASK} || exit 9; sleep 0.5; done");
     let child = job.wifshare(&["exec", "--", "sh", "-c", &script]).spawn().unwrap();
     eventually("the command has begun", || job.path("begun").exists());
@@ -141,7 +142,7 @@ fn read_only_disk_is_reported_and_its_credential_is_served() {
     job.assert_exchanges(1);
 }
 
-/// Runs wifshare under strace, which makes a system call fail the n-th time. `None` where there is no strace.
+/// Runs wifshare under strace, which makes the n-th call of a system call fail. Returns `None` if strace is missing.
 fn injected(job: &Job, fault: &str, arguments: &[&str]) -> Option<Ended> {
     if Command::new("strace").arg("-V").output().is_err() {
         assert!(std::env::var_os("CI").is_none(), "strace is missing");
@@ -177,8 +178,8 @@ fn failing_fsync_loses_no_credential() {
 
 #[test]
 fn interrupted_system_call_is_retried() {
-    // Every so many-th, from one on that the loader of the program has behind it. `write` is left out: it also wakes the
-    // I/O driver through a descriptor that does not block, where no system is interrupted and tokio expects it.
+    // Every n-th call fails, after those of the program's loader. `write` is not included: it also wakes the I/O driver
+    // through a non-blocking descriptor, which no system interrupts and tokio does not expect.
     for call in ["openat", "read", "fsync", "sendto", "recvfrom", "epoll_wait"] {
         let first = if matches!(call, "openat" | "read") { "12+7" } else { "1+3" };
         let mut job = Job::new(settings());
@@ -311,7 +312,7 @@ fn run_with_removed_state_directory_continues_and_cleans_up() {
 #[test]
 fn state_directory_removed_at_exit_is_not_recreated() {
     let job = Job::new(settings());
-    // A second time, for what came into a directory between the removal of its files and its own.
+    // The second attempt removes files created between the removal of a directory's files and the directory itself.
     let ended = job.exec(&[], &format!("rm -rf '{0}' || rm -rf '{0}'", job.state().display()));
     assert_eq!(ended.code, 0, "{}", ended.stderr);
     assert!(job.files_with_secrets().is_empty());
@@ -335,7 +336,7 @@ fn unsent_token_works_after_the_fault_is_gone() {
         failed += u32::from(ended.code != 0);
         if job.counters().exchanges_received == 0 {
             unsent += 1;
-            // What else is remembered of the fault counts for seconds.
+            // Other cached failures expire within seconds.
             for path in crate::job::files(&job.state()).iter().filter(|path| path.ends_with("refusal.json")) {
                 std::fs::remove_file(path).unwrap();
             }
@@ -378,7 +379,7 @@ fn run_remembers_sent_tokens_after_state_removal() {
         let ended = job.exec(&["--delivery", delivery], &script);
         assert_eq!(ended.code, 0, "{delivery}: {}", ended.stderr);
         job.assert_exchanges(1);
-        // What the run has put in place again tells others, too.
+        // Other processes read the ledger that the run has restored.
         let other = job.token(&[]);
         assert_eq!(other.code, 125, "{delivery}: {}", other.stdout.len());
         assert!(other.stderr.contains("error[identity-spent]"), "{delivery}: {}", other.stderr);

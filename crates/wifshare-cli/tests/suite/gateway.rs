@@ -1,4 +1,4 @@
-//! The gateway: children that never hold the credential, and everything that they do all the same.
+//! The gateway: children that work without ever holding the credential.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use wifshare_sandbox::{Fault, Settings};
 use crate::clients::{ALL, ONE, job_with_clients};
 use crate::job::{Job, eventually, files, finish, living, settings};
 
-/// Asks the API by curl, as the environment says. `ask [OPTION]...`
+/// Sends a request to the API with curl, as configured by the environment. `ask [OPTION]...`
 const ASK: &str = r#"
     ask() {
         curl -sS --fail-with-body --max-time 60 "$ANTHROPIC_BASE_URL/v1/messages" \
@@ -37,7 +37,7 @@ fn clients_and_streams_behind_the_gateway_make_one_exchange() {
 fn clients_accept_the_capability_in_both_variables() {
     let Some(job) = job_with_clients(settings()) else { return };
     let all = ALL.join(" ");
-    // Once with both variables, and once with the API key alone.
+    // Once with both variables, and once with only the API key.
     let script = format!(
         r#"{ONE}
         [ "$ANTHROPIC_API_KEY" = "$ANTHROPIC_AUTH_TOKEN" ] || exit 9
@@ -140,7 +140,7 @@ fn temporary_exchange_failure_only_delays_the_first_request() {
     job.assert_exchanges(1);
 }
 
-/// Four workers that ask for so many seconds, 150 requests on a connection; the first failure ends it.
+/// Four workers send requests for this many seconds, 150 per connection. The first failure ends the loop.
 const LOAD: &str = r#"
     load() {
         printf '%s\n' "header = \"authorization: Bearer $ANTHROPIC_AUTH_TOKEN\"" 'header = "content-type: application/json"' \
@@ -253,7 +253,7 @@ fn fixed_identity_token_serves_one_gateway() {
     job.assert_exchanges(1);
 }
 
-/// Everything that a child can look at: its own environment and files, what others of its user show, and the state.
+/// Prints everything that a child can read: its environment and files, the processes of its user, and the state.
 const LOOK: &str = r#"
     look() {
         env
@@ -263,7 +263,7 @@ const LOOK: &str = r#"
     }
 "#;
 
-/// What they must not find there: identity tokens, access tokens, the CI's token for requests.
+/// Checks that the output contains no identity token, no access token and no request token of the CI.
 fn assert_nothing_seen(job: &Job, seen: &str) {
     assert!(seen.contains("ANTHROPIC_AUTH_TOKEN=wifshare-capability-"), "it has looked: {seen}");
     job.search(seen, "what a child can see");
@@ -290,12 +290,12 @@ fn gateway_child_finds_no_credential_as_same_or_other_user() {
     rustix::fs::chmod(&directory, rustix::fs::Mode::from_raw_mode(0o777)).unwrap();
     std::fs::copy(crate::job::WIFSHARE, &wifshare).unwrap();
     let wifshare = wifshare.to_str().unwrap().to_owned();
-    // The same user as wifshare's; root, which could look into everything, is nobody's child in a job.
+    // The same user as wifshare's, and not root, which can read everything.
     let script = format!("{ASK}{LOOK} ask > /dev/null || exit 9; look; exit 0");
     let ended = as_user(&job, 65_533, &[&wifshare, "exec", "--delivery", "gateway", "--", "sh", "-c", &script]);
     assert_eq!(ended.code, 0, "{}", ended.stderr);
     assert_nothing_seen(&job, &ended.stdout);
-    // Another user than wifshare's, who is given the child's environment.
+    // Another user than wifshare's, with the child's environment.
     let other = "exec setpriv --reuid=65532 --regid=65532 --clear-groups sh -c \"$SCRIPT\"";
     job.set("SCRIPT", &script);
     let state = job.path("state-of-root").to_str().unwrap().to_owned();
@@ -336,10 +336,10 @@ fn request_events_contain_no_query_and_no_capability() {
 
 #[test]
 fn last_requests_of_a_run_are_logged_with_their_sender() {
-    // As long as a message takes at least: the sender is looked for meanwhile.
+    // The minimum time of a message. The sender is searched for meanwhile.
     let job = Job::new(Settings { message_latency_ms: 100, ..settings() });
     let url = "-o /dev/null \"$ANTHROPIC_BASE_URL/v1/messages\"";
-    // One process and one connection; the run is over as soon as it has its answers.
+    // One process and one connection. The run ends as soon as it has its responses.
     let script = format!(
         r#"exec curl -s -H "x-api-key: $ANTHROPIC_AUTH_TOKEN" -H "content-type: application/json" \
             -d '{{"model":"m","max_tokens":1,"messages":[]}}' {url} {url} {url}"#

@@ -1,9 +1,9 @@
-//! What clients ask of the gateway besides messages, as their own packages ask it; and what a limit of processes does.
+//! Requests of clients' own packages other than messages, and the effect of a process limit.
 
 use crate::clients::{job_with_clients, node};
 use crate::job::{Job, WIFSHARE, finish, settings};
 
-/// Both SDKs follow the address of a batch's results, which the API gives as its own.
+/// Both SDKs follow the address of a batch's results, which the API returns with its own host.
 #[test]
 fn batch_results_are_read_through_the_gateway_by_both_sdks() {
     let Some(mut job) = job_with_clients(settings()) else { return };
@@ -56,7 +56,7 @@ fn base_url_with_and_without_version_reaches_the_api() {
     job.assert_exchanges(1);
 }
 
-/// Users of whom there are no other processes, so that a limit on processes counts wifshare's alone.
+/// Users without other processes, so that a process limit counts only wifshare's.
 const LONELY: u32 = 64_321;
 
 #[test]

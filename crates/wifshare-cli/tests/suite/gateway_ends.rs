@@ -1,4 +1,5 @@
-//! The two ends of a gateway, byte by byte: an API that answers as a test wants it, and the gateway's own process before it.
+//! Both ends of a gateway at byte level: an API whose responses a test controls, and the gateway's process in front of
+//! it.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -10,16 +11,16 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::job::{Job, finish, settings};
 
-/// What the API of these tests gives for an access token.
+/// The access token that the API of these tests issues.
 pub(crate) const ACCESS_TOKEN: &str = "sk-ant-oat01-canary-of-the-raw-api";
 
-/// An API of a few lines, that answers as a test wants it and writes down what it heard. It knows the token endpoint.
+/// A minimal API that answers as a test wants and records requests. It implements the token endpoint.
 pub(crate) struct Api {
     pub(crate) address: SocketAddr,
     pub(crate) heard: Arc<Mutex<Vec<Heard>>>,
 }
 
-/// A request as it arrived.
+/// A request as received.
 #[derive(Clone, Debug)]
 pub(crate) struct Heard {
     pub(crate) head: String,
@@ -27,7 +28,7 @@ pub(crate) struct Heard {
 }
 
 impl Api {
-    /// `answer` writes whatever it likes, and says whether the connection goes on.
+    /// `answer` writes the response and returns whether the connection stays open.
     pub(crate) fn start(answer: impl Fn(&Heard, &mut TcpStream) -> bool + Send + Sync + 'static) -> Api {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -73,7 +74,7 @@ impl Api {
         let length = small.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse::<usize>().ok());
         let body = match length {
             Some(length) if length <= 1 << 20 => read(&|read| read.len() == length)?,
-            // A test that sends more reads it by itself.
+            // A test that sends a longer body reads it itself.
             Some(_) => Vec::new(),
             None if small.contains("transfer-encoding: chunked") => read(&|read| read.ends_with(b"\r\n\r\n"))?,
             None => Vec::new(),
@@ -86,7 +87,7 @@ impl Api {
     }
 }
 
-/// A gateway that is served by `wifshare gateway`.
+/// A gateway started by `wifshare gateway`.
 pub(crate) struct Gateway {
     child: Option<Child>,
     pub(crate) address: SocketAddr,
@@ -111,14 +112,14 @@ impl Gateway {
         Gateway { address, capability: value("ANTHROPIC_AUTH_TOKEN="), child: Some(child) }
     }
 
-    /// In front of an API of a test.
+    /// Starts a gateway in front of an API of a test.
     pub(crate) fn before(api: &Api) -> (Job, Gateway) {
         let job = Gateway::job(api);
         let gateway = Gateway::start(&job, &Gateway::IDENTITY);
         (job, gateway)
     }
 
-    /// The same, with so many file descriptors for it.
+    /// Like `before`, with a limit on file descriptors.
     pub(crate) fn with_descriptors(api: &Api, most: u32) -> (Job, Gateway) {
         let job = Gateway::job(api);
         let script = format!("ulimit -n {most}; exec \"$0\" gateway \"$@\"");
@@ -142,15 +143,15 @@ impl Gateway {
         stream
     }
 
-    /// The lines that every good request has.
+    /// Returns the header lines of a valid request.
     pub(crate) fn good(&self) -> String {
         format!("Host: {}\r\nAuthorization: Bearer {}\r\n", self.address, self.capability)
     }
 
-    /// Sends these bytes and hears the answer, up to the end of the connection.
+    /// Sends these bytes and returns everything received until the connection closes.
     pub(crate) fn ask(&self, request: &str) -> String {
         let mut stream = self.connect();
-        // A refusal may come before all was sent.
+        // The gateway may answer with an error before all bytes are sent.
         let _ = stream.write_all(request.as_bytes());
         let mut answer = Vec::new();
         match stream.read_to_end(&mut answer) {
@@ -170,7 +171,7 @@ impl Gateway {
         Pid::from_child(self.child.as_ref().unwrap())
     }
 
-    /// The largest amount of memory it had so far, in bytes.
+    /// Returns the peak memory in bytes.
     pub(crate) fn peak_memory(&self) -> u64 {
         let path = format!("/proc/{}/status", self.process().as_raw_nonzero());
         let status = std::fs::read_to_string(path).unwrap();
@@ -178,7 +179,7 @@ impl Gateway {
         peak.trim().strip_suffix(" kB").unwrap().trim().parse::<u64>().unwrap() * 1024
     }
 
-    /// How many file descriptors it has open.
+    /// Returns the number of open file descriptors.
     pub(crate) fn descriptors(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.process().as_raw_nonzero())).unwrap().count()
     }

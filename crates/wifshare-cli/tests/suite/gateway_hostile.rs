@@ -1,4 +1,4 @@
-//! What comes to the gateway's door, byte by byte: clients that mean harm or are broken, and an API that is.
+//! Hostile and broken input to the gateway at byte level, from clients and from the API.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -27,7 +27,7 @@ fn invalid_requests_are_refused_and_never_forwarded() {
     let get = "GET /v1/models HTTP/1.1\r\n";
     let post = "POST /v1/messages HTTP/1.1\r\n";
     for (status, request) in [
-        // The capability.
+        // Invalid capabilities.
         (401, format!("{get}{host}\r\n")),
         (401, format!("{get}{host}Authorization: Bearer wrong\r\n\r\n")),
         (401, format!("{get}{host}Authorization: Bearer {shorter}\r\n\r\n")),
@@ -37,9 +37,9 @@ fn invalid_requests_are_refused_and_never_forwarded() {
         (401, format!("{get}{host}{bearer}X-Api-Key: wrong\r\n\r\n")),
         (401, format!("{get}{host}Cookie: {capability}\r\n\r\n")),
         (400, format!("{get}{host}{bearer}{bearer}\r\n")),
-        // The token endpoint, asked by a process that is no child of the run.
+        // The token endpoint, called by a process that is not a child of the run.
         (401, format!("POST /v1/oauth/token HTTP/1.1\r\n{host}Connection: close\r\nContent-Length: 2\r\n\r\n{{}}")),
-        // Where it comes from.
+        // Invalid origins.
         (403, format!("{get}{bearer}\r\n")),
         (403, format!("{get}Host: evil.example\r\n{bearer}\r\n")),
         (403, format!("{get}Host: localhost:{}\r\n{bearer}\r\n", address.port())),
@@ -51,7 +51,7 @@ fn invalid_requests_are_refused_and_never_forwarded() {
         (405, format!("OPTIONS /v1/messages HTTP/1.1\r\n{good}\r\n")),
         (405, format!("CONNECT api.example:443 HTTP/1.1\r\n{good}\r\n")),
         (405, format!("TRACE /v1/messages HTTP/1.1\r\n{good}\r\n")),
-        // Where it wants to go.
+        // Invalid targets.
         (404, format!("GET /sandbox/counters HTTP/1.1\r\n{good}\r\n")),
         (404, format!("GET /v1 HTTP/1.1\r\n{good}\r\n")),
         (400, format!("GET //v1/models HTTP/1.1\r\n{good}\r\n")),
@@ -64,7 +64,7 @@ fn invalid_requests_are_refused_and_never_forwarded() {
         (400, format!("GET /v1/a\x01b HTTP/1.1\r\n{good}\r\n")),
         (400, format!("GET http://{address}/v1/models HTTP/1.1\r\n{good}\r\n")),
         (400, format!("GET http://evil.example/v1/models HTTP/1.1\r\n{good}\r\n")),
-        // Where it ends.
+        // Ambiguous ends of the request.
         (400, format!("{post}{good}Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")),
         (400, format!("{post}{good}Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello!")),
         (400, format!("{post}{good}Content-Length: 5, 5\r\n\r\nhello")),
@@ -123,7 +123,7 @@ fn forwarded_request_differs_only_by_its_credential() {
     let api = Api::start(ok);
     let (_job, gateway) = Gateway::before(&api);
     let body = "4;x=y\r\nWiki\r\n0\r\ndigest: z\r\n\r\n";
-    // Two at once, one behind the other.
+    // Two pipelined requests.
     let answer = gateway.ask(&format!(
         "POST /v1/messages?beta=true HTTP/1.1\r\n{}Anthropic-Beta: a\r\nX-Other: 1\r\nTransfer-Encoding: chunked\r\n\r\n{body}\
          GET /v1/models HTTP/1.1\r\nHost: {}\r\nx-api-key: {}\r\nConnection: close, X-Hop\r\nX-Hop: 1\r\n\r\n",
@@ -214,7 +214,7 @@ fn malformed_api_response_fails_only_its_own_request() {
     for path in ["/v1/garbage", "/v1/both", "/v1/switch", "/v1/nothing"] {
         assert!(ask(path).starts_with("HTTP/1.1 502 "), "{path}: {}", ask(path));
     }
-    // What broke off must not look whole.
+    // A truncated response must not look complete.
     assert!(ask("/v1/short").ends_with("\r\n\r\nshort"));
     assert!(!ask("/v1/chunks").contains("0\r\n\r\n"));
     gateway.good_request_is_served();
@@ -246,7 +246,7 @@ fn ten_thousand_idle_connections_do_not_block_a_client() {
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
     let api = Api::start(ok);
     let (_job, gateway) = Gateway::before(&api);
-    // A client that is known before the crowd comes keeps its place.
+    // An authenticated client keeps its connection when many others arrive.
     let mut known = gateway.connect();
     let ask = format!("GET /v1/models HTTP/1.1\r\n{}\r\n", gateway.good());
     let serve = |stream: &mut TcpStream| {
@@ -262,7 +262,7 @@ fn ten_thousand_idle_connections_do_not_block_a_client() {
     let mut crowd = Vec::new();
     for place in 0..many {
         let Ok(mut stream) = TcpStream::connect(gateway.address) else { continue };
-        // Some say nothing, some begin a head and never end it.
+        // Some send nothing, some send an incomplete head.
         if place % 3 == 0 {
             let _ = stream.write_all(b"GET /v1/models HTTP/1.1\r\nHost: ");
         }
@@ -276,7 +276,7 @@ fn ten_thousand_idle_connections_do_not_block_a_client() {
     gateway.good_request_is_served();
     serve(&mut known);
     assert!(gateway.descriptors() < 4096 + 100, "{} descriptors", gateway.descriptors());
-    // A head has ten seconds, whatever it does in them.
+    // A request head must be complete within ten seconds.
     let mut slow = gateway.connect();
     slow.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
     let begun = Instant::now();
@@ -317,7 +317,7 @@ fn clients_connecting_at_once_are_all_served() {
 
 #[test]
 fn authenticated_clients_are_served_up_to_the_descriptor_limit() {
-    // Each has a connection to the API as well, and 64 descriptors are for other things.
+    // Each client also has a connection to the API, and 64 descriptors are reserved for other uses.
     const DESCRIPTORS: u32 = 200;
     const ROOM: usize = 68;
     let api = Api::start(ok);
@@ -338,7 +338,7 @@ fn authenticated_clients_are_served_up_to_the_descriptor_limit() {
     eventually("a place is free again", || is_served(&mut gateway.connect()));
 }
 
-/// Bytes that are all different from their neighbours, wherever one looks.
+/// Returns bytes that differ from their neighbours at every position.
 fn pattern(place: u64) -> u8 {
     (place ^ (place >> 8) ^ (place >> 16)) as u8
 }
@@ -406,7 +406,7 @@ fn large_bodies_pass_unchanged_and_unbuffered() {
 }
 
 impl Gateway {
-    /// Has it answer something, so that what it takes to do that is counted already.
+    /// Sends one request, so that the memory for the first response is counted already.
     fn is_awake(&self) {
         let answer = self.ask(&format!("GET /v1/../ HTTP/1.1\r\n{}\r\n", self.good()));
         assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
@@ -415,7 +415,7 @@ impl Gateway {
 
 #[test]
 fn event_stream_is_forwarded_event_by_event() {
-    // Half an hour of one event a second, without the seconds: each is sent when the one before has arrived.
+    // Half an hour of one event per second, without waiting: each event is sent when the previous one has arrived.
     const EVENTS: usize = 1800;
     let event = |number: usize| format!("event: ping\ndata: {{\"number\":{number}}}\n\n");
     let (arrived, next) = channel::<usize>();
@@ -501,7 +501,7 @@ fn unix_socket_accepts_only_its_owner() {
     stream.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
     if rustix::process::geteuid().is_root() {
-        // Even where the file's mode does not stop them.
+        // The user is also checked if the file's mode is open.
         rustix::fs::chmod(job.path(""), rustix::fs::Mode::from_raw_mode(0o777)).unwrap();
         rustix::fs::chmod(&path, rustix::fs::Mode::from_raw_mode(0o777)).unwrap();
         let curl =
@@ -510,7 +510,7 @@ fn unix_socket_accepts_only_its_owner() {
         let ended = finish(job.command("setpriv", &[&nobody[..], &curl].concat()).spawn().unwrap());
         assert_eq!((ended.stdout.as_str(), ended.code == 0), ("", false), "{}", ended.stderr);
     }
-    // Nobody's file is taken the place of.
+    // An existing file is not replaced.
     let second = job.run(&["gateway", "--unix", path.to_str().unwrap()]);
     assert!(second.stderr.contains("error[gateway-not-opened]"), "{}", second.stderr);
     let ended = gateway.end();
@@ -531,7 +531,7 @@ fn non_loopback_listen_address_is_refused() {
     assert_eq!(job.counters().identity_tokens_issued, 0, "nothing was asked for");
 }
 
-/// Names of the threads of a process.
+/// Returns the names of the threads of a process.
 fn threads(process: rustix::process::Pid) -> Vec<String> {
     let tasks = std::fs::read_dir(format!("/proc/{}/task", process.as_raw_nonzero())).unwrap().flatten();
     tasks.filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok()).collect()
@@ -552,7 +552,7 @@ fn unauthenticated_clients_trigger_no_search_and_delay_no_request() {
         assert!(answer.starts_with("HTTP/1.1 401 ") || answer.starts_with("HTTP/1.1 404 "), "{answer}");
     }
     assert!(!searches(), "{:?}", threads(gateway.process()));
-    // Asking for a token is looked at in a thread of its own, while others are served.
+    // A token request is checked in its own thread, while others are served.
     let strangers: Vec<TcpStream> = (0..40)
         .map(|_| {
             let mut stranger = gateway.connect();

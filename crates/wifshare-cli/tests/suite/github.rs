@@ -1,4 +1,4 @@
-//! In GitHub Actions: masked before anything could print it, foldable, and annotated.
+//! GitHub Actions: secrets are masked before they could be printed, and output has groups and annotations.
 
 use crate::job::{Job, eventually, finish, settings};
 
@@ -59,7 +59,7 @@ fn actionable_warnings_and_errors_are_annotations() {
     assert!(annotation.contains("%0A  hint: "), "{annotation}");
 }
 
-/// A job of GitHub's, and its standard error as a regular file.
+/// A job on GitHub with a regular file as standard error.
 fn job_with_stderr_in_a_file() -> (Job, std::path::PathBuf) {
     let mut job = Job::new(settings());
     job.set("GITHUB_ACTIONS", "true");
@@ -132,7 +132,7 @@ fn each_process_masks_a_secret_once() {
     assert_eq!((all, masks.len()), (2, 2), "the identity token and the access token");
 }
 
-/// A pipe that is full, with a reader that does not read.
+/// Returns a full pipe whose reader does not read.
 fn full_pipe() -> (std::io::PipeReader, std::io::PipeWriter) {
     let (reader, writer) = std::io::pipe().unwrap();
     let flags = rustix::fs::fcntl_getfl(&writer).unwrap();
@@ -164,7 +164,7 @@ fn unread_stderr_blocks_no_process() {
     assert!(begin.elapsed() < std::time::Duration::from_secs(30), "{:?}", begin.elapsed());
     job.assert_exchanges(1);
 
-    // A signal is heard while nobody reads.
+    // A signal is handled although the output is not read.
     let mut command = job.wifshare(&["exec", "-vv", "--", "sleep", "60"]);
     command.stderr(writer.try_clone().unwrap());
     let child = command.spawn().unwrap();
@@ -186,7 +186,7 @@ fn blocked_stderr_reader_delays_nothing_under_the_lock() {
     eventually("an identity token is issued", || job.counters().identity_tokens_issued == 1);
     let issued = std::time::Instant::now();
     eventually("the exchange is sent", || job.counters().exchanges_received == 1);
-    // The mask of the identity token is between the two, and by itself it would wait for 2 s.
+    // The mask of the identity token is written between the two. On its own it would wait for 2 s.
     assert!(issued.elapsed() < std::time::Duration::from_millis(1500), "{:?}", issued.elapsed());
     assert_eq!(finish(asking).code, 0);
 }

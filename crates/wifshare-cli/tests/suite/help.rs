@@ -1,4 +1,4 @@
-//! The help: every command is described by the same line everywhere, and lines fit the terminal.
+//! The help: every command has the same description everywhere, and lines fit the terminal.
 
 use std::process::{Command, Stdio};
 
@@ -12,7 +12,7 @@ fn wifshare(columns: usize, arguments: &[&str]) -> String {
     ended.stdout
 }
 
-/// The commands and their lines in `wifshare --help`.
+/// Returns the commands and their descriptions from `wifshare --help`.
 fn commands() -> Vec<(String, String)> {
     let help = wifshare(100, &["--help"]);
     let list = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
@@ -44,7 +44,7 @@ fn help_fits_the_terminal_width() {
         for name in names.chain([String::new()]) {
             let arguments: Vec<&str> = [name.as_str(), "--help"].into_iter().filter(|it| !it.is_empty()).collect();
             let help = wifshare(columns, &arguments);
-            // Examples are copied from there, and stay as they are.
+            // Examples are meant to be copied and are not wrapped.
             let wrapped = help.lines().take_while(|line| !line.starts_with("Example") && *line != "Exit codes:");
             for line in wrapped {
                 assert!(line.chars().count() <= columns, "{name} at {columns} columns: {line}");
@@ -91,7 +91,7 @@ fn version_shows_the_commit_of_a_release_build() {
         let line = said.lines().find_map(|line| line.strip_prefix("cargo::rustc-env=WIFSHARE_VERSION=")).unwrap();
         line.to_owned()
     };
-    // Sources without git, as from an archive.
+    // Sources without git, like those from an archive.
     let bare = holder.path().join("crates/wifshare-cli");
     std::fs::create_dir_all(&bare).unwrap();
     assert_eq!(version(&bare, "release"), "1.2.3");

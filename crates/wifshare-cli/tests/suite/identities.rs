@@ -1,5 +1,5 @@
-//! Two jobs of one user on one host, with one federation rule: a credential never crosses from one to the other, whichever
-//! source their identity tokens come from.
+//! Two jobs of one user on one host, with one federation rule. A credential never crosses from one to the other, for
+//! every source of identity tokens.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
@@ -10,32 +10,32 @@ use wifshare_sandbox::{FederationRule, Settings, Verdict};
 
 use crate::job::{Ended, Job, finish, settings};
 
-/// Whom the tokens of the two jobs are about.
+/// The subjects of the two jobs' tokens.
 const SUBJECTS: [&str; 2] =
     ["repo:octo-org/octo-repo:ref:refs/heads/main", "repo:octo-org/octo-repo:ref:refs/heads/topic"];
 
-/// A source of identity tokens, as two jobs have it.
+/// A source of identity tokens for two jobs.
 #[derive(Clone, Copy)]
 struct Source {
     name: &'static str,
     options: &'static [&'static str],
-    /// What both have.
+    /// The variables of both jobs.
     variables: &'static [(&'static str, &'static str)],
-    /// What the first and the second have.
+    /// The variables that differ, for the first and the second job.
     own: &'static [(&'static str, [&'static str; 2])],
     gives: Gives,
 }
 
-/// How a source comes by the tokens of a job.
+/// Where the tokens of a job come from.
 #[derive(Clone, Copy)]
 enum Gives {
-    /// The mock server issues them to whoever asks, and is told whom they are about.
+    /// The mock server issues them, for the subject in its settings.
     Endpoint,
-    /// This file holds one.
+    /// A token in this file.
     File(&'static str),
-    /// This variable holds one.
+    /// A token in this variable.
     Variable(&'static str),
-    /// This program in the job's directory prints one, between these texts.
+    /// This program in the job's directory prints a token between these texts.
     IdentityCommand(&'static str, &'static str, &'static str),
 }
 
@@ -111,7 +111,7 @@ const SOURCES: [Source; 17] = [
         gives: Gives::IdentityCommand("circleci", "", ""),
         ..NONE
     },
-    // An older agent, which names no job.
+    // An older agent, which sets no job id.
     Source {
         name: "CircleCI without a job id",
         variables: &[("CIRCLECI", "true")],
@@ -158,7 +158,7 @@ const SOURCES: [Source; 17] = [
 struct Host {
     job: Job,
     source: Source,
-    /// Identity tokens that programs print, outside of what is searched for secrets.
+    /// The identity tokens for programs, outside the directory that is searched for secrets.
     unspent: tempfile::TempDir,
 }
 
@@ -193,7 +193,7 @@ impl Host {
         self.job.sandbox.issue_identity_token_with(|claims| drop(claims.insert("sub".to_owned(), SUBJECTS[who].into())))
     }
 
-    /// A command of the first or the second job, with a new identity token at hand.
+    /// Returns a command of the first or the second job, with a new identity token.
     fn wifshare(&self, who: usize, arguments: &[&str]) -> Command {
         let [command, rest @ ..] = arguments else { unreachable!("a command") };
         let options: Vec<String> = self.source.options.iter().map(|option| self.filled_in(option)).collect();
@@ -232,21 +232,21 @@ impl Host {
         finish(self.wifshare(who, arguments).spawn().unwrap())
     }
 
-    /// What `token` prints to this job.
+    /// Returns the output of `token` in this job.
     fn token(&self, who: usize) -> String {
         let ended = self.run(who, &["token"]);
         assert_eq!(ended.code, 0, "{}: {}", self.source.name, ended.stderr);
         ended.stdout.trim().to_owned()
     }
 
-    /// What a child of `exec` finds.
+    /// Returns the token that a child of `exec` finds.
     fn token_by_exec(&self, who: usize) -> String {
         let ended = self.run(who, &["exec", "--delivery", "environment", "--", "printenv", "ANTHROPIC_AUTH_TOKEN"]);
         assert_eq!(ended.code, 0, "{}: {}", self.source.name, ended.stderr);
         ended.stdout.trim().to_owned()
     }
 
-    /// The variables that `start` hands to later steps of this job.
+    /// Returns the variables that `start` exports to later steps of this job.
     fn start(&self, who: usize) -> BTreeMap<String, Option<String>> {
         let ended = self.run(who, &["start", "--format", "json", "--watch-pid", "none"]);
         assert_eq!(ended.code, 0, "{}: {}", self.source.name, ended.stderr);
@@ -257,7 +257,7 @@ impl Host {
         assert_eq!(finish(self.job.wifshare(&["stop", "--all"]).spawn().unwrap()).code, 0);
     }
 
-    /// Of whom an identity token bought something, one after another.
+    /// Returns the jobs whose identity tokens were exchanged, in order.
     fn buyers(&self) -> Vec<usize> {
         let accepted = self.job.sandbox.history().into_iter().filter(|record| record.verdict == Verdict::Accepted);
         let who = |subject: Option<String>| SUBJECTS.iter().position(|one| Some(*one) == subject.as_deref()).unwrap();
@@ -265,7 +265,7 @@ impl Host {
     }
 }
 
-/// The identity tokens that are the test's own do not count as left behind.
+/// The test's own identity tokens do not count as left behind.
 impl Drop for Host {
     fn drop(&mut self) {
         if let Gives::File(path) = self.source.gives {
@@ -285,7 +285,7 @@ fn two_jobs_obtain_separate_credentials_and_share_within_a_job() {
         let (first, second) = (host.token(0), host.token(1));
         assert_ne!(first, second, "{}", source.name);
         assert_eq!(host.buyers(), [0, 1], "{}", source.name);
-        // Whoever comes later finds what is his, and neither has displaced the other's.
+        // A later process gets the credential of its own job. Neither job has replaced the other's.
         for (who, own) in [(0, &first), (1, &second), (0, &first)] {
             assert_eq!(host.token(who), *own, "{}", source.name);
         }
@@ -318,7 +318,7 @@ fn stop_leaves_the_keeper_and_run_of_another_job() {
     let host = Host::new(source("Buildkite"));
     let kept = host.start(0);
     let first = host.token(0);
-    // The variables of a run that were carried to another job, as an artifact with variables does.
+    // The variables of a run, copied to another job, for example in an artifact.
     let mut carried = host.wifshare(1, &["token"]);
     carried.envs(kept.iter().filter_map(|(name, value)| Some((name, value.as_ref()?))));
     let second = finish(carried.spawn().unwrap());
@@ -374,7 +374,7 @@ fn unreadable_token_file_gets_no_cached_credential() {
         assert_eq!((ended.code, ended.stdout.as_str()), (125, ""), "{code}");
         assert!(ended.stderr.contains(&format!("error[{code}]")), "{}", ended.stderr);
     }
-    // A token that is spent or has ended says whose it is all the same.
+    // A spent or expired token still identifies its subject.
     let ended = host.job.sandbox.issue_identity_token_with(|claims| {
         claims.insert("sub".to_owned(), SUBJECTS[0].into());
         claims.insert("exp".to_owned(), 1_000_000_000.into());
@@ -384,7 +384,7 @@ fn unreadable_token_file_gets_no_cached_credential() {
     assert_eq!(host.buyers(), [0]);
 }
 
-/// The variables with which each CI names a job that no other job has the ids of.
+/// The variables of each CI that identify a job uniquely.
 const NAMED_JOBS: [&[(&str, &str)]; 6] = [
     &[("CI_JOB_ID", "11"), ("CI_SERVER_URL", "https://gitlab.example")],
     &[("BUILDKITE_JOB_ID", "11")],
@@ -404,7 +404,7 @@ fn token_file_selects_the_subject_in_a_named_job() {
         };
         let print = ["exec", "--delivery", "environment", "--", "printenv", "ANTHROPIC_AUTH_TOKEN"];
         let first = in_the_job(0, &["token"]).stdout;
-        // The same file is rewritten for another subject inside of one job.
+        // The same file is rewritten for another subject within one job.
         let second = in_the_job(1, &["token"]).stdout;
         assert_ne!(second, first, "{job:?}");
         assert_eq!(in_the_job(0, &["token"]).stdout, first, "{job:?}");
@@ -437,7 +437,7 @@ fn run_ignores_a_token_file_of_another_subject() {
         let file = host.job.path("shared-token");
         let (theirs, ready) = (host.token_of(1), host.job.path("theirs"));
         std::fs::write(&ready, theirs).unwrap();
-        // Another job replaces the file while the command works.
+        // Another job replaces the file while the command runs.
         let script = format!("cp {} {}; rm {}; sleep 8", ready.display(), file.display(), ready.display());
         let mut command = host.wifshare(0, &["exec", "--", "sh", "-c", &script]);
         if named {
@@ -527,7 +527,7 @@ fn replaced_token_file_is_tried_at_once_after_a_refusal() {
 fn process_without_network_fails_alone() {
     let host = Host::new(source("GitHub Actions"));
     for (variable, value, code) in [
-        // Nobody listens there. Loopback is asked without a proxy, and so is not affected by one.
+        // Nothing listens there. Loopback requests do not use a proxy, so a proxy has no effect.
         ("ANTHROPIC_BASE_URL", "http://localhost:1", "endpoint-unreachable"),
         ("ACTIONS_ID_TOKEN_REQUEST_URL", "http://127.0.0.1:1/idtoken", "identity-unreachable"),
     ] {

@@ -1,10 +1,10 @@
-//! A user without inotify instances or watches: runs poll, and say once which limit that is.
+//! A user without inotify instances or watches: runs poll, and name the limit once.
 
 use std::process::{Command, Stdio};
 
 use crate::job::{Job, WIFSHARE, finish, living, settings};
 
-/// Whether this machine lets us make a user namespace, whose limits are its own.
+/// Returns whether this machine allows user namespaces, which have their own limits.
 fn has_user_namespaces() -> bool {
     let made = Command::new("unshare").args(["--user", "--map-root-user", "true"]).stderr(Stdio::null()).status();
     let has = made.is_ok_and(|status| status.success());
@@ -12,13 +12,13 @@ fn has_user_namespaces() -> bool {
     has
 }
 
-/// A command with this limit of the system at this number.
+/// Returns a command with this system limit set to this number.
 fn limited(job: &Job, limit: &str, number: u8, command: &[&str]) -> Command {
     let script = format!(r#"echo {number} > /proc/sys/user/{limit} && exec "$@""#);
     job.command("unshare", &[&["--user", "--map-root-user", "sh", "-c", &script, "sh"], command].concat())
 }
 
-/// Reads the identity token as a client does that federates by itself, and waits for the next one.
+/// Reads the identity token like a federating client, and waits for the next one.
 const NEXT_TOKEN_FOLLOWS: &str = r#"
     sleep 1
     first=$(cat "$ANTHROPIC_IDENTITY_TOKEN_FILE")

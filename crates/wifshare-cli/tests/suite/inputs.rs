@@ -1,9 +1,8 @@
-//! What comes in wrapped or in the wrong form: refused before it is written down or sent, so that the repaired value works
-//! at once.
+//! Wrapped or malformed input is refused before it is stored or sent, so that the corrected value works at once.
 
 use crate::job::{Job, settings};
 
-/// What people put in place of a token, and a word of what they are told.
+/// Common replacements for a token, and a word of the error for each.
 fn wrapped(token: &str) -> Vec<(String, &'static str)> {
     let (begin, end) = token.split_at(60);
     vec![
@@ -29,7 +28,7 @@ fn wrapped(token: &str) -> Vec<(String, &'static str)> {
     ]
 }
 
-/// Fails unless what is in force is refused with these words, and nothing is written down, sent or repeated.
+/// Checks that the current configuration is refused with these words, and that nothing is stored, sent or printed.
 fn assert_refused(job: &mut Job, words: &str) {
     let ended = job.token(&[]);
     assert_eq!(ended.code, 125, "{words}: {}", ended.stderr);

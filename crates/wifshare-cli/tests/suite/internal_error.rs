@@ -1,10 +1,10 @@
-//! Panics of wifshare's own: the command is waited for, the run ends in order, and nothing that is secret is told.
+//! Panics of wifshare: the command is waited for, the run ends cleanly, and no secret is printed.
 
 use wifshare_sandbox::Settings;
 
 use crate::job::{Ended, Job, eventually, files, finish, settings};
 
-/// A job in whose processes of wifshare a panic happens at this place.
+/// A job in which wifshare panics at this place.
 fn job_with_a_panic(place: &str) -> Job {
     let mut job = Job::new(settings());
     job.set("WIFSHARE_TEST_PANIC_AT", place);
@@ -18,7 +18,7 @@ fn assert_told(ended: &Ended) {
     assert!(!ended.stderr.contains("not-a-secret"), "what the panic says is not repeated: {}", ended.stderr);
 }
 
-/// No run, no lease, no credential.
+/// Checks that there is no run, no lease and no credential.
 fn assert_nothing_is_left(job: &Job) {
     assert!(job.files_with_secrets().is_empty(), "{:?}", job.files_with_secrets());
     let runs = files(&job.state()).into_iter().filter(|path| path.components().any(|part| part.as_os_str() == "runs"));
@@ -89,7 +89,7 @@ fn panic_in_a_starting_keeper_fails_start() {
 fn panic_in_a_renewal_is_reported_and_retried() {
     let mut job = Job::new(Settings { access_token_lifetime_s: 4, access_token_lifetime_floor_s: 1, ..settings() });
     job.set("WIFSHARE_TEST_PANIC_AT", "replaced");
-    // The first credential is stored by another process, which does not panic.
+    // Another process, which does not panic, stores the first credential.
     let mut first = job.wifshare(&["token"]);
     first.env_remove("WIFSHARE_TEST_PANIC_AT");
     job.may_keep_credential();

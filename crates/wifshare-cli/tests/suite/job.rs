@@ -1,5 +1,4 @@
-//! A CI job as a test sees it: an environment, a directory, a mock server, and a search for secrets in everything
-//! that comes out.
+//! A CI job for a test: an environment, a directory, a mock server, and a search for secrets in all output.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -11,32 +10,32 @@ use wifshare_sandbox::{Counters, Sandbox, Settings};
 
 pub(crate) const WIFSHARE: &str = env!("CARGO_BIN_EXE_wifshare");
 
-/// Longer than anything a test does; a process that takes so long hangs.
+/// Longer than any test takes. A process that takes longer hangs.
 const PATIENCE: Duration = Duration::from_secs(240);
 
 pub(crate) struct Job {
     pub(crate) sandbox: Sandbox,
     directory: tempfile::TempDir,
     variables: BTreeMap<String, String>,
-    /// Whether a credential may stay in the state directory, as `token` leaves one.
+    /// Whether a credential may stay in the state directory, as after `token`.
     may_keep_credential: bool,
 }
 
-/// How a process ended, and what it said.
+/// The exit code and output of a process.
 #[derive(Debug)]
 pub(crate) struct Ended {
-    /// As a shell tells it.
+    /// The exit code as a shell reports it.
     pub(crate) code: i32,
     pub(crate) stdout: String,
     pub(crate) stderr: String,
 }
 
-/// Settings for tests: keys that are made quickly, the rest as it is.
+/// Settings for tests.
 pub(crate) fn settings() -> Settings {
     Settings::default()
 }
 
-/// Settings for access tokens that live so many seconds.
+/// Settings with this lifetime of access tokens, in seconds.
 pub(crate) fn living(seconds: u64) -> Settings {
     Settings { access_token_lifetime_s: seconds, access_token_lifetime_floor_s: 1, ..settings() }
 }
@@ -72,7 +71,7 @@ impl Job {
         self.variables.get(name).map(String::as_str)
     }
 
-    /// The source becomes a file that holds this token.
+    /// Uses a file with this token as the source. Returns its path.
     pub(crate) fn use_token_file(&mut self, token: &str) -> PathBuf {
         let path = self.path("token");
         std::fs::write(&path, token).unwrap();
@@ -94,7 +93,7 @@ impl Job {
         self.path(&format!("wifshare-{}", rustix::process::geteuid().as_raw()))
     }
 
-    /// A program in this job's environment and nothing else.
+    /// Returns a command with only this job's environment.
     pub(crate) fn command(&self, program: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new(program);
         command.args(arguments).env_clear().envs(&self.variables).current_dir(self.directory.path());
@@ -106,7 +105,7 @@ impl Job {
         self.command(WIFSHARE, arguments)
     }
 
-    /// Runs wifshare to its end; nothing that it says may hold a secret.
+    /// Runs wifshare to its end. Fails if the output contains a secret.
     pub(crate) fn run(&self, arguments: &[&str]) -> Ended {
         let ended = finish(self.wifshare(arguments).spawn().unwrap());
         self.search(&ended.stdout, "standard output");
@@ -119,7 +118,7 @@ impl Job {
         self.run(&[&["exec"], options, &["--", "sh", "-c", script]].concat())
     }
 
-    /// Runs `wifshare token`, whose standard output alone may hold the access token.
+    /// Runs `wifshare token`. Only its standard output may contain the access token.
     pub(crate) fn token(&mut self, arguments: &[&str]) -> Ended {
         self.may_keep_credential = true;
         let ended = finish(self.wifshare(&[&["token"], arguments].concat()).spawn().unwrap());
@@ -135,7 +134,7 @@ impl Job {
         self.sandbox.counters()
     }
 
-    /// That many exchanges, none refused, and no identity token sent twice.
+    /// Checks that there were this many exchanges, none was refused, and no identity token was sent twice.
     pub(crate) fn assert_exchanges(&self, exchanges: u64) {
         let counters = self.counters();
         assert_eq!(counters.exchanges_accepted, exchanges, "{counters:#?}");
@@ -148,14 +147,14 @@ impl Job {
         assert_eq!(counters.identity_tokens_reused, 0, "{counters:#?}");
     }
 
-    /// Fails if this text holds a secret of the mock server.
+    /// Fails if this text contains a secret of the mock server.
     pub(crate) fn search(&self, text: &str, place: &str) {
         for secret in self.sandbox.secrets() {
             assert!(!text.contains(&secret), "{place} holds a secret ({} bytes):\n{text}", secret.len());
         }
     }
 
-    /// The files of this job that hold a secret.
+    /// Returns the files of this job that contain a secret.
     pub(crate) fn files_with_secrets(&self) -> Vec<PathBuf> {
         let secrets = self.sandbox.secrets();
         let holds = |path: &PathBuf| {
@@ -167,7 +166,7 @@ impl Job {
     }
 }
 
-/// Whatever a test was about: nothing secret is left behind when its job is over.
+/// Checks at the end of every job that no secret is left behind.
 impl Drop for Job {
     fn drop(&mut self) {
         if std::thread::panicking() {
@@ -180,7 +179,7 @@ impl Drop for Job {
     }
 }
 
-/// Waits for the end of a process and reads what it said. One that hangs is ended and fails the test.
+/// Waits for a process and reads its output. A process that hangs is killed and fails the test.
 pub(crate) fn finish(mut child: Child) -> Ended {
     use std::os::unix::process::ExitStatusExt;
 
@@ -208,7 +207,7 @@ pub(crate) fn finish(mut child: Child) -> Ended {
     Ended { code, stdout: stdout.join().unwrap(), stderr: stderr.join().unwrap() }
 }
 
-/// A document that is made: it has to be what it would be made into now. `WIFSHARE_BLESS=1` has it written anew.
+/// Checks that a generated document is up to date. `WIFSHARE_BLESS=1` writes it.
 pub(crate) fn same_or_blessed(path: &Path, made: &str) {
     if std::env::var("WIFSHARE_BLESS").is_ok_and(|bless| bless == "1") {
         std::fs::write(path, made).unwrap();
@@ -217,7 +216,7 @@ pub(crate) fn same_or_blessed(path: &Path, made: &str) {
     assert!(there == made, "{} is not what it is made of; write it anew with WIFSHARE_BLESS=1", path.display());
 }
 
-/// Waits until this is so.
+/// Waits until the condition is true.
 pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     let start = Instant::now();
     while !is_so() {

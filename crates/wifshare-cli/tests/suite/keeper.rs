@@ -1,4 +1,4 @@
-//! `start` and `stop`: one credential for the steps of a job, kept by a process that outlives the step that began it.
+//! `start` and `stop`: one credential for the steps of a job, kept by a process that outlives its step.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -21,7 +21,7 @@ const SHOWS_THE_CAPABILITY: &str = r#"
     case $ANTHROPIC_AUTH_TOKEN in wifshare-capability-*) ;; *) exit 7 ;; esac
     [ "$ANTHROPIC_AUTH_TOKEN" = "$("$WIFSHARE" token)" ]"#;
 
-/// The variables that a start hands over; `None` for one that has to go.
+/// The variables that `start` exports. `None` unsets one.
 type Handed = BTreeMap<String, Option<String>>;
 
 fn start(job: &Job, options: &[&str]) -> Handed {
@@ -40,7 +40,7 @@ fn with(mut command: Command, handed: &Handed) -> Command {
     command
 }
 
-/// A later step: a shell of its own with what was handed over.
+/// Runs a later step: a new shell with the exported variables.
 fn step(job: &Job, handed: &Handed, script: &str) -> Ended {
     finish(with(job.command("sh", &["-c", script]), handed).spawn().unwrap())
 }
@@ -51,7 +51,7 @@ fn stop(job: &Job, options: &[&str]) {
     assert!(ended.stderr.is_empty() || ended.stderr.starts_with("wifshare: ended the keeper"), "{}", ended.stderr);
 }
 
-/// With what GitHub's runner gives to each step anew.
+/// Adds the variables that GitHub's runner sets for each step.
 fn in_github(job: &Job, mut command: Command) -> Command {
     for name in ["ACTIONS_ID_TOKEN_REQUEST_URL", "ACTIONS_ID_TOKEN_REQUEST_TOKEN"] {
         command.env(name, job.variable(name).unwrap());
@@ -59,7 +59,7 @@ fn in_github(job: &Job, mut command: Command) -> Command {
     command
 }
 
-/// The processes that keep something in this state directory, by what they wrote down.
+/// Returns the keepers of this state directory, from their files.
 fn keepers(state: &Path) -> Vec<i32> {
     let is_alive = |pid: &i32| Path::new(&format!("/proc/{pid}")).exists() && state_of(*pid) != 'Z';
     let written = files(state).into_iter().filter(|path| path.ends_with("keeper.json"));
@@ -140,7 +140,7 @@ fn start_with_api_key_exports_the_capability_twice() {
     for options in [&["--delivery", "gateway", "--api-key"][..], &["--delivery", "gateway"]] {
         let job = Job::new(settings());
         start(&job, options);
-        // The second one joins, with and without a key before it.
+        // The second one joins a keeper with and without an API key.
         let handed = start(&job, &["--delivery", "gateway", "--api-key"]);
         let ended = step(&job, &handed, BOTH);
         assert_eq!((ended.code, ended.stderr.as_str()), (0, ""), "{options:?}");
@@ -167,7 +167,7 @@ fn start_unsets_sign_in_variables_for_later_steps() {
     assert!(expected.iter().all(|name| gone.contains(name)), "{gone:?}");
     let kept = start(&job, &["--delivery", "environment", "--keep-env", "ACTIONS_ID_TOKEN_REQUEST_URL"]);
     assert!(!kept.contains_key("ACTIONS_ID_TOKEN_REQUEST_URL"));
-    // Where the CI gives them to each step anew, a command inside of the run is without them all the same.
+    // The CI sets these variables for each step. A command inside the run is without them.
     let handed: Handed = handed.into_iter().filter(|(_, value)| value.is_some()).collect();
     let ended = step(&job, &handed, r#""$WIFSHARE" exec -- sh -c '[ -z "$ACTIONS_ID_TOKEN_REQUEST_TOKEN" ]'"#);
     assert_eq!(ended.code, 0, "{}", ended.stderr);
@@ -186,7 +186,7 @@ fn second_start_joins_and_another_identity_gets_its_own_keeper() {
     let job = Job::new(settings());
     let first = start(&job, &[]);
     assert_eq!(start(&job, &[]), first);
-    // From within a later step as well, which has only what was handed over.
+    // Also from a later step, which has only the exported variables.
     let again = finish(with(job.wifshare(&["start", "--format", "json"]), &first).spawn().unwrap());
     let again: Handed = serde_json::from_str(&again.stdout).unwrap();
     assert_eq!(again["WIFSHARE_RUN"], first["WIFSHARE_RUN"]);
@@ -198,7 +198,7 @@ fn second_start_joins_and_another_identity_gets_its_own_keeper() {
     stop(&job, &["--workspace-id", "default"]);
     let left = the_keeper(&job);
     assert_eq!(step(&job, &first, ASK).code, 0);
-    // By what a step was handed: that one and no other.
+    // Ends only the keeper of the exported variables.
     let other = start(&job, &["--workspace-id", "default"]);
     let ended = finish(with(job.wifshare(&["stop"]), &other).spawn().unwrap());
     assert_eq!(ended.code, 0, "{}", ended.stderr);
@@ -328,11 +328,11 @@ fn stop_fails_on_an_unsafe_state_directory() {
     said(stop_in(&link), "state-in-the-way");
     said(job.run(&["status", "--state-dir", link.to_str().unwrap()]), "state-in-the-way");
     the_keeper(&job);
-    // Others could have put another keeper's files there.
+    // Other users could have put another keeper's files there.
     mode(&state, 0o777);
     said(stop_in(&state), "state-loose");
     the_keeper(&job);
-    // Others can only read: the keeper ends, and the fault is told all the same.
+    // Other users can only read: the keeper ends, and the problem is reported too.
     mode(&state, 0o755);
     let ended = stop_in(&state);
     assert!(ended.stderr.contains("ended the keeper"), "{}", ended.stderr);
@@ -340,7 +340,7 @@ fn stop_fails_on_an_unsafe_state_directory() {
     assert_nothing_is_left(&job);
     mode(&state, 0o700);
     stop(&job, &[]);
-    // One file that others can read hides no keeper either.
+    // A single file that other users can read hides no keeper.
     let handed = start(&job, &[]);
     let written = Path::new(handed["WIFSHARE_RUN"].as_ref().unwrap()).join("keeper.json");
     mode(&written, 0o644);
@@ -453,7 +453,7 @@ fn keeper_watches_the_runner_process_by_default() {
     let job = Job::new(settings());
     let worker = job.path("Runner.Worker");
     std::fs::copy("/bin/sh", &worker).unwrap();
-    // The step's shell ends, and the worker lives on.
+    // The step's shell ends, and the worker continues.
     let script = r#"sh -c '"$WIFSHARE" start > handed'; touch stepped; while ! [ -e over ]; do sleep 0.05; done"#;
     let worker = job.command(worker.to_str().unwrap(), &["-c", script]).spawn().unwrap();
     eventually("the step is over", || job.path("stepped").exists());
@@ -520,7 +520,7 @@ fn process_with_a_reused_keeper_pid_gets_no_signal() {
     let handed = start(&job, &[]);
     let run = PathBuf::from(handed["WIFSHARE_RUN"].clone().unwrap());
     let mut innocent = job.command("sleep", &["600"]).spawn().unwrap();
-    // As if the keeper had ended, its number were another's by now, and something held its lock all the same.
+    // Simulates a keeper that ended, whose pid is used by another process, and whose lock is still held.
     let path = run.join("keeper.json");
     let mut written: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
     let pid = the_keeper(&job);
@@ -538,7 +538,7 @@ fn process_with_a_reused_keeper_pid_gets_no_signal() {
 #[test]
 fn keeper_inherits_no_stream_and_no_descriptor() {
     let job = Job::new(settings());
-    // A pipe to wait for, and a descriptor that is not closed on exec.
+    // A pipe that a caller waits for, and a descriptor without close-on-exec.
     let script = r#"exec 7>inherited; "$WIFSHARE" start 2>&1 | cat > said; echo over"#;
     let begun = Instant::now();
     let ended = finish(job.command("sh", &["-c", script]).stdin(Stdio::null()).spawn().unwrap());
@@ -637,7 +637,7 @@ fn job_cancelled_in_any_step_leaves_no_files() {
                 if number == 0 {
                     eventually("an exchange is under way", || runner.job.counters().exchanges_received > 0);
                 }
-                // As a runner cancels: politely, and a moment later not.
+                // Cancels like a runner: SIGTERM, and a moment later SIGKILL.
                 let group = Pid::from_child(&step.child);
                 kill_process_group(group, Signal::TERM).unwrap();
                 std::thread::sleep(Duration::from_millis(200));
@@ -645,7 +645,7 @@ fn job_cancelled_in_any_step_leaves_no_files() {
             }
             runner.end(step);
         }
-        // What is declared as a post step runs in any case.
+        // A post step runs in any case.
         let stopped = runner.step(runner.job.wifshare(&["stop"]));
         assert_eq!(stopped.code, 0, "{}", stopped.stderr);
         eventually("nothing runs", || keepers(&runner.job.state()).is_empty());
@@ -654,7 +654,8 @@ fn job_cancelled_in_any_step_leaves_no_files() {
     }
 }
 
-/// How often a process gave up the processor to wait, all its threads together: each time it woke up before that.
+/// Returns the number of voluntary context switches of all threads of a process. Each one means that the process woke
+/// up before.
 fn waits(pid: i32) -> u64 {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
     let waits = tasks.map(|task| {
@@ -680,7 +681,7 @@ fn idle_keeper_does_not_wake_up_and_stays_small() {
         let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap().trim().to_owned();
         let kilobytes: u64 = resident.trim_end_matches(" kB").parse().unwrap();
         eprintln!("{delivery}: {resident} resident");
-        // A release build has a fifth of the code's pages; its figure stands in the documents.
+        // A release build has a fifth of the code's pages. The documents contain its figure.
         assert!(kilobytes < 16 * 1024, "{delivery}: {resident} resident");
         stop(&job, &[]);
     }
@@ -695,7 +696,7 @@ fn doctor_reports_whether_the_keeper_is_alive() {
     assert!(well.code == 0 && well.stdout.contains("inside a run of wifshare"), "{}", well.stdout);
     let pid = the_keeper(&job);
     signal(pid, Signal::KILL);
-    // Its threads end one after another, and the last one drops the lock.
+    // The threads end one after another, and the last one releases the lock.
     eventually("doctor tells that the keeper is gone", || {
         let gone = step(&job, &handed, doctor);
         gone.code == 1 && gone.stdout.contains("is over")

@@ -1,4 +1,4 @@
-//! The rows: which error, how it comes about, what its hint says, and what works then.
+//! The rows: the error, how to cause it, its hint, and what works afterwards.
 
 use std::net::TcpListener;
 
@@ -27,7 +27,7 @@ fn elsewhere(code: &'static str, why: &'static str) -> Row {
     Row { code, case: Case::Elsewhere(why) }
 }
 
-/// For failures that are remembered for a while.
+/// For failures that are cached for a while.
 const AGAIN: &str = "for i in $(seq 45); do wifshare token && exit 0; sleep 1; done; exit 1";
 
 fn another_directory(job: &mut Job) {
@@ -57,7 +57,7 @@ fn base_url_again(job: &mut Job) {
     job.set(name, value);
 }
 
-/// The API by another name, for which no failure is remembered.
+/// Changes the name of the API. No failure is cached for the new name.
 fn the_api_itself(job: &mut Job) {
     well_again(job);
     let url = job.variable("ANTHROPIC_BASE_URL").unwrap().replace("127.0.0.1", "localhost");
@@ -91,7 +91,7 @@ fn expired_token_file(job: &mut Job) {
 fn taken_port(job: &mut Job) {
     let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
     job.set("PORT", &listener.local_addr().unwrap().port().to_string());
-    // As long as this process lives.
+    // Keeps the listener open until this process ends.
     Box::leak(Box::new(listener));
 }
 
@@ -544,8 +544,8 @@ fn rule_file(job: &Job, rule: &str) {
     std::fs::write(job.path("rule.json"), rule).unwrap();
 }
 
-/// What `doctor` finds beside the errors above. Findings whose cure is a correction of the rule are carried out on the
-/// file that stands for it; in the Claude Console the same is done by hand.
+/// The findings of `doctor` that are not errors above. A fix that changes the rule is applied to the file that
+/// represents it. In the Claude Console the same change is made by hand.
 pub(super) fn findings() -> Vec<Row> {
     const DOCTOR: &str = "wifshare doctor";
     const WITH_RULE: &str = "wifshare doctor --rule rule.json";
