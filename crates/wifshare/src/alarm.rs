@@ -239,7 +239,7 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(60);
 
-    /// How long a wait took.
+    /// Returns the duration of a wait.
     fn taken(wait: impl FnOnce()) -> Duration {
         let clock = Clock::system();
         let begun = (clock.monotonic)();

@@ -133,7 +133,7 @@ mod tests {
             (1098, 150, 0),
             (1097, 150, 3),
             (1, 150, 1099),
-            // Set ahead, or a monotonic clock that began again.
+            // The wall clock was set forward, or the monotonic clock restarted.
             (5000, 150, 0),
             (1000, 1, 0),
             (990, 1, 10),

@@ -254,7 +254,7 @@ mod tests {
         assert!(!log.append_all(&[event(2, What::Swept), event(3, of_text(longest + 1)), event(4, What::Swept)]));
         assert_eq!(log.read().iter().map(|event| event.pid).collect::<Vec<_>>(), [1, 2, 4]);
         assert!(log.append_all(&vec![event(4, What::Swept); 200]), "each is as long as it is, however many there are");
-        // What is left out takes no room, and gives none.
+        // A skipped event uses no space and frees none.
         let swept = length(What::Swept);
         set_size(&log, LARGEST - swept);
         assert!(!log.append_all(&[event(5, of_text(longest + 1)), event(6, What::Swept), event(7, What::Swept)]));

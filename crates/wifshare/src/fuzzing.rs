@@ -426,7 +426,7 @@ mod tests {
         entries.map(|entry| std::fs::read(entry.expect("an entry").path()).expect("a file")).collect()
     }
 
-    /// What breaks parsers, as far as one can think of it.
+    /// Byte sequences that often break parsers.
     const WORDS: [&[u8]; 22] = [
         b"\"",
         b"{",
@@ -512,7 +512,8 @@ mod tests {
             let bytes =
                 (seeds, prop::collection::vec(change(), 0..6)).prop_map(|(seed, changes)| changed(seed, &changes));
             let config = Config { cases: 1000, failure_persistence: None, ..Config::default() };
-            // The same changes each time: new ones are the fuzzer's to find, and not a suite's on somebody else's change.
+            // The mutations are the same each time. New ones are the fuzzer's task, so that an unrelated change does
+            // not fail the suite.
             let random = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
             let outcome = TestRunner::new_with_rng(config, random).run(&bytes, |bytes| {
                 target(&bytes);

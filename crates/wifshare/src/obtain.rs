@@ -488,7 +488,7 @@ mod tests {
     use crate::private_file;
     use crate::secret::Secret;
 
-    /// Configured with an identity token that ends at this second, in a file.
+    /// Returns a configuration whose source is a file with an identity token that expires at this second.
     fn configured(expires_at: u64) -> (Config, tempfile::TempDir) {
         let holder = tempfile::tempdir().unwrap();
         let [header, claims] = [r#"{"alg":"ES256"}"#.to_owned(), format!(r#"{{"jti":"one","exp":{expires_at}}}"#)]
@@ -582,7 +582,7 @@ mod tests {
         std::thread::scope(|scope| {
             let adopted =
                 scope.spawn(|| adopt_unless(|_| false, bought.clone(), || Ok(()), &config, &transport, clock, &|_| {}));
-            // Long enough for it to look, while it waits, at what others were told.
+            // Long enough for the waiting thread to check the cached failure.
             (clock.pause)(Duration::from_millis(300)).unwrap();
             drop(turn);
             assert_eq!(adopted.join().unwrap().unwrap().access_token, bought.access_token);

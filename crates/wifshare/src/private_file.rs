@@ -536,7 +536,7 @@ mod tests {
         assert!(matches!(read(&path.join("x")), Err(PrivateFileError::Oversized(_))));
     }
 
-    /// What was tried and what kind of refusal it met.
+    /// Returns the failed action and the kind of its error.
     fn refusal<T>(result: Result<T, PrivateFileError>) -> (&'static str, io::ErrorKind) {
         match result.err() {
             Some(PrivateFileError::Io { action, source, .. }) => (action, source.kind()),
@@ -569,7 +569,7 @@ mod tests {
             assert_eq!(refusal(private_directory(nowhere)), ("create the directory", io::ErrorKind::NotFound));
         }
 
-        // No link, and nothing that can be opened.
+        // A socket is not a link, and cannot be opened.
         let socket = path.join("socket");
         let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
         let refused = read(&socket).err();

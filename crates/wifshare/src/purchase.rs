@@ -158,7 +158,7 @@ mod tests {
 
     const TO_THE_SOURCE: [Heard; 5] = [H::Done, H::Unacceptable, H::Done, H::Unacceptable, H::Done];
 
-    /// What is done, one after another, by one process that hears this.
+    /// Returns the actions of one process for these outcomes.
     fn acts(mut purchase: Purchase, heard: &[Heard]) -> (Vec<Act>, Purchase) {
         let step = |heard: &Heard| {
             purchase = purchase.after(*heard);
@@ -177,7 +177,7 @@ mod tests {
         assert_eq!(paused, [A::Pause, A::Ask].repeat(3));
         assert_eq!(purchase.failures(), 3);
         assert_eq!(acts(purchase, &[H::AlreadySpent, H::Done]).0, [A::Remember, A::Fail]);
-        // Another token begins the count anew, and a try that failed with it is counted by itself.
+        // Another token restarts the count. An attempt that failed with it is counted separately.
         let (ended, purchase) = acts(purchase, &[H::Done, H::Passing, H::Done]);
         assert_eq!((ended, purchase.failures()), (vec![A::Connect, A::Pause, A::Ask], 1));
         assert_eq!(acts(purchase, &again).0, [A::Pause, A::Ask].repeat(3));

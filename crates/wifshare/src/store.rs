@@ -593,7 +593,7 @@ mod tests {
         let left = |clock: Clock| store.read(clock).unwrap().unwrap().remaining(clock.now()).as_secs();
         assert!((598..=600).contains(&left(behind)), "{}", left(behind));
         assert_eq!(left(ahead), kept.remaining(ahead.now()).as_secs(), "what looks older is renewed, and no harm");
-        // Stored before this boot: the machine has run for longer than the credential lives.
+        // Stored before this boot. The machine has run for longer than the credential's lifetime.
         std::fs::write(&path, text.replace(&owner::boot().unwrap(), "another")).unwrap();
         let rebooted = Clock { monotonic: || Duration::from_secs(3599), ..behind };
         assert_eq!(left(rebooted), 0);
@@ -601,7 +601,7 @@ mod tests {
         let just_up = Clock { monotonic: || Duration::from_secs(60), ..behind };
         let stored = store.read(just_up).unwrap().unwrap();
         assert_eq!(stored.freshness(just_up.now()), Freshness::Expiring, "nobody knows how long the machine was off");
-        // Without a stamp the wall clock is all there is.
+        // Without a stamp, only the wall clock is available.
         let mut value: serde_json::Value = serde_json::from_str(&text).unwrap();
         value.as_object_mut().unwrap().remove("stored");
         std::fs::write(&path, value.to_string()).unwrap();
@@ -735,7 +735,7 @@ mod tests {
         let location = location(holder.path());
         let store = Store::at(&location);
         let another = Location { key: "e".repeat(32), ..location.clone() };
-        // A name without a file, a file without its content, and a block that was never written.
+        // A directory without an owner file, an empty file, and a block that was never written.
         let damage = |location: &Location| {
             for (name, owner) in [("1-a", None), ("2-b", Some("")), ("3-c", Some("\0\0\0\0"))] {
                 let run = location.root.join(&location.key).join("runs").join(name);
@@ -757,7 +757,7 @@ mod tests {
         assert_eq!((left(&location), left(&another)), (0, 3), "who comes first clears its own");
         sweep(&location.root, Clock::system(), &|_| {});
         assert_eq!(left(&another), 0, "and a sweep that of others");
-        // Beside the living nobody knows whose it is.
+        // Next to a living run, nothing shows which run the directory belongs to.
         damage(&location);
         sweep(&location.root, Clock::system(), &|_| {});
         let second = store.lease(Clock::system(), &|_| {}).unwrap();

@@ -141,7 +141,7 @@ mod tests {
         private(&two);
         let places = [("RUNNER_TEMP", one.as_path()), ("TMPDIR", two.as_path())];
         let own = one.join(name());
-        // A link of our own is refused later with its reason, as before.
+        // The user's own link is not skipped here. It is refused later with its reason.
         symlink(&two, &own).expect("a link");
         assert_eq!(chosen(&places), own);
         std::fs::remove_file(&own).expect("removed");

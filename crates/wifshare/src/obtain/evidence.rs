@@ -158,7 +158,7 @@ mod tests {
 
     const GOOD: &str = r#"{"sub":"repo:o/r","aud":"https://api.anthropic.com","jti":"1","iat":999990,"exp":1000290}"#;
 
-    /// Begins of the suspicions, in their order.
+    /// Returns the first words of each suspicion, in order.
     fn likely(diagnosis: &Diagnosis) -> Vec<String> {
         diagnosis.likely.iter().map(|text| text.split(' ').take(4).collect::<Vec<_>>().join(" ")).collect()
     }
@@ -202,8 +202,8 @@ mod tests {
     fn endpoint_clock_decides_to_the_second() {
         let now = from_epoch_seconds(NOW);
         for (there, suspicion) in [
-            // It ends at 1000290 and began at 999990. An issuer's clock may be half a minute ahead; one that has ended is
-            // suspected in any case.
+            // The token is valid from 999990 to 1000290. An issuer's clock may be half a minute ahead. An expired token
+            // is always suspected.
             (1_000_290, None),
             (1_000_291, Some("expired 1 s ago; it is 291 s ahead of this host's")),
             (999_960, None),
@@ -234,7 +234,7 @@ mod tests {
         ] {
             assert_eq!(told(there), suffix, "{there}");
         }
-        // A token that does not say when it began proves nothing about the clock.
+        // A token without a start time proves nothing about the clock.
         let half = evidence(r#"{"sub":"s","aud":"https://api.anthropic.com","jti":"1","exp":1000290}"#);
         let diagnosis = half.judge(&config(&[]), Some(now), now);
         assert!(diagnosis.ruled_out.iter().all(|text| !text.starts_with("the clock")), "{diagnosis:?}");

@@ -1,5 +1,5 @@
-//! Every order in which three processes can take their acts, with a crash possible between any two of them. Each guard is
-//! also taken out, and the explorer has to find what breaks then: a check that cannot fail checks nothing.
+//! Explores every order of the actions of three processes, with a possible crash between any two actions. Each guard is
+//! also removed, and the explorer must find the broken promise: a check that cannot fail checks nothing.
 
 use std::collections::HashSet;
 
@@ -7,16 +7,16 @@ use super::model::{GUARDS, GUARDS_OF_PRINCIPALS, Removed, World};
 use super::*;
 
 const PROCESSES: usize = 3;
-/// How many identity tokens the platform issues in all.
+/// The total number of identity tokens that the platform issues.
 const TOKENS: usize = 5;
 
-/// Looks at every world that can come about; tells the first broken promise, or how many worlds there were.
+/// Explores every reachable world. Returns the first broken promise, or the number of worlds.
 fn explore(can_be_asked_again: bool, removed: Removed) -> Result<usize, &'static str> {
     explore_from(World::<PROCESSES, TOKENS>::new(1, can_be_asked_again), can_be_asked_again, removed)
 }
 
-/// The same for two processes that act for two principals, and fewer tokens: the stores are apart, and what one does in
-/// its own was explored above.
+/// Like `explore`, for two processes of two principals and with fewer tokens. Their stores are separate, and the
+/// actions within one store are covered by `explore`.
 fn explore_principals(can_be_asked_again: bool, removed: Removed) -> Result<usize, &'static str> {
     let first = World::<2, 3> { crashes_left: 1, ..World::new(2, can_be_asked_again) };
     explore_from(first, can_be_asked_again, removed)
@@ -43,7 +43,7 @@ fn explore_from<const PROCESSES: usize, const TOKENS: usize>(
 }
 
 impl<const PROCESSES: usize, const TOKENS: usize> World<PROCESSES, TOKENS> {
-    /// All of a world in one number, except who is who: worlds that differ in names alone are one.
+    /// Encodes a world as one number, without the order of the processes: worlds that differ only in names are equal.
     fn key(&self) -> u128 {
         let token = |token: Option<u8>| token.map_or(0, |token| u128::from(token) + 1);
         let mut processes = [0; PROCESSES];
@@ -82,7 +82,7 @@ impl<const PROCESSES: usize, const TOKENS: usize> World<PROCESSES, TOKENS> {
     }
 }
 
-/// A number of these digits, each with the base that it is below.
+/// Encodes digits as one number. Each digit has its own base.
 fn digits(digits: &[(u128, u128)]) -> u128 {
     digits.iter().fold(0, |number, (digit, base)| {
         assert!(digit < base, "{digit} is no digit below {base}");

@@ -1,5 +1,5 @@
-//! More processes than can be explored: eight of them, with six crashes, in orders that chance gives. What breaks a
-//! promise is shrunk to the shortest order that does so. The guards are taken out here too, and have to be missed.
+//! Samples random orders of more processes than can be explored: eight processes with six crashes. An order that breaks
+//! a promise is shrunk to the shortest one. The guards are removed here too, and each removal must be detected.
 
 use proptest::collection::vec;
 use proptest::num::u16;
@@ -9,8 +9,8 @@ use super::model::{GUARDS, GUARDS_OF_PRINCIPALS, Removed, World};
 
 type Crowd = World<8, 24>;
 
-/// Follows an order: each choice is who goes on, or, one time in twelve, which misfortune happens. Afterwards everybody
-/// has to come to an end without any more of those.
+/// Follows an order. Each choice is the next process or, one time in twelve, a failure. Afterwards every process must
+/// end without further failures.
 fn follow(order: &[u16], principals: u8, can_be_asked_again: bool, removed: Removed) -> Result<(), &'static str> {
     let mut world = Crowd::new(principals, can_be_asked_again);
     world.crashes_left = 6;
@@ -24,7 +24,7 @@ fn follow(order: &[u16], principals: u8, can_be_asked_again: bool, removed: Remo
         world = next;
         world.broken_promise().map_or(Ok(()), Err)?;
     }
-    // The longest way has the proof and three tries of six acts, with four spent tokens before each.
+    // The longest run: the proof of identity, and three attempts of six actions with four spent tokens before each.
     const LONGEST: usize = 8 * (1 + 3 * (6 + 4 * 2));
     for _ in 0..LONGEST {
         let Some(next) = world.steps(can_be_asked_again, removed).pop() else { break };
@@ -37,7 +37,7 @@ fn follow(order: &[u16], principals: u8, can_be_asked_again: bool, removed: Remo
     }
 }
 
-/// The same orders each time: what a machine finds, every machine finds.
+/// Samples this number of orders. The orders are the same each time and on every machine.
 fn sample(orders: u32, principals: u8, can_be_asked_again: bool, removed: Removed) -> Result<(), (String, usize)> {
     let config = Config { cases: orders, failure_persistence: None, ..Config::default() };
     let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));

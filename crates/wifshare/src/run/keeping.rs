@@ -470,7 +470,7 @@ mod tests {
         Credential { access_token: Secret::new(text.to_owned()), expires_at, obtained_at: now, generation: 7 }
     }
 
-    /// The credential that children find.
+    /// Returns the credential that children find.
     fn delivered(run: &Run) -> Secret {
         run.profile.as_ref().expect("a profile").in_place().expect("a credential").access_token
     }

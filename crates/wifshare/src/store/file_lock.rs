@@ -302,7 +302,7 @@ mod tests {
         static NOW: std::cell::Cell<Duration> = const { std::cell::Cell::new(Duration::ZERO) };
     }
 
-    /// A clock by which time passes by waiting alone.
+    /// A clock that advances only during waits.
     const CLOCK: Clock = Clock {
         wall: || SystemTime::UNIX_EPOCH,
         monotonic: || NOW.get(),
@@ -328,7 +328,7 @@ mod tests {
             panic!("it is held");
         };
         assert!(matches!(error, StoreError::Held { waited, .. } if waited >= patience && waited < patience * 2));
-        // A pause may carry a telling over to the next second.
+        // A pause may delay a report to the next second.
         let told = told.into_inner().unwrap();
         assert!((9..=10).contains(&told.len()) && told.is_sorted_by(|one, next| one < next), "{told:?}");
     }

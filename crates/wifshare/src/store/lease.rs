@@ -336,7 +336,7 @@ mod tests {
         Store::at(&Location { root, key: KEY.to_owned(), source, remintable: true })
     }
 
-    /// A run's directory with what a process left that has ended.
+    /// Creates the directory of a run whose process has ended.
     fn dead_run(runs: &Path, name: &str) -> PathBuf {
         let run = runs.join(name);
         private_file::private_directory(&run).unwrap();
@@ -345,7 +345,7 @@ mod tests {
         run
     }
 
-    /// Sweeps, and says how often that was told.
+    /// Sweeps, and returns the number of reports.
     fn swept(root: &Path) -> usize {
         let told = AtomicUsize::new(0);
         let watch = |step: &Step<'_>| {
@@ -380,7 +380,7 @@ mod tests {
         assert_eq!(swept(&root(&holder)), 0, "nothing is left to tell of");
         drop(living);
 
-        // Of one that a power cut took nobody can say whose it is.
+        // A damaged directory has no readable owner.
         let damaged = runs.join("4-damaged");
         private_file::private_directory(&damaged).unwrap();
         assert_eq!(swept(&root(&holder)), 1);

@@ -397,7 +397,7 @@ mod tests {
         private_file::read(&ledger.root.join(FILE)).expect("readable").expect("there").to_vec()
     }
 
-    /// As another process, which remembers nothing.
+    /// Forgets what this process has spent, like another process.
     fn as_another_process(ledger: &Ledger) {
         ours().retain(|(root, _)| *root != ledger.root);
     }
@@ -476,7 +476,7 @@ mod tests {
         as_another_process(&ledger);
         assert!(spend(&ledger, &tokens[0]).is_some());
         assert_eq!(spend(&ledger, &tokens[1]), None);
-        // Of somebody else's entry the line is another one.
+        // An entry of another process has another line.
         let foreign = Spent { at: 1, ..written[2].clone() };
         ledger.take_back(&foreign, Clock::system(), &|_| {}).unwrap();
         assert!(ledger.find(&tokens[2]).unwrap().is_some());
@@ -508,7 +508,7 @@ mod tests {
         assert!(outdated_at(END, UPTIME, &entry));
         assert!(!outdated_at(END + 86_400, UPTIME - 1, &entry), "300 s have not passed");
         assert!(!outdated_at(END - 1, UPTIME + 86_400, &entry), "the wall clock was stepped back");
-        // After another boot nobody knows more than how long that is ago.
+        // After another boot, only the uptime is known to have passed.
         let before = Spent { owner: Owner { boot: Some("another".to_owned()), ..Owner::current() }, ..entry.clone() };
         assert!(!outdated_at(END, 299, &before) && outdated_at(END, 300, &before));
         let of_an_older_version = Spent { since_boot: None, ..entry };

@@ -103,7 +103,7 @@ mod tests {
         assert!(store.has_file());
         let refusal = Refusal::new("c", "m".to_owned(), None, clock.now(), Duration::from_secs(30));
         turn.remember(&refusal);
-        // Of a run that was killed there is more than a name, and of one that is not born yet as much.
+        // A killed run leaves an owner file, and so does a run that is not complete yet.
         for name in ["1-00000000", ".new-2-00000000"] {
             let run = store.directory().join("runs").join(name);
             private_file::private_directory(&run).unwrap();
