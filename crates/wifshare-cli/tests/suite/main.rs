@@ -1,4 +1,4 @@
-//! Behaviour of the binary: real processes, real files, a real server on loopback.
+//! Tests of the binary: real processes, real files, a real server on loopback.
 #![cfg(unix)]
 #![expect(clippy::unwrap_used, reason = "a test fails loudly, and its line is the reason")]
 #![expect(clippy::disallowed_methods, reason = "tests stand outside the border: they make the world that is handed in")]

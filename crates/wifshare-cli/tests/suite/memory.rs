@@ -1,10 +1,10 @@
-//! The memory of a gateway, opened by another process of the same user before the gateway could hide itself.
+//! A gateway's memory, opened by another process of the same user before the gateway could protect itself.
 #![cfg(target_os = "linux")]
 
 use crate::job::{Ended, Job, WIFSHARE, eventually, finish, settings};
 
-/// Starts what its arguments say, opens the memory of the process that becomes the gateway as early and as often as it
-/// can, and prints how many of these views show an access token once the gateway has answered a request.
+/// Runs a command, opens the memory of the gateway process as early and as often as possible, and prints how many of
+/// these views show an access token after the gateway has answered a request.
 const ATTACKER: &str = r#"
 import glob, os, re, subprocess, sys, time
 is_keeper, command = sys.argv[1] == "keeper", sys.argv[2:]
@@ -90,7 +90,7 @@ fn memory_opened_at_gateway_start_shows_no_access_token() {
     }
 }
 
-/// Runs wifshare where the kernel refuses these system calls, as a container's filter does.
+/// Runs wifshare while the kernel refuses these system calls, like a container's filter.
 fn refused(job: &Job, faults: &[&str], arguments: &[&str]) -> Option<Ended> {
     if std::process::Command::new("strace").arg("-V").output().is_err() {
         assert!(std::env::var_os("CI").is_none(), "strace is missing");
@@ -121,7 +121,7 @@ fn gateway_that_cannot_hide_its_memory_is_refused() {
             assert!(ended.stderr.contains("hint:") && !job.path("ran").exists(), "{command:?}: {}", ended.stderr);
             job.assert_exchanges(0);
         }
-        // The other deliveries promise nothing of the kind.
+        // The other deliveries do not promise to hide memory.
         let job = Job::new(settings());
         let ended = refused(&job, faults, &["exec", "--", "true"]).unwrap();
         assert_eq!((ended.code, ended.stderr.as_str()), (0, ""));
@@ -149,7 +149,7 @@ fn gateway_that_cannot_re_execute_warns() {
     if !rustix::process::geteuid().is_root() {
         return;
     }
-    // A gateway on its own starts no command: what it runs is the copy. The first is in memory, the others are files.
+    // A gateway on its own starts no command, only its own copy. The first copy is in memory, the others are files.
     for (which, is_open) in [("1", false), ("1+", true)] {
         let job = Job::new(settings());
         let script = r#"

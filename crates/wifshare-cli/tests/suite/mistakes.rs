@@ -1,4 +1,4 @@
-//! What people get wrong, and what they are told: the code, the cause and the cure.
+//! Common mistakes, and the errors they cause: the code, the cause and the hint.
 
 use std::os::unix::fs::symlink;
 
@@ -160,7 +160,7 @@ fn identity_endpoint_outage_ends_after_a_time_limit() {
     assert_told(&job.token(&[]), 125, "identity-refused", &["503", "try again in a while"]);
     let taken = begin.elapsed().as_secs();
     assert!((20..60).contains(&taken), "{taken} s");
-    // What is forbidden at the begin of a job has another cure than a request token that has ended.
+    // A request forbidden at the start of a job has another hint than an expired request token.
     let mut job = identity_endpoint_that_answers(403, 50, None);
     let forbidden = job.token(&[]);
     assert_told(&forbidden, 125, "identity-refused", &["403", "`permissions`"]);
@@ -170,12 +170,12 @@ fn identity_endpoint_outage_ends_after_a_time_limit() {
 #[test]
 fn unreachable_endpoint_spends_no_token() {
     let mut job = Job::new(settings());
-    // A port that was free a moment ago.
+    // This port was free a moment ago.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     job.set("ANTHROPIC_BASE_URL", &format!("http://127.0.0.1:{port}"));
     let ended = job.token(&[]);
     assert_told(&ended, 125, "endpoint-unreachable", &["was not sent", "127.0.0.1"]);
-    // Nothing was sent, so the ledger holds nothing: not even one token is lost.
+    // Nothing was sent, so the ledger has no entry and the token is not lost.
     assert!(!job.state().join("spent").exists());
 }
 
@@ -195,7 +195,7 @@ fn unusable_state_directory_is_refused_before_an_exchange() {
     assert_told(&job.token(&["--state-dir", link.to_str().unwrap()]), 125, "state-in-the-way", &["symbolic link"]);
     assert_eq!(std::fs::read_dir(&target).unwrap().count(), 0, "nothing was written through the link");
 
-    // Root owns what others own only after a chown; anybody else finds a foreign directory ready.
+    // Root needs a chown to create another user's directory. Other users use an existing one.
     let foreign = if rustix::process::geteuid().is_root() {
         let path = job.path("foreign");
         std::fs::create_dir(&path).unwrap();

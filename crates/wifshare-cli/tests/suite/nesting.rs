@@ -1,4 +1,4 @@
-//! A run inside a run: a command that asks for a delivery that gives less gets that one, or nothing at all.
+//! A run inside a run: a command that requests a stricter delivery gets that delivery or an error.
 
 use std::process::Command;
 
@@ -7,7 +7,7 @@ use wifshare_sandbox::Settings;
 use crate::job::{Ended, Job, finish, living, settings};
 use crate::runner::Runner;
 
-/// Fails if this process finds a credential, or a way to one, in its environment.
+/// Fails if this process finds a credential, or the means to get one, in its environment.
 const FINDS_ONLY_A_CAPABILITY: &str = r#"
     case $ANTHROPIC_AUTH_TOKEN in wifshare-capability-*) ;; *) echo "no capability: $ANTHROPIC_AUTH_TOKEN"; exit 21 ;; esac
     case $ANTHROPIC_BASE_URL in http://127.0.0.1:*) ;; *) echo "no gateway: $ANTHROPIC_BASE_URL"; exit 22 ;; esac
@@ -16,13 +16,13 @@ const FINDS_ONLY_A_CAPABILITY: &str = r#"
     [ -z "$left" ] || { echo "$left"; exit 24; }
     [ ! -e "$WIFSHARE_RUN/profile" ] && [ ! -e "$WIFSHARE_RUN/identity" ] || exit 25"#;
 
-/// What a child of `exec` gets less of than under each delivery, in this order.
+/// The deliveries, from the strictest to the weakest.
 const DELIVERIES: [&str; 4] = ["gateway", "environment", "profile", "federation"];
 
-/// One request by way of whatever the environment names.
+/// Sends one request as the environment configures it.
 const ASK: &str = r#""$WIFSHARE" demo --child shared"#;
 
-/// One request by way of the gateway that the environment names.
+/// Returns a script that sends one request through the gateway in the environment.
 pub(crate) fn ask_the_gateway(job: &Job) -> String {
     assert!(job.sandbox.settings().exchange_latency_ms < 1000);
     r#"python3 - <<'END'
@@ -48,7 +48,7 @@ fn gateway_inside_any_run_hides_the_credential() {
     for outer in DELIVERIES {
         let (job, ended) = inner(outer, "--delivery gateway", FINDS_ONLY_A_CAPABILITY);
         assert_eq!(ended.code, 0, "{outer}: {} {}", ended.stdout, ended.stderr);
-        // An outer gateway buys while the command works, and nothing when that is over at once.
+        // An outer gateway exchanges while the command runs, and not at all if the command ends at once.
         assert!(outer == "gateway" || job.counters().exchanges_accepted == 1, "{:#?}", job.counters());
     }
 }
@@ -138,7 +138,7 @@ fn step_requesting_a_gateway_inside_a_keeper_sees_no_credential() {
             let ended = runner.step(command);
             assert_eq!(ended.code, 0, "{delivery}: {} {}", ended.stdout, ended.stderr);
         }
-        // Where the run around it goes on, the credential stays.
+        // The outer run continues, so the credential stays.
         let ended = runner.step(runner.job.wifshare(&["token"]));
         assert_eq!(ended.code, 0, "{delivery}: {}", ended.stderr);
         assert_eq!(runner.step(runner.job.wifshare(&["stop"])).code, 0);
@@ -154,18 +154,18 @@ fn start_requesting_a_gateway_inside_a_keeper_replaces_it() {
     let again = runner.step(runner.job.wifshare(&["start", "--delivery", "gateway"]));
     assert_eq!(again.code, 0, "{}", again.stderr);
     let script = format!("{FINDS_ONLY_A_CAPABILITY}\n{}", ask_the_gateway(&runner.job));
-    // The runner gives these to each step anew.
+    // The runner sets these for each step.
     let script = script.replace("|ACTIONS_ID_TOKEN_.*", "");
     let ended = runner.step(runner.job.command("sh", &["-c", &script]));
     assert_eq!(ended.code, 0, "{} {}", ended.stdout, ended.stderr);
-    // It asks for more, and the gateway stays.
+    // A weaker delivery is requested, and the gateway stays.
     let more = runner.step(runner.job.wifshare(&["start", "--delivery", "profile"]));
     assert_eq!(more.code, 0, "{}", more.stderr);
     assert!(more.stderr.contains("gateway"), "{}", more.stderr);
     let ended = runner.step(runner.job.command("sh", &["-c", &script]));
     assert_eq!(ended.code, 0, "{} {}", ended.stdout, ended.stderr);
     assert_eq!(runner.step(runner.job.wifshare(&["stop", "--all"])).code, 0);
-    // The first keeper took its credential with it, which later steps could have read.
+    // The first keeper removed its credential, because later steps could have read it.
     runner.job.assert_exchanges(2);
 }
 
@@ -221,7 +221,7 @@ fn optional_gateway_without_configuration_removes_sign_in_variables() {
 
 #[test]
 fn gateway_that_cannot_open_inside_a_run_starts_no_command() {
-    // Nothing can be written where the run around it keeps its state.
+    // The state directory of the outer run is read-only.
     if !rustix::process::geteuid().is_root() {
         return;
     }

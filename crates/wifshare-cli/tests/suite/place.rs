@@ -1,4 +1,4 @@
-//! Where state is kept when several users share a machine, and what a limit of the system is told as.
+//! The location of the state when several users share a machine, and the errors for system limits.
 
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::job::{Ended, Job, WIFSHARE, finish, settings};
 
 const OTHER: u32 = 1001;
-/// What makes a program run as the other user (setpriv(1)).
+/// The arguments of setpriv(1) that run a program as the other user.
 const BECOME_OTHER: [&str; 3] = ["--reuid=1001", "--regid=1001", "--clear-groups"];
 
 fn is_root() -> bool {
@@ -15,7 +15,7 @@ fn is_root() -> bool {
     is_root
 }
 
-/// A job whose directory the other user owns, with a copy of wifshare that the other user reaches.
+/// Creates a job whose directory belongs to the other user, with a copy of wifshare that this user can run.
 fn job_of_two_users() -> (Job, PathBuf) {
     let mut job = Job::new(settings());
     job.may_keep_credential();
@@ -71,7 +71,7 @@ fn state_of_another_user_is_reported_by_every_command() {
         let said = format!("{}{}", ended.stdout, ended.stderr);
         assert!(said.contains("error[state-foreign]") && said.contains("belongs to user 0"), "{arguments:?}: {said}");
     }
-    // The name that somebody else took in a shared place is passed over for the next place.
+    // If another user owns the name in a shared location, the next location is used.
     let (shared, next) = (job.path("shared"), job.path("next"));
     for place in [&shared, &next] {
         std::fs::create_dir(place).unwrap();
@@ -100,7 +100,7 @@ fn unusable_state_location_is_skipped() {
     }
 }
 
-/// Runs a command of wifshare under a limit of the shell's `ulimit`.
+/// Runs a command of wifshare under a `ulimit` of the shell.
 fn limited(job: &Job, limit: &str, command: &str) -> Ended {
     finish(job.command("sh", &["-c", &format!("ulimit {limit} && \"$WIFSHARE\" {command}")]).spawn().unwrap())
 }
@@ -132,7 +132,7 @@ fn overlong_socket_path_is_named() {
     let ended = job.run(&["gateway", "--unix", path.to_str().unwrap()]);
     assert_eq!(ended.code, 125, "{}", ended.stderr);
     assert!(ended.stderr.contains("at most 107 bytes") && ended.stderr.contains("shorter path"), "{}", ended.stderr);
-    // The longest that there can be is made, whatever is put before it while it is not finished.
+    // The longest path works, although a prefix is added while the socket is created.
     let directory = job.path("");
     let longest = directory.join("s".repeat(107 - directory.as_os_str().len()));
     let longest = PathBuf::from(longest.to_str().unwrap().replace("//", "/"));

@@ -1,4 +1,4 @@
-//! The table of promises names tests; each of them has to exist.
+//! Every test that the table of promises names must exist.
 
 use std::path::{Path, PathBuf};
 

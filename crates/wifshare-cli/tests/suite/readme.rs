@@ -1,4 +1,4 @@
-//! Runs every command of the README and of the first steps, or says here why not.
+//! Runs every command of the README and of the first steps, or states why not.
 
 use std::path::Path;
 use std::process::Command;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::clients::job_with_clients;
 use crate::job::{Ended, Job, WIFSHARE, eventually, finish, settings};
 
-/// What is run elsewhere, and where.
+/// The commands that are run elsewhere, and where.
 const ELSEWHERE: &[(&str, &str)] = &[
     ("cargo run --release -- demo", "the stage `demo` of `./test`; demo.rs runs the same command unoptimised"),
     ("./test", "this very suite"),
@@ -17,7 +17,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("wifshare sandbox --conformance -- ./client", "conformance.rs runs the kit with several clients"),
 ];
 
-/// The commands in the `sh` blocks, without their comments.
+/// Returns the commands in the `sh` blocks, without their comments.
 fn commands() -> Vec<String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let page = |name: &str| std::fs::read_to_string(root.join(name)).unwrap();
@@ -32,7 +32,7 @@ fn commands() -> Vec<String> {
     lines.into_iter().map(bare).filter(|line| !line.is_empty() && !line.starts_with('#')).collect()
 }
 
-/// A job with what the README's reader has: wifshare in the path, the files that it names.
+/// Prepares a job for a reader of the README: wifshare in PATH, and the files that it names.
 fn reader(job: &mut Job) {
     use std::os::unix::fs::symlink;
 
@@ -91,7 +91,7 @@ fn commands_of_readme_and_first_steps_work() {
     }
 }
 
-/// Until it is ended; it says where it serves.
+/// Checks that a server prints its address and serves until it is ended.
 fn serves(job: &Job, command: &str) {
     let out = job.path("variables");
     let file = std::fs::File::create(&out).unwrap();

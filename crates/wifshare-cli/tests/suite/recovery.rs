@@ -1,5 +1,5 @@
-//! After `stop`, after a kill, after a sweep: later steps have the job's own variables back and sign in anew, or are told
-//! which run is over.
+//! After `stop`, a kill or a sweep, later steps have the job's own variables again and sign in again, or learn which
+//! run is over.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,11 +15,11 @@ const ASK: &str = r#""$WIFSHARE" demo --child shared"#;
 
 const DELIVERIES: [&str; 4] = ["profile", "environment", "federation", "gateway"];
 
-/// What the job had, and has again.
+/// The job's own variables.
 const OWN: [&str; 4] =
     ["ANTHROPIC_FEDERATION_RULE_ID", "ANTHROPIC_ORGANIZATION_ID", "ANTHROPIC_SERVICE_ACCOUNT_ID", "ANTHROPIC_BASE_URL"];
 
-/// How a keeper can come to its end without undoing anything.
+/// The ways in which a keeper can end without restoring variables.
 #[derive(Clone, Copy, Debug)]
 enum End {
     StopElsewhere,
@@ -45,7 +45,7 @@ fn is_gone(pid: Pid) -> bool {
 fn bring_about(end: End, job: &Job) {
     let (run, pid) = keeper_of(&job.state()).expect("a keeper");
     match end {
-        // From a shell that knows nothing of the run: no file of later steps is written.
+        // From a shell without the run's variables. No file of later steps is written.
         End::StopElsewhere => assert_eq!(finish(job.wifshare(&["stop", "--all"]).spawn().unwrap()).code, 0),
         End::Kill => kill_process(pid, Signal::KILL).unwrap(),
         End::Sweep => {
@@ -95,7 +95,7 @@ fn stop_restores_the_variables_of_later_github_steps() {
         ] {
             assert_eq!(runner.variables.get(name).map_or("", String::as_str), "", "{delivery}: {name}");
         }
-        // And the next sign-in of the job works, whichever command it is.
+        // The next sign-in of the job works with every command.
         well(&sh(&mut runner, &format!(r#""$WIFSHARE" exec -- {ASK}"#)), delivery);
         well(&runner.step(runner.job.wifshare(&["start"])), delivery);
         well(&sh(&mut runner, ASK), delivery);
@@ -121,7 +121,7 @@ fn step_after_a_lost_keeper_signs_in_again() {
         let doctor = runner.step(runner.job.wifshare(&["doctor"]));
         assert_eq!(doctor.code, 1, "{end:?}: {}", doctor.stdout);
         assert!(doctor.stdout.contains("cure: run `wifshare start` before this step"), "{}", doctor.stdout);
-        // Its cure, word for word.
+        // The fix that doctor prints, unchanged.
         well(&sh(&mut runner, r#"PATH=$(dirname "$WIFSHARE"):$PATH; wifshare start"#), &format!("start after {end:?}"));
         well(&sh(&mut runner, ASK), &format!("a client after {end:?}"));
         let doctor = runner.step(runner.job.wifshare(&["doctor"]));
@@ -147,7 +147,7 @@ fn ids_given_as_options_survive_the_keeper() {
     assert_eq!(runner.variables.get(OWN[0]).map_or("", String::as_str), "", "the job never had it");
 }
 
-/// A shell that evaluates what `start` and `stop` print, and shows its variables before and after.
+/// Returns a script that evaluates the output of `start` and `stop` and prints its variables before and after.
 fn there_and_back(shell: &str) -> String {
     let (start, stop) = match shell {
         "fish" => ("eval (\"$WIFSHARE\" start --format env)", "eval (\"$WIFSHARE\" stop --format env)"),
@@ -180,7 +180,7 @@ fn shell_evaluating_stop_gets_its_variables_back() {
         assert!(!between.contains("ACTIONS_ID_TOKEN_REQUEST_TOKEN="), "{shell}: {between}");
         assert_eq!(before, after, "{shell}");
         job.assert_exchanges(2);
-        // They hold what the job had.
+        // These files contain the job's own secrets.
         ["before", "after"].iter().for_each(|name| std::fs::remove_file(job.path(name)).unwrap());
     }
 }
@@ -286,9 +286,9 @@ fn sign_in_after_a_lost_keeper_keeps_the_expected_subject() {
     let mut runner = Runner::new(Job::new(settings()));
     let start = ["start", "--expect-subject", "repo:octo-org/octo-repo:*"];
     well(&runner.step(runner.job.wifshare(&start)), "start");
-    // With its state, for what was bought under the same expectation is served.
+    // With its state, because a credential obtained with the same expected subject is served.
     bring_about(End::Lost, &runner.job);
-    // From now on the subject has another form.
+    // From now on, the subject has another form.
     runner
         .job
         .sandbox

@@ -1,4 +1,5 @@
-//! Under `environment` no child can receive a successor: the run renews when a process inside it asks, and only then.
+//! With the delivery `environment`, no child can receive a new token. The run renews only when a process inside it
+//! requests a token.
 
 use wifshare_sandbox::{Fault, Settings};
 
@@ -14,7 +15,7 @@ fn environment_without_readers_makes_one_exchange() {
     job.assert_exchanges(1);
 }
 
-/// One lifetime later, two processes ask at the same moment.
+/// After one lifetime, two processes request a token at the same time.
 const ASK_LATER: &str = r#"
     before=$ANTHROPIC_AUTH_TOKEN
     for i in 1 2 3; do

@@ -1,4 +1,4 @@
-//! `wifshare report`: what happened, after it has happened; and the page as a browser has it.
+//! `wifshare report`, and the HTML page in a browser.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,7 +9,7 @@ use wifshare_sandbox::{Fault, Settings};
 use crate::clients::{installed, node};
 use crate::job::{Ended, Job, finish, settings};
 
-/// A job of some processes, one of them with a name that means harm.
+/// A job with several processes, one of them with a malicious name.
 const JOB: &str = r#"
     evil=$PWD/'<img src=x onerror=alert(1)> ::'; cp "$(command -v sleep)" "$evil"
     open() { cat "$ANTHROPIC_CONFIG_DIR/credentials/wifshare.json" >/dev/null; }
@@ -103,7 +103,7 @@ fn github_summary_is_written_unless_disabled() {
     let first = read();
     assert!(first.contains("### wifshare\n") && first.contains("```mermaid\ngantt\n"), "{first}");
     job.search(&first, "the summary");
-    // A run inside of a run is told by the outer one.
+    // Only the outer run reports an inner run.
     assert_eq!(job.exec(&[], "\"$WIFSHARE\" exec -- true").code, 0);
     let second = read();
     assert_eq!(second.matches("### wifshare\n").count(), 2, "{second}");
@@ -177,7 +177,8 @@ fn report_is_text_on_a_terminal_and_markdown_elsewhere() {
     assert!(said.contains("mermaid"), "a job's log: {said}");
 }
 
-/// The script that opens a page in Chromium, and Chromium; `None`, with a message, where they are not installed.
+/// Returns the script that opens a page in Chromium, and Chromium, or `None`, with a message, if they are not
+/// installed.
 fn browser() -> Option<(PathBuf, PathBuf)> {
     let bin = installed(&["chromium", "../browser/look.mjs"])?;
     Some((bin.join("../browser/look.mjs"), bin.join("chromium")))

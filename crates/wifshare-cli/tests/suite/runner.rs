@@ -1,5 +1,4 @@
-//! GitHub's runner as far as a step sees it: the files by which it is told variables, outputs and state, and a log in
-//! which it hides what it was told to hide.
+//! GitHub's runner as a step sees it: the files for variables, outputs and state, and a log that hides masked values.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -9,21 +8,21 @@ use crate::job::{Ended, Job, finish};
 
 pub(crate) struct Runner {
     pub(crate) job: Job,
-    /// What steps have written to `GITHUB_ENV`.
+    /// The variables that steps have written to `GITHUB_ENV`.
     pub(crate) variables: BTreeMap<String, String>,
-    /// What steps have written to `GITHUB_OUTPUT`.
+    /// The outputs that steps have written to `GITHUB_OUTPUT`.
     pub(crate) outputs: BTreeMap<String, String>,
-    /// What a main has written to `GITHUB_STATE`, for its post.
+    /// The state that a main has written to `GITHUB_STATE` for its post.
     pub(crate) state: BTreeMap<String, String>,
-    /// What steps have written to `GITHUB_STEP_SUMMARY`.
+    /// The text that steps have written to `GITHUB_STEP_SUMMARY`.
     pub(crate) summary: String,
-    /// What the log of the job would show, before anything is hidden.
+    /// The log of the job before masking.
     pub(crate) log: String,
     masks: BTreeSet<String>,
     steps: usize,
 }
 
-/// A step under way.
+/// A running step.
 pub(crate) struct Step {
     pub(crate) child: Child,
     files: PathBuf,
@@ -47,7 +46,7 @@ impl Runner {
         }
     }
 
-    /// Runs scripts as steps that overlap; all of them succeed.
+    /// Runs scripts as parallel steps. All of them must succeed.
     pub(crate) fn steps_in_parallel(&mut self, scripts: &[String]) {
         let command = |job: &Job, script: &String| job.command("sh", &["-c", script]);
         let steps: Vec<_> = scripts.iter().map(|script| self.begin(command(&self.job, script))).collect();
@@ -57,7 +56,7 @@ impl Runner {
         }
     }
 
-    /// Starts a step with the variables that the job has by now, in a process group of its own.
+    /// Starts a step in its own process group, with the current variables of the job.
     pub(crate) fn begin(&mut self, mut command: Command) -> Step {
         use std::os::unix::process::CommandExt;
 
@@ -65,7 +64,7 @@ impl Runner {
         let files = self.job.path(&format!("file-commands-{}", self.steps));
         std::fs::create_dir(&files).unwrap();
         command.envs(&self.variables);
-        // What the runner gives to a step comes last, whatever a step before it has written.
+        // The runner sets these last, so that they override what an earlier step has written.
         for name in ["ACTIONS_ID_TOKEN_REQUEST_URL", "ACTIONS_ID_TOKEN_REQUEST_TOKEN"] {
             if let Some(value) = self.job.variable(name) {
                 command.env(name, value);
@@ -78,7 +77,7 @@ impl Runner {
         Step { child: command.process_group(0).spawn().unwrap(), files }
     }
 
-    /// Waits for the end of a step and takes what it wrote.
+    /// Waits for a step and reads what it wrote.
     pub(crate) fn end(&mut self, step: Step) -> Ended {
         let ended = finish(step.child);
         let file = |name: &str| std::fs::read_to_string(step.files.join(name)).unwrap();
@@ -86,7 +85,7 @@ impl Runner {
         self.outputs.extend(pairs(&file("GITHUB_OUTPUT")));
         self.state.extend(pairs(&file("GITHUB_STATE")));
         self.summary.push_str(&file("GITHUB_STEP_SUMMARY"));
-        // As the runner does: such a file does not outlive its step.
+        // The runner removes such a file after the step, too.
         std::fs::remove_dir_all(step.files).unwrap();
         for line in ended.stdout.lines().chain(ended.stderr.lines()) {
             match line.strip_prefix("::add-mask::") {
@@ -102,7 +101,7 @@ impl Runner {
         self.end(step)
     }
 
-    /// Every secret that the log would show was told to the runner before the job was over.
+    /// Checks that every secret in the log was masked before the job ended.
     pub(crate) fn assert_everything_is_masked(&self) {
         for secret in self.job.sandbox.secrets() {
             let is_shown = self.log.contains(&secret) || self.summary.contains(&secret);
@@ -114,7 +113,7 @@ impl Runner {
     }
 }
 
-/// `NAME=VALUE`, or `NAME<<DELIMITER`, lines, `DELIMITER`.
+/// Parses `NAME=VALUE`, or `NAME<<DELIMITER`, lines, `DELIMITER`.
 fn pairs(text: &str) -> Vec<(String, String)> {
     let mut pairs = Vec::new();
     let mut lines = text.lines();

@@ -1,4 +1,4 @@
-//! Runs beside runs, runs inside runs, and what killed runs leave.
+//! Parallel runs, nested runs, and the files of killed runs.
 
 use std::os::unix::process::CommandExt;
 use std::process::Child;
@@ -10,7 +10,7 @@ use crate::job::{Job, eventually, finish, settings};
 
 const ASK: &str = r#""$WIFSHARE" demo --child shared"#;
 
-/// Starts a run in a process group of its own, so that it can be killed with its child.
+/// Starts a run in its own process group, so that it can be killed with its child.
 fn start(job: &Job, script: &str) -> Child {
     job.wifshare(&["exec", "--", "sh", "-c", script]).process_group(0).spawn().unwrap()
 }
@@ -37,7 +37,7 @@ fn twenty_runs_share_one_credential_and_the_last_removes_it() {
             .map(|number| {
                 let job = &job;
                 scope.spawn(move || {
-                    // Spread and mixed, the same each time.
+                    // Spread and in mixed order, the same each time.
                     std::thread::sleep(Duration::from_millis(number * 7919 % 3000));
                     let child = start(job, &asking_for(1 + number * 31 % 20));
                     if number % 4 == 3 {
@@ -58,7 +58,7 @@ fn twenty_runs_share_one_credential_and_the_last_removes_it() {
     assert_eq!(ended.code, 0, "{}", ended.stderr);
     job.assert_exchanges(1);
     assert_eq!(job.counters().messages_refused, 0);
-    // What the killed ones left, the next start removes.
+    // The next start removes the files of the killed runs.
     assert_eq!(job.exec(&[], "true").code, 0);
     assert!(job.files_with_secrets().is_empty(), "{:?}", job.files_with_secrets());
 }
@@ -183,7 +183,7 @@ fn replaced_token_file_lets_the_run_remove_its_credential() {
 
 #[test]
 fn renewal_in_flight_restores_no_removed_files() {
-    // The renewal of a 6 s token begins after about 2.5 s and hangs; the command ends meanwhile.
+    // The renewal of a 6 s token begins after about 2.5 s and hangs. The command ends meanwhile.
     let stall = wifshare_sandbox::Fault::Stall { ms: 6000 };
     let faults = vec![wifshare_sandbox::Fault::None, stall];
     let job = Job::new(Settings { exchange_faults: faults, ..crate::job::living(6) });

@@ -1,4 +1,4 @@
-//! `wifshare sandbox` as a person starts it: a server until Ctrl-C, or for the time of one command.
+//! `wifshare sandbox` on the command line: a server until Ctrl-C, or until one command ends.
 
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;

@@ -1,5 +1,5 @@
-//! The folders in `scenarios/`: what happened to somebody, and what they were told. `scenarios/README.md` describes a
-//! folder; this file runs each of them against the real binary and a mock server of its own.
+//! The folders in `scenarios/`: a situation, and the output of wifshare. `scenarios/README.md` describes a folder. This
+//! file runs each of them with the real binary and its own mock server.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,44 +16,44 @@ use wifshare_sandbox::{Sandbox, Settings};
 
 use crate::job::{Ended, WIFSHARE, files, finish};
 
-/// What the state directory of this user is called.
+/// Returns the name of this user's state directory.
 fn state_directory() -> String {
     format!("wifshare-{}", rustix::process::geteuid().as_raw())
 }
 
-/// As many as the suite promises; a folder that is lost by a mistake is missed.
+/// The least number of folders. A folder that is lost by mistake is noticed.
 const FEWEST: usize = 280;
 
-/// One case, as `scenario.json` has it.
+/// One case, as written in `scenario.json`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Scenario {
-    /// What happened, and what the user is owed, in one sentence.
+    /// The situation and the expected behaviour, in one sentence.
     why: String,
     arguments: Vec<String>,
     #[serde(default)]
     settings: Option<Value>,
     #[serde(default)]
     environment: Changes,
-    /// Made first, in order.
+    /// Created first, in order.
     #[serde(default)]
     files: Vec<FileToMake>,
-    /// Done after that, in order.
+    /// Run after that, in order.
     #[serde(default)]
     before: Vec<Before>,
     exit: i32,
     /// Counters of the mock server, compared exactly.
     #[serde(default)]
     counts: BTreeMap<String, Value>,
-    /// The files that hold a secret afterwards, and no others do.
+    /// The files that contain a secret afterwards. No other file may contain one.
     #[serde(default)]
     left: Vec<String>,
-    /// Where a secret may stand in what is printed.
+    /// Where the output may contain a secret.
     #[serde(default)]
     shows: Vec<Show>,
     #[serde(default)]
     only_as: Option<User>,
-    /// What the kernel says that every directory is on, by strace's hand.
+    /// The file system type that every directory reports, changed with strace.
     #[serde(default)]
     file_system: Option<FileSystem>,
 }
@@ -64,7 +64,7 @@ enum FileSystem {
     Nfs,
 }
 
-/// Changes to the environment of a job in a CI that is configured well.
+/// Changes to the environment of a well-configured CI job.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Changes {
@@ -78,19 +78,19 @@ struct FileToMake {
     path: String,
     #[serde(default)]
     kind: Kind,
-    /// In octal; 0600 and 0700 otherwise.
+    /// In octal. The default is 0600 or 0700.
     #[serde(default)]
     mode: Option<String>,
     /// The content of a regular file.
     #[serde(default)]
     text: String,
-    /// Behind what is in a regular file already.
+    /// Appends to an existing regular file.
     #[serde(default)]
     append: bool,
-    /// Where a symbolic link leads.
+    /// The target of a symbolic link.
     #[serde(default)]
     target: String,
-    /// A user id; only root can give a file away.
+    /// A user id. Only root can change the owner of a file.
     #[serde(default)]
     owner: Option<u32>,
 }
@@ -110,9 +110,9 @@ enum Kind {
 enum Before {
     /// An earlier call of wifshare.
     Run(EarlierRun),
-    /// A file that somebody puts there meanwhile.
+    /// A file that another process creates meanwhile.
     File(FileToMake),
-    /// A file or directory that somebody removes meanwhile.
+    /// A file or directory that another process removes meanwhile.
     Remove(String),
 }
 
@@ -129,7 +129,7 @@ struct EarlierRun {
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Show {
-    /// The access token on standard output, which is where `token` prints it.
+    /// The access token on standard output, where `token` prints it.
     Stdout,
     /// Both tokens in GitHub's `::add-mask::` lines on standard error.
     Masks,
@@ -147,7 +147,7 @@ fn every_scenario_ends_as_described() {
     let next = AtomicUsize::new(0);
     let failures = Mutex::new(BTreeMap::new());
     std::thread::scope(|scope| {
-        // A scenario waits more than it works: four of them are light on two cores.
+        // A scenario mostly waits, so four of them are a light load on two cores.
         for _ in 0..4 {
             scope.spawn(|| {
                 while let Some(folder) = folders.get(next.fetch_add(1, Ordering::SeqCst)) {
@@ -187,7 +187,7 @@ fn unknown_scenario_key_is_refused() {
     }
 }
 
-/// Every folder, or those whose name holds what `WIFSHARE_SCENARIO` says.
+/// Returns every folder, or those whose name contains `WIFSHARE_SCENARIO`.
 fn folders() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scenarios");
     let wanted = std::env::var("WIFSHARE_SCENARIO").unwrap_or_default();
@@ -201,7 +201,7 @@ fn name(folder: &Path) -> String {
     folder.file_name().unwrap().to_string_lossy().into_owned()
 }
 
-/// Runs one scenario and tells what is not as it should be.
+/// Runs one scenario. Returns the differences from what it expects.
 fn run(folder: &Path) -> Vec<String> {
     let text = fs::read_to_string(folder.join("scenario.json")).expect("a folder holds a scenario.json");
     let scenario: Scenario = match serde_json::from_str(&text) {
@@ -266,14 +266,14 @@ fn run(folder: &Path) -> Vec<String> {
     complaints
 }
 
-/// A directory, a mock server and an environment: the job that a scenario happens in.
+/// The job of a scenario: a directory, a mock server and an environment.
 struct World {
     sandbox: Sandbox,
-    // The directory goes when this goes.
+    // Keeps the directory until it is dropped.
     _holder: tempfile::TempDir,
     directory: PathBuf,
     variables: BTreeMap<String, String>,
-    /// What stands for what in arguments, variables and files.
+    /// The values of the placeholders in arguments, variables and files.
     values: BTreeMap<&'static str, String>,
     file_system: Option<FileSystem>,
 }
@@ -282,7 +282,6 @@ impl World {
     fn new(scenario: &Scenario) -> World {
         let settings = scenario.settings.clone().unwrap_or_else(|| serde_json::json!({}));
         let settings: Settings = serde_json::from_value(settings).expect("settings as the mock server knows them");
-        // Keys that are made quickly.
         let sandbox = Sandbox::start(settings).unwrap();
         let holder = tempfile::tempdir().unwrap();
         let directory = holder.path().canonicalize().unwrap();
@@ -319,7 +318,7 @@ impl World {
         }
     }
 
-    /// Runs wifshare to its end, with these changes for this call alone.
+    /// Runs wifshare to its end, with these changes for this call only.
     fn call(&mut self, arguments: &[String], changes: &Changes) -> Ended {
         let before = self.variables.clone();
         self.apply(changes);
@@ -327,7 +326,7 @@ impl World {
         let mut command = match self.file_system {
             None => Command::new(WIFSHARE),
             Some(FileSystem::Nfs) => {
-                // The first word of what statfs(2) fills in is the kind: NFS_SUPER_MAGIC.
+                // The first word of the result of statfs(2) is the type: NFS_SUPER_MAGIC.
                 let mut command = Command::new(strace().unwrap());
                 command.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=statfs,fstatfs"]);
                 command.args(["-e", "inject=statfs,fstatfs:poke_exit=@arg2=6969000000000000", WIFSHARE]);
@@ -377,7 +376,7 @@ impl World {
         }
     }
 
-    /// A text of a scenario with the values of this run.
+    /// Replaces the placeholders in a text of a scenario.
     fn filled(&mut self, text: &str) -> String {
         let mut filled = text.to_owned();
         for name in PLACEHOLDERS {
@@ -424,14 +423,14 @@ impl World {
         self.sandbox.base_url().rsplit(':').next().unwrap().to_owned()
     }
 
-    /// The one directory in the state that is named like a key.
+    /// Returns the only directory in the state that has the form of a key.
     fn key(&self) -> Option<String> {
         let entries = fs::read_dir(self.directory.join(state_directory())).into_iter().flatten().flatten();
         let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
         names.filter(|name| is_key(name)).min()
     }
 
-    /// What was printed, with placeholders for what is another one each time.
+    /// Replaces the parts of the output that vary between runs with placeholders.
     fn told(&self, text: &str) -> String {
         let mut told = text.to_owned();
         for secret in self.sandbox.secrets() {
@@ -445,7 +444,7 @@ impl World {
         let directory = self.directory.to_str().unwrap();
         told = told.replace(&format!("{directory}/{}", state_directory()), "[STATE]").replace(directory, "[DIRECTORY]");
         told = told.replace(WIFSHARE, "[WIFSHARE]");
-        // A key's directory, in whatever state directory.
+        // A key's directory, in any state directory.
         told = told.split('/').map(|part| if is_key(part) { "[KEY]" } else { part }).collect::<Vec<_>>().join("/");
         told = told.replace(&format!("127.0.0.1:{}", self.port()), "127.0.0.1:[PORT]");
         let digit: fn(char) -> bool = |c| c.is_ascii_digit();
@@ -478,7 +477,7 @@ impl World {
         told.replace("req_[REQUEST-ID]", "[REQUEST-ID]")
     }
 
-    /// Where a secret stands that may not stand there.
+    /// Returns the places with a secret that must not contain one.
     fn secrets_in(&self, ended: &Ended, shows: &[Show]) -> Vec<String> {
         let masked = |line: &&str| shows.contains(&Show::Masks) && line.starts_with("::add-mask::");
         let stderr: String = ended.stderr.lines().filter(|line| !masked(line)).collect::<Vec<_>>().join("\n");
@@ -509,7 +508,8 @@ impl World {
         found
     }
 
-    /// The counters that are not as expected. Whatever happens, no identity token is sent twice, unless it is said.
+    /// Returns the counters that differ from the expected ones. No identity token may be sent twice unless the scenario
+    /// says so.
     fn miscounted(&self, expected: &BTreeMap<String, Value>) -> Vec<String> {
         let counters = serde_json::to_value(self.sandbox.counters()).unwrap();
         let mut all = expected.clone();
@@ -526,13 +526,13 @@ impl World {
     }
 }
 
-/// Where it is; a scenario may have a PATH without it.
+/// Returns the path of strace. A scenario may have a PATH without it.
 fn strace() -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path).map(|directory| directory.join("strace")).find(|path| path.is_file())
 }
 
-/// What a scenario can name in its arguments, variables and files.
+/// The placeholders in the arguments, variables and files of a scenario.
 const PLACEHOLDERS: [&str; 13] = [
     "[DIRECTORY]",
     "[STATE]",
@@ -553,7 +553,7 @@ fn is_key(name: &str) -> bool {
     name.len() == 32 && name.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// Replaces what varies between these two texts.
+/// Replaces the varying text between these two texts.
 fn with_placeholder(text: &str, before: &str, varies: fn(char) -> bool, after: &str, placeholder: &str) -> String {
     let mut replaced = String::new();
     let mut rest = text;
@@ -571,8 +571,7 @@ fn with_placeholder(text: &str, before: &str, varies: fn(char) -> bool, after: &
     replaced + rest
 }
 
-/// Compares with what a file of the folder expects; without a file, nothing is expected. `WIFSHARE_BLESS=1` has the
-/// file written anew.
+/// Compares with a file of the folder. Without a file, no output is expected. `WIFSHARE_BLESS=1` writes the file.
 fn expect(path: &Path, told: &str) -> Option<String> {
     let expected = fs::read_to_string(path).unwrap_or_default();
     if expected == told {
@@ -589,7 +588,7 @@ fn expect(path: &Path, told: &str) -> Option<String> {
     Some(format!("  {}:\n{}", name(path), difference(&expected, told)))
 }
 
-/// The lines that differ, without those that both begin and end with.
+/// Returns the lines that differ, without the common lines at the beginning and at the end.
 fn difference(expected: &str, told: &str) -> String {
     let (expected, told): (Vec<&str>, Vec<&str>) = (expected.split('\n').collect(), told.split('\n').collect());
     let shorter = expected.len().min(told.len());

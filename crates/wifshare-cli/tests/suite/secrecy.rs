@@ -1,5 +1,5 @@
-//! Secrets stand where they must and nowhere else: in no argument list, in no environment of our own processes, in no
-//! panic, and in nothing that another user can read.
+//! Secrets are only where they must be: in no argument list, in no environment of wifshare's processes, in no panic,
+//! and in nothing that another user can read.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -12,7 +12,7 @@ use wifshare_sandbox::Settings;
 
 use crate::job::{Job, WIFSHARE, eventually, finish, living, settings};
 
-/// The text of this file of every process on the machine that we may read.
+/// Returns the text of this file for every readable process on the machine.
 fn of_every_process(file: &str, is_wanted: impl Fn(&str) -> bool) -> Vec<String> {
     let processes = std::fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
     let ours = processes.filter(|path| {
@@ -26,7 +26,7 @@ fn of_every_process(file: &str, is_wanted: impl Fn(&str) -> bool) -> Vec<String>
 
 #[test]
 fn no_secret_appears_in_an_argument_list() {
-    // Slow enough to be seen on a busy machine.
+    // Slow enough to be observed on a busy machine.
     let mut job = Job::new(Settings { exchange_latency_ms: 500, ..living(6) });
     job.may_keep_credential();
     let token = job.sandbox.issue_identity_token();
@@ -77,7 +77,7 @@ fn other_user_reads_no_state() {
         return;
     }
     let job = Job::new(settings());
-    // The directory of the job itself is open, as a runner's temporary folder is.
+    // The job's directory is readable, like a runner's temporary directory.
     rustix::fs::chmod(job.path(""), rustix::fs::Mode::from_raw_mode(0o755)).unwrap();
     let child = job.wifshare(&["exec", "--delivery", "federation", "--", "sh", "-c", "touch begun; sleep 3"]).spawn();
     let child = child.unwrap();
@@ -91,7 +91,7 @@ fn other_user_reads_no_state() {
     let seen = String::from_utf8_lossy(&nobody.stdout).into_owned();
     assert_eq!(seen.trim(), state.to_str().unwrap(), "the directory's name, and nothing in it");
     assert_eq!(finish(child).code, 0);
-    // What is written by somebody else at the place of our state is not used.
+    // A state directory created by another user is not used.
     let foreign = job.path("planted");
     std::fs::create_dir(&foreign).unwrap();
     std::os::unix::fs::chown(&foreign, Some(65_534), Some(65_534)).unwrap();
@@ -99,7 +99,7 @@ fn other_user_reads_no_state() {
     assert!(ended.stderr.contains("error[state-foreign]"), "{}", ended.stderr);
 }
 
-/// Whether root runs this, who alone can become somebody else.
+/// Returns whether the user is root. Only root can become another user.
 #[cfg(target_os = "linux")]
 fn is_root() -> bool {
     let is_root = rustix::process::geteuid().is_root();
@@ -121,10 +121,10 @@ fn same_user_cannot_read_the_supervisor_and_its_child_is_unchanged() {
     let job = Job::new(settings());
     let (directory, wifshare) = (job.path(""), job.path("bin"));
     rustix::fs::chmod(&directory, rustix::fs::Mode::from_raw_mode(0o777)).unwrap();
-    // The build's directory may be closed to others.
+    // The build directory may be closed to other users.
     std::fs::copy(WIFSHARE, &wifshare).unwrap();
     let wifshare = wifshare.to_str().unwrap();
-    // Without us, and under us: what another process of the user reads, and the limit for core files.
+    // Without and with wifshare: what another process of the user can read, and the core file limit.
     let script = "ulimit -Sc; stat -c %u /proc/$$/environ; touch begun; while ! [ -e over ]; do sleep 0.05; done";
     let limited = |command: &str| format!("ulimit -Sc 7; exec {command}");
     let supervised = limited(&format!("{wifshare} exec -- sh -c '{script}'"));
@@ -137,7 +137,7 @@ fn same_user_cannot_read_the_supervisor_and_its_child_is_unchanged() {
     let seen = finish(as_nobody(&job, &["sh", "-c", &look]).spawn().unwrap());
     assert_eq!(seen.stdout.lines().count(), 1, "nothing but the line that everybody may read: {}", seen.stdout);
     assert!(seen.stdout.starts_with(&child.id().to_string()), "the start time is found by others: {}", seen.stdout);
-    // One that sweeps finds the living run by that line, and spares it.
+    // A sweep recognises the living run by that line, and keeps its files.
     let ended = finish(as_nobody(&job, &[wifshare, "exec", "--", "true"]).spawn().unwrap());
     assert_eq!(ended.code, 0, "{}", ended.stderr);
     std::fs::File::create(job.path("over")).unwrap();

@@ -1,10 +1,10 @@
-//! Completions and man pages, really used: read by the shells and by `man`, where the machine has them.
+//! Completions and man pages, read by the shells and by `man` where they are installed.
 
 use std::process::Command;
 
 use crate::job::{Job, WIFSHARE, finish, settings};
 
-/// Whether this machine has the program. `tests/tools/install` installs it; under CI it may not be missing.
+/// Returns whether this machine has the program. `tests/tools/install` installs it. Under CI it must be present.
 fn has(program: &str) -> bool {
     let found =
         std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|it| it.join(program).is_file()));
@@ -58,7 +58,7 @@ fn completion_scripts_parse_in_the_other_shells() {
             assert_eq!((ended.code, ended.stderr.as_str()), (0, ""), "{shell}");
         }
     }
-    // PowerShell is in no package of the system: its script is made and has not been run.
+    // No system package contains PowerShell: its script is generated but not run.
     assert!(std::fs::read_to_string(script(&job, "powershell")).unwrap().contains("Register-ArgumentCompleter"));
     assert_eq!(job.run(&["completions", "tcsh"]).code, 2);
 }
@@ -87,7 +87,7 @@ fn fish_completes_commands_and_values() {
     }
 }
 
-/// An interactive zsh, which lists what it would complete. Its arguments: the directory of the script, and the words.
+/// An interactive zsh that lists its completions. Its arguments: the directory of the script, and the words.
 const ZSH: &str = r#"
 zmodload zsh/zpty
 zpty shell zsh -f -i
@@ -143,7 +143,7 @@ fn man_renders_a_page_for_each_command() {
                 .args(["--warnings", "-l"])
                 .arg(pages.join(&name))
                 .env("MANWIDTH", "100")
-                // A fresh machine has no locale set, and man then warns of every character beyond ASCII.
+                // A new machine has no locale set, and man then warns about every character outside ASCII.
                 .env("LC_ALL", "C.UTF-8")
                 .output()
                 .unwrap();

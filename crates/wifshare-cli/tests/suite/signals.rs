@@ -1,4 +1,4 @@
-//! Signals: the child gets what it would have got without us, once, and clean-up happens all the same.
+//! Signals: the child receives the same signals as without wifshare, once each, and the clean-up still happens.
 
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
@@ -9,7 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::job::{Ended, Job, eventually, finish, settings};
 
-/// Counts what it gets, and ends by itself after a while.
+/// Counts the received signals, and ends by itself after a while.
 const COUNTING: &str = r#"
     trap 'echo INT' INT; trap 'echo TERM' TERM; trap 'echo HUP' HUP; trap 'echo USR1' USR1
     touch begun; for i in $(seq 30); do sleep 0.1; done"#;
@@ -69,7 +69,7 @@ fn interrupted_exchange_is_stored_for_the_next_process() {
     job.assert_exchanges(1);
 }
 
-/// The commands that make an exchange while nothing else is to be done.
+/// The commands that make an exchange and have nothing else to do.
 const WAITING: [&[&str]; 4] = [
     &["exec", "--", "touch", "begun"],
     &["exec", "--delivery", "environment", "--", "touch", "begun"],
@@ -77,7 +77,8 @@ const WAITING: [&[&str]; 4] = [
     &["start", "--watch-pid", "none", "--format", "json"],
 ];
 
-/// Sends these signals to each command, as soon as `is_waiting`, and gives how long it took to end after the last one.
+/// Sends these signals to each command as soon as `is_waiting` is true. Returns the time from the last signal to the
+/// end.
 fn end_while_waiting(
     arrange: impl Fn(&mut Job) + Sync,
     is_waiting: impl Fn(&Job) -> bool + Sync,
@@ -148,7 +149,7 @@ fn signal_before_the_token_is_sent_ends_at_once() {
     let slow_source = |job: &mut Job| {
         job.sandbox.set_settings(wifshare_sandbox::Settings { identity_token_latency_ms: 60_000, ..settings() });
     };
-    // It takes connections, and never answers the first message of TLS.
+    // Accepts connections, and never answers the first TLS message.
     let silent = TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let silent_endpoint = |job: &mut Job| {
         job.set("ANTHROPIC_BASE_URL", &format!("https://{}", silent.local_addr().unwrap()));
@@ -184,7 +185,7 @@ fn signal_right_after_start_is_not_lost() {
 
 #[test]
 fn terminal_ctrl_c_reaches_the_child_once() {
-    // `script` gives us a terminal, and the terminal's own Ctrl-C reaches the whole foreground group.
+    // `script` provides a terminal, whose Ctrl-C reaches the whole foreground group.
     let mut job = Job::new(settings());
     if Command::new("script").arg("--version").output().is_err() {
         assert!(std::env::var_os("CI").is_none(), "`script` of util-linux is missing");
@@ -228,7 +229,7 @@ fn exec_as_process_one_forwards_signals_and_reaps_orphans() {
         assert!(std::env::var_os("CI").is_none() || !rustix::process::geteuid().is_root(), "root can unshare");
         return;
     }
-    // The grandchild outlives its parent, falls to process 1 and ends; nobody else would bury it.
+    // The grandchild outlives its parent, is adopted by process 1 and ends. No other process would reap it.
     let script = r#"(sh -c 'sleep 0.1' &) ; sleep 0.6; grep -l 'State:.Z' /proc/[0-9]*/status; exit 6"#;
     let ended = finish(unshare(script).spawn().unwrap());
     assert_eq!((ended.code, ended.stdout.as_str()), (6, ""), "{}", ended.stderr);

@@ -1,4 +1,4 @@
-//! Sources over time: several given tokens, a platform that repeats itself, and what children inherit of each.
+//! Sources over time: several given tokens, a platform that repeats tokens, and the variables that children inherit.
 
 use crate::job::{Job, living, settings};
 
@@ -10,10 +10,10 @@ fn job(settings: wifshare_sandbox::Settings) -> Job {
     job
 }
 
-/// Asks the API until a file appears, and fails if one question is refused.
+/// Sends requests to the API until a file appears, and fails if one is refused.
 const ASK_UNTIL_STOPPED: &str = r#"for i in $(seq 1 400); do "$WIFSHARE" demo --child shared || exit 7; [ -e stop ] && exit 0; sleep 0.1; done; exit 8"#;
 
-/// Runs the script under `exec` and makes the file once that many exchanges were accepted.
+/// Runs the script under `exec` and creates the file after this number of accepted exchanges.
 fn run_until_exchanges(job: &Job, options: &[&str], exchanges: u64) -> crate::job::Ended {
     std::thread::scope(|scope| {
         let running = scope.spawn(|| job.exec(options, ASK_UNTIL_STOPPED));
@@ -43,7 +43,7 @@ fn given_tokens_are_used_in_order_while_the_command_runs() {
 #[test]
 fn repeated_token_without_jti_keeps_a_job_signed_in() {
     use wifshare_sandbox::Fault::DuplicateIdentityToken;
-    // As Google's tokens are: without a `jti`, and the same one each time.
+    // Like Google's tokens: without a `jti`, and the same one each time.
     let settings = wifshare_sandbox::Settings {
         issue_jti: false,
         identity_token_faults: vec![DuplicateIdentityToken; 50],
@@ -137,7 +137,8 @@ fn near_expiry_of_the_request_token_is_reported() {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
         let claims = format!(r#"{{"exp":{}}}"#, now + left);
         let claims = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(claims);
-        // The mock server's own request token is opaque; this one is refused, so another run has to have signed in.
+        // The mock server's own request token is opaque. This one is refused, so another run must have signed in
+        // before.
         job.set("ACTIONS_ID_TOKEN_REQUEST_TOKEN", &format!("e30.{claims}.c2ln"));
         job.exec(&[], "true").stderr
     };
@@ -165,7 +166,7 @@ fn gitlab_job_with_several_steps_uses_start_and_stop() {
         let token = job.sandbox.issue_identity_token();
         job.set(name, &token);
     }
-    // As docs/guides/ci/gitlab.md has it: one script, several commands, each of which finds the credential.
+    // The script of docs/guides/ci/gitlab.md: several commands, each of which finds the credential.
     let script = r#"set -e
         eval "$("$WIFSHARE" start --format env)"
         [ -z "$CLAUDE_ONE$CLAUDE_TWO" ]

@@ -1,4 +1,4 @@
-//! A pipe, a socket or a directory stands where a file is expected: no command waits for it.
+//! A pipe, a socket or a directory in place of a file: no command blocks on it.
 
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use crate::job::{Ended, Job, finish, settings};
 
 const KINDS: [&str; 3] = ["pipe", "socket", "directory"];
 
-/// Puts something of this kind in the place of a file.
+/// Replaces a file with a special file of this kind.
 fn put(kind: &str, path: &Path) {
     match std::fs::symlink_metadata(path) {
         Ok(there) if there.is_dir() => std::fs::remove_dir_all(path).unwrap(),
@@ -24,7 +24,7 @@ fn put(kind: &str, path: &Path) {
     }
 }
 
-/// Runs this command, which has to end by itself.
+/// Runs this command, which must end by itself.
 fn ended(job: &Job, arguments: &[&str], what: &str) -> Ended {
     let bounded = [&["60", crate::job::WIFSHARE], arguments].concat();
     let ended = finish(job.command("timeout", &bounded).spawn().unwrap());

@@ -1,4 +1,4 @@
-//! `start` always ends, and what it leaves can always be ended.
+//! `start` always ends, and every keeper that it leaves can be ended.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStringExt;
@@ -12,7 +12,7 @@ use wifshare_sandbox::Settings;
 
 use crate::job::{Ended, Job, WIFSHARE, eventually, files, finish, settings};
 
-/// The processes that are keepers of this job.
+/// Returns the keeper processes of this job.
 fn keepers(job: &Job) -> Vec<Pid> {
     let home = format!("HOME={}", job.variable("HOME").unwrap());
     let processes = std::fs::read_dir("/proc").unwrap().flatten();
@@ -73,7 +73,7 @@ fn non_utf_8_path_works_or_is_refused_by_every_command() {
                 }
                 _ => drop(command.env(place, &path)),
             }
-            // The options of a command stand before its own.
+            // The options of a command precede its arguments.
             if place == "--state-dir" && arguments[0] == "exec" {
                 command = job.wifshare(&["exec", "--state-dir"]);
                 command.arg(&path).args(&arguments[1..]);
@@ -156,7 +156,7 @@ fn pipe_as_github_env_does_not_block_start() {
 fn unread_stdout_does_not_block_an_interrupted_start() {
     let job = Job::new(settings());
     let (reader, writer) = std::io::pipe().unwrap();
-    // Full: nothing more can be written until somebody reads.
+    // The pipe is full: a write blocks until the other end is read.
     rustix::io::ioctl_fionbio(&writer, true).unwrap();
     while rustix::io::write(&writer, &[b'x'; 4096]).is_ok() {}
     while rustix::io::write(&writer, b"x").is_ok() {}
@@ -216,7 +216,7 @@ fn keeper_without_process_lives_until_the_job_timeout() {
         let left = until(job) - now();
         assert!(left <= seconds && left + 30 > seconds, "{left} and not {seconds}");
     };
-    // As a job has it whose process cannot be seen.
+    // Like a job whose process is not visible.
     let start = |job: &Job, options: &[&str]| {
         let started = finish(job.wifshare(&[&["start", "--watch-pid", "none"], options].concat()).spawn().unwrap());
         assert_eq!(started.code, 0, "{}", started.stderr);
@@ -241,7 +241,7 @@ fn keeper_without_process_lives_until_the_job_timeout() {
     assert!(job.files_with_secrets().is_empty());
 }
 
-/// The arguments, the variables that are changed, and the exit code.
+/// The arguments, the changed variables, and the exit code.
 type Failing<'a> = (&'a str, &'a [(&'a str, &'a str)], i32);
 
 #[test]
@@ -259,7 +259,7 @@ fn failed_start_fails_the_evaluating_shell() {
         ("zsh", &["-e"], r#"eval "$("$WIFSHARE" ARGUMENTS)""#),
         ("fish", &[], r#"eval ("$WIFSHARE" ARGUMENTS); or exit $status"#),
         ("fish", &[], r#""$WIFSHARE" ARGUMENTS | source; or exit $status"#),
-        // What the documents show, which holds where there is no wifshare either.
+        // The documented form, which also works if wifshare is not installed.
         ("sh", &["-e"], "started=$(\"$WIFSHARE\" ARGUMENTS)\neval \"$started\""),
     ] {
         if !Command::new(shell).args(["-c", "true"]).status().is_ok_and(|status| status.success()) {
@@ -307,7 +307,7 @@ fn documented_recipes_stop_on_failure_and_clean_up() {
     let pages = files(&root.join("docs")).into_iter().chain([root.join("README.md")]);
     for page in pages.filter(|page| page.extension().is_some_and(|ending| ending == "md")) {
         let text = std::fs::read_to_string(&page).unwrap();
-        // A command that is not there prints nothing, and `eval ""` succeeds.
+        // A missing command prints nothing, and `eval ""` succeeds.
         assert!(!text.contains(r#"eval "$(wifshare start"#), "{}", page.display());
         for block in text.split("```").skip(1).step_by(2).filter(|block| block.contains("eval \"$started\"")) {
             let cleans_up = ["trap 'wifshare stop", "after_script", "always()"].iter().any(|way| block.contains(way));

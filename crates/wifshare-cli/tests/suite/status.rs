@@ -1,4 +1,4 @@
-//! `wifshare status`, and the log that it and `wifshare report` read.
+//! `wifshare status`, and the log that it shares with `wifshare report`.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -131,7 +131,7 @@ fn status_watch_prints_each_change_and_ends_on_a_signal() {
     assert_eq!(finish(watch).code, 130);
 }
 
-/// Runs wifshare on a terminal of its own (script(1)), with these keys typed once it has said something.
+/// Runs wifshare on its own terminal (script(1)), and types these keys after its first output.
 pub(crate) fn on_a_terminal(job: &Job, arguments: &str, keys: &[u8]) -> (i32, String) {
     let line = format!("stty cols 72; exec \"$WIFSHARE\" {arguments}");
     let mut script = job.command("script", &["-qfec", &line, "/dev/null"]);

@@ -1,11 +1,11 @@
-//! `wifshare claude` with a stand-in for claude that shows what it was given: how the steps stand to each other.
+//! `wifshare claude` with a substitute for claude that prints its input: the relation of the steps.
 
 use std::io::Write;
 use std::process::Stdio;
 
 use crate::job::{Job, finish, settings};
 
-/// Prints its arguments, and what it reads.
+/// Prints its arguments and its standard input.
 const SHOWS: &str = "#!/bin/sh\necho \"$@\"\ncat\n";
 
 #[test]

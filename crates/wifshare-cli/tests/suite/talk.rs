@@ -1,4 +1,4 @@
-//! How wifshare speaks: little, and in the form that whoever listens can use.
+//! The output of wifshare: little, and in the format that its reader supports.
 
 use serde_json::Value;
 use wifshare_sandbox::{Fault, Settings};
@@ -48,7 +48,7 @@ fn json_log_format_prints_only_objects() {
     let warned = job.exec(&[], "true");
     assert_eq!(objects(&warned.stderr)[0]["level"], "warning", "{}", warned.stderr);
 
-    // What is wrong with the command line, too, however the form was asked for.
+    // Usage errors too, whichever way the format was requested.
     let mut job = Job::new(settings());
     for wrong in [
         &["exec", "--log-format", "json", "--wat", "--", "true"][..],
@@ -68,7 +68,7 @@ fn json_log_format_prints_only_objects() {
     assert_eq!(objects(&job.run(&["wat"]).stderr)[0]["code"], "usage");
     assert!(job.run(&["--help"]).stdout.contains("Usage:"));
 
-    // A mask is no JSON: among the objects it stands where it is asked for alone.
+    // A mask is not JSON. With a JSON log, it is written only on request.
     let mut job = Job::new(settings());
     job.set("GITHUB_ACTIONS", "true");
     let ended =

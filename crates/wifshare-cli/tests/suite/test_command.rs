@@ -1,4 +1,4 @@
-//! `./test` itself, with a cargo and stages of ours: what it shows of a stage that fails and of those after it.
+//! `./test` with substitutes for cargo and some stages: the output for a failing stage and for those after it.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::process::Command;
 
 use crate::job::{Ended, Job, finish, settings};
 
-/// Stands in for cargo: clippy fails, and so does one of the tests.
+/// Replaces cargo: clippy fails, and so does one of the tests.
 const CARGO: &str = r#"#!/bin/sh
 case $1 in
     clippy) echo "error: unused variable"; exit 101 ;;
@@ -21,7 +21,7 @@ END
 esac
 "#;
 
-/// A copy of `./test`, beside programs that stand in for what its stages call.
+/// Copies `./test`, with substitutes for the programs that its stages call.
 fn copy(job: &Job) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let place = job.path("checkout");
@@ -76,7 +76,7 @@ fn stages_after_a_failed_one_run_and_the_summary_lists_failures() {
     assert_eq!(log, "error: unused variable\n");
 }
 
-/// The output ends with `./test`, though a process that a stage left behind holds it open.
+/// The output ends with `./test`, although a process that a stage left behind keeps it open.
 #[test]
 fn process_left_by_a_stage_does_not_block_the_test_command() {
     let job = Job::new(settings());

@@ -1,4 +1,4 @@
-//! `wifshare token`: one exchange for any number of callers, and formats that other programs read.
+//! `wifshare token`: one exchange for any number of callers, and formats for other programs.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::Stdio;
@@ -89,7 +89,7 @@ fn clock_set_back_does_not_extend_a_stored_credential() {
     wall_clock::replace(&mut job);
     let first = job.token(&[]);
     assert_eq!(first.code, 0, "{}", first.stderr);
-    // Within the leeway for inexact clocks: by the wall clock alone the credential is fresh.
+    // Within the clock tolerance: by the wall clock alone, the credential is fresh.
     if !wall_clock::set(&job, -20) {
         return;
     }
@@ -105,7 +105,7 @@ fn clock_set_back_does_not_extend_a_stored_credential() {
 fn clock_set_back_under_a_run_moves_the_delivered_expiry() {
     let mut job = Job::new(settings());
     wall_clock::replace(&mut job);
-    // Its own output tells when the first one was read.
+    // The command's own output shows that the first one was read.
     let expiry = "grep -o '\"expires_at\": *[0-9]*' \"$ANTHROPIC_CONFIG_DIR\"/credentials/*.json | tr -dc 0-9; echo";
     let mut running = job.wifshare(&["exec", "--", "sh", "-c", &format!("{expiry}; read line; {expiry}")]);
     let mut running = running.stdin(Stdio::piped()).spawn().unwrap();
@@ -185,7 +185,7 @@ fn twenty_refused_processes_make_one_request_and_share_the_reason() {
     assert_eq!(job.counters().exchanges_received, 1);
 }
 
-/// A stranger to our ledger, an SDK say, has exchanged the one token of the job before.
+/// Another program without access to the ledger, for example an SDK, has exchanged the job's only token before.
 #[test]
 fn twenty_processes_with_a_spent_token_make_one_request() {
     for is_file in [true, false] {
@@ -211,7 +211,7 @@ fn twenty_processes_with_a_spent_token_make_one_request() {
             assert!(ended.stderr.contains("jti_reused"), "the hint names what happened: {}", ended.stderr);
             job.search(&ended.stderr, "standard error");
         }
-        // A client with retries would knock for minutes; on a busy machine twenty processes take a while to start.
+        // A client with retries would continue for minutes. On a busy machine, twenty processes take a while to start.
         assert!(begun.elapsed() < Duration::from_secs(25), "{:?}", begun.elapsed());
         let counters = job.counters();
         assert_eq!(
@@ -219,7 +219,7 @@ fn twenty_processes_with_a_spent_token_make_one_request() {
             (1, 2),
             "the stranger's, and one of ours"
         );
-        // Later, when the refusal is forgotten, the ledger says who tried it and when, and what to do.
+        // When the failure is not cached any more, the ledger reports who used the token and when, and what to do.
         let refusal = crate::job::files(&job.state()).into_iter().find(|path| path.ends_with("refusal.json"));
         std::fs::remove_file(refusal.unwrap()).unwrap();
         let later = job.token(&[]);
@@ -260,7 +260,7 @@ fn token_file_is_used_once_and_its_reuse_is_explained() {
 
 #[test]
 fn ten_identities_with_one_file_send_its_token_once() {
-    // Each has a lock of its own, so that nothing but the ledger stands between them.
+    // Each has its own lock, so that only the ledger prevents a second use.
     let mut job = Job::new(Settings { exchange_latency_ms: 500, ..settings() });
     job.use_token_file(&job.sandbox.issue_identity_token());
     job.may_keep_credential();
@@ -306,7 +306,7 @@ fn expected_subject_ignores_a_credential_obtained_without_it() {
         assert_eq!(job.token(&["--expect-subject", "repo:octo-org/octo-repo:*"]).code, 0);
     }
     job.assert_exchanges(2);
-    // Inside of a run it does not take the run's word for it.
+    // Inside a run, the expected subject is checked too.
     let inside = job.exec(&[], r#""$WIFSHARE" token --expect-subject 'repo:octo-org/another:*'"#);
     assert_eq!(inside.stdout, "", "{}", inside.stderr);
     assert_ne!(inside.code, 0);

@@ -1,14 +1,14 @@
-//! A wall clock that steps, for every process of a job, by libfaketime. The monotonic clock goes on as it is.
+//! Steps the wall clock of every process of a job with libfaketime. The monotonic clock is not changed.
 
 use std::path::PathBuf;
 
 use crate::job::{Job, finish};
 
-/// In the job's directory: how far the clock is off.
+/// The file in the job's directory with the offset of the clock.
 const FILE: &str = "clock";
 
-/// From now on the wall clock of every process of this job is what [`set`] makes it. Without the library, which a CI has
-/// to have, nothing changes.
+/// Makes every process of this job use the wall clock of [`set`]. Without libfaketime, which is required under CI,
+/// nothing changes.
 pub(crate) fn replace(job: &mut Job) {
     let machine = std::env::consts::ARCH;
     let library = PathBuf::from(format!("/usr/lib/{machine}-linux-gnu/faketime/libfaketimeMT.so.1"));
@@ -23,7 +23,7 @@ pub(crate) fn replace(job: &mut Job) {
         ("FAKETIME_TIMESTAMP_FILE", clock.to_str().unwrap()),
         ("FAKETIME_NO_CACHE", "1"),
         ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
-        // Files keep their times, and who is killed leaves no shared memory behind.
+        // File times are not changed, and a killed process leaves no shared memory.
         ("NO_FAKE_STAT", "1"),
         ("FAKETIME_DISABLE_SHM", "1"),
     ] {
@@ -38,12 +38,12 @@ pub(crate) fn replace(job: &mut Job) {
     assert!(set(job, 0));
 }
 
-/// Steps the clock so many seconds away from the right time. Tells whether there is one to step.
+/// Steps the clock this many seconds away from the correct time. Returns whether the clock can be stepped.
 pub(crate) fn set(job: &Job, ahead_s: i64) -> bool {
     if !job.path(FILE).exists() {
         return false;
     }
-    // Replaced whole: it is read at every look at the time.
+    // The file is replaced atomically, because it is read each time a process reads the clock.
     let unfinished = job.path("clock.new");
     std::fs::write(&unfinished, format!("{ahead_s:+}")).unwrap();
     std::fs::rename(&unfinished, job.path(FILE)).unwrap();
