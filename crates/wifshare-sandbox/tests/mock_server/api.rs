@@ -1,4 +1,4 @@
-//! The API accepts only live access tokens, and its responses have the shape of the real one's.
+//! The API accepts only live access tokens, and its responses have the form of the real API's.
 
 use std::{
     io::{BufRead, BufReader, Write},
@@ -191,7 +191,7 @@ fn large_body_is_accepted_except_by_token_endpoint() {
     let large = json!({"model": "m", "messages": [{"role": "user", "content": "a".repeat(20 << 20)}]}).to_string();
     let url = format!("{}/v1/messages", sandbox.base_url());
     assert_eq!(post(&url, &[("authorization", &bearer)], &large).unwrap().status, 200);
-    // The rest of the body is not read: some clients see the answer, others the closed connection.
+    // The rest of the body is not read. Some clients receive the response, others only the closed connection.
     let url = format!("{}/v1/oauth/token", sandbox.base_url());
     assert!(post(&url, &[], &large).map_or(true, |answer| answer.status == 413));
     assert_eq!(sandbox.counters().exchanges_received, 1, "the one of the access token");

@@ -10,7 +10,7 @@ use ureq::{
 };
 use wifshare_sandbox::Sandbox;
 
-/// An answer, read to its end.
+/// A response, read to its end.
 pub(crate) struct Answer {
     pub(crate) status: u16,
     pub(crate) body: String,
@@ -29,7 +29,7 @@ impl Answer {
 
 pub(crate) type Outcome = Result<Answer, ureq::Error>;
 
-/// A client that reports every status and follows nothing.
+/// Returns a client that reports every status and follows no redirect.
 pub(crate) fn agent(timeout: Duration) -> Agent {
     Agent::config_builder()
         .http_status_as_error(false)
@@ -67,7 +67,7 @@ pub(crate) fn put(url: &str, body: &Value) -> Outcome {
     read(patient().put(url).send(body.to_string()))
 }
 
-/// The body of a good exchange.
+/// Returns the body of a valid exchange.
 pub(crate) fn grant(sandbox: &Sandbox, assertion: &str) -> Value {
     let rule = sandbox.settings().rule;
     json!({
@@ -87,7 +87,7 @@ pub(crate) fn exchange(sandbox: &Sandbox, assertion: &str) -> Outcome {
     post(&token_endpoint(sandbox), &[], &grant(sandbox, assertion).to_string())
 }
 
-/// A live access token.
+/// Returns a live access token.
 pub(crate) fn access_token(sandbox: &Sandbox) -> String {
     let answer = exchange(sandbox, &sandbox.issue_identity_token()).expect("an answer");
     answer.json()["access_token"].as_str().expect("an access token").to_owned()
@@ -99,13 +99,13 @@ pub(crate) fn message(sandbox: &Sandbox, access_token: &str, stream: bool) -> Ou
     post(&url, &[("authorization", &format!("Bearer {access_token}"))], &body.to_string())
 }
 
-/// Asks the identity endpoint as a job does, for an audience that is written as it goes into a query.
+/// Sends a request to the identity endpoint like a job, for an audience in its query encoding.
 pub(crate) fn identity_token(sandbox: &Sandbox, audience: &str) -> Outcome {
     let url = format!("{}&audience={audience}", sandbox.identity_token_request_url());
     get(&url, &[("authorization", &format!("bearer {}", sandbox.identity_token_request_token()))])
 }
 
-/// A token's header and claims; its signature is not checked.
+/// Returns a token's header and claims without checking its signature.
 pub(crate) fn header_and_claims(token: &str) -> [Value; 2] {
     let mut parts = token.split('.').map(|part| {
         let json = BASE64_URL_SAFE_NO_PAD.decode(part).expect("base64url");

@@ -1,4 +1,4 @@
-//! Wrong clocks: the issuer's, the server's, or both.
+//! Wrong clocks of the issuer, the server, or both.
 
 use std::time::SystemTime;
 
@@ -18,7 +18,7 @@ fn now() -> i64 {
     i64::try_from(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs()).unwrap()
 }
 
-/// Seconds by which the `date` header at this path is ahead of our clock.
+/// Returns the seconds by which the `date` header at this path is ahead of the local clock.
 fn date_ahead(sandbox: &Sandbox, path: &str) -> i64 {
     let answer = get(&format!("{}{path}", sandbox.base_url()), &[]).unwrap();
     let date = httpdate::parse_http_date(answer.header("date")).expect("a date in HTTP's own form");
@@ -58,7 +58,7 @@ fn server_with_wrong_clock_refuses_tokens_and_shows_its_date() {
         assert!(answer.header("date").ends_with(" GMT"));
         assert!(is_about(date_ahead(&sandbox, "/v1/models"), ahead), "the API goes by the server's clock");
         assert!(is_about(date_ahead(&sandbox, "/.well-known/jwks"), 0), "and the issuer by its own");
-        // Two clocks that are wrong by as much agree.
+        // Two clocks with the same offset agree.
         sandbox.set_settings(Settings {
             server_clock_ahead_s: ahead,
             issuer_clock_ahead_s: ahead,
@@ -85,7 +85,7 @@ fn every_response_has_a_date() {
     for path in ["/", "/nothing", "/idtoken", "/.well-known/openid-configuration", "/v1/models", "/sandbox/counters"] {
         assert!(is_about(date_ahead(&sandbox, path), 0), "{path}");
     }
-    // As far as clocks can be turned, there is an answer.
+    // Even extreme offsets get a response.
     for extreme in [i64::MIN, i64::MAX] {
         sandbox.set_settings(Settings {
             server_clock_ahead_s: extreme,

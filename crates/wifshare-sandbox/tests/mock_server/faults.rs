@@ -14,11 +14,11 @@ fn sandbox_with(fault: Fault) -> Sandbox {
     Sandbox::start(settings).unwrap()
 }
 
-/// Exchanges a token under the fault, then once more without, which tells whether the first had spent it.
+/// Exchanges a token with the fault, then again without it. Returns whether the first exchange spent the token.
 fn spends(fault: Fault, looks_right: impl FnOnce(Outcome, &str)) -> bool {
     let sandbox = sandbox_with(fault.clone());
     let identity_token = sandbox.issue_identity_token();
-    // One connection for both would be closed by some faults: a client without memory sees each for itself.
+    // Some faults close the connection, so each exchange uses its own.
     looks_right(exchange(&sandbox, &identity_token), &identity_token);
     assert_eq!(sandbox.counters().exchanges_faulted, 1, "{fault:?}");
     assert_eq!(sandbox.history()[0].fault, fault);
@@ -64,7 +64,8 @@ fn dropped_connection_has_no_response() {
     assert!(spends(Fault::DropAfterCommit, looks_right));
 }
 
-/// Sends one exchange over a bare connection and reads until it ends: what arrived, and whether the end was in order.
+/// Sends one exchange over a plain connection and reads to its end. Returns the bytes, and whether the connection
+/// closed cleanly.
 fn bare_exchange(sandbox: &Sandbox, identity_token: &str) -> (String, std::io::Result<usize>) {
     use std::io::{Read, Write};
     let body = grant(sandbox, identity_token).to_string();
@@ -159,7 +160,7 @@ fn truncated_body_announces_full_length() {
     write!(connection, "POST /v1/oauth/token HTTP/1.1\r\nhost: {address}\r\ncontent-length: {length}\r\n\r\n{body}")
         .unwrap();
     let mut answer = Vec::new();
-    // Whether the end is an orderly one or a reset is the system's affair.
+    // Whether the connection is closed or reset depends on the system.
     _ = connection.read_to_end(&mut answer);
     let answer = String::from_utf8(answer).unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").expect("the whole head");
@@ -268,7 +269,7 @@ fn accept_delay_leaves_connection_unread() {
     let address: std::net::SocketAddr = sandbox.base_url().replace("http://", "").parse().unwrap();
     #[expect(clippy::disallowed_methods, reason = "how long it takes is what is tested")]
     let begin = Instant::now();
-    // The connection is there at once; it is its first request that has to wait.
+    // The connection is accepted at once. Only its first request waits.
     let mut connection = std::net::TcpStream::connect_timeout(&address, Duration::from_millis(400)).unwrap();
     write!(connection, "HEAD / HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n").unwrap();
     let mut answer = String::new();

@@ -13,7 +13,7 @@ fn sandbox() -> Sandbox {
     Sandbox::start(Settings::default()).unwrap()
 }
 
-/// The claims and the key id of a good identity token.
+/// Returns the claims and the key id of a valid identity token.
 fn genuine(sandbox: &Sandbox) -> (Map<String, Value>, String) {
     let mut claims = Map::new();
     let identity_token = sandbox.issue_identity_token_with(|genuine| claims = genuine.clone());
@@ -74,7 +74,7 @@ fn token_not_signed_by_issuer_is_refused() {
     is_refused(&sandbox, &forged(&kid), "signature");
     is_refused(&sandbox, &forged("mine"), "unknown_key");
 
-    // Algorithm confusion: the public key set, used as a shared secret.
+    // Algorithm confusion: the public key set as a shared secret.
     let jwks = get(&format!("{}/.well-known/jwks", sandbox.base_url()), &[]).unwrap().body;
     let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, jwks.as_bytes()), input("HS256", &kid).as_bytes());
     let confused = format!("{}.{}", input("HS256", &kid), BASE64_URL_SAFE_NO_PAD.encode(tag));

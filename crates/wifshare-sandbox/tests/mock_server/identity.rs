@@ -1,4 +1,4 @@
-//! The CI's part: identity tokens for a job with the request token, verified with the published keys.
+//! The identity endpoint of the CI: tokens for a job with the request token, verified with the published keys.
 
 use std::{
     collections::HashSet,

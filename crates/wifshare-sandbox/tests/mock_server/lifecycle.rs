@@ -48,7 +48,7 @@ fn server_starts_and_stops_inside_a_runtime() {
 fn server_answers_hundreds_of_open_connections() {
     let sandbox = Sandbox::start(Settings::default()).unwrap();
     let mut connections: Vec<TcpStream> = (0..300).map(|_| TcpStream::connect(address(&sandbox)).unwrap()).collect();
-    // Twice on each, for connections are kept alive.
+    // Twice on each connection, because connections are kept alive.
     for _ in 0..2 {
         for connection in &mut connections {
             connection.write_all(b"HEAD / HTTP/1.1\r\nhost: sandbox\r\n\r\n").unwrap();
@@ -96,7 +96,7 @@ fn secrets_list_every_issued_token() {
     for secret in [sandbox.identity_token_request_token(), given, edited, asked, access_token] {
         assert!(secrets.contains(&secret));
     }
-    // And one for the access token, by which it was bought.
+    // The sixth is the identity token that was exchanged for the access token.
     assert_eq!(secrets.len(), 6);
     let shown = format!("{sandbox:?}");
     assert!(secrets.iter().all(|secret| !shown.contains(secret)));

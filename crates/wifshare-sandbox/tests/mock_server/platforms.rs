@@ -1,4 +1,4 @@
-//! Identity endpoints of other platforms: a documented request, and one that is refused.
+//! Identity endpoints of other platforms: a documented request, and a refused one.
 
 use wifshare_sandbox::{Fault, Sandbox, Settings};
 

@@ -125,7 +125,7 @@ fn access_token_lifetime_depends_on_identity_token() {
         });
         exchange(&sandbox, &identity_token).unwrap().json()["expires_in"].as_u64().unwrap()
     };
-    // The clock may tick between issue and exchange, and tick takes two seconds away.
+    // The clock may advance one second between issue and exchange, which reduces the result by two seconds.
     assert!((190..=200).contains(&expires_in(100)));
     assert_eq!(expires_in(20), 60);
     assert_eq!(expires_in(-5), 60);
