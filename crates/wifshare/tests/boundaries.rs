@@ -1,4 +1,4 @@
-//! Journeys one and two at their boundaries: real files, real locks and a real server, and a clock that is set by hand.
+//! The boundaries of obtaining and holding a credential: real files, real locks and a real server, with a manual clock.
 #![expect(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test makes its own world, and fails loudly")]
 
 use std::cell::{Cell, RefCell};
@@ -13,17 +13,17 @@ use wifshare::{
 use wifshare_sandbox::{Fault, Sandbox, Settings};
 
 thread_local! {
-    /// How far the clocks of this test are ahead of where they began.
+    /// How far the clocks of this test have advanced.
     static AHEAD: Cell<Duration> = const { Cell::new(Duration::ZERO) };
     static BEGAN: SystemTime = SystemTime::now();
     static PAUSES: RefCell<Vec<Duration>> = const { RefCell::new(Vec::new()) };
     /// How far the wall clock was set back.
     static SET_BACK: Cell<Duration> = const { Cell::new(Duration::ZERO) };
-    /// How much longer each pause takes than was asked.
+    /// The extra time of each pause.
     static DELAY: Cell<Duration> = const { Cell::new(Duration::ZERO) };
 }
 
-/// A wait takes no time, and puts both clocks ahead by what it should have taken.
+/// A pause takes no time. It advances both clocks by its length.
 const CLOCK: Clock = Clock {
     wall: || BEGAN.with(|began| *began) + AHEAD.get() - SET_BACK.get(),
     monotonic: || AHEAD.get(),
@@ -49,7 +49,7 @@ struct World {
     _holder: tempfile::TempDir,
 }
 
-/// Identity tokens that live for an hour, so that this clock may be ahead of the server's.
+/// Identity tokens live for an hour, because this clock may be ahead of the server's.
 fn settings(exchange_faults: Vec<Fault>) -> Settings {
     Settings { identity_token_lifetime_s: 3600, access_token_lifetime_s: 600, exchange_faults, ..Settings::default() }
 }
@@ -63,14 +63,14 @@ impl World {
         World::with(settings, |_| None)
     }
 
-    /// With this identity token in a variable, if there is one, and else the CI's endpoint.
+    /// Uses this identity token in a variable, or the CI's endpoint if there is none.
     fn with(settings: Settings, given: impl FnOnce(&Sandbox) -> Option<String>) -> World {
         World::with_all(settings, |sandbox| given(sandbox).into_iter().collect())
     }
 
-    /// With these identity tokens in variables, one after another.
+    /// Uses these identity tokens in variables, in order.
     fn with_all(settings: Settings, given: impl FnOnce(&Sandbox) -> Vec<String>) -> World {
-        // To the second, as credentials are.
+        // Credentials have times in whole seconds.
         let sandbox = Sandbox::start(settings).unwrap();
         let holder = tempfile::tempdir().unwrap();
         let mut environment: Environment = sandbox.environment().into_iter().collect();
@@ -94,7 +94,7 @@ impl World {
         renew(held, &self.config, &self.transport, CLOCK, &|_| {})
     }
 
-    /// Exchanges received and accepted.
+    /// Returns the received and the accepted exchanges.
     fn exchanges(&self) -> (u64, u64) {
         let counters = self.sandbox.counters();
         assert_eq!(counters.assertions_repeated, 0, "{counters:#?}");
@@ -114,7 +114,7 @@ fn code(result: Result<Credential, ObtainError>) -> String {
     }
 }
 
-/// To where a credential's life has this many seconds left.
+/// Advances the clock until the credential has this many seconds left.
 fn pass_until_left(credential: &Credential, left: u64) {
     let end = credential.expires_at.duration_since(CLOCK.now()).unwrap();
     pass(end - seconds(left));
@@ -147,7 +147,7 @@ fn failed_renewal_serves_the_credential_only_while_usable() {
     let told = told.into_inner().unwrap();
     assert!(told.len() == 1 && told[0].contains("HTTP 503"), "{told:?}");
     assert_eq!(world.exchanges(), (4, 1), "three tries");
-    // Ended, or so near to it that a client refuses it.
+    // The credential is expired, or so close to it that clients refuse it.
     pass_until_left(&first, 30);
     assert_eq!(code(world.obtain()), "endpoint-busy");
 }
@@ -208,7 +208,7 @@ fn failure_is_cached_for_5_or_30_seconds_by_kind() {
         assert_eq!(code(world.obtain()), told);
         world.sandbox.set_settings(self::settings(vec![]));
         let (asked, exchanged) = (world.sandbox.counters().identity_tokens_issued, world.exchanges());
-        // Counted in whole seconds from the one in which it happened.
+        // The time is counted in whole seconds from the second of the failure.
         pass(seconds(remembered - 2));
         let error = world.obtain().unwrap_err();
         assert!(matches!(error, ObtainError::Remembered(..)), "{told}: {error}");
@@ -274,16 +274,16 @@ fn renew_replaces_the_credential_and_adopts_newer_ones() {
     let first = world.obtain().unwrap();
     let second = world.renew(&first).unwrap();
     assert_eq!((second.generation, world.exchanges()), (2, (2, 2)));
-    // Who holds the first still finds its successor, and sends nothing.
+    // A holder of the first credential takes its successor without an exchange.
     assert_eq!(world.renew(&first).unwrap(), second);
     assert_eq!(world.exchanges(), (2, 2));
-    // A successor that has ended is none.
+    // An expired successor is not used.
     pass_until_left(&second, 10);
     assert_eq!(world.renew(&first).unwrap().generation, 3);
 }
 
 #[test]
-fn min_life_is_met_and_an_impossible_one_costs_one_exchange() {
+fn min_life_is_met_or_refused_after_at_most_one_exchange() {
     let world = World::new(settings(vec![]));
     let first = world.obtain().unwrap();
     pass_until_left(&first, 400);
@@ -291,14 +291,14 @@ fn min_life_is_met_and_an_impossible_one_costs_one_exchange() {
     let second = world.lasting(401).unwrap();
     assert_eq!(world.exchanges(), (2, 2));
     assert!(second.remaining(CLOCK.now()) >= seconds(401));
-    // As long as one lives: one more, for the last is a moment old. A second more: it would be in vain.
+    // A credential lives for 600 s, so a life of 601 s can never be met.
     pass(seconds(5));
     assert_eq!(code(world.lasting(601)), "credential-short-lived");
     assert_eq!(world.exchanges(), (2, 2), "the one in hand says how long they live");
     pass_until_left(&second, 20);
     assert_eq!(code(world.lasting(601)), "credential-short-lived");
     assert_eq!(world.exchanges(), (3, 3), "with nothing in hand, one is bought to see");
-    // As long as they live at all: whether another one is enough is a matter of moments, so one is bought.
+    // The full lifetime: whether a new credential meets it depends on fractions of a second, so one exchange is made.
     pass(seconds(5));
     drop(world.lasting(600));
     assert_eq!(world.exchanges(), (4, 4));
@@ -328,7 +328,7 @@ fn lock_wait_is_short_with_a_usable_credential_and_long_without() {
     pass_until_left(&first, 140);
     let turn = store.lock(seconds(1), CLOCK, &|_| {}).unwrap();
     assert_eq!(waited(&|| assert_eq!(world.obtain().unwrap(), first)), 2, "it is usable, and served");
-    // What is in hand ends while we wait: then a moment is not enough any more.
+    // The held credential expires during the wait, so the short wait is not enough any more.
     pass_until_left(&first, 31);
     let held = waited(&|| assert_eq!(code(world.obtain()), "lock-held"));
     assert!(held >= 180, "{held} s");
@@ -336,7 +336,7 @@ fn lock_wait_is_short_with_a_usable_credential_and_long_without() {
     assert_eq!(world.exchanges(), (1, 1));
 }
 
-/// A holder, and how often it was told that there is no successor.
+/// Returns a holder, and how often it reported a failed renewal.
 fn holder(world: &World, clock: Clock) -> (Holder, Arc<Mutex<u32>>) {
     let failures = Arc::new(Mutex::new(0));
     let watch = {
@@ -362,7 +362,7 @@ fn holder_retries_a_failed_renewal_after_five_seconds() {
         assert_eq!(*holder.credential().unwrap(), *first);
         assert_eq!(*failures.lock().unwrap(), journeys, "{later} s later");
     }
-    // A store that cannot be read is no reason either to take away what is in hand.
+    // An unreadable store does not take away the held credential either.
     pass(seconds(5));
     let stored = world.config.store().directory().join("credential.json");
     std::fs::remove_file(&stored).unwrap();
@@ -383,7 +383,7 @@ fn holder_serves_no_expired_credential_after_the_clock_was_set_back() {
     let credential = holder.credential().unwrap();
     assert_eq!(*credential, *first, "by the wall clock alone it is fresh");
     pass_until_left(&first, 100);
-    // By the wall clock 100 s are left, and 75 s are left in truth; its successor is refused.
+    // By the wall clock 100 s are left, but only 75 s are. The renewal is refused.
     let served = holder.credential().unwrap();
     assert_eq!(*served, *first);
     assert!((74..=75).contains(&left(&served)), "{}", left(&served));
@@ -419,11 +419,11 @@ fn given_tokens_are_tried_in_order_and_each_once() {
     let told = || std::mem::take(&mut *told.lock().unwrap());
     let first = obtain().unwrap();
     assert_eq!((world.exchanges(), told()), ((2, 1), vec!["failed", "again"]));
-    // The third is the last one: whether it buys anything or not, there is no other to try.
+    // The third token is the last one. If it fails, there is no other to try.
     pass_until_left(&first, 0);
     assert_eq!(code(obtain()), "endpoint-busy");
     assert_eq!((world.exchanges(), told()), ((3, 1), vec!["failed"]));
-    // Now all of them are spent: that is told as such, and not as a failure of something that was sent.
+    // All tokens are spent now. The error says so, and does not report a failed exchange.
     pass(seconds(60));
     assert_eq!(code(obtain()), "identity-spent");
     assert_eq!((world.exchanges(), told()), ((3, 1), vec!["spent"]));

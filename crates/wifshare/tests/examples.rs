@@ -1,4 +1,4 @@
-//! The examples do what they say, on the mock server.
+//! The examples work with the mock server.
 #![cfg(unix)]
 #![expect(clippy::unwrap_used, reason = "a test fails loudly")]
 #![allow(dead_code, reason = "the examples' own `main`s are not called here")]

@@ -1,4 +1,4 @@
-//! The gateway before an API that speaks HTTP/2 by TLS, and before one that speaks HTTP/1.1 by TLS.
+//! The gateway in front of an API that speaks HTTP/2 or HTTP/1.1 over TLS.
 #![expect(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test makes its own world, and fails loudly")]
 
 use std::io::{Read, Write};
@@ -17,7 +17,7 @@ use wifshare::{
     Clock, Connector, Credential, CredentialPublisher, Environment, Gateway, GatewayConfig, Limits, Listen, Secret,
 };
 
-/// What an HTTP/2 API of a test heard: head, content and trailers.
+/// A request to the HTTP/2 API of a test: head, content and trailers.
 #[derive(Debug)]
 struct Heard {
     head: Request<()>,
@@ -25,19 +25,19 @@ struct Heard {
     trailers: Option<HeaderMap>,
 }
 
-/// An API by TLS on `localhost`, and a gateway before it.
+/// A TLS API on `localhost`, and a gateway in front of it.
 struct World {
     gateway: Gateway,
     address: SocketAddr,
     publisher: Arc<CredentialPublisher>,
     heard: Arc<Mutex<Vec<Heard>>>,
     connections: Arc<AtomicUsize>,
-    /// How many of them are over.
+    /// The number of closed connections.
     ended: Arc<AtomicUsize>,
     rejected: Arc<AtomicUsize>,
-    /// What a proxy on the way to the API was asked for.
+    /// The requests to a proxy in front of the API.
     tunnels: Arc<Mutex<Vec<String>>>,
-    /// Status, bytes in and bytes out of each request that is over.
+    /// Status, bytes in and bytes out of each finished request.
     served: Arc<Mutex<Vec<(u16, u64, u64)>>>,
     _directory: tempfile::TempDir,
 }
@@ -49,7 +49,7 @@ fn credential(text: &str) -> Credential {
 }
 
 impl World {
-    /// `protocols` are what the API offers; `answer` is how it answers by HTTP/2.
+    /// `protocols` are the protocols that the API offers. `answer` sends its HTTP/2 responses.
     fn new<F>(protocols: &[&[u8]], answer: fn(h2::server::SendResponse<Bytes>, String) -> F) -> World
     where
         F: Future<Output = ()> + Send + 'static,
@@ -57,7 +57,7 @@ impl World {
         World::with(protocols, answer, false, Limits::default())
     }
 
-    /// The same, where the API may be at a name that a proxy alone can find.
+    /// Like `new`. The API may have a name that only a proxy can resolve.
     fn with<F>(
         protocols: &[&[u8]],
         answer: fn(h2::server::SendResponse<Bytes>, String) -> F,
@@ -155,7 +155,7 @@ impl World {
         stream
     }
 
-    /// Sends a request with these lines and this body, and hears everything up to the end of the connection.
+    /// Sends a request with these lines and this body, and returns everything until the connection closes.
     fn ask(&self, line: &str, lines: &str, body: &[u8]) -> String {
         let mut stream = self.connect();
         let head =
@@ -168,7 +168,7 @@ impl World {
     }
 }
 
-/// A proxy that notes what it is asked for, and leads to this port whatever that was.
+/// Starts a proxy that records its requests and connects all of them to this port.
 fn proxy_to(port: u16, tunnels: Arc<Mutex<Vec<String>>>) -> SocketAddr {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -285,7 +285,7 @@ fn api_without_http2_is_served_over_http1() {
     assert_eq!(world.connections.load(Ordering::SeqCst), 1, "the connection is kept");
 }
 
-/// Content in three pieces, one of which is empty.
+/// Sends content in three pieces, one of which is empty.
 async fn with_an_empty_piece(mut respond: h2::server::SendResponse<Bytes>, _token: String) {
     let mut body = respond.send_response(Response::new(()), false).unwrap();
     for piece in [&b"one"[..], b"", b"two"] {
@@ -295,7 +295,7 @@ async fn with_an_empty_piece(mut respond: h2::server::SendResponse<Bytes>, _toke
     body.send_data(Bytes::new(), true).unwrap();
 }
 
-/// None to the first request of a connection, and a status that has none to the others.
+/// Sends no content to the first request of a connection, and a status without content to the others.
 async fn without_content(mut respond: h2::server::SendResponse<Bytes>, _token: String) {
     let status = if respond.stream_id().as_u32() == 1 { 200 } else { 204 };
     respond.send_response(Response::builder().status(status).body(()).unwrap(), true).unwrap();
@@ -344,10 +344,10 @@ async fn with_a_large_head(mut respond: h2::server::SendResponse<Bytes>, _token:
     respond.send_response(head, true).unwrap();
 }
 
-/// More than a server allows at once on one connection, as a rule.
+/// More than a server usually allows at once on one connection.
 const CROWD: usize = 120;
 
-/// Nobody is answered before all have asked.
+/// Responds only after all requests have arrived.
 async fn all_at_once(respond: h2::server::SendResponse<Bytes>, token: String) {
     static ASKED: AtomicUsize = AtomicUsize::new(0);
     ASKED.fetch_add(1, Ordering::SeqCst);
@@ -375,7 +375,7 @@ fn large_response_head_is_forwarded() {
     assert!(answer.contains(&format!("x-large: {}\r\n", "x".repeat(40_000))), "{answer:.200}");
 }
 
-/// Says nothing until the other side loses its patience.
+/// Sends nothing until the other side resets the stream.
 async fn waits(mut respond: h2::server::SendResponse<Bytes>, _token: String) {
     let reason = std::future::poll_fn(|cx| respond.poll_reset(cx)).await;
     RESETS.lock().unwrap().push(reason.unwrap());
@@ -391,7 +391,7 @@ fn client_disconnect_cancels_the_upstream_request() {
         let host = format!("Host: {}\r\nx-api-key: c4p4\r\n", world.address);
         write!(client, "POST /v1/x HTTP/1.1\r\n{host}{lines}\r\n").unwrap();
         if !lines.is_empty() {
-            // The body is heard to its end before anybody is asked.
+            // The body is read to its end before the API receives the request.
             client.write_all(b"hello").unwrap();
         }
         let begun = std::time::Instant::now();
@@ -421,7 +421,7 @@ fn client_disconnect_cancels_the_upstream_request() {
     }
 }
 
-/// Nobody is answered before two have asked.
+/// Responds only after two requests have arrived.
 async fn both_at_once(respond: h2::server::SendResponse<Bytes>, token: String) {
     static ASKED: AtomicUsize = AtomicUsize::new(0);
     ASKED.fetch_add(1, Ordering::SeqCst);
@@ -484,7 +484,7 @@ fn body_over_the_limit_is_refused_early() {
     for protocol in [&b"h2"[..], b"http/1.1"] {
         let world = World::with(&[protocol], plain, false, limits);
         let chunked = |sizes| world.ask("POST /v1/x", "Transfer-Encoding: chunked\r\n", &chunks(sizes));
-        // An API without HTTP/2 is none that hears bodies, in this test.
+        // The HTTP/1.1 API of this test does not read bodies.
         if protocol == b"h2" {
             let answer = chunked(&[60_000, 40_000]);
             assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
@@ -537,7 +537,7 @@ fn request_with_401_is_retried_with_another_credential() {
     assert_eq!(heard.len(), 2);
     assert!(heard.iter().all(|heard| heard.content == body));
     drop(heard);
-    // What was not kept cannot be sent again: the 401 is passed on, and the credential is replaced all the same.
+    // A body that was not kept cannot be sent again: the 401 is forwarded, and the credential is replaced anyway.
     world.publisher.hold(&credential("first"));
     let body = vec![7; 3_000_000];
     let answer = world.ask("POST /v1/x", "Content-Length: 3000000\r\n", &body);
@@ -590,7 +590,7 @@ fn large_response_waits_for_a_slow_client() {
     let head =
         format!("GET /v1/models HTTP/1.1\r\nHost: {}\r\nx-api-key: c4p4\r\nConnection: close\r\n\r\n", world.address);
     stream.write_all(head.as_bytes()).unwrap();
-    // Somebody else is served while this one does not read.
+    // Other clients are served while this one does not read.
     std::thread::sleep(Duration::from_millis(200));
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).unwrap();
@@ -612,7 +612,7 @@ fn large_response_waits_for_a_slow_client() {
 
 #[test]
 fn requests_to_an_unreachable_api_do_not_queue() {
-    // It takes the connection, and says nothing of TLS.
+    // Accepts connections, and sends no TLS message.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let publisher = CredentialPublisher::new();
     publisher.hold(&credential("first"));
@@ -631,7 +631,7 @@ fn requests_to_an_unreachable_api_do_not_queue() {
     let gateway = Gateway::open(&Listen::Loopback(([127, 0, 0, 1], 0).into()), config).unwrap();
     let address: SocketAddr = gateway.base_url().strip_prefix("http://").unwrap().parse().unwrap();
     let ask = format!("GET /v1/models HTTP/1.1\r\nHost: {address}\r\nx-api-key: c4p4\r\nConnection: close\r\n\r\n");
-    // One after another they would take sixty times as long as one.
+    // In sequence they would take sixty times as long as one.
     let mut clients: Vec<TcpStream> = (0..60).map(|_| TcpStream::connect(address).unwrap()).collect();
     let begun = std::time::Instant::now();
     clients.iter_mut().for_each(|client| client.write_all(ask.as_bytes()).unwrap());

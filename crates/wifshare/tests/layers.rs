@@ -1,4 +1,5 @@
-//! The house keeps its layers: vocabulary knows itself, a room knows vocabulary, a journey knows both.
+//! The crate keeps its layers: vocabulary imports only vocabulary, a room also imports vocabulary, a journey imports
+//! both.
 #![expect(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test reads its own sources, and fails loudly")]
 
 use std::collections::BTreeSet;
@@ -29,7 +30,7 @@ const VOCABULARY: [&str; 20] = [
 const ROOMS: [&str; 8] = ["child", "delivery", "descendants", "events", "exchange", "gateway", "identity", "store"];
 const JOURNEYS: [&str; 8] = ["config", "purchase", "obtain", "renew", "holder", "run", "lib", "fuzzing"];
 
-/// The modules of this crate that a text names with `crate::`, in `use` lines and elsewhere.
+/// Returns the modules of this crate that a text names with `crate::`, in `use` lines and elsewhere.
 fn named_in(text: &str) -> BTreeSet<String> {
     let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
     let after = code.flat_map(|line| line.split("crate::").skip(1).map(str::to_owned).collect::<Vec<_>>());
@@ -42,7 +43,7 @@ fn sources(directory: &Path) -> Vec<PathBuf> {
     entries.flat_map(|path| if path.is_dir() { sources(&path) } else { vec![path] }).collect()
 }
 
-/// The module at the top that a file belongs to: `store/ledger.rs` is of `store`.
+/// Returns the top-level module of a file: `store/ledger.rs` belongs to `store`.
 fn module_of(path: &Path, root: &Path) -> String {
     let first = path.strip_prefix(root).unwrap().components().next().unwrap();
     Path::new(first.as_os_str()).file_stem().unwrap().to_str().unwrap().to_owned()

@@ -1,5 +1,5 @@
-//! The gateway between a client and an API that speaks HTTP/1.1, byte by byte: when a line to the API is used again, what is
-//! sent twice, what is waited for and for how long.
+//! The gateway between a client and an HTTP/1.1 API at byte level: when a connection to the API is reused, which
+//! requests are sent again, and how long it waits.
 #![expect(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test makes its own world, and fails loudly")]
 
 use std::io::{Read, Write};
@@ -13,30 +13,30 @@ use wifshare::{
     Clock, Connector, Credential, CredentialPublisher, Environment, Gateway, GatewayConfig, Limits, Listen, Secret,
 };
 
-/// Of a request that is over: its method, its status, bytes in and bytes out.
+/// A finished request: its method, its status, bytes in and bytes out.
 type Told = (String, u16, u64, u64);
 
-/// A request as the API heard it: on which of its connections, and its first line.
+/// A request at the API: the number of its connection, and its first line.
 type Heard = (usize, String);
 
-/// An API of a few lines, and a gateway before it.
+/// A minimal API, and a gateway in front of it.
 struct World {
     gateway: Option<Gateway>,
     address: SocketAddr,
     publisher: Arc<CredentialPublisher>,
     heard: Arc<Mutex<Vec<Heard>>>,
     served: Arc<Mutex<Vec<Told>>>,
-    /// How many connections ended by a panic.
+    /// The number of connections that ended with a panic.
     faults: Arc<AtomicUsize>,
 }
 
 impl World {
-    /// `answer` writes what it likes to the request with this path, and says whether the connection goes on.
+    /// `answer` writes the response to a request, and returns whether the connection stays open.
     fn new(limits: Limits, answer: fn(&Heard, &mut TcpStream) -> bool) -> World {
         World::with(limits, answer, CredentialPublisher::nothing_new)
     }
 
-    /// The same, and what happens when the gateway says that its credential is no good.
+    /// Like `new`, with a function for rejected credentials.
     fn with(limits: Limits, answer: fn(&Heard, &mut TcpStream) -> bool, rejected: fn(&CredentialPublisher)) -> World {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let upstream = format!("http://{}", listener.local_addr().unwrap());
@@ -89,24 +89,24 @@ impl World {
         stream
     }
 
-    /// A head with these lines.
+    /// Returns a head with these lines.
     fn head(&self, request: &str, lines: &str) -> String {
         format!("{request} HTTP/1.1\r\nHost: {}\r\nx-api-key: c4p4\r\n{lines}\r\n", self.address)
     }
 
-    /// Sends a request without a body on a connection of its own, and hears everything up to its end.
+    /// Sends a request without a body on its own connection, and returns everything until it closes.
     fn ask(&self, request: &str) -> String {
         let mut stream = self.connect();
         stream.write_all(self.head(request, "Connection: close\r\nContent-Length: 0\r\n").as_bytes()).unwrap();
         rest(&mut stream)
     }
 
-    /// On which connection each request came to the API.
+    /// Returns the API connection of each request.
     fn lines(&self) -> Vec<usize> {
         self.heard.lock().unwrap().iter().map(|(number, _)| *number).collect()
     }
 
-    /// What was told of all that is over; a client may hear the end of its answer before.
+    /// Returns the finished requests. A client may receive the end of its response before its request is recorded.
     fn told(mut self) -> Vec<Told> {
         self.gateway.take().unwrap().close(Duration::from_secs(10));
         self.served.lock().unwrap().clone()
@@ -129,14 +129,14 @@ fn head(stream: &mut TcpStream) -> Option<String> {
     Some(String::from_utf8_lossy(&head).into_owned())
 }
 
-/// Everything up to the end of the connection, however that ends.
+/// Returns everything until the connection closes, cleanly or not.
 fn rest(stream: &mut TcpStream) -> String {
     let mut answer = Vec::new();
     let _ = stream.read_to_end(&mut answer);
     String::from_utf8_lossy(&answer).into_owned()
 }
 
-/// An answer of two bytes, on a connection that stays.
+/// Reads a response of two bytes from a connection that stays open.
 fn read_ok(stream: &mut TcpStream) {
     let mut answer = [0; OK.len()];
     stream.read_exact(&mut answer).unwrap();
@@ -159,7 +159,7 @@ fn ok(_: &Heard, stream: &mut TcpStream) -> bool {
 
 #[test]
 fn upstream_connection_is_reused_only_after_a_clean_exchange() {
-    // It listens on, whatever it said.
+    // The API keeps reading, whatever it has sent.
     fn answer(heard: &Heard, stream: &mut TcpStream) -> bool {
         match path(heard) {
             "/v1/closes" => say(stream, "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok"),
@@ -173,7 +173,7 @@ fn upstream_connection_is_reused_only_after_a_clean_exchange() {
         assert!(world.ask("GET /v1/models").ends_with("\r\n\r\nok"), "after {first}");
         assert_eq!(world.lines(), lines, "{first}");
     }
-    // An answer that comes before the whole request was there.
+    // The response arrives before the request is complete.
     let world = World::new(Limits::default(), answer);
     let mut early = world.connect();
     early.write_all(world.head("POST /v1/early", "Content-Length: 100000\r\n").as_bytes()).unwrap();
@@ -185,7 +185,7 @@ fn upstream_connection_is_reused_only_after_a_clean_exchange() {
 
 #[test]
 fn idle_connection_closed_by_the_api_is_not_reused() {
-    // It has said nothing of that.
+    // The API closes the connection without announcing it.
     fn answer(_: &Heard, stream: &mut TcpStream) -> bool {
         say(stream, OK);
         false
@@ -200,7 +200,7 @@ fn idle_connection_closed_by_the_api_is_not_reused() {
 
 #[test]
 fn lost_request_on_a_reused_connection_is_resent_if_safe() {
-    // Whoever asks for it a second time on the same line, or by this name at all, hears nothing.
+    // `/v1/again` gets a response only on a later connection, and `/v1/lost` gets none.
     fn answer(heard: &Heard, stream: &mut TcpStream) -> bool {
         match path(heard) {
             "/v1/first" => say(stream, OK),
@@ -227,7 +227,7 @@ fn lost_request_on_a_reused_connection_is_resent_if_safe() {
         assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{request} {lines}: {answer}");
         assert_eq!(world.lines(), heard, "{request} {lines}");
     }
-    // Nobody has closed a new line for want of use.
+    // A new connection was not closed for being idle.
     let world = World::new(limits, answer);
     assert!(world.ask("GET /v1/again").contains("the API closed the connection before it answered"));
     assert_eq!(world.lines(), [0]);
@@ -284,7 +284,7 @@ fn broken_or_stalled_response_is_never_followed_by_another() {
             _ => true,
         };
         if heard.1.contains("?silent") {
-            // Longer than anybody waits.
+            // Longer than any timeout.
             sleep(Duration::from_secs(20));
         }
         false
@@ -362,7 +362,7 @@ fn unrecoverable_401_is_forwarded_at_once_and_whole() {
 
 #[test]
 fn early_401_is_retried_with_the_whole_body_if_kept() {
-    // To the first line it says no, as soon as it has a head.
+    // The first connection gets a 401 as soon as the head has arrived.
     fn answer(heard: &Heard, stream: &mut TcpStream) -> bool {
         if heard.0 == 0 {
             let _ = say(stream, "HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\n\r\n");
@@ -384,7 +384,7 @@ fn early_401_is_retried_with_the_whole_body_if_kept() {
         assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{kept_body} bytes are kept: {answer}");
         assert_eq!(world.lines(), lines);
     }
-    // Whoever waits for a word sends no body before there is one.
+    // A client that waits for 100 Continue sends no body before.
     let world = World::with(Limits::default(), answer, |publisher| publisher.hold(&credential("second", 600)));
     let mut client = world.connect();
     let begun = Instant::now();
@@ -405,7 +405,7 @@ fn request_waits_for_the_successor_of_an_expired_credential() {
             tell(&publisher);
         })
     };
-    // It has ended and nothing is known of another: somebody is asked, and whatever comes of it ends the wait.
+    // The credential is expired and no renewal is known. The gateway requests one, and any outcome ends the wait.
     for (tell, expected) in [
         ((|publisher| publisher.hold(&credential("second", 600))) as fn(&CredentialPublisher), "ok"),
         (CredentialPublisher::nothing_new, "the credential has ended and could not be renewed"),
@@ -429,7 +429,7 @@ fn silent_clients_are_disconnected_and_slow_ones_are_not() {
     let hasty = World::new(limits, ok);
     let patient = World::new(Limits { idle: seconds(3), ..limits }, ok);
     std::thread::scope(|scope| {
-        // Not before its time, whenever that began.
+        // The connection is not closed before its timeout, whenever that began.
         scope.spawn(|| {
             let mut client = hasty.connect();
             sleep(Duration::from_millis(500));
@@ -439,7 +439,7 @@ fn silent_clients_are_disconnected_and_slow_ones_are_not() {
             assert_eq!(client.read(&mut [0]).unwrap(), 0);
             assert!(begun.elapsed() >= seconds(1), "{:?}", begun.elapsed());
         });
-        // Each request begins the time anew.
+        // Each request restarts the timeout.
         scope.spawn(|| {
             let mut client = patient.connect();
             for _ in 0..5 {
@@ -448,7 +448,7 @@ fn silent_clients_are_disconnected_and_slow_ones_are_not() {
                 sleep(Duration::from_millis(900));
             }
         });
-        // A byte now and then buys no more time.
+        // Single bytes do not extend the timeout.
         scope.spawn(|| {
             let mut client = patient.connect();
             let begun = Instant::now();
@@ -459,7 +459,7 @@ fn silent_clients_are_disconnected_and_slow_ones_are_not() {
             });
             assert!(is_over && begun.elapsed() >= seconds(2), "{:?}", begun.elapsed());
         });
-        // A head has its time from its first byte on, however long the connection was idle before.
+        // The timeout of a head begins with its first byte, however long the connection was idle before.
         scope.spawn(|| {
             let mut client = patient.connect();
             let head = patient.head("GET /v1/models", "");
@@ -481,7 +481,7 @@ fn client_sign_in_returns_the_capability_without_the_api() {
     let mut client = world.connect();
     let host = format!("Host: {}\r\n", world.address);
     let grant = r#"{"grant_type":"urn:ietf:params:oauth:grant-type:jwt-bearer","assertion":"c4p4"}"#;
-    // In the place of an identity token, in two pieces, on a connection that stays.
+    // The capability as the identity token, in two pieces, on a connection that stays open.
     let ask = format!("POST /v1/oauth/token HTTP/1.1\r\n{host}Content-Length: {}\r\n\r\n", grant.len());
     client.write_all(format!("{ask}{}", &grant[..9]).as_bytes()).unwrap();
     sleep(Duration::from_millis(50));
@@ -492,7 +492,7 @@ fn client_sign_in_returns_the_capability_without_the_api() {
     let mut body = vec![0; length];
     client.read_exact(&mut body).unwrap();
     assert!(String::from_utf8(body).unwrap().contains(r#""access_token":"c4p4""#));
-    // With the capability beside it, whatever the body says; and the last request of a connection.
+    // The capability in the headers, with any body, as the last request of a connection.
     let ask = world.head("POST /v1/oauth/token", "Content-Length: 2\r\nConnection: close\r\n");
     client.write_all(format!("{ask}{{}}").as_bytes()).unwrap();
     assert!(rest(&mut client).contains(r#""access_token":"c4p4""#));
@@ -527,7 +527,7 @@ fn panic_in_a_connection_ends_only_that_connection() {
     assert_eq!(world.told().len(), 4, "those that did not panic are recorded");
 }
 
-/// Something that an API could write, put together from pieces that have a meaning; `seed` says which.
+/// Returns a possible API response, made of meaningful pieces. `seed` selects them.
 fn hostile_answer(seed: u64) -> Vec<u8> {
     const PIECES: [&str; 40] = [
         "HTTP/1.1 200 OK\r\n",
@@ -598,7 +598,7 @@ fn no_api_response_makes_the_gateway_panic() {
     let world = World::new(Limits { answer: brief, body: brief, ..Limits::default() }, |(_, line), stream| {
         let seed = line.rsplit('/').nth(1).and_then(|rest| rest.split(' ').next()).and_then(|seed| seed.parse().ok());
         let answer = hostile_answer(seed.unwrap_or_default());
-        // In two parts for some of them, and always with an end: what is not complete is no answer then.
+        // Some responses come in two parts. All connections end, so that an incomplete response is an error.
         let (first, second) = answer.split_at(answer.len() / 2);
         let _ = stream.write_all(first);
         if seed.is_some_and(|seed| seed % 3 == 0) {
@@ -622,10 +622,10 @@ fn no_api_response_makes_the_gateway_panic() {
     assert!(world.told().iter().filter(|(_, status, ..)| *status == 200).count() > 50, "some of them are good answers");
 }
 
-/// RFC 9110 §9.2.2: a message that is paid for may have been worked on, and its client repeats it if it likes.
+/// RFC 9110 §9.2.2: a message costs money and may have been processed already, so only its client may repeat it.
 #[test]
 fn broken_reused_connection_retries_get_but_not_post() {
-    // It resets every second request of a connection.
+    // The API closes every second request of a connection.
     static SEEN: Mutex<Vec<usize>> = Mutex::new(Vec::new());
     let world = World::new(Limits::default(), |(number, _), stream| {
         let mut seen = SEEN.lock().unwrap();

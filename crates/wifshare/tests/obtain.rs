@@ -1,4 +1,4 @@
-//! The way to a credential among threads that stand for processes: each has a store of its own on the one directory.
+//! Obtaining a credential in threads that represent processes: each has its own store on the same directory.
 #![expect(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test makes its own world, and fails loudly")]
 
 use std::path::Path;
@@ -26,12 +26,12 @@ fn patience() -> Duration {
     Duration::from_secs(30)
 }
 
-/// What a waiter comes to while this turn is held by somebody who does not let go.
+/// Starts a waiter and returns its result while the lock is held.
 fn waiter(config: &Config, transport: &HttpClient) -> Receiver<Result<Credential, ObtainError>> {
     let (config, transport) = (config.clone(), transport.clone());
     let (told, hears) = channel();
     std::thread::spawn(move || told.send(obtain(&config, &transport, Clock::system(), &|_| {})));
-    // Long enough to have looked once and to wait now; where it is not, the test tests less and passes all the same.
+    // Long enough for the waiter to look once and to wait. If it is not, the test passes but checks less.
     std::thread::sleep(Duration::from_millis(300));
     hears
 }

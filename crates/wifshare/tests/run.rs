@@ -1,4 +1,4 @@
-//! A run inside one process that goes on living, as a Rust program has it.
+//! A run inside a process that continues afterwards, like a Rust program.
 #![expect(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test makes its own world, and fails loudly")]
 
 use std::path::{Path, PathBuf};
@@ -70,7 +70,7 @@ fn renewal_that_outlives_its_run_stores_nothing() {
     let start = Instant::now();
     assert_eq!(run.end().unwrap(), Ending::Removed);
     assert!(start.elapsed() < Duration::from_secs(4), "an end without others waits a moment only");
-    // The answer comes now, to a thread that still waits for it.
+    // The response arrives now, at a thread that still waits for it.
     std::thread::sleep(Duration::from_millis(5500) - start.elapsed().min(Duration::from_secs(5)));
     assert_eq!(files_with_secrets(&sandbox, &state), Vec::<PathBuf>::new());
 }
@@ -79,11 +79,12 @@ fn renewal_that_outlives_its_run_stores_nothing() {
 fn end_waits_for_a_renewal_that_other_runs_need() {
     let holder = tempfile::tempdir().unwrap();
     let state = holder.path().join("state");
-    // The answer comes 5 s late and its life counts from the question: the next renewal has to be far from it.
+    // The response arrives 5 s late and its lifetime counts from the request. The next renewal must be far from it.
     let sandbox = living(20, vec![Fault::None, Fault::Stall { ms: 5000 }]);
     let one = begin(&sandbox, &state);
     wait_until(|| sandbox.counters().exchanges_received == 2);
-    // It has what is there, and waits for what the first one buys. Ending first loses nothing that was bought.
+    // This run has the current credential and waits for the renewal of the first one. The end of the first run loses no
+    // credential.
     let other = begin(&sandbox, &state);
     assert_eq!(one.end().unwrap(), Ending::Shared);
     wait_until(|| other.held().unwrap().generation == 2);
@@ -160,7 +161,7 @@ fn failing_gateway_renewal_backs_off() {
 fn interrupt_during_begin_starts_no_run() {
     let holder = tempfile::tempdir().unwrap();
     let sandbox = Sandbox::start(Settings {
-        // The one to spare is the one that was spent: another is waited for.
+        // The spare token is the spent one, so the run waits for another.
         identity_token_faults: vec![Fault::None, Fault::DuplicateIdentityToken],
         ..Settings::default()
     })

@@ -1,4 +1,4 @@
-//! The wire for real: TLS with roots of our own choosing, a proxy, servers that hang, close and answer too much.
+//! The HTTP client: TLS with custom roots, a proxy, and servers that hang, close or send too much.
 #![expect(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test makes its own world, and fails loudly")]
 
 use std::io::{Read, Write};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use wifshare::{CertificateFault, Clock, Environment, HttpClient, Inputs, Request, SendError, obtain, resolve};
 
-/// A certificate for one name, signed by itself.
+/// A self-signed certificate for one name.
 struct Identity(rcgen::CertifiedKey<rcgen::KeyPair>);
 
 impl Identity {
@@ -18,7 +18,7 @@ impl Identity {
         Identity(rcgen::generate_simple_self_signed([name.to_owned()]).unwrap())
     }
 
-    /// For localhost, valid from the one year to the other.
+    /// A certificate for localhost, valid between these two years.
     fn valid(from: i32, to: i32) -> Identity {
         let mut parameters = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap();
         parameters.not_before = rcgen::date_time_ymd(from, 1, 1);
@@ -41,7 +41,7 @@ impl Identity {
     }
 }
 
-/// Serves each connection with this function, in a thread of its own, and returns the port.
+/// Serves each connection with this function in its own thread. Returns the port.
 fn serve(each: impl Fn(TcpStream) + Send + Sync + 'static) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -64,7 +64,7 @@ fn read_head(stream: &mut impl Read) -> String {
     String::from_utf8(head).unwrap()
 }
 
-/// Reads one head and answers it.
+/// Reads one head and sends this response.
 fn answer(mut stream: impl Read + Write, text: &str) {
     read_head(&mut stream);
     drop(stream.write_all(text.as_bytes()));
@@ -111,7 +111,7 @@ fn tls_is_verified_and_ssl_cert_file_names_the_roots() {
     assert!(no_file.contains("SSL_CERT_FILE /nonexistent/roots.pem"), "{no_file}");
 }
 
-/// What is wrong with the certificate, and what a person reads.
+/// Returns the fault of the certificate, and the message for the user.
 fn certificate_fault(environment: &[(&str, &str)], url: &str) -> (CertificateFault, String) {
     let error = quick(environment).send(get(url)).unwrap_err();
     assert!(matches!(error, SendError::NotSent(_)), "nothing leaves before trust: {error}");
@@ -138,7 +138,7 @@ fn certificate_faults_are_distinct_and_each_has_a_hint() {
     let (fault, said) = certificate_fault(&[elsewhere], &url);
     assert!(matches!(fault, F::UnknownIssuer { .. }) && said.contains("another.pem"), "{said}");
     for variable in ["NODE_EXTRA_CA_CERTS", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"] {
-        // Honoured beside the system's roots, and named where something else is in force.
+        // These are used in addition to the system's roots, and named if another variable is in force.
         assert_eq!(quick(&[(variable, &of_ours)]).send(get(&url)).unwrap().body().as_slice(), b"well", "{variable}");
         let (fault, said) = certificate_fault(&[elsewhere, (variable, &of_ours)], &url);
         assert!(matches!(&fault, F::RootsElsewhere { variable: named, .. } if *named == variable), "{said}");
@@ -200,7 +200,7 @@ fn refused_certificate_is_tried_once_and_not_cached() {
                 error.hint().is_some_and(|hint| hint.contains("ca-certificates") || hint.contains("SSL_CERT_FILE"))
             );
             let connections = accepted.load(std::sync::atomic::Ordering::SeqCst);
-            // Without any root nothing is connected to.
+            // Without any root, no connection is opened.
             assert!(connections == tries || connections == 0, "{connections} after {tries}");
         }
         accepted.store(0, std::sync::atomic::Ordering::SeqCst);
@@ -257,7 +257,7 @@ fn https_uses_the_proxy_unless_no_proxy_matches() {
         assert!(head.starts_with("CONNECT api.example:443 HTTP/1.1\r\n"), "{head}");
         assert!(head.to_ascii_lowercase().contains("proxy-authorization: basic dxnlcjpwyxnz"), "{head}");
     }
-    // Without the proxy the name leads nowhere, and loopback is never asked by way of a proxy.
+    // Without the proxy the name does not resolve. Loopback requests never use a proxy.
     let direct = quick(&[roots, ("HTTPS_PROXY", &proxy), ("NO_PROXY", "api.example")]);
     assert!(matches!(direct.send(get("https://api.example/")), Err(SendError::NotSent(_))));
     let plain = serve(|stream| answer(stream, "HTTP/1.1 204 No Content\r\n\r\n"));
@@ -289,7 +289,7 @@ fn silent_server_causes_timeouts() {
     let start = Instant::now();
     let error = quick(&[]).send(get(&format!("http://127.0.0.1:{silent}/"))).unwrap_err();
     assert!(matches!(&error, SendError::MaybeSent(_)) && error.to_string().contains("within 2 s"), "{error}");
-    // A TLS handshake that never comes.
+    // A TLS handshake that never starts.
     let patience = Duration::from_millis(500);
     let transport = HttpClient::new(&Environment::default()).with_patience(patience, patience);
     let error = transport.send(get(&format!("https://127.0.0.1:{silent}/"))).unwrap_err();
@@ -318,7 +318,7 @@ fn redirect_is_returned_and_not_followed() {
 
 #[test]
 fn unsupported_proxy_and_unreachable_host_are_named() {
-    // A port that nobody listens at any more.
+    // Nothing listens on this port any more.
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let proxy = format!("socks5://127.0.0.1:{closed}");
     let error = quick(&[("HTTPS_PROXY", &proxy)]).send(get("https://api.example.invalid/")).unwrap_err();
