@@ -241,7 +241,7 @@ def of_binary(source, place, group):
         if operator in ("&&", "||"):
             (mutant,) = group
             carries_on = "==" if operator == "&&" else "!="
-            # With `&&` the left one decides if it is false, with `||` if it is true.
+            # With `&&` the left side decides if it is false, with `||` if it is true.
             decides = f"if it_ {carries_on} {chosen(mutant['number'])} {{ it_ }} else {{ {right} }}"
             return f"({{ let it_: bool = {left}; {decides} }})"
         if operator in ("==", "!="):
@@ -275,7 +275,7 @@ def of_field(source, number, start, end):
         token = source.tokens[here]
         here = token.partner + 1 if token.text in OPEN else here + 1
     base = source.text[source.tokens[here].end : source.tokens[source.right(here, 1, False) - 1].end]
-    # It stands there twice: what the first takes, the second needs.
+    # The value is used twice, and the first use would move it.
     base = re.sub(r"(?<=[(\s])([a-z_]+)(?=[,)])", r"\1.clone()", base)
     colon = source.tokens[index + 1]
     value_start = colon.end if colon.text == ":" else start
@@ -327,7 +327,7 @@ def rewrite(text, mutants):
     source = Source(text)
     found, without = sites(source, mutants)
 
-    # The outer ones first; what is inserted stands before what is wrapped there.
+    # Outer sites first. Inserted text precedes the text that is wrapped at the same place.
     order = sorted(found, key=lambda site: (site.start, site.end != site.start, -site.end, site.rank))
     position = {id(site): number for number, site in enumerate(order)}
 
