@@ -856,14 +856,14 @@ mod tests {
     }
 
     #[test]
-    fn man_offers_every_command() {
+    fn man_pages_exist_for_every_command() {
         let mut whole = Arguments::command().disable_help_subcommand(true);
         whole.build();
         assert_eq!(commands(), whole.get_subcommands().map(clap::Command::get_name).collect::<Vec<_>>());
     }
 
     #[test]
-    fn durations_have_a_unit() {
+    fn duration_requires_a_unit() {
         for (text, seconds) in [
             ("0", None),
             ("0s", None),

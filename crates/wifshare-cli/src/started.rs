@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn restore_gives_back_what_start_left_blank_or_removed() {
+    fn restore_resets_variables_that_start_blanked_or_removed() {
         let started = started(&[("A", Some("own")), ("B", Some("own")), ("C", None), ("D", Some("own"))]);
         let mut environment = Environment::from_iter([("A", ""), ("C", " "), ("D", "of a later step")]);
         started.restore(&mut environment);
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn restore_takes_the_gateway_out_of_no_proxy() {
+    fn restore_removes_the_gateway_from_no_proxy() {
         for (before, now, after) in [
             (Some("a,b"), "a,b,127.0.0.1", Some("a,b")),
             (None, "127.0.0.1", None),

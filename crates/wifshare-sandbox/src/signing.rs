@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn key_is_made_once_and_named_by_its_thumbprint() {
+    fn key_is_generated_once_and_named_by_its_thumbprint() {
         let key = SigningKey::of_this_process();
         assert!(std::ptr::eq(key, SigningKey::of_this_process()));
         assert_eq!(key.id().len(), 43, "a SHA-256 in base64url");

@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn script_without_shebang_runs_in_the_shell_and_a_binary_does_not() {
+    fn shell_runs_a_script_without_shebang_but_no_binary() {
         let holder = tempfile::tempdir().unwrap();
         let script = r#"
             printf 'exit $1\n' >script; printf '' >empty; printf 'a\0b\n' >binary; printf 'exit 7\n' >-x

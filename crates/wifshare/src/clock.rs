@@ -121,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn set_back_is_what_the_wall_clock_lacks() {
+    fn set_back_is_the_lag_of_the_wall_clock() {
         let at = |wall: u64, monotonic: u64| Moment {
             wall: from_epoch_seconds(1_000_000 + wall),
             monotonic: Duration::from_secs(monotonic),

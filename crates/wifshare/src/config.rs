@@ -690,7 +690,7 @@ mod tests {
     }
 
     #[test]
-    fn existing_auth_of_the_operator_is_found() {
+    fn existing_auth_is_detected() {
         let seen = |changes: &[(&str, &str)]| existing_auth(&Inputs::default(), &with(changes));
         assert_eq!(seen(&[]), ExistingAuth::None);
         assert_eq!(seen(&[("ANTHROPIC_API_KEY", "")]), ExistingAuth::None, "blank counts as unset");
@@ -705,7 +705,7 @@ mod tests {
     }
 
     #[test]
-    fn config_dir_is_a_choice_only_without_federation_variables() {
+    fn config_dir_is_used_only_without_federation_variables() {
         let seen = |rule: &str, organization: &str, inputs: &Inputs| {
             existing_auth(inputs, &with(&[("ANTHROPIC_CONFIG_DIR", "x"), (RULE, rule), (ORGANIZATION, organization)]))
         };

@@ -141,7 +141,7 @@ mod tests {
     const UUID: &str = "00000000-0000-4000-8000-0000005a4db0";
 
     #[test]
-    fn certain_mistakes_are_named() {
+    fn definite_id_mistakes_are_named() {
         for (variable, value, words) in [
             (RULE, "\"fdrl_1\"", "in quotes"),
             (RULE, "'fdrl_1'", "in quotes"),
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn form_that_the_api_refuses_is_a_complaint() {
+    fn invalid_id_format_is_a_complaint() {
         for (variable, value, words) in [
             (RULE, "my-org", "`fdrl_…` is expected"),
             (RULE, "fdrl_", "`fdrl_…` is expected"),

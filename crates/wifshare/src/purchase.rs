@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn existing_credential_is_stored_under_the_lock_without_a_request() {
+    fn adopted_credential_is_stored_under_lock_without_request() {
         let heard = [H::Unacceptable, H::Done, H::Unacceptable, H::Done];
         assert_eq!(acts(Purchase::by_adoption(), &heard).0, [A::Lock, A::LookAgain, A::Keep, A::Serve]);
     }

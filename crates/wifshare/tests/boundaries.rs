@@ -374,7 +374,7 @@ fn holder_retries_a_failed_renewal_after_five_seconds() {
 }
 
 #[test]
-fn holder_serves_no_expired_credential_after_the_clock_was_set_back() {
+fn holder_serves_no_expired_credential_after_a_clock_set_back() {
     let world = World::new(settings([vec![Fault::None], vec![status(400, None); 9]].concat()));
     let (holder, _) = holder(&world, CLOCK);
     let first = holder.credential().unwrap();

@@ -117,7 +117,7 @@ fn client_trusting_its_platform_sends_one_token_twice() {
 }
 
 #[test]
-fn conformance_client_starts_in_an_empty_home_without_our_variables() {
+fn conformance_client_has_an_empty_home_and_no_own_variables() {
     let mut job = Job::new(settings());
     job.set("ANTHROPIC_API_KEY", "sk-ant-not-for-others");
     job.set("ANTHROPIC_PROFILE", "mine");

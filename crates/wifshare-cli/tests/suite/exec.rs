@@ -24,7 +24,7 @@ fn exec_command_finds_the_credential_and_leaves_no_files() {
 }
 
 #[test]
-fn short_lived_credential_warns_where_clients_read_its_end() {
+fn short_lived_credential_warns_if_clients_read_its_expiry() {
     let warned = |lifetime, delivery| {
         let settings = Settings { access_token_lifetime_s: lifetime, access_token_lifetime_floor_s: 1, ..settings() };
         let ended = Job::new(settings).exec(&["--delivery", delivery], "true");

@@ -539,7 +539,7 @@ fn threads(process: rustix::process::Pid) -> Vec<String> {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn unauthenticated_clients_trigger_no_search_and_delay_no_request() {
+fn unauthenticated_clients_trigger_no_search_and_no_delay() {
     let api = Api::start(ok);
     let (_job, gateway) = Gateway::before(&api);
     let mut good = gateway.connect();

@@ -65,7 +65,7 @@ fn environment_without_inotify_renews_on_request() {
 }
 
 #[test]
-fn keeper_without_inotify_names_the_limit_and_ends_with_its_directory() {
+fn keeper_without_inotify_names_limit_and_ends_with_directory() {
     if !has_user_namespaces() {
         return;
     }

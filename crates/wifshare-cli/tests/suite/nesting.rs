@@ -208,7 +208,7 @@ fn gateway_next_to_an_existing_credential_is_refused() {
 }
 
 #[test]
-fn optional_gateway_without_configuration_removes_sign_in_variables() {
+fn unconfigured_optional_gateway_removes_sign_in_variables() {
     let mut job = Job::new(settings());
     job.unset("ANTHROPIC_FEDERATION_RULE_ID");
     job.unset("ANTHROPIC_ORGANIZATION_ID");

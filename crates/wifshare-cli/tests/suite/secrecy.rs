@@ -109,7 +109,7 @@ fn is_root() -> bool {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn same_user_cannot_read_the_supervisor_and_its_child_is_unchanged() {
+fn supervisor_is_unreadable_for_its_user_and_changes_no_child() {
     if !is_root() {
         return;
     }

@@ -36,7 +36,7 @@ fn each_signal_reaches_the_child_once() {
 }
 
 #[test]
-fn child_killed_by_a_signal_sets_the_exit_code_and_leaves_no_files() {
+fn killed_child_sets_the_exit_code_and_leaves_no_files() {
     for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143), (Signal::HUP, 129)] {
         let job = Job::new(settings());
         let child = begin(&job, "touch begun; exec sleep 60");

@@ -170,7 +170,7 @@ fn busy_endpoint_gets_three_attempts_and_the_failure_is_cached() {
 }
 
 #[test]
-fn twenty_refused_processes_make_one_request_and_share_the_reason() {
+fn twenty_refused_processes_share_one_request_and_its_reason() {
     let mut refusing = Settings { exchange_latency_ms: 300, ..settings() };
     refusing.rule.subject_prefix = "repo:somebody/else:*".to_owned();
     let job = Job::new(refusing);

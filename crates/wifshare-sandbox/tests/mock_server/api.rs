@@ -12,7 +12,7 @@ use wifshare_sandbox::{Sandbox, Settings};
 use crate::client::{access_token, exchange, get, message, post, put};
 
 #[test]
-fn message_is_answered_by_requested_model() {
+fn response_names_the_requested_model() {
     let sandbox = Sandbox::start(Settings::default()).unwrap();
     let answer = message(&sandbox, &access_token(&sandbox), false).unwrap();
     assert_eq!(answer.status, 200);

@@ -357,7 +357,7 @@ mod tests_with_processes {
     use super::*;
 
     #[test]
-    fn connection_is_followed_to_its_process() {
+    fn connection_is_mapped_to_its_process() {
         for loopback in ["127.0.0.1:0", "[::1]:0"] {
             // Not every machine has IPv4 and IPv6.
             let Ok(listener) = TcpListener::bind(loopback) else { continue };

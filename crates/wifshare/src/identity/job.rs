@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn job_is_named_by_each_ci() {
+    fn job_ids_are_read_from_each_ci() {
         let (url, plan) = (("CI_SERVER_URL", "https://gitlab.example"), ("SYSTEM_PLANID", "p"));
         let collection = ("SYSTEM_COLLECTIONURI", "https://dev.azure.com/o/");
         for (variables, is_unique) in [
