@@ -1,64 +1,64 @@
-//! A wait that ends at a moment, at a ring, or when something happens to a directory. In between nobody wakes up.
+//! A wait that ends at a deadline, on a notification, or when a directory changes. No periodic wakeups in between.
 
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-/// What else can end a wait: a descriptor that becomes readable. Whoever owns it reads it empty.
+/// An additional file descriptor that ends a wait when it becomes readable. Its owner drains it.
 #[cfg(unix)]
 pub type Eye<'a> = std::os::fd::BorrowedFd<'a>;
 #[cfg(not(unix))]
 pub type Eye<'a> = std::marker::PhantomData<&'a ()>;
 
-/// What is worth waking up for in a directory.
+/// A change in a directory that ends a wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Happening {
-    /// A file was put in place, or written anew.
+    /// A file was put in place or rewritten.
     Arrival,
     /// A file, or the directory itself, was removed or moved away.
     Removal,
 }
 
-/// Why changes in a directory are not noticed.
+/// Why changes in a directory cannot be watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unwatched {
-    /// A limit of the system is reached. In words, with what raises it.
+    /// A system limit is reached. The text says which one and how to raise it.
     Limit(&'static str),
-    /// There is no such directory, or the system cannot watch one.
+    /// The directory does not exist, or the system cannot watch directories.
     Otherwise,
 }
 
-/// A thread's way to wait for whatever comes first.
+/// Lets one thread wait for several events at once.
 #[derive(Debug)]
 pub struct Alarm(platform::Alarm);
 
 impl Alarm {
-    /// Nothing is watched yet.
+    /// Creates an alarm that watches nothing yet.
     pub fn new() -> Alarm {
         Alarm(platform::Alarm::new())
     }
 
-    /// Ends the wait of today, or the next one where nobody waits.
+    /// Ends the current wait, or the next one if no thread waits.
     pub fn ring(&self) {
         self.0.ring();
     }
 
-    /// From now on a wait ends when this happens there. To be called again for a directory that may be another one by now, and for each
-    /// thing that is to be noticed there.
+    /// Adds a change that ends a wait. Call it once for each kind of change, and again if the directory may have been
+    /// replaced.
     ///
     /// # Errors
-    /// It cannot be noticed: not on every system, and the instances and watches of a user are limited.
+    /// Fails if the system cannot watch directories, or if the user's inotify instances or watches are used up.
     pub fn watch(&self, directory: &Path, happening: Happening) -> Result<(), Unwatched> {
         self.0.watch(directory, happening)
     }
 
-    /// Waits until this moment of the wall clock, but no longer than so long by the monotonic one, or until something
-    /// happens. It may end for no reason.
+    /// Waits until `moment` by the wall clock, until `longest` has passed by the monotonic clock, or until an event.
+    /// The wait may end spuriously.
     pub fn wait(&self, moment: Option<SystemTime>, longest: Duration, eye: Option<Eye<'_>>) {
         self.0.wait(moment, longest, eye);
     }
 
-    /// Whether a moment of the wall clock ends a wait by itself, also after the machine has slept or its clock has
-    /// stepped. Elsewhere whoever waits has to look at the clock now and then.
+    /// Returns whether a wall-clock deadline ends a wait by itself, even after the machine slept or the clock was set.
+    /// Where it does not, the caller has to check the clock periodically.
     pub fn knows_the_wall_clock(&self) -> bool {
         self.0.knows_the_wall_clock()
     }
@@ -76,7 +76,7 @@ mod platform {
 
     use super::*;
 
-    /// Where one of the three cannot be had, what it would notice is looked at now and then, as on other systems.
+    /// Each descriptor is optional. Without one, the caller falls back to periodic checks, as on other systems.
     #[derive(Debug)]
     pub(super) struct Alarm {
         bell: Option<OwnedFd>,
@@ -85,9 +85,9 @@ mod platform {
     }
 
     impl Unwatched {
-        /// What an error of inotify_init1(2) or inotify_add_watch(2) means.
+        /// Translates an error of inotify_init1(2) or inotify_add_watch(2).
         pub(crate) fn by(errno: Errno) -> Unwatched {
-            // The limit of open files of this process has the same number as that of the user's instances.
+            // `EMFILE` means either the user's limit of inotify instances or the process's limit of open files.
             let may_open_files = || eventfd(0, EventfdFlags::CLOEXEC).is_ok();
             match errno {
                 Errno::MFILE if may_open_files() => Unwatched::Limit(
@@ -110,7 +110,7 @@ mod platform {
             let timer_flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
             Alarm {
                 bell: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).ok(),
-                // Where it cannot tell that the clock was set, the clock is looked at now and then.
+                // A timer that cannot detect clock changes is not used; the caller then checks the clock periodically.
                 timer: timerfd_create(TimerfdClockId::Realtime, timer_flags)
                     .ok()
                     .filter(|timer| arm(timer, None).is_ok()),
@@ -140,7 +140,7 @@ mod platform {
         }
 
         pub(super) fn wait(&self, moment: Option<SystemTime>, longest: Duration, eye: Option<Eye<'_>>) {
-            // Without a bell nobody could end a wait.
+            // Without the eventfd, `ring` cannot end a wait.
             const LOOK_FOR_A_RING: Duration = Duration::from_millis(100);
             let longest = if self.bell.is_some() { longest } else { longest.min(LOOK_FOR_A_RING) };
             if self.arm(moment) == Err(Errno::CANCELED) {
@@ -152,12 +152,12 @@ mod platform {
                 .flatten()
                 .map(AsFd::as_fd);
             let mut eyes: Vec<_> = own.chain(eye).map(|eye| PollFd::from_borrowed_fd(eye, PollFlags::IN)).collect();
-            // An interruption ends it as well; whoever waits looks again in any case.
+            // `EINTR` ends the wait too. Callers check their condition after every wait.
             let _ = poll(&mut eyes, timespec(longest).as_ref());
             self.read_empty();
         }
 
-        /// Has the timer fire at this moment, or only when the wall clock is set.
+        /// Arms the timer for this moment. Without one, it fires only when the wall clock is set.
         fn arm(&self, moment: Option<SystemTime>) -> Result<(), Errno> {
             let since_epoch = moment.and_then(|moment| moment.duration_since(SystemTime::UNIX_EPOCH).ok());
             self.timer.as_ref().map_or(Ok(()), |timer| arm(timer, since_epoch.and_then(timespec)))
@@ -174,8 +174,8 @@ mod platform {
         }
     }
 
-    /// Has a timer fire at this moment since the epoch, and when the wall clock is set: `ECANCELED` if it was set since
-    /// the last call (timerfd_create(2)). A timer that is not armed does not tell that.
+    /// Arms a timer that fires at this moment since the epoch, and when the wall clock is set. Returns `ECANCELED` if
+    /// the clock was set since the last call (timerfd_create(2)). A disarmed timer does not report that.
     fn arm(timer: &OwnedFd, since_epoch: Option<Timespec>) -> Result<(), Errno> {
         const NEVER: Timespec = Timespec { tv_sec: i64::MAX, tv_nsec: 0 };
         let at = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value: since_epoch.unwrap_or(NEVER) };
@@ -183,7 +183,7 @@ mod platform {
         timerfd_settime(timer, flags, &at).map(drop)
     }
 
-    /// `None` is for ever: longer than any process lives.
+    /// Returns `None`, which means no timeout, for a time that is longer than any process lives.
     fn timespec(time: Duration) -> Option<Timespec> {
         const FOR_EVER: u64 = 1 << 40;
         let seconds = i64::try_from(time.as_secs()).ok().filter(|_| time.as_secs() < FOR_EVER)?;
@@ -191,7 +191,7 @@ mod platform {
     }
 }
 
-/// Not run by us: elsewhere nothing is noticed, and whoever waits looks now and then.
+/// Not tested by us: nothing is watched here, and callers check periodically.
 #[cfg(not(target_os = "linux"))]
 mod platform {
     use std::sync::{Condvar, Mutex, PoisonError};

@@ -1,13 +1,13 @@
-//! Growing pauses between tries, with jitter and within a budget.
+//! Exponential backoff with jitter and a time budget.
 
 use std::time::Duration;
 
-/// Pauses that double, up to a longest one.
+/// Pauses that double up to a maximum.
 #[derive(Clone, Debug)]
 pub(crate) struct Backoff {
     next: Duration,
     longest: Duration,
-    /// What was paused. It counts even where the clock stands still.
+    /// Total of all pauses. It counts against the budget even if the clock does not advance.
     paused: Duration,
 }
 
@@ -16,15 +16,15 @@ impl Backoff {
         Backoff { next: first, longest, paused: Duration::ZERO }
     }
 
-    /// The same after so many failures.
+    /// Starts at the pause that follows this number of failures.
     pub(crate) fn after(mut self, failures: u32) -> Backoff {
         self.next = self.next.saturating_mul(2u32.saturating_pow(failures)).min(self.longest);
         self
     }
 
-    /// The pause before the next try, after trying for `elapsed`; `None` where the budget, which counts from the first
-    /// try, is used up. Half of a pause is jitter, so that a fleet does not knock in step. What the other side `asked` for
-    /// is respected within the budget.
+    /// Returns the pause before the next try, or `None` if the budget is used up. `elapsed` is the time since the first
+    /// try. Up to half of a pause is jitter, so that many clients do not retry at the same moment. The server's `asked`
+    /// delay is respected within the budget.
     pub(crate) fn pause(&mut self, elapsed: Duration, budget: Duration, asked: Option<Duration>) -> Option<Duration> {
         let left = budget.checked_sub(elapsed.max(self.paused)).filter(|left| !left.is_zero())?;
         let own = self.next.mul_f64(1.0 - fastrand::f64() / 2.0);

@@ -1,28 +1,29 @@
-//! Time as an argument: the moment, the passing of time, and a wait that can be cut short.
+//! Time as an argument: the current time, elapsed time, and an interruptible sleep.
 
 use std::time::{Duration, SystemTime};
 
-/// How to tell the time and how to wait, handed to every journey.
+/// Functions that read the time and sleep; every journey takes them as an argument.
 ///
-/// `wall` is for what other processes read (an expiry), `monotonic` for what only we measure (a patience, a schedule).
+/// `wall` is for times that other processes read, such as an expiry. `monotonic` is for times that only this process
+/// measures, such as a timeout or a schedule.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
     /// The wall clock.
     pub wall: fn() -> SystemTime,
-    /// Time since the machine was started, the time that it slept included: the same for all processes, and never
-    /// stepped, whatever happens to the wall clock. Not on Linux: since some moment of this process.
+    /// Time since boot, including the time that the machine slept. It is the same for all processes and never steps. On
+    /// systems other than Linux, it counts from some moment in this process.
     pub monotonic: fn() -> Duration,
-    /// Waits that long, or returns [`Interrupted`] at once when somebody asked the process to end.
+    /// Sleeps for this time. Returns [`Interrupted`] at once if the process is asked to end.
     pub pause: fn(Duration) -> Result<(), Interrupted>,
 }
 
-/// A wait was cut short because the process was asked to end.
+/// A sleep ended early because the process was asked to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("interrupted")]
 pub struct Interrupted;
 
 impl Clock {
-    /// The clocks of this machine, with waits that nothing cuts short.
+    /// Returns the clocks of this machine, with sleeps that are never interrupted.
     #[expect(
         clippy::disallowed_methods,
         reason = "the one place where the library offers the ambient clock as a value"
@@ -38,41 +39,42 @@ impl Clock {
         }
     }
 
-    /// The wall clock's moment.
+    /// Returns the current wall-clock time.
     pub fn now(&self) -> SystemTime {
         (self.wall)()
     }
 
-    /// This moment by both clocks.
+    /// Returns the current time by both clocks.
     pub fn moment(&self) -> Moment {
         Moment { wall: (self.wall)(), monotonic: (self.monotonic)() }
     }
 }
 
-/// A moment by both clocks. The difference of two shows whether the wall clock was set in between.
+/// A moment by both clocks. The difference of two moments shows whether the wall clock was set in between.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Moment {
-    /// By the wall clock.
+    /// Wall-clock time.
     pub wall: SystemTime,
-    /// By the clock that is never set.
+    /// Monotonic time.
     pub monotonic: Duration,
 }
 
 impl Moment {
-    /// A smaller difference is no step: both clocks are read one after the other, and the wall clock is slewed.
+    /// Smaller differences do not count as a step: the two clocks are read one after the other, and the wall clock is
+    /// slewed.
     const TOLERANCE: Duration = Duration::from_secs(2);
 
-    /// This moment after a time.
+    /// Returns the moment that follows this one after `time`.
     pub(crate) fn after(self, time: Duration) -> Moment {
         Moment { wall: self.wall + time, monotonic: self.monotonic + time }
     }
 
-    /// Whether one of the two clocks has reached this moment.
+    /// Returns whether either clock has reached this moment.
     pub(crate) fn is_reached(self, now: Moment) -> bool {
         now.wall >= self.wall || now.monotonic >= self.monotonic
     }
 
-    /// By how much the wall clock was set back between this moment and `now`; zero if it kept pace or went ahead.
+    /// Returns how far the wall clock was set back between this moment and `now`. Zero if it kept pace or went ahead.
     pub fn set_back(self, now: Moment) -> Duration {
         let passed = now.monotonic.saturating_sub(self.monotonic);
         let expected = self.wall.checked_add(passed).unwrap_or(self.wall);
@@ -80,7 +82,7 @@ impl Moment {
         if behind > Self::TOLERANCE { behind } else { Duration::ZERO }
     }
 
-    /// Whether the wall clock and the monotonic one measure the same time between this moment and `now`.
+    /// Returns whether both clocks measure the same time between this moment and `now`.
     pub(crate) fn agrees_with(self, now: Moment) -> bool {
         let passed = now.monotonic.checked_sub(self.monotonic);
         let shown = now.wall.duration_since(self.wall).ok();
@@ -104,14 +106,14 @@ fn since_boot() -> Duration {
     START.get_or_init(Instant::now).elapsed()
 }
 
-/// Whole seconds since the Unix epoch, as files and tokens carry them; a moment before the epoch counts as zero.
+/// Returns whole seconds since the Unix epoch, as used in files and tokens. A moment before the epoch counts as zero.
 pub fn epoch_seconds(moment: SystemTime) -> u64 {
     moment.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// The moment that many seconds after the Unix epoch, or the last one the system can tell.
+/// Returns the moment this many seconds after the Unix epoch, capped at a fixed maximum.
 pub fn from_epoch_seconds(seconds: u64) -> SystemTime {
-    // A century from now at most: a larger number is nonsense, and must not overflow what is added to it.
+    // A larger number is invalid input, and the cap keeps later additions from overflowing.
     const CENTURIES: u64 = 1 << 36;
     SystemTime::UNIX_EPOCH + Duration::from_secs(seconds.min(CENTURIES))
 }

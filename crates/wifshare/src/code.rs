@@ -1,9 +1,9 @@
-//! The stable names of what can go wrong, for documentation and scripts.
+//! Stable names of errors, for documentation and scripts.
 
-/// Writes the enum, its list and its names from one table, so that none of them can lack a line.
+/// Generates the enum, its list and its names from one table, so that they cannot disagree.
 macro_rules! codes {
     ($($(#[$documentation:meta])* $code:ident = $name:literal,)*) => {
-        /// What went wrong, by a name that stays: it stands in brackets in `error[…]`, and `wifshare explain` knows it.
+        /// A stable error code. It appears in brackets as `error[…]`, and `wifshare explain` documents it.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         #[non_exhaustive]
         pub enum Code {
@@ -11,10 +11,10 @@ macro_rules! codes {
         }
 
         impl Code {
-            /// Every code of this library.
+            /// All codes of this library.
             pub const ALL: &[Code] = &[$(Code::$code,)*];
 
-            /// Its name, in lower case and hyphens.
+            /// Returns the name in lower case with hyphens.
             pub const fn name(self) -> &'static str {
                 match self {
                     $(Code::$code => $name,)*
@@ -26,83 +26,83 @@ macro_rules! codes {
 
 codes! {
     // -- the configuration --
-    /// Not a single input of federation is there.
+    /// No federation setting is set.
     Unconfigured = "unconfigured",
-    /// Some inputs are there and one is missing.
+    /// Some federation settings are set and one is missing.
     ConfiguredInPart = "configured-in-part",
-    /// There is no way to an identity token, or the CI withholds it.
+    /// No identity source was found, or the CI withholds the token.
     NoIdentitySource = "no-identity-source",
-    /// There would be a way, and a part of it is missing or wrong.
+    /// An identity source was found, but a part of its setup is missing or wrong.
     BrokenIdentitySource = "broken-identity-source",
-    /// The base URL cannot be used.
+    /// The base URL is invalid.
     BaseUrl = "base-url",
-    /// A value that no such id can have.
+    /// A value cannot be an id of this kind.
     ImplausibleValue = "implausible-value",
     // -- the identity token --
-    /// The CI's endpoint gave no answer.
+    /// The CI's token endpoint did not respond.
     IdentityUnreachable = "identity-unreachable",
-    /// The CI's endpoint refused.
+    /// The CI's token endpoint refused the request.
     IdentityRefused = "identity-refused",
-    /// The CI's endpoint answered something that holds no token.
+    /// The response of the CI's token endpoint contains no token.
     IdentityUnexpected = "identity-unexpected",
     /// The token file could not be read.
     IdentityFile = "identity-file",
     /// The identity command failed.
     IdentityCommand = "identity-command",
-    /// What was handed out is no identity token.
+    /// The source returned something that is not an identity token.
     IdentityMalformed = "identity-malformed",
-    /// The identity token was used before.
+    /// The identity token was already used.
     IdentitySpent = "identity-spent",
-    /// The identity token's life is over.
+    /// The identity token has expired.
     IdentityExpired = "identity-expired",
     /// The identity token's subject is not the expected one.
     SubjectUnexpected = "subject-unexpected",
-    /// The source hands out tokens of another issuer or subject than before.
+    /// The source returns tokens of a different issuer or subject than before.
     IdentityChanged = "identity-changed",
     // -- the exchange --
     /// The token endpoint could not be reached; nothing was sent.
     EndpointUnreachable = "endpoint-unreachable",
-    /// A server's certificate was refused; nothing was sent.
+    /// A server's certificate was rejected; nothing was sent.
     CertificateRefused = "certificate-refused",
-    /// The token was sent, and the answer was lost.
+    /// The token was sent, and no response arrived.
     AnswerLost = "answer-lost",
-    /// The token endpoint said no.
+    /// The token endpoint rejected the token or the request.
     ExchangeRefused = "exchange-refused",
-    /// The token endpoint is busy or broken.
+    /// The token endpoint is overloaded or failing.
     EndpointBusy = "endpoint-busy",
-    /// The token endpoint leads elsewhere.
+    /// The token endpoint redirects.
     EndpointRedirects = "endpoint-redirects",
-    /// The token endpoint's answer is no token response.
+    /// The response is not a valid token response.
     AnswerUnexpected = "answer-unexpected",
-    /// Credentials of this rule do not live long enough for what was asked.
+    /// The rule's credentials are too short-lived for the request.
     CredentialShortLived = "credential-short-lived",
-    /// Inside a run: its credential does not last as long as it has to.
+    /// Inside a run: the run's credential does not last as long as requested.
     RunNotRenewed = "run-not-renewed",
     // -- the state directory --
-    /// It could not be read or written.
+    /// The state directory could not be read or written.
     StateUnusable = "state-unusable",
-    /// Something that is not ours stands there.
+    /// A link, an object of the wrong kind or an oversized file is in the way.
     StateInTheWay = "state-in-the-way",
     /// The ledger of spent identity tokens is damaged.
     StateDamaged = "state-damaged",
-    /// It belongs to somebody else.
+    /// The state directory belongs to another user.
     StateForeign = "state-foreign",
-    /// Others may read or write it.
+    /// Other users can read or write the state directory.
     StateLoose = "state-loose",
-    /// A newer wifshare wrote it.
+    /// A newer version of wifshare wrote the state.
     StateNewer = "state-newer",
-    /// It is on a file system where locks may lie.
+    /// The state directory is on a file system with unreliable locks.
     LocksUnreliable = "locks-unreliable",
     /// Another process holds the lock for too long.
     LockHeld = "lock-held",
     // -- processes --
-    /// The gateway could not be opened.
+    /// The gateway could not be started.
     GatewayNotOpened = "gateway-not-opened",
-    /// The process was asked to end before anything was spent.
+    /// The process was asked to end before a token was spent.
     Interrupted = "interrupted",
-    /// There is no such program.
+    /// The command does not exist.
     CommandNotFound = "command-not-found",
-    /// There is one and it cannot be run.
+    /// The command exists but cannot be executed.
     CommandNotRunnable = "command-not-runnable",
 }
 

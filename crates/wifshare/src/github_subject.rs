@@ -1,14 +1,14 @@
-//! The two forms of a GitHub Actions subject: `repo:OWNER/NAME:…`, and with immutable ids `repo:OWNER@ID/NAME@ID:…`, which
-//! GitHub issues for repositories made since 15 July 2026.
+//! The two forms of a GitHub Actions subject: `repo:OWNER/NAME:…`, and with immutable ids `repo:OWNER@ID/NAME@ID:…`.
+//! GitHub issues the second form for repositories created since 15 July 2026.
 //!
 //! Source: <https://docs.github.com/en/actions/reference/security/oidc>.
 
-/// Whether a subject, or the begin of one, names a repository with its immutable ids.
+/// Returns whether a subject, or a prefix of one, names a repository with its immutable ids.
 pub fn is_immutable(subject: &str) -> bool {
     repository(subject).is_some_and(|(_, repository, _)| repository.contains('@'))
 }
 
-/// The same without the ids: what it would be for an older repository.
+/// Returns the subject without the ids, as an older repository would have it.
 pub fn without_ids(subject: &str) -> String {
     let Some((begin, repository, rest)) = repository(subject) else { return subject.to_owned() };
     let name = |part: &str| part.split_once('@').map_or(part, |(name, _)| name).to_owned();
@@ -16,7 +16,7 @@ pub fn without_ids(subject: &str) -> String {
     format!("{begin}{}{rest}", names.join("/"))
 }
 
-/// A rule's prefix with the ids that this subject has, for a prefix that was written for the same repository.
+/// Returns a rule's prefix with the ids of this subject added, if the prefix matches the same repository.
 pub fn with_ids_of(prefix: &str, subject: &str) -> Option<String> {
     let (_, with_ids, _) = repository(subject)?;
     let (begin, plain, rest) = repository(prefix)?;
@@ -25,7 +25,7 @@ pub fn with_ids_of(prefix: &str, subject: &str) -> Option<String> {
         .split('/')
         .map(|name| {
             let part = parts.next()?;
-            // `repo:OWNER/*` has nothing behind the slash.
+            // The name is empty in `repo:OWNER/*`.
             if name.is_empty() {
                 return Some(String::new());
             }
@@ -35,7 +35,7 @@ pub fn with_ids_of(prefix: &str, subject: &str) -> Option<String> {
     Some(format!("{begin}{}{rest}", plain?.join("/")))
 }
 
-/// A subject taken apart: `repo:`, the owner and the name, and the rest from the second colon or a star on.
+/// Splits a subject into `repo:`, owner and name, and the rest, which begins at the second colon or at a star.
 fn repository(subject: &str) -> Option<(&str, &str, &str)> {
     let begin = "repo:";
     let repository = subject.strip_prefix(begin)?;

@@ -1,6 +1,6 @@
 //! Bytes as lower-case hexadecimal digits (RFC 4648 §8).
 
-/// Two digits for each byte. Every command names its state by a hash, so this costs no formatter.
+/// Formats two digits per byte. Every command hashes the name of its state, so this avoids the formatting machinery.
 pub(crate) fn hexadecimal(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let digit = |value: u8| char::from(DIGITS[usize::from(value)]);

@@ -1,17 +1,17 @@
-//! The form of the ids that federation is configured with: which text is certainly not one, and which the API refuses.
+//! Checks the form of federation ids: which values are certainly wrong, and which the API would refuse.
 
 use crate::wrapping::Wrapping;
 
-/// What is wrong with a value, and what to do about it. Neither repeats the value.
+/// What is wrong with a value, and an instruction. Neither contains the value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BadForm {
-    /// What is wrong, in words that follow the variable's name.
+    /// The problem, in words that follow the variable's name.
     pub what: String,
     /// An instruction.
     pub cure: String,
 }
 
-/// The kinds of ids: the variable, what it names, and how it begins.
+/// The kinds of ids: variable, description, prefix.
 const KINDS: [(&str, &str, &str); 3] = [
     ("ANTHROPIC_FEDERATION_RULE_ID", "a federation rule", "fdrl_"),
     ("ANTHROPIC_SERVICE_ACCOUNT_ID", "a service account", "svac_"),
@@ -21,7 +21,7 @@ const ORGANIZATION: &str = "ANTHROPIC_ORGANIZATION_ID";
 const ISSUER_PREFIX: &str = "fdis_";
 const LONGEST: usize = 512;
 
-/// What is certainly wrong with the value of this variable, whatever ids the API will have one day.
+/// Returns what is certainly wrong with a value, whatever form future ids may have.
 pub(crate) fn mistake(variable: &str, value: &str) -> Option<BadForm> {
     let anew = || format!("look where {variable} is set; copy it anew from the Claude Console");
     let bad = |what: &str, cure: String| Some(BadForm { what: what.to_owned(), cure });
@@ -66,7 +66,7 @@ pub(crate) fn mistake(variable: &str, value: &str) -> Option<BadForm> {
     None
 }
 
-/// What the API would refuse in the value of this variable, as its form stands today.
+/// Returns what the API would refuse in a value, according to the current form of ids.
 pub fn complaint(variable: &str, value: &str) -> Option<BadForm> {
     if let Some(bad) = mistake(variable, value) {
         return Some(bad);
@@ -105,7 +105,7 @@ fn kind(variable: &str) -> Option<(&'static str, &'static str, &'static str)> {
     KINDS.into_iter().find(|(name, ..)| *name == variable)
 }
 
-/// What this variable names, and in which form.
+/// Returns what this variable names, and in which form.
 fn expected(variable: &str) -> (&'static str, &'static str) {
     match variable {
         "ANTHROPIC_FEDERATION_RULE_ID" => ("a federation rule", "`fdrl_…`"),
@@ -115,7 +115,7 @@ fn expected(variable: &str) -> (&'static str, &'static str) {
     }
 }
 
-/// What a text is certainly the id of.
+/// Returns the kind of id that a text certainly is.
 fn kind_of(value: &str) -> Option<&'static str> {
     let begins_with = |prefix: &str| value.get(..prefix.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(prefix));
     match () {

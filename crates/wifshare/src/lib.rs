@@ -17,8 +17,9 @@
 //! # }
 //! ```
 //!
-//! It prints nothing, ends no process and asks the world for nothing: environment, clock and transport are handed in.
-//! Rooms (modules that know one thing) import no other room; journeys visit them in order. Start with [`obtain`].
+//! The library prints nothing, ends no process and reads no ambient state: environment, clock and transport are
+//! arguments.
+//! A room (a module about one thing) imports no other room. A journey calls the rooms in order. Start with [`obtain`].
 
 // -- vocabulary --
 mod alarm;
@@ -60,7 +61,7 @@ mod purchase;
 mod renew;
 mod run;
 
-// Not a part of the library: what holds for any bytes, for the tests and for a fuzzer.
+// Not part of the library: properties that hold for any input, for the tests and for a fuzzer.
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
