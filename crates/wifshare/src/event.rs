@@ -1,4 +1,4 @@
-//! What happened, as data: one fact about the sharing, with its moment and the process that tells it. Never a secret.
+//! Events as data: one fact about the sharing, with its time and the process that reports it. Never contains a secret.
 
 use std::time::{Duration, SystemTime};
 
@@ -8,63 +8,63 @@ use crate::credential::Credential;
 use crate::message::safe_text;
 use crate::step::Step;
 
-/// Something that happened.
+/// One event.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
-    /// When, in RFC 3339 with milliseconds, in UTC.
+    /// When it happened, in RFC 3339 with milliseconds, in UTC.
     #[serde(with = "rfc3339")]
     pub time: SystemTime,
-    /// The process that tells it.
+    /// The process that reports it.
     pub pid: u32,
-    /// When that process started, in the kernel's ticks since boot; a process that lives for a moment leaves it out.
+    /// When that process started, in the kernel's ticks since boot. Short-lived processes omit it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started: Option<u64>,
-    /// What happened.
+    /// The kind of event with its data.
     #[serde(flatten)]
     pub what: What,
 }
 
-/// What can happen. In JSON the name stands in `event`, and the fields beside it.
+/// The kinds of events. In JSON, the name is in `event`, next to the other fields.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum What {
-    /// A run took its lease.
+    /// A run acquired its lease.
     RunBegan {
-        /// The command of wifshare that began it.
+        /// The wifshare command that began the run.
         command: String,
-        /// How its children come by the credential.
+        /// How the run's children receive the credential.
         delivery: String,
         /// Where its identity tokens come from.
         source: String,
         /// The federation rule.
         rule: String,
-        /// The service account, where one is asked for.
+        /// The service account, if one is requested.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         service_account: Option<String>,
-        /// The workspace, where one is asked for.
+        /// The workspace, if one is requested.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         workspace: Option<String>,
     },
-    /// A command of wifshare joined the run around it.
+    /// A wifshare command joined the enclosing run.
     RunJoined {
-        /// Which command.
+        /// The command.
         command: String,
     },
     /// A run ended.
     RunEnded {
-        /// What became of the credential: `removed`, `shared`, `kept`, or `nothing` where there was none.
+        /// What happened to the credential: `removed`, `shared`, `kept`, or `nothing` if there was none.
         credential: String,
     },
-    /// The lock was another process's for so long.
+    /// Another process held the lock while this one waited.
     LockWaited {
-        /// What that process said of itself.
+        /// How that process described itself.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         holder: Option<String>,
-        /// Milliseconds.
+        /// Duration in milliseconds.
         ms: u64,
     },
-    /// A usable credential was in the store, and was taken.
+    /// A usable credential was found in the store.
     Found {
         /// Its generation.
         generation: u64,
@@ -74,18 +74,18 @@ pub enum What {
     },
     /// The source was asked for an identity token.
     IdentityAsked,
-    /// The source handed out a token that was spent before.
+    /// The source returned a token that was already spent.
     IdentityRepeated,
-    /// An identity token was put in place for clients that federate by themselves.
+    /// An identity token was written for clients that federate by themselves.
     IdentityHandedOut,
-    /// No unspent identity token could be put in place.
+    /// No unspent identity token could be written.
     IdentityNotHandedOut {
         /// Why not.
         message: String,
     },
-    /// The exchange was about to leave.
+    /// The exchange request is about to be sent.
     ExchangeSent,
-    /// The exchange bought a credential.
+    /// The exchange returned a credential.
     ExchangeAccepted {
         /// Its generation.
         generation: u64,
@@ -93,13 +93,13 @@ pub enum What {
         #[serde(with = "rfc3339")]
         expires_at: SystemTime,
     },
-    /// The exchange was sent and bought nothing, or nobody knows what became of it.
+    /// The exchange was sent and failed, or its outcome is unknown.
     ExchangeFailed {
         /// The stable code of the error.
         code: String,
         /// The error and its causes.
         message: String,
-        /// The id of the request, for the server's side.
+        /// The request id, for a look-up on the server's side.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         request_id: Option<String>,
     },
@@ -110,17 +110,17 @@ pub enum What {
         /// The error and its causes.
         message: String,
     },
-    /// A failure of a moment ago was heard, and nothing was sent.
+    /// A recent failure of another process was found; nothing was sent.
     RefusalHeard {
         /// The stable code of the error.
         code: String,
     },
-    /// Another try follows a failure.
+    /// A failed operation is about to be retried.
     Retrying {
-        /// Milliseconds until then.
+        /// Milliseconds until the retry.
         ms: u64,
     },
-    /// A credential was bought and could not be stored.
+    /// A credential was obtained but could not be stored.
     NotKept {
         /// Why not.
         message: String,
@@ -133,7 +133,7 @@ pub enum What {
         #[serde(with = "rfc3339")]
         expires_at: SystemTime,
     },
-    /// What a child had obtained by itself became the shared credential.
+    /// A credential that a child obtained by itself became the shared credential.
     Adopted {
         /// Its generation.
         generation: u64,
@@ -146,66 +146,66 @@ pub enum What {
         /// Why.
         message: String,
     },
-    /// The credential ended and has no successor.
+    /// The credential expired without a successor.
     CredentialEnded {
         /// Why.
         message: String,
     },
-    /// What a killed run had left was removed.
+    /// The remains of a killed run were removed.
     Swept,
     /// A run started a command.
     ChildStarted {
-        /// Its process.
+        /// Its process id.
         process: u32,
         /// The first word of its command line, without its directory; never an argument.
         program: String,
     },
-    /// That command ended.
+    /// The command ended.
     ChildEnded {
-        /// Its process.
+        /// Its process id.
         process: u32,
-        /// Its exit code, as a shell tells it.
+        /// Its exit code, as a shell reports it.
         code: u8,
     },
     /// A run saw a process among the descendants of its command, for the first time or under a new name.
     ProcessSeen {
-        /// The process.
+        /// The process id.
         process: u32,
         /// When it started, in the kernel's ticks since boot.
         process_started: u64,
-        /// Its parent.
+        /// The parent's process id.
         parent: u32,
         /// The first word of its command line, without its directory; never an argument.
         program: String,
     },
-    /// That process was gone when a run looked again.
+    /// A process seen earlier no longer exists.
     ProcessEnded {
-        /// The process.
+        /// The process id.
         process: u32,
-        /// When it had started.
+        /// When it started, in the kernel's ticks since boot.
         process_started: u64,
     },
     /// The gateway answered a request.
     RequestServed {
-        /// Its method.
+        /// The request method.
         method: String,
-        /// Its path, without the query.
+        /// The path, without the query.
         path: String,
-        /// The status of the answer; 499 where the client left before there was one, 0 where there was none.
+        /// The response status. 499 if the client disconnected before there was a response, 0 if there was none.
         status: u16,
-        /// How long it took, in milliseconds.
+        /// Duration in milliseconds.
         ms: u64,
-        /// Bytes that came in.
+        /// Bytes received from the client.
         bytes_in: u64,
-        /// Bytes that went back.
+        /// Bytes sent to the client.
         bytes_out: u64,
-        /// Who sent it, where that was looked up.
+        /// The client's process id, if it was looked up.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         process: Option<u32>,
     },
     /// A connection to the gateway ended because of an internal error.
     ConnectionFault,
-    /// The credential that a run had laid out was opened so many times since the last look.
+    /// The credential file of a run was opened this many times since the last check.
     CredentialOpened {
         /// How many times.
         times: u64,
@@ -213,7 +213,7 @@ pub enum What {
 }
 
 impl What {
-    /// What a step is to those who read of it later, if anything.
+    /// Returns the event for a step, or `None` if the step is not logged.
     pub fn of(step: &Step<'_>) -> Option<What> {
         let end = |credential: &Credential| (credential.generation, credential.expires_at);
         Some(match step {
@@ -255,7 +255,7 @@ impl What {
             }
             Step::ConnectionFault => What::ConnectionFault,
             Step::Replaced("identity-token") => What::IdentityHandedOut,
-            // What a run is stands in no step; whoever began it tells.
+            // No step carries the data of a run. The code that begins the run writes that event.
             Step::Begun
             | Step::Lingering { .. }
             | Step::Waiting { .. }
@@ -271,7 +271,8 @@ impl What {
         })
     }
 
-    /// A request to the gateway, told from what its client chose: cut, and without anything like a token.
+    /// Returns the event for a gateway request. Method and path come from the client, so they are shortened and
+    /// redacted.
     pub fn request(
         method: &str,
         path: &str,
@@ -286,7 +287,7 @@ impl What {
         What::RequestServed { method, path, status, ms, bytes_in: bytes.0, bytes_out: bytes.1, process }
     }
 
-    /// Whether a job may have very many of these. They leave room in the log for the others.
+    /// Returns whether a job can produce very many of these. The log reserves space for the other kinds.
     pub fn is_one_of_many(&self) -> bool {
         matches!(
             self,
@@ -301,9 +302,9 @@ impl What {
     }
 }
 
-/// A moment in RFC 3339 with milliseconds, in UTC.
+/// Formats a moment in RFC 3339 with milliseconds, in UTC.
 pub fn moment(time: SystemTime) -> String {
-    // Four digits hold no year after 9999.
+    // A four-digit year ends at 9999.
     let last = SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_799);
     humantime::format_rfc3339_millis(time.clamp(SystemTime::UNIX_EPOCH, last)).to_string()
 }

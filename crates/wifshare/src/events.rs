@@ -1,7 +1,7 @@
-//! The log of what happened: every process appends, and whoever wants to know reads.
+//! The event log: every process appends to it, and readers follow it.
 //!
-//! It is talk and no promise: an event that cannot be written is left out, and nothing waits for it. A line is written
-//! whole by one call on a file that only grows, so that the lines of many processes do not mix, and is not synced.
+//! The log is best effort: an event that cannot be written is dropped, and nothing waits for it. Each process writes
+//! whole lines with one call in append mode, so that lines of different processes do not mix. The file is not synced.
 
 use std::fs;
 use std::io::Write;
@@ -14,15 +14,15 @@ use crate::private_file;
 const FILE: &str = "events.jsonl";
 const BEFORE: &str = "events.before.jsonl";
 
-/// So large the log becomes and no larger; a private file that is larger would not be read.
+/// Maximum size of the log. A larger private file would not be read.
 const LARGEST: u64 = 4 << 20;
-/// From here on only what is rare is written: a job of a hundred thousand processes still tells how it ended.
+/// Above this size, only rare events are written, so that a job of a hundred thousand processes still logs its end.
 const LARGEST_FOR_MANY: u64 = 3 << 20;
-/// A log of this size is put aside when a run begins, and takes the place of the one put aside before.
+/// A log of this size is rotated when a run begins. It replaces the previously rotated log.
 const LARGE: u64 = 2 << 20;
-/// No event of ours is longer.
+/// Maximum length of a line; no event is longer.
 const LONGEST_LINE: usize = 4096;
-/// A log that nobody has written to for so long is removed when a run begins.
+/// A log without writes for this long is removed when a run begins.
 const LONGEST_KEPT: Duration = Duration::from_secs(7 * 86_400);
 
 /// The log of one identity key.
@@ -32,17 +32,17 @@ pub struct EventLog {
 }
 
 impl EventLog {
-    /// The log in the directory of an identity key. Nothing is opened or created yet.
+    /// Returns the log in the directory of an identity key. Opens and creates nothing.
     pub fn of(directory: &Path) -> EventLog {
         EventLog { directory: directory.to_owned() }
     }
 
-    /// Appends an event, if that can be done at once. The directory has to be there.
+    /// Appends an event, if that is possible at once. The directory must exist.
     pub fn append(&self, event: &Event) {
         self.append_all(std::slice::from_ref(event));
     }
 
-    /// Appends these events together, as far as there is room for them. Says whether there was for all.
+    /// Appends these events together, as far as there is room for them. Returns whether there was room for all.
     pub fn append_all(&self, events: &[Event]) -> bool {
         let Ok(mut file) = private_file::open_in_place(&self.directory.join(FILE)) else { return false };
         let mut size = file.metadata().map_or(u64::MAX, |metadata| metadata.len());
@@ -64,33 +64,33 @@ impl EventLog {
                 is_room_for_all = false;
             }
         }
-        // A full disk may take a part of it; then the next event shall not be lost with this one.
+        // A full disk may accept only a part. Ending the line keeps the next event readable.
         if file.write(&lines).is_ok_and(|written| written > 0 && written < lines.len()) {
             drop(file.write(b"\n"));
         }
         is_room_for_all
     }
 
-    /// Every event that can be read, in the order in which they were written. What is damaged, or of a kind that this
-    /// version does not know, is left out.
+    /// Returns every readable event in the order of writing. Skips damaged lines and kinds that this version does not
+    /// know.
     pub fn read(&self) -> Vec<Event> {
         let files = [BEFORE, FILE].map(|name| private_file::read(&self.directory.join(name)).ok().flatten());
         let lines = files.iter().flatten().flat_map(|bytes| bytes.split(|byte| *byte == b'\n'));
         lines.filter_map(|line| serde_json::from_slice(line).ok()).collect()
     }
 
-    /// Whether something may be missing because the log was full.
+    /// Returns whether events may be missing because the log was full.
     pub fn is_full(&self) -> bool {
         size(&self.directory.join(FILE)).is_some_and(|size| size + LONGEST_LINE as u64 > LARGEST_FOR_MANY)
     }
 
-    /// The size and the moment of the last change, by which a reader sees that something is new.
+    /// Returns size and modification time, which tell a reader that there is something new.
     pub fn mark(&self) -> Option<(u64, SystemTime)> {
         let metadata = fs::symlink_metadata(self.directory.join(FILE)).ok()?;
         Some((metadata.len(), metadata.modified().ok()?))
     }
 
-    /// The logs of all identity keys of a state directory, by key.
+    /// Returns the logs of all identity keys in a state directory, sorted by key.
     pub fn below(root: &Path) -> Vec<(String, EventLog)> {
         let entries = fs::read_dir(root).into_iter().flatten().flatten();
         let mut logs: Vec<_> = entries
@@ -101,7 +101,7 @@ impl EventLog {
         logs
     }
 
-    /// Makes room for what comes: what nobody has written to for a week goes, and what is large is put aside.
+    /// Frees space: removes logs without writes for a week, and rotates a large one.
     pub fn tidy(&self, now: SystemTime) {
         for name in [BEFORE, FILE] {
             let path = self.directory.join(name);
@@ -113,7 +113,7 @@ impl EventLog {
         self.put_aside_if_large();
     }
 
-    /// One process at a time, and the file that was looked at: the second of two would put aside what is new.
+    /// Rotates under a file lock and checks the size again. Otherwise a second process would rotate the new log.
     fn put_aside_if_large(&self) {
         let path = self.directory.join(FILE);
         if size(&path).is_none_or(|size| size < LARGE) {
