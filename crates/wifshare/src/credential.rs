@@ -1,23 +1,23 @@
-//! The access token plus what we know of it, and the arithmetic of its life.
+//! The access token with its metadata, and the arithmetic of its lifetime.
 
 use std::ops::Range;
 use std::time::{Duration, SystemTime};
 
 use crate::secret::Secret;
 
-/// What came out of an exchange: one access token, shared by every process of a job.
+/// The result of an exchange: one access token, shared by every process of a job.
 ///
-/// Two credentials are equal if they have the same access token: the times of one differ from process to process where
-/// the wall clock was set.
+/// Two credentials are equal if their access tokens are equal. The times of the same credential can differ between
+/// processes if the wall clock was set.
 #[derive(Clone, Debug)]
 pub struct Credential {
     /// The bearer token (RFC 6750).
     pub access_token: Secret,
-    /// The moment it ends, to the second.
+    /// When the token expires, to the second.
     pub expires_at: SystemTime,
-    /// When the exchange that bought it was sent, to the second; before `expires_at`.
+    /// When the request of the exchange was sent, to the second. Earlier than `expires_at`.
     pub obtained_at: SystemTime,
-    /// How many credentials this identity has had, this one included. A later one has a higher number.
+    /// Counts the credentials of this identity, including this one. A later credential has a higher number.
     pub generation: u64,
 }
 
@@ -29,62 +29,64 @@ impl PartialEq for Credential {
 
 impl Eq for Credential {}
 
-/// How much life a credential has left for our purposes.
+/// The state of a credential with respect to renewal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Freshness {
-    /// Nothing to do yet.
+    /// No renewal is due.
     Fresh,
-    /// Usable, and its successor is due.
+    /// Usable, but renewal is due.
     Expiring,
-    /// Not to be served any more: it has ended, or is so near to it that a client would refuse it.
+    /// Not to be served any more: it has expired, or expires so soon that a client would refuse it.
     Expired,
 }
 
-/// The SDKs re-read a credential file at 120 s left, so the successor has to lie there before
+/// The SDKs re-read a credential file when 120 s are left, so the successor must be there before that
 /// (docs/reference/protocol.md §4.1).
 const CLIENTS_LOOK_AGAIN: Duration = Duration::from_secs(150);
 
 /// The SDKs refuse a credential with 30 s left or less (docs/reference/protocol.md §4.1).
 const CLIENTS_REFUSE: Duration = Duration::from_secs(30);
 
-/// What they accept for certain, with the time that an exchange takes.
+/// The SDKs certainly accept a credential with this much left. Includes the time that an exchange takes.
 const CLIENTS_ACCEPT: Duration = Duration::from_secs(33);
 
-/// Whether a text can be a bearer token: it has to stand in a header (RFC 6750 §2.1), in one piece.
+/// Returns whether a text can be a bearer token: one word that can be sent in a header (RFC 6750 §2.1).
 pub fn is_bearer_token(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 impl Credential {
-    /// How long it lives from beginning to end.
+    /// Returns the whole lifetime, from the exchange to the expiry.
     pub fn lifetime(&self) -> Duration {
         self.expires_at.duration_since(self.obtained_at).unwrap_or_default()
     }
 
-    /// How much longer it lives; zero once it has ended.
+    /// Returns the time until expiry; zero after it.
     pub fn remaining(&self, now: SystemTime) -> Duration {
         self.expires_at.duration_since(now).unwrap_or_default()
     }
 
-    /// When its successor is due.
+    /// Returns when renewal is due.
     ///
-    /// The lead is a share of the lifetime where that is short: with a plain threshold, a credential that lives
-    /// shorter than the threshold would be due at birth, and every look would be an exchange.
+    /// For a short lifetime, the lead before expiry is a share of the lifetime. With a fixed lead, a credential with a
+    /// shorter lifetime than the lead would be due at once, and every lookup would cause an exchange.
     pub fn refresh_at(&self) -> SystemTime {
         self.expires_at - self.lead()
     }
 
-    /// When one of several processes sharing it should renew it: between a tenth and a fifth of the lead before
-    /// [`refresh_at`](Self::refresh_at). The tenth leaves time for the exchange itself, which matters where a client
-    /// refuses what is left at `refresh_at`; the rest keeps jobs that started together from renewing together. Where more
-    /// than half of a short life is lead, it is a share of the other half. `jitter` is between 0 and 1.
+    /// Returns when one of several sharing processes should renew: a tenth to a fifth of the lead before
+    /// [`refresh_at`](Self::refresh_at).
+    ///
+    /// The first tenth leaves time for the exchange itself, which matters if a client refuses what is left at
+    /// `refresh_at`. The rest spreads the renewals of jobs that started together. If the lead is more than half of a
+    /// short lifetime, the offset is a share of the other half instead. `jitter` is between 0 and 1.
     pub fn refresh_at_with(&self, jitter: f64) -> SystemTime {
         let lead = self.lead();
         let share = lead.min(self.lifetime().saturating_sub(lead));
         self.refresh_at() - share.mul_f64((1.0 + jitter.clamp(0.0, 1.0)) / 10.0)
     }
 
-    /// How fresh it is at this moment.
+    /// Returns the freshness at this moment.
     pub fn freshness(&self, now: SystemTime) -> Freshness {
         if self.remaining(now) <= self.margin() {
             Freshness::Expired
@@ -95,25 +97,25 @@ impl Credential {
         }
     }
 
-    /// The moments at which it is fresh.
+    /// Returns the period in which the credential is fresh.
     pub fn fresh_during(&self) -> Range<SystemTime> {
-        // A clock that was stepped back before the purchase tells us nothing about the end: renew.
+        // If the clock is far before `obtained_at`, the expiry cannot be trusted: renew.
         self.obtained_at - CLIENTS_REFUSE..self.refresh_at()
     }
 
-    /// Whether it may be served at this moment.
+    /// Returns whether the credential may be served at this moment.
     pub fn is_usable(&self, now: SystemTime) -> bool {
         self.freshness(now) != Freshness::Expired
     }
 
-    /// The same credential by a wall clock that was set back by this much.
+    /// Returns the credential with times for a wall clock that was set back by this much.
     pub(crate) fn moved_back(&self, by: Duration) -> Credential {
         let moved = |moment: SystemTime| moment.checked_sub(by).unwrap_or(SystemTime::UNIX_EPOCH);
         let [expires_at, obtained_at] = [self.expires_at, self.obtained_at].map(moved);
         Credential { expires_at, obtained_at, ..self.clone() }
     }
 
-    /// The same credential with its successor due at this moment at the latest.
+    /// Returns the credential with its renewal due at this moment at the latest.
     pub(crate) fn due_by(&self, moment: SystemTime) -> Credential {
         self.moved_back(self.refresh_at().duration_since(moment).unwrap_or_default())
     }
@@ -121,7 +123,7 @@ impl Credential {
     fn lead(&self) -> Duration {
         let lifetime = self.lifetime();
         let lead = CLIENTS_LOOK_AGAIN.max(lifetime / 5).min(lifetime / 2);
-        // What is served shall have more left than clients refuse, where the lifetime has room for that.
+        // If the lifetime allows it, a served credential has more time left than clients require.
         let has_room = lifetime >= CLIENTS_ACCEPT + Duration::from_secs(5);
         if has_room { lead.max(CLIENTS_ACCEPT) } else { lead }
     }

@@ -1,12 +1,12 @@
-//! What can be told of a refusal, as a value: it goes with the error, and to those who hear of it a moment later.
+//! Likely causes of a refused exchange, as a value. Stored with the error for processes that read it shortly after.
 
 use serde::{Deserialize, Serialize};
 
-/// Why the token endpoint refused, as far as it can be told from here; in texts that are safe to show.
+/// Why the token endpoint probably refused, in texts that are safe to show.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Diagnosis {
-    /// What it may be, the likeliest first.
+    /// Possible causes, the most likely first.
     pub likely: Vec<String>,
-    /// What it is not.
+    /// Causes that are ruled out.
     pub ruled_out: Vec<String>,
 }

@@ -1,7 +1,7 @@
-//! The jwt-bearer grant (RFC 7523 §2.1) as the Anthropic token endpoint speaks it: one message out, one message in.
+//! The jwt-bearer grant (RFC 7523 §2.1) as the Anthropic token endpoint implements it.
 //!
-//! Pure: a request is built, a response is parsed; nothing is sent here. The body is JSON and not the form of
-//! RFC 6749, as in every official SDK (docs/reference/protocol.md §1.1).
+//! This module only builds the request and parses the response; it sends nothing. The body is JSON and not the form
+//! encoding of RFC 6749, as in every official SDK (docs/reference/protocol.md §1.1).
 
 use std::time::{Duration, SystemTime};
 
@@ -16,10 +16,10 @@ use crate::identity_token::IdentityToken;
 use crate::message::{Request, Response, retry_after, safe_text, status_text};
 use crate::secret::Secret;
 
-/// Routes the request to the federation backend. The second value must not ride on any other grant.
+/// Routes the request to the federation backend. The second value must not be sent with any other grant.
 const BETA: &str = "oauth-2025-04-20,oidc-federation-2026-04-01";
 
-/// What is asked for, and of whom, but for the identity token.
+/// The parameters of a token request, without the identity token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grant {
     /// Where the identity token is sent: `{base_url}/v1/oauth/token`.
@@ -28,51 +28,52 @@ pub struct Grant {
     pub federation_rule_id: String,
     /// The organisation, a UUID.
     pub organization_id: String,
-    /// The service account that the rule is expected to lead to, `svac_…`.
+    /// The service account that the rule is expected to resolve to, `svac_…`.
     pub service_account_id: Option<String>,
-    /// The workspace, `wrkspc_…` or `default`; needed where the rule covers several.
+    /// The workspace, `wrkspc_…` or `default`. Required if the rule covers several.
     pub workspace_id: Option<String>,
 }
 
-/// Why an answer holds no access token.
+/// Why a response contains no access token.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenError {
-    /// The endpoint understood and said no: asking again with the same inputs will not help.
+    /// The endpoint rejected the request. Retrying with the same inputs does not help.
     #[error("the token endpoint refused the identity token (HTTP {}{message}{request_id})", status_text(*status))]
     Refused {
-        /// 400 for a request that is wrong in itself, 401 for a token that the rule does not accept.
+        /// 400 for an invalid request, 401 for a token that the rule does not accept.
         status: StatusCode,
-        /// What it said, safe to show, with a separator before it; may be empty.
+        /// The server's message, safe to show, with a leading separator; may be empty.
         message: String,
-        /// The request's id for the server's side, with a separator before it; may be empty.
+        /// The request id, with a leading separator; may be empty.
         request_id: String,
     },
-    /// The endpoint is busy or broken: 429, 408 or 5xx.
+    /// The endpoint is overloaded or failing: 429, 408 or 5xx.
     #[error("the token endpoint is busy or broken (HTTP {}{message}{request_id})", status_text(*status))]
     Busy {
-        /// What it answered.
+        /// The response status.
         status: StatusCode,
-        /// What it said, safe to show, with a separator before it; may be empty.
+        /// The server's message, safe to show, with a leading separator; may be empty.
         message: String,
-        /// The request's id for the server's side, with a separator before it; may be empty.
+        /// The request id, with a leading separator; may be empty.
         request_id: String,
-        /// How long it asked us to wait.
+        /// The delay from the Retry-After header.
         retry_after: Option<Duration>,
     },
-    /// The answer leads elsewhere. It is not followed: whoever sends it there would send the identity token along.
+    /// The endpoint redirects. Redirects are not followed, because that would send the identity token to another
+    /// server.
     #[error("the token endpoint answered with a redirect (HTTP {}), which is never followed", status_text(*.0))]
     Redirected(StatusCode),
-    /// A success that cannot be understood.
+    /// The response is successful but invalid.
     #[error(
         "the token endpoint answered HTTP {} with something that is no token response: {what}{request_id}",
         status_text(*status)
     )]
     Unexpected {
-        /// What it answered.
+        /// The response status.
         status: StatusCode,
         /// What is wrong with it.
         what: &'static str,
-        /// The request's id for the server's side, with a separator before it; may be empty.
+        /// The request id, with a leading separator; may be empty.
         request_id: String,
     },
 }
@@ -98,7 +99,7 @@ pub fn request(grant: &Grant, identity_token: IdentityToken) -> Request {
         service_account_id: grant.service_account_id.as_deref(),
         workspace_id: grant.workspace_id.as_deref(),
     };
-    // Room for the largest: growing would leave copies of the assertion behind in freed memory.
+    // Reserves enough for the largest body: a growing buffer would leave copies of the assertion in freed memory.
     let mut bytes = Zeroizing::new(Vec::with_capacity(4 * 1024 + 2 * identity_token.expose().len()));
     serde_json::to_writer(&mut *bytes, &body).expect("texts become JSON, and memory does not fail");
     http::Request::builder()
@@ -111,8 +112,11 @@ pub fn request(grant: &Grant, identity_token: IdentityToken) -> Request {
         .expect("the URI was parsed when the configuration was resolved")
 }
 
-/// Reads the endpoint's answer. `sent_at` is when the request left: counted from there, an expiry is never too late.
-/// The credential's generation is the store's to give; here it is 0.
+/// Parses the endpoint's response. The lifetime counts from `sent_at`, when the request was sent, so the computed
+/// expiry is never too late. The store assigns the generation; it is 0 here.
+///
+/// # Errors
+/// Fails if the endpoint refused, is busy or redirects, or if the response is not a valid token response.
 pub fn parse(response: &Response, sent_at: SystemTime) -> Result<Credential, TokenError> {
     let status = response.status();
     let request_id = request_id(response);
@@ -146,7 +150,7 @@ pub fn parse(response: &Response, sent_at: SystemTime) -> Result<Credential, Tok
 }
 
 impl TokenError {
-    /// The id that the endpoint gave the request.
+    /// Returns the request id that the endpoint assigned.
     pub fn request_id(&self) -> Option<&str> {
         match self {
             TokenError::Refused { request_id, .. }
@@ -156,7 +160,7 @@ impl TokenError {
         }
     }
 
-    /// What the person at the terminal can do about it.
+    /// Returns an instruction for the user.
     pub fn hint(&self) -> String {
         let text = match self {
             TokenError::Refused { status, .. } if *status == StatusCode::UNAUTHORIZED => {
@@ -191,7 +195,7 @@ struct TokenResponse {
     expires_in: Option<Value>,
 }
 
-/// Seconds, as a number or (the server has done so) as a text; a lifetime is at least one second.
+/// Parses seconds from a number or from a string, which the server has sent. The minimum is one second.
 fn expires_in(value: Option<&Value>) -> Option<Duration> {
     const LONGEST: f64 = 10.0 * 365.0 * 86_400.0;
     let seconds = match value? {
@@ -202,8 +206,8 @@ fn expires_in(value: Option<&Value>) -> Option<Duration> {
     (1.0..=LONGEST).contains(&seconds).then(|| Duration::from_secs(seconds as u64))
 }
 
-/// From a JSON object only the fields that RFC 6749 §5.2 and the API's own errors define; everything else is dropped,
-/// because a server may reflect what it was sent.
+/// Extracts only the fields that RFC 6749 §5.2 and the API's own errors define. A server may reflect the assertion in
+/// any other field.
 fn message(body: &[u8]) -> String {
     #[derive(Deserialize)]
     struct Answer {
@@ -224,7 +228,7 @@ fn message(body: &[u8]) -> String {
     parts.iter().map(|part| format!(": {}", safe_text(part))).collect()
 }
 
-/// What parts the id of a request from what stands before it.
+/// Separates the request id from the text before it.
 const REQUEST_ID: &str = ", request id ";
 
 fn request_id(response: &Response) -> String {

@@ -1,4 +1,4 @@
-//! For a program that asks often: the credential in memory, and the journey to another one only when that is due.
+//! An in-memory cache of the shared credential, for a program that needs it often.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, TryLockError};
@@ -13,11 +13,11 @@ use crate::obtain::{ObtainError, obtain};
 use crate::renew::renew;
 use crate::step::Step;
 
-/// The shared credential as one process holds it, for all of its threads.
+/// The shared credential, cached for all threads of one process.
 ///
-/// While what is held is fresh, [`credential`](Holder::credential) looks at the clock and takes it from memory: no file,
-/// no lock that another reader could hold up, no allocation. When its successor is due, one caller makes the journey for
-/// all; the others go on with what there is, and wait only where there is nothing usable.
+/// While the credential is fresh, [`credential`](Holder::credential) reads the clock and returns it from memory: no
+/// file access, no lock that another reader could hold up, no allocation. When renewal is due, one caller renews for
+/// all. The others keep using the cached credential, and wait only if it is not usable.
 ///
 /// ```no_run
 /// use std::sync::Arc;
@@ -42,24 +42,24 @@ pub struct Holder {
     clock: Clock,
     watch: Arc<dyn Fn(&Step<'_>) + Send + Sync>,
     held: RwLock<Option<Held>>,
-    /// The journey is made by whoever has this; its content is when one that failed may be made again, by the monotonic
-    /// clock.
+    /// Held by the thread that obtains or renews. The value is the monotonic time before which a failed attempt is not
+    /// retried.
     journey: Mutex<Option<Duration>>,
 }
 
 struct Held {
     credential: Arc<Credential>,
     fresh: Range<SystemTime>,
-    /// When it stops being fresh by the monotonic clock: the wall clock may be set back.
+    /// When it stops being fresh by the monotonic clock, because the wall clock may be set back.
     fresh_until: Duration,
     since: Moment,
 }
 
-/// How long a usable credential is served without another try, after its successor could not be had.
+/// How long a usable credential is served before the next attempt, after a failed renewal.
 const PAUSE: Duration = Duration::from_secs(5);
 
 impl Holder {
-    /// Holds nothing yet; the first call makes the journey. `watch` is told its steps.
+    /// Creates an empty cache; the first call obtains the credential. `watch` receives the steps.
     pub fn new(
         config: Config,
         transport: HttpClient,
@@ -69,7 +69,10 @@ impl Holder {
         Holder { config, transport, clock, watch, held: RwLock::new(None), journey: Mutex::new(None) }
     }
 
-    /// A credential that is usable now.
+    /// Returns a credential that is usable now.
+    ///
+    /// # Errors
+    /// Fails if no usable credential is cached and none can be obtained, or if the process is interrupted.
     pub fn credential(&self) -> Result<Arc<Credential>, ObtainError> {
         match self.fresh() {
             Some(credential) => Ok(credential),
@@ -77,11 +80,14 @@ impl Holder {
         }
     }
 
-    /// A credential other than this one, which the API rejected.
+    /// Returns a credential other than `rejected`, which the API rejected.
+    ///
+    /// # Errors
+    /// Fails if no successor can be obtained.
     pub fn renew(&self, rejected: &Credential) -> Result<Arc<Credential>, ObtainError> {
         let _journey = self.begin();
         match self.usable().filter(|held| **held != *rejected) {
-            // Another thread was rejected before us.
+            // Another thread has already renewed it.
             Some(successor) => Ok(successor),
             None => renew(rejected, &self.config, &self.transport, self.clock, &*self.watch).map(|it| self.hold(it)),
         }
