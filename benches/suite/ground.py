@@ -1,4 +1,4 @@
-"""The mock server that everything is measured on, and the environments of those who work there."""
+"""The mock server for all measurements, and the environments of the measured processes."""
 
 import contextlib
 import json
@@ -31,7 +31,7 @@ QUIET = {
 
 
 class Ground:
-    """One sandbox for the whole suite; its settings change for each path."""
+    """One sandbox for the whole suite. Its settings change for each path."""
 
     def __init__(self):
         self.directory = Path(tempfile.mkdtemp(prefix="wifshare-bench-"))
@@ -52,7 +52,7 @@ class Ground:
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def turn(self, **settings):
-        """A setting that is not named has its value from the start."""
+        """Settings that are not given are reset to their initial values."""
         settings = {"access_token_lifetime_s": 3600, "identity_token_lifetime_s": 3600, **settings}
         body = json.dumps(settings).encode()
         urllib.request.urlopen(urllib.request.Request(f"{self.url}/sandbox/settings", body, method="PUT")).read()
@@ -61,13 +61,13 @@ class Ground:
         return json.load(urllib.request.urlopen(f"{self.url}/sandbox/counters"))
 
     def place(self, name):
-        """A new directory."""
+        """Creates a new directory."""
         path = self.directory / f"{name}-{next(self.numbers)}"
         path.mkdir(mode=0o700)
         return path
 
     def environment(self, **more):
-        """What a job finds, with a state directory and a home that nobody has used."""
+        """Returns the environment of a job with an unused state directory and home."""
         place = self.place("job")
         return {
             **self.variables,
@@ -78,7 +78,7 @@ class Ground:
         }
 
     def with_token_file(self):
-        """What a job has whose CI does not name it: an identity token in a file, which has to prove the identity."""
+        """Returns the environment of a job without ids of its CI: a token in a file must prove its identity."""
         environment = self.environment()
         url = environment.pop("ACTIONS_ID_TOKEN_REQUEST_URL") + AUDIENCE
         bearer = f"bearer {environment.pop('ACTIONS_ID_TOKEN_REQUEST_TOKEN')}"
@@ -89,8 +89,8 @@ class Ground:
 
     @contextlib.contextmanager
     def run(self, environment):
-        """A run that lasts, as a job has it around its steps: the credential is there and stays. Gives the environment
-        of its children."""
+        """Starts a run that lasts, like the one around a job's steps: its credential stays available. Yields the
+        environment of its children."""
         seen = self.place("run") / "environment"
         script = 'env -0 > "$0.new"; mv "$0.new" "$0"; exec sleep 600'
         pid = measure.start([WIFSHARE, "exec", "--", "sh", "-c", script, str(seen)], environment)
@@ -109,12 +109,12 @@ class Ground:
 
 
 def credential_file(environment):
-    """The stored credential of the one identity in this state directory."""
+    """Returns the stored credential of the only identity in this state directory."""
     (found,) = Path(environment["WIFSHARE_STATE_DIR"]).glob("*/credential.json")
     return str(found)
 
 
 def has_option(command, text):
-    """Whether this build of wifshare knows something, by its help: paths of what is not built are left out, and said."""
+    """Returns whether the help of this build mentions a word. Paths that need it are otherwise skipped with a note."""
     shown = subprocess.run([WIFSHARE, command, "--help"], capture_output=True, text=True)
     return shown.returncode == 0 and text in shown.stdout

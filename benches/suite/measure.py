@@ -1,4 +1,4 @@
-"""Processes started, timed and told apart: the part of the suite that knows no wifshare."""
+"""Starts, times and compares processes. This part of the suite is independent of wifshare."""
 
 import os
 import random
@@ -8,25 +8,25 @@ from dataclasses import dataclass
 
 
 class Failed(Exception):
-    """A command did not do what is measured, so there is nothing to measure."""
+    """A command failed, so there is nothing to measure."""
 
 
 class Took(float):
-    """Seconds by the clock on the wall; of these `cpu` were spent by a processor, for the process and what it waited
-    for. A busy machine makes the first longer, and the second hardly."""
+    """Wall-clock seconds, and `cpu`, the processor time of the process and of the children that it waited for. Load on
+    the machine increases the first, and hardly the second."""
 
     cpu = 0.0
 
 
 @dataclass
 class Times:
-    """Seconds that one thing took, again and again."""
+    """The seconds of repeated measurements of one thing."""
 
     seconds: list
 
     @property
     def cpu(self):
-        """The median of the processor's share, where it is known."""
+        """Returns the median processor time, if it is known."""
         return statistics.median(getattr(took, "cpu", 0.0) for took in self.seconds)
 
     @property
@@ -44,7 +44,7 @@ class Times:
         return self.median / other.median
 
     def ratio_between(self, other, draws=2000):
-        """Where 95 % of the ratios of medians lie when both are drawn again from what was measured (bootstrap)."""
+        """Returns the 95 % confidence interval of the ratio of medians (bootstrap)."""
         chance = random.Random(1)
 
         def drawn(times):
@@ -72,12 +72,12 @@ def start(argv, env, stdout="/dev/null", stderr="/dev/null", cwd=None):
 
 
 def end(pid):
-    """Waits for a process; its exit code, or minus the signal that ended it."""
+    """Waits for a process. Returns its exit code, or minus the signal that ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def once(argv, env, **streams):
-    """Seconds from before the start of a program to its end, which has to be a success."""
+    """Returns the seconds from before the start of a program to its end. It must succeed."""
     begin = time.perf_counter()
     _, status, usage = os.wait4(start(argv, env, **streams), 0)
     took = Took(time.perf_counter() - begin)
@@ -89,7 +89,7 @@ def once(argv, env, **streams):
 
 
 def until_output(argv, env):
-    """Seconds from before the start of a program to the first byte that it prints. It has to end well all the same."""
+    """Returns the seconds from before the start of a program to its first output. It must succeed, too."""
     reader, writer = os.pipe()
     null = (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0)
     actions = [null, (os.POSIX_SPAWN_DUP2, writer, 1), (os.POSIX_SPAWN_OPEN, 2, "/dev/null", os.O_WRONLY, 0)]
@@ -108,8 +108,8 @@ def until_output(argv, env):
 
 
 def in_turn(rounds, **things):
-    """Does each thing once a round, A B C A B C …, beginning with another one each time, so that whatever disturbs the
-    machine disturbs all of them. A thing is a function that returns seconds. The first round warms up and is dropped."""
+    """Runs each function once per round, A B C A B C …, starting with another one each time, so that other load affects
+    all of them. A function returns seconds. The first round warms up and is dropped."""
     names = list(things)
     seconds = {name: [] for name in names}
     for number in range(rounds + 1):
@@ -122,7 +122,7 @@ def in_turn(rounds, **things):
 
 
 def text(seconds):
-    """A time as a person reads it."""
+    """Formats a time for people."""
     if seconds < 1e-6:
         return f"{seconds * 1e9:.1f} ns"
     if seconds < 1e-3:

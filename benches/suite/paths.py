@@ -1,5 +1,5 @@
-"""The paths of wifshare, each measured beside what people would use instead and beside its limit. A function for each;
-its first line is the heading of its table."""
+"""The paths of wifshare, each compared with its alternatives and with its lower limit. There is one function per path.
+The first line of its docstring is the heading of its table."""
 
 import contextlib
 import http.client
@@ -22,7 +22,7 @@ from .measure import Failed, Times, in_turn, once, text, until_output
 
 @dataclass
 class Table:
-    """What one path came to: rows of texts, and the goal with whether it was met (None: could not be measured)."""
+    """The result of one path: rows of text, and the goal with whether it was met (None: not measured)."""
 
     columns: list
     rows: list = field(default_factory=list)
@@ -138,7 +138,7 @@ def execute(ground, effort):
 
 
 def peak(arguments, environment):
-    """KiB that the supervisor of a command has had in peak memory, as its child sees it."""
+    """Returns the peak memory of a command's supervisor in KiB, as its child sees it."""
     argv = [WIFSHARE, *arguments, "--", "sh", "-c", "grep VmHWM /proc/$PPID/status"]
     shown = subprocess.run(argv, env=environment, capture_output=True, text=True, check=True).stdout
     return int(shown.split()[1])
@@ -187,7 +187,7 @@ BETA = "oauth-2025-04-20,oidc-federation-2026-04-01"
 
 
 def round_trips(environment):
-    """The two requests by a program that runs already: what no client can go below."""
+    """Measures the two requests of a program that is running already: the lower limit of every client."""
     begin = time.perf_counter()
     url = urllib.parse.urlsplit(environment["ACTIONS_ID_TOKEN_REQUEST_URL"])
     first = http.client.HTTPConnection(url.netloc)
@@ -203,7 +203,7 @@ def round_trips(environment):
 
 
 def curl_twice(environment, work):
-    """The same by curl. What happens between the two is not counted."""
+    """Measures the two requests with curl. The time between them is not counted."""
     answer, body, minted = str(work / "answer"), str(work / "body"), str(work / "minted")
     url = environment["ACTIONS_ID_TOKEN_REQUEST_URL"] + AUDIENCE
     bearer = f"authorization: bearer {environment['ACTIONS_ID_TOKEN_REQUEST_TOKEN']}"
@@ -217,7 +217,7 @@ def curl_twice(environment, work):
 
 @dataclass
 class Crowd:
-    """Processes that were started one right after another."""
+    """Processes that were started in quick succession."""
 
     seconds: float
     # For each process that started before the credential was available: seconds from then to its output.
@@ -225,8 +225,8 @@ class Crowd:
 
 
 def crowd(argv, environment, number, outputs, moment_file=None):
-    """Starts so many at once, and waits for all. When each has answered stands in the time stamp of its output, which
-    costs nobody anything."""
+    """Starts this number of processes at once, and waits for all. The time of each result is the time stamp of its
+    output file, which costs nothing to record."""
     pids, starts = [], []
     begin = time.perf_counter()
     for index in range(number):
@@ -292,7 +292,7 @@ def thousand(ground, effort):
 
 
 def alone(ground):
-    """What the SDKs do without wifshare, eight at once."""
+    """Measures eight parallel SDKs without wifshare."""
     ground.turn()
     for name, words in ("ask-typescript", "TypeScript SDK"), ("ask-python", "Python SDK"):
         program = client(name)
@@ -456,7 +456,7 @@ def keeper(ground, effort):
 
 
 def switches(pid):
-    """How often the threads of a process have gone to sleep of their own."""
+    """Returns the number of voluntary context switches of all threads of a process."""
     total = 0
     for task in Path(f"/proc/{pid}/task").iterdir():
         status = (task / "status").read_text()

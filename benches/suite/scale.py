@@ -1,4 +1,4 @@
-"""How cost grows: with the number of processes, with the ledger, and with a week of use. And its plot."""
+"""The growth of cost with the number of processes, with the ledger and with a week of use, and its plot."""
 
 import json
 import os
@@ -82,7 +82,7 @@ def ledger(ground, effort):
 
 
 def fill(path, number):
-    """Entries as wifshare writes them, of tokens that live for another day."""
+    """Writes ledger entries like wifshare's, for tokens that are valid for another day."""
     later = int(time.time()) + 86_400
     owner = {"pid": 1, "start_time": 1, "boot": "0b5ed0c4-0000-4000-8000-000000000000"}
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
@@ -92,7 +92,7 @@ def fill(path, number):
 
 
 def weekly(ground):
-    """The library with a clock of its own, in memory: (minute, microseconds, bytes) once an hour."""
+    """Runs the library in memory with its own clock. Returns (minute, microseconds, bytes) once per hour."""
     place = Path("/dev/shm") if os.path.isdir("/dev/shm") else ground.directory
     place = place / ground.place("week").name
     shown = subprocess.run([HOT, "week", str(place)], capture_output=True, text=True, check=True).stdout
@@ -101,8 +101,7 @@ def weekly(ground):
 
 
 def plot(curves, path):
-    """Draws every figure side by side, as an SVG that needs no script and no font of its own: by powers of ten, and what
-    goes by days evenly."""
+    """Draws all figures side by side, as an SVG without scripts and fonts. Axes are logarithmic, except for days."""
     import math
 
     width, height, left, bottom, top = 360, 300, 60, 46, 34
