@@ -1,4 +1,4 @@
-// Asks one question through the TypeScript SDK, built with its defaults: where the credential comes from is the SDK's own choice.
+// Asks one question through the TypeScript SDK, built with its defaults: the SDK chooses the source of the credential.
 
 import { parseArgs } from 'node:util';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -8,7 +8,7 @@ const { values: options } = parseArgs({
   options: {
     stream: { type: 'boolean', default: false }, // stream the answer
     every: { type: 'string', default: '1' }, // seconds between two calls
-    for: { type: 'string', default: '0' }, // repeat for so many seconds, with one client
+    for: { type: 'string', default: '0' }, // repeat for this many seconds, with one client
   },
 });
 

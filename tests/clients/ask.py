@@ -1,4 +1,4 @@
-"""Asks one question through the Python SDK, built with its defaults: where the credential comes from is the SDK's own choice."""
+"""Asks one question through the Python SDK, built with its defaults: the SDK chooses the source of the credential."""
 
 import argparse
 import sys

@@ -1,4 +1,4 @@
-// Opens a page in headless Chromium, in light and in dark, and prints as JSON what a careful person would look for.
+// Opens a page in headless Chromium, in the light and the dark scheme, and prints the results of its checks as JSON.
 // usage: CHROMIUM=PROGRAM look.mjs PAGE SCREENSHOT-PREFIX
 import { createRequire } from "node:module";
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";
@@ -33,7 +33,7 @@ for (const scheme of ["light", "dark"]) {
     const brief = (results) => results.map(({ id, nodes }) => `${id}: ${nodes.map((node) => node.html).join(" ")}`);
     const landmarks = await page.evaluate(() =>
       ["header", "nav", "main", "footer"].map((name) => document.querySelectorAll(`body > ${name}`).length));
-    // axe does not look into pictures: each text there against what lies under it, and each bar against the paper.
+    // axe does not check SVG: compare each text with what is under it, and each bar with the background.
     const picture = await page.evaluate(() => {
       const part = (value) => (value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4);
       const light = (colour) => {

@@ -1,8 +1,7 @@
-"""Writes every mutant of a source file into that file, to be chosen at run time.
+"""Writes every mutant of a source file into that file. One is selected at run time.
 
-The place and the replacement come from `cargo mutants --list --json`, which names an operator without its operands:
-these are found here, in the tokens. It relies on rustfmt: an operator between two operands has blanks around it, and
-nothing else that looks like one has.
+The place and the replacement come from `cargo mutants --list --json`, which gives an operator without its operands.
+This module finds them in the tokens. It relies on rustfmt: only an operator between two operands has spaces around it.
 """
 
 import re
@@ -29,11 +28,11 @@ BEFORE_AN_OPERAND = HEADS | {"return", "break", "else", "let", "move"}
 
 
 class Unexpressed(Exception):
-    """A mutant that has no place in a schema: it takes a build of its own."""
+    """A mutant that cannot be part of the schema and needs its own build."""
 
 
 class Impossible(Exception):
-    """A mutant of which it is known without a compiler that it does not compile."""
+    """A mutant that certainly does not compile."""
 
 
 class Token:
@@ -72,7 +71,7 @@ class Source:
         return self.lines[place["line"] - 1] + place["column"] - 1
 
     def level(self, index):
-        """How tightly it binds, where it stands between two operands."""
+        """Returns its precedence, if it is between two operands."""
         token = self.tokens[index]
         if token.kind != "operator" or token.text not in PRECEDENCE:
             return None
@@ -87,7 +86,7 @@ class Source:
         return PRECEDENCE[token.text] if operand else None
 
     def left(self, index, level):
-        """Where the operand begins that ends before this token."""
+        """Returns where the operand before this token begins."""
         here = index
         while here > 0:
             token = self.tokens[here - 1]
@@ -111,7 +110,7 @@ class Source:
         return here
 
     def head(self, index):
-        """Whether a `{` after this token begins a block, and whether there is a `let` on the way there."""
+        """Returns whether a `{` after this token begins a block, and whether a `let` comes before it."""
         here, let = index, False
         while here > 0:
             token = self.tokens[here - 1]
@@ -131,7 +130,7 @@ class Source:
         return False, let
 
     def right(self, index, level, head):
-        """Where the operand ends that begins after this token."""
+        """Returns where the operand after this token ends."""
         here = index + 1
         while here < len(self.tokens):
             token = self.tokens[here]
@@ -173,16 +172,16 @@ def chosen(number):
 
 
 class Site:
-    """A stretch of the source that is written differently, for all the mutants that begin there.
+    """A range of the source that is rewritten, for all mutants that begin there.
 
-    Of two with the same stretch the one with the lower rank is around the other one."""
+    Of two with the same range, the one with the lower rank encloses the other."""
 
     def __init__(self, start, end, write, rank=1):
         self.start, self.end, self.write, self.rank = start, end, write, rank
 
 
 def sites(source, mutants):
-    """The sites of one file's mutants, and those that have none: by number, why."""
+    """Returns the sites of one file's mutants, and the reasons of those without one, by number."""
     found, without = [], {}
     operators = {}
     for mutant in mutants:
@@ -323,7 +322,7 @@ def of_group(source, place, group):
 
 
 def rewrite(text, mutants):
-    """The file with all its mutants in it, and those that are not in it: by number, why."""
+    """Returns the file with its mutants, and the reasons of those that are not in it, by number."""
     source = Source(text)
     found, without = sites(source, mutants)
 

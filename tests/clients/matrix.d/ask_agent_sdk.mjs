@@ -1,4 +1,4 @@
-// Asks one question through the Agent SDK for TypeScript, which starts the claude that it brings along.
+// Asks one question through the Agent SDK for TypeScript, which starts its bundled claude.
 
 import { query } from '@anthropic-ai/claude-agent-sdk';
 

@@ -1,4 +1,4 @@
-"""Asks one question through the Agent SDK for Python, which starts the claude that it brings along."""
+"""Asks one question through the Agent SDK for Python, which starts its bundled claude."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-// Asks one question through the Vercel AI SDK. Its base URL ends in /v1, where Anthropic's SDKs have none.
+// Asks one question through the Vercel AI SDK. Its base URL ends in /v1, unlike that of Anthropic's SDKs.
 
 import { createAnthropic } from '@ai-sdk/anthropic';
 import { generateText } from 'ai';
