@@ -1,6 +1,6 @@
-//! What holds for any bytes that come from outside: the parsers neither panic nor let through what later code trusts them
-//! to have refused. The tests below try it with what lies in `fuzz/corpus` and with random changes of that; `fuzz/` tries
-//! it with a fuzzer that follows the code's branches.
+//! Properties of the parsers for any external bytes: they do not panic, and do not accept what later code relies on
+//! them to refuse. The tests below check the properties with `fuzz/corpus` and random mutations of it. `fuzz/` checks
+//! them with a coverage-guided fuzzer.
 
 use std::io;
 use std::path::Path;
@@ -23,10 +23,10 @@ use crate::run::parse_inputs;
 use crate::secret::Secret;
 use crate::store::{Owner, Refusal, StoreError, parsers};
 
-/// A claim about any bytes: it panics where it does not hold.
+/// A property of any bytes. It panics if the property does not hold.
 pub type Target = fn(&[u8]);
 
-/// All of them, by the name of their corpus.
+/// All properties, by the name of their corpus.
 pub const TARGETS: [(&str, Target); 19] = [
     ("token_response", token_response),
     ("identity_response", identity_response),
@@ -52,7 +52,7 @@ pub const TARGETS: [(&str, Target); 19] = [
 const NOW: u64 = 1_800_000_000;
 const CLOCK: Clock = Clock { wall: || from_epoch_seconds(NOW), monotonic: || Duration::ZERO, pause: |_| Ok(()) };
 
-/// A first line with a status, if it is one, and a body.
+/// Parses a status from the first line, if there is one, and the rest as the body.
 fn response(bytes: &[u8]) -> Response {
     let mut lines = bytes.splitn(2, |byte| *byte == b'\n');
     let first = lines.next().and_then(|line| str::from_utf8(line).ok()?.parse().ok());
@@ -63,7 +63,7 @@ fn response(bytes: &[u8]) -> Response {
     response
 }
 
-/// One line of bounded length, and nothing in it that could be a token.
+/// Checks that a text is one line of limited length without anything like a token.
 fn assert_fit_to_show(text: &str, longest: usize) {
     assert!(text.chars().count() <= longest, "{} characters", text.chars().count());
     assert!(!text.chars().any(char::is_control), "{text:?}");
@@ -72,7 +72,7 @@ fn assert_fit_to_show(text: &str, longest: usize) {
     assert!(!words.any(is_token_like), "{text:?}");
 }
 
-/// The arithmetic of a credential's life, wherever its numbers come from.
+/// Checks the arithmetic of a credential's lifetime.
 fn assert_lives(credential: &Credential) {
     assert!(credential.obtained_at <= credential.expires_at);
     for now in [SystemTime::UNIX_EPOCH, CLOCK.now(), credential.obtained_at, credential.expires_at, moment(u64::MAX)] {
@@ -91,7 +91,7 @@ fn moments(seconds: u64) -> Duration {
     moment(seconds).duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
 }
 
-/// What a token endpoint, or whatever answers in its place, may say.
+/// A response of a token endpoint, or of another server in its place.
 pub fn token_response(bytes: &[u8]) {
     match exchange::parse(&response(bytes), CLOCK.now()) {
         Ok(credential) => {
@@ -100,12 +100,12 @@ pub fn token_response(bytes: &[u8]) {
             assert_eq!(credential.freshness(CLOCK.now()), Freshness::Fresh, "fresh when born");
             assert_lives(&credential);
         }
-        // Three texts of the other side at most, each cut to 300 characters.
+        // Up to three texts from the response, each cut to 300 characters.
         Err(error) => assert_fit_to_show(&error.to_string(), 1300),
     }
 }
 
-/// What a CI's endpoint for identity tokens may say.
+/// A response of a CI's identity token endpoint.
 pub fn identity_response(bytes: &[u8]) {
     let Detected::Source(source) = github("https://ci.invalid/token") else { panic!("both variables are there") };
     match source.token(|_| false, |_| Ok::<_, io::Error>(response(bytes)), CLOCK, &|_| {}) {
@@ -120,7 +120,7 @@ pub fn identity_response(bytes: &[u8]) {
     }
 }
 
-/// A job of GitHub's that is to ask at this URL.
+/// Detects a GitHub job with this request URL.
 fn github(url: &str) -> Detected {
     let variables = [("ACTIONS_ID_TOKEN_REQUEST_URL", url), ("ACTIONS_ID_TOKEN_REQUEST_TOKEN", "t")];
     detect(&DetectionInput {
@@ -132,7 +132,7 @@ fn github(url: &str) -> Detected {
     })
 }
 
-/// What a file, a variable or a command may hold in place of an identity token.
+/// A file, variable or output of a command in place of an identity token.
 pub fn identity_token(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes).into_owned();
     let token = match IdentityToken::parse(&Secret::new(text.clone())) {
@@ -152,7 +152,7 @@ pub fn identity_token(bytes: &[u8]) {
     }
 }
 
-/// Whatever stands around a token, it is named and the token is not repeated.
+/// Checks that text around a token is reported and that the error does not contain the token.
 fn assert_wrapped_is_refused(token: &IdentityToken) {
     let token = token.expose();
     if token.len() + 64 > LARGEST {
@@ -204,7 +204,7 @@ pub fn credential_file(bytes: &[u8]) {
             assert!(!is_newer(bytes), "a newer format is never taken for ours");
         }
         Ok(None) => {}
-        // Left alone as it is, even if the rest of it is not whole.
+        // A newer file is not changed, even if it is incomplete.
         Err(error) => assert!(matches!(error, StoreError::Newer { .. })),
     }
 }
@@ -214,7 +214,8 @@ fn is_newer(bytes: &[u8]) -> bool {
     serde_json::from_slice(bytes).ok().and_then(version).is_some_and(|version| version > 2)
 }
 
-/// `spent`: whatever a crash or somebody else left in it, an entry after it is found, and none before it is lost.
+/// `spent`: with any bytes from a crash or another process in the file, an entry after them is found, and none before
+/// them is lost.
 pub fn ledger(bytes: &[u8]) {
     const ENTRY: &str = r#"{"version":1,"fingerprint":"f","used":"sent","owner":{"pid":1,"start_time":2,"boot":"b"},"at":3,"forget_at":4}"#;
     let path = Path::new("spent");
@@ -246,7 +247,7 @@ pub fn owner(bytes: &[u8]) {
     assert_fit_to_show(&owner.to_string(), 14);
 }
 
-/// `/proc/PID/stat`, in which a process names itself as it likes.
+/// `/proc/PID/stat`, which contains an arbitrary name of the process.
 pub fn process_stat(bytes: &[u8]) {
     let name = String::from_utf8_lossy(bytes);
     let _ = parsers::start_time(&name);
@@ -255,7 +256,7 @@ pub fn process_stat(bytes: &[u8]) {
     assert_eq!(parsers::start_time(&stat), Some(4711), "whatever its name is");
 }
 
-/// `lock`, in which its holder says what it does.
+/// `lock`, in which the holder writes its current step.
 pub fn lock_holder(bytes: &[u8]) {
     if let Some(holder) = parsers::holder(bytes, CLOCK.now()) {
         assert_fit_to_show(&holder, 350);
@@ -284,14 +285,14 @@ pub fn run_identity(bytes: &[u8]) {
 /// A line of `events.jsonl`.
 pub fn event(bytes: &[u8]) {
     let Ok(event) = serde_json::from_slice::<Event>(bytes) else { return };
-    // Moments are written to the millisecond; from then on nothing changes any more.
+    // Times are written in milliseconds. After one round, they do not change any more.
     let written = serde_json::to_vec(&event).expect("an event becomes JSON");
     let event: Event = serde_json::from_slice(&written).expect("what we write we read");
     assert_eq!(serde_json::to_vec(&event).expect("an event becomes JSON"), written);
     assert!(!written.contains(&b'\n'), "one line");
 }
 
-/// What a user may set: base URL, rule, organisation, service account, workspace, audience, one a line.
+/// The user's settings: base URL, rule, organisation, service account, workspace, audience, one per line.
 pub fn configuration(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     let mut lines = text.split('\n').map(|line| Some(line.to_owned()));
@@ -325,7 +326,7 @@ pub fn configuration(bytes: &[u8]) {
     assert!(endpoint.path().ends_with("/v1/oauth/token") && endpoint.query().is_none(), "{endpoint}");
     assert!(endpoint.authority().is_some_and(|authority| !authority.as_str().contains('@')), "{endpoint}");
     assert!(config.location.key.len() == 32 && config.location.key.bytes().all(|byte| byte.is_ascii_hexdigit()));
-    // Another input is another key: nobody is served with what was issued for something else.
+    // Another input gives another key, so that no credential is served for other settings.
     let grant = &config.grant;
     let values = [Some(&grant.federation_rule_id), Some(&grant.organization_id), grant.service_account_id.as_ref()];
     for (place, value) in values.into_iter().enumerate() {
@@ -338,7 +339,7 @@ pub fn configuration(bytes: &[u8]) {
     }
 }
 
-/// The URL that GitHub gives a job to ask at.
+/// The request URL that GitHub gives to a job.
 pub fn request_url(bytes: &[u8]) {
     match github(&String::from_utf8_lossy(bytes)) {
         Detected::Source(IdentitySource::Endpoint(endpoint)) => {
@@ -351,13 +352,13 @@ pub fn request_url(bytes: &[u8]) {
     }
 }
 
-/// What the other side says about itself, before a person sees it.
+/// A text from another server, before it is shown.
 pub fn foreign_text(bytes: &[u8]) {
     assert_fit_to_show(&safe_text(&String::from_utf8_lossy(bytes)), 301);
 }
 
-/// A request that a child sends to the gateway: what leaves is one request, to the API alone, with the credential in place
-/// of the capability.
+/// A child's request to the gateway: exactly one request is forwarded, only to the API, with the credential in place of
+/// the capability.
 pub fn gateway_request(bytes: &[u8]) {
     let Some((head_length, outgoing)) = gateway::parsers::request(bytes) else { return };
     assert!(head_length <= bytes.len() && bytes[..head_length].ends_with(b"\r\n\r\n"));
@@ -376,7 +377,7 @@ pub fn gateway_request(bytes: &[u8]) {
     assert!(head.path.is_some_and(gateway::parsers::leads_to), "{:?}", head.path);
 }
 
-/// The head of an answer of the API: what is passed on reads as one head too.
+/// The head of an API response: the forwarded head is also exactly one head.
 pub fn gateway_response(bytes: &[u8]) {
     let Some(passed) = gateway::parsers::response(bytes) else { return };
     let mut headers = [httparse::EMPTY_HEADER; 128];
@@ -386,14 +387,14 @@ pub fn gateway_response(bytes: &[u8]) {
     assert!(head.headers.iter().all(|header| !header.name.eq_ignore_ascii_case("connection")));
 }
 
-/// A body in chunks says the same wherever its bytes are parted.
+/// A chunked body is parsed in the same way wherever its bytes are split.
 pub fn gateway_chunks(bytes: &[u8]) {
     let Some((first, rest)) = bytes.split_first() else { return };
     let (head, tail) = rest.split_at(usize::from(*first).min(rest.len()));
     assert_eq!(gateway::parsers::chunks([rest, &[]]), gateway::parsers::chunks([head, tail]));
 }
 
-/// A path that the gateway leads to is read alike by everybody.
+/// An accepted path has only one interpretation.
 pub fn gateway_path(bytes: &[u8]) {
     let target = String::from_utf8_lossy(bytes);
     if !gateway::parsers::leads_to(&target) {

@@ -1,21 +1,21 @@
-//! The world that purchases happen in, as small as the promises allow: so many processes, a lock, a ledger, a platform
-//! that issues so many identity tokens, and a server. Any process can be killed between any two acts.
+//! A model of the world around purchases, as small as the promises allow: processes, a lock, a ledger, a platform that
+//! issues a limited number of identity tokens, and a server. Any process can be killed between any two actions.
 
 use super::*;
 
-/// A guard that is taken out.
+/// A removed guard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Removed {
     Nothing,
-    /// The lock is given to whoever asks.
+    /// The lock is given to every process.
     Lock,
-    /// The lock is let go after the second look.
+    /// The lock is released after the second look.
     LockToTheEnd,
     /// The second look finds nothing.
     SecondLook,
-    /// What is remembered of a refusal is not looked for.
+    /// Cached failures are not checked.
     Recall,
-    /// A failure is not remembered.
+    /// A failure is not cached.
     Remembering,
     /// The ledger is not read.
     LedgerLook,
@@ -23,19 +23,19 @@ pub(super) enum Removed {
     LedgerWrite,
     /// The ledger is written without a sync, and a crash of the machine loses it.
     LedgerSync,
-    /// A failed try is repeated with the token that it had.
+    /// A failed attempt is repeated with the same token.
     NewToken,
-    /// A credential that was bought is not stored.
+    /// An obtained credential is not stored.
     Keeping,
-    /// A token counts as unsent although it may have left.
+    /// A token counts as unsent although it may have been sent.
     Certainty,
-    /// Nobody shows whom he acts for: all look into one store.
+    /// No process proves its principal: all of them use one store.
     Proof,
-    /// A token is taken whomever it is about.
+    /// A token of any principal is accepted.
     SamePrincipal,
 }
 
-/// Every guard, and the promise that breaks without it.
+/// Each guard, and the promise that is broken without it.
 pub(super) const GUARDS: [(Removed, &str); 11] = [
     (Removed::Lock, "two processes had the turn at once"),
     (Removed::LockToTheEnd, "two processes had the turn at once"),
@@ -50,58 +50,58 @@ pub(super) const GUARDS: [(Removed, &str); 11] = [
     (Removed::Certainty, "an identity token was sent twice"),
 ];
 
-/// The guards that are missed where processes act for two principals, and what happens without them.
+/// The guards that only matter with two principals, and what happens without them.
 pub(super) const GUARDS_OF_PRINCIPALS: [(Removed, &str); 2] =
     [(Removed::Proof, CROSSED), (Removed::SamePrincipal, CROSSED)];
 
 const CROSSED: &str = "a credential crossed from one principal to another";
 
-/// A principal that processes act for, and so also the store that is theirs.
+/// A principal that processes act for. It is also the index of its store.
 type Principal = u8;
 const PRINCIPALS: usize = 2;
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Process {
     pub(super) principal: Principal,
-    /// The store that it looks into.
+    /// The store that this process uses.
     pub(super) store: Principal,
     pub(super) purchase: Purchase,
     pub(super) token: Option<u8>,
-    /// The answer that is on its way; a crash may come before it.
+    /// The response that is under way. A crash may come before it.
     pub(super) answer: Option<Heard>,
-    /// A ledger entry that was not synced.
+    /// A ledger entry that is not synced.
     pub(super) unsynced: Option<u8>,
 }
 
 #[derive(Clone, Debug)]
 pub(super) struct World<const PROCESSES: usize, const TOKENS: usize> {
     pub(super) processes: [Process; PROCESSES],
-    /// How many principals there are; where there are two, a source can begin to speak for the other one.
+    /// The number of principals. With two, a source can begin to issue tokens of the other one.
     pub(super) principals: u8,
     pub(super) stores: [Stored; PRINCIPALS],
     pub(super) ledger: [bool; TOKENS],
     pub(super) issued: u8,
-    /// Whom each token is about.
+    /// The principal of each token.
     pub(super) about: [Principal; TOKENS],
     pub(super) sent: [u8; TOKENS],
-    /// Something was bought and is not there.
+    /// An obtained credential was lost.
     pub(super) is_lost: bool,
-    /// Somebody was given what belongs to somebody else.
+    /// A process received another principal's credential.
     pub(super) is_crossed: bool,
     pub(super) crashes_left: u8,
-    /// How often something may still end before its time, or fail on this machine.
+    /// How often a credential or failure may still expire early, or an operation fail on this machine.
     pub(super) mishaps_left: u8,
 }
 
-/// What lies under one identity key.
+/// The state under one identity key.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Stored {
-    /// A usable credential, and whose it is.
+    /// The principal of the usable credential, if there is one.
     pub(super) credential: Option<Principal>,
     pub(super) lock: Option<usize>,
-    /// Somebody's purchase failed a moment ago.
+    /// An exchange failed a moment ago.
     pub(super) was_refused: bool,
-    /// And that is remembered.
+    /// The failure is cached.
     pub(super) refusal: bool,
 }
 
@@ -117,7 +117,7 @@ impl Process {
 }
 
 impl<const PROCESSES: usize, const TOKENS: usize> World<PROCESSES, TOKENS> {
-    /// A world in which every second process acts for the second of two `principals`, or all for the one that there is.
+    /// Creates a world in which all processes act for one principal, or alternate between two `principals`.
     pub(super) fn new(principals: u8, can_be_asked_again: bool) -> Self {
         World {
             processes: std::array::from_fn(|number| Process::new(number as u8 % principals, can_be_asked_again)),
@@ -134,7 +134,7 @@ impl<const PROCESSES: usize, const TOKENS: usize> World<PROCESSES, TOKENS> {
         }
     }
 
-    /// What an act can come to, each with the world as it is then.
+    /// Returns the possible outcomes of the next action, each with the resulting world.
     fn outcomes(&self, number: usize, can_be_asked_again: bool, removed: Removed) -> Vec<(Self, Heard)> {
         let world = || self.clone();
         let process = self.processes[number];
@@ -150,7 +150,7 @@ impl<const PROCESSES: usize, const TOKENS: usize> World<PROCESSES, TOKENS> {
             Act::Prove => {
                 let shown = if removed == Removed::Proof { 0 } else { process.principal };
                 let proven = with(&|world| world.processes[number].store = shown, Heard::Done);
-                // Where the key says it, nothing can go wrong.
+                // If the key identifies the principal, the proof cannot fail.
                 let failed = (self.principals > 1).then(|| (world(), Heard::Final));
                 std::iter::once(proven).chain(failed).collect()
             }
@@ -161,7 +161,8 @@ impl<const PROCESSES: usize, const TOKENS: usize> World<PROCESSES, TOKENS> {
             Act::Lock if stored.lock.is_none() => {
                 vec![with(&|world| world.stores[key].lock = Some(number), Heard::Done)]
             }
-            // The holder may have kept or remembered something, and not let go yet; or it is of the time before.
+            // The lock holder may have stored a credential or cached a failure before it releases the lock, or the
+            // state is older.
             Act::Lock => {
                 let answered = stored.credential.map(|_| (world(), Heard::Acceptable));
                 let refused = stored.refusal.then(|| (world(), Heard::Final));
@@ -174,7 +175,7 @@ impl<const PROCESSES: usize, const TOKENS: usize> World<PROCESSES, TOKENS> {
                 if let (Removed::NewToken, Some(_)) = (removed, process.token) {
                     return vec![(world(), Heard::Done)];
                 }
-                // A new one while there are any; the one before once more, as platforms do; or none.
+                // A new token while there are any, the previous one again, as platforms do, or none.
                 let newest = if can_be_asked_again { TOKENS as u8 } else { 1 };
                 let fresh = (self.issued < newest).then_some(self.issued);
                 let again = self.issued.checked_sub(1);
@@ -217,7 +218,7 @@ impl<const PROCESSES: usize, const TOKENS: usize> World<PROCESSES, TOKENS> {
                     )],
                     _ => {
                         let spent = with(&|world| world.ledger[token as usize] = true, Heard::Done);
-                        // Or it cannot be synced, and is taken back, or cannot be.
+                        // The sync can also fail. Then the entry is withdrawn, or stays.
                         let failing = |is_spent: bool| {
                             let change = |world: &mut Self| {
                                 world.mishaps_left -= 1;
@@ -235,7 +236,7 @@ impl<const PROCESSES: usize, const TOKENS: usize> World<PROCESSES, TOKENS> {
                 vec![with(&|world| world.ledger[token as usize] = false, Heard::Passing), (world(), Heard::Passing)]
             }
             Act::Send => match process.answer {
-                // The answer arrives, or a crash comes first.
+                // The response arrives. A crash may come before it.
                 Some(heard) => vec![with(&|world| world.processes[number].answer = None, heard)],
                 None => vec![],
             },
@@ -255,20 +256,20 @@ impl<const PROCESSES: usize, const TOKENS: usize> World<PROCESSES, TOKENS> {
         }
     }
 
-    /// Every world that can follow this one.
+    /// Returns every world that can follow this one.
     pub(super) fn successors(&self, can_be_asked_again: bool, removed: Removed) -> Vec<Self> {
         let mut successors = self.steps(can_be_asked_again, removed);
         successors.extend(self.misfortunes(can_be_asked_again));
         successors
     }
 
-    /// What follows when somebody goes on.
+    /// Returns the worlds after one process continues.
     pub(super) fn steps(&self, can_be_asked_again: bool, removed: Removed) -> Vec<Self> {
         let mut successors = Vec::new();
         for (number, process) in self.processes.iter().enumerate().filter(|(_, process)| !process.is_over()) {
             if process.purchase.act() == Act::Send && process.answer.is_none() {
                 if self.mishaps_left > 0 {
-                    // Nothing leaves.
+                    // The token is not sent.
                     let mut world = self.clone();
                     world.mishaps_left -= 1;
                     world.processes[number].answer = Some(Heard::Unsent);
@@ -276,7 +277,7 @@ impl<const PROCESSES: usize, const TOKENS: usize> World<PROCESSES, TOKENS> {
                         u8::from(removed == Removed::Certainty);
                     successors.push(world);
                 }
-                // The token leaves; what the server makes of it is on its way back.
+                // The token is sent, and the server's response is under way.
                 let answers: &[Heard] = match self.sent[process.token.expect("spent before") as usize] {
                     0 => &[Heard::Done, Heard::Passing, Heard::Final],
                     _ => &[Heard::Final],
@@ -306,12 +307,12 @@ impl<const PROCESSES: usize, const TOKENS: usize> World<PROCESSES, TOKENS> {
         successors
     }
 
-    /// What follows when something happens to somebody: a process is killed, the credential ends, a refusal is forgotten.
+    /// Returns the worlds after a failure: a process is killed, a credential expires, or a cached failure expires.
     pub(super) fn misfortunes(&self, can_be_asked_again: bool) -> Vec<Self> {
         let mut successors = Vec::new();
         let living = self.processes.iter().enumerate().filter(|(_, process)| !process.is_over());
         for (number, process) in living.filter(|_| self.crashes_left > 0) {
-            // Killed, with the lock let go by the kernel; somebody runs the command again.
+            // The process is killed, the kernel releases the lock, and the command is run again.
             let mut world = self.clone();
             world.crashes_left -= 1;
             if let Some(token) = process.unsynced {
@@ -340,7 +341,7 @@ impl<const PROCESSES: usize, const TOKENS: usize> World<PROCESSES, TOKENS> {
         successors
     }
 
-    /// What is wrong with this world.
+    /// Returns the promise that is broken in this world.
     pub(super) fn broken_promise(&self) -> Option<&'static str> {
         let past_the_lock = |process: &Process| {
             !process.is_over() && !matches!(process.purchase.act(), Act::Prove | Act::Look | Act::Lock)
