@@ -1,4 +1,4 @@
-//! The border: inputs and environment in, a configuration out that no later code has to doubt.
+//! Parses inputs and environment into a validated configuration that later code can trust.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -26,7 +26,7 @@ mod state_directory;
 
 pub use state_directory::state_directory;
 
-/// What the user said on the command line. It goes before the environment.
+/// Values from the command line. They take precedence over the environment.
 #[derive(Clone, Debug, Default)]
 pub struct Inputs {
     /// The API's base URL (`ANTHROPIC_BASE_URL`).
@@ -39,155 +39,156 @@ pub struct Inputs {
     pub service_account_id: Option<String>,
     /// The workspace (`ANTHROPIC_WORKSPACE_ID`).
     pub workspace_id: Option<String>,
-    /// For whom the identity token shall be meant (`ANTHROPIC_OIDC_AUDIENCE`).
+    /// The audience to request in the identity token (`ANTHROPIC_OIDC_AUDIENCE`).
     pub audience: Option<String>,
     /// A file that holds the identity token (`ANTHROPIC_IDENTITY_TOKEN_FILE`).
     pub identity_token_file: Option<PathBuf>,
-    /// A command that prints an identity token. There is no variable for it: a checked-out repository must not be
-    /// able to start a program of its own.
+    /// A command that prints an identity token. There is no variable for it, because a checked-out repository must not
+    /// be able to start a program of its own.
     pub identity_command: Option<Vec<OsString>>,
-    /// The platform to ask, by its name (see [`platforms`](crate::platforms)), whatever else the environment names. There
-    /// is no variable for it: it may start a program.
+    /// The name of the platform to use (see [`platforms`](crate::platforms)), regardless of the environment. There is
+    /// no variable for it, because it may start a program.
     pub identity_source: Option<String>,
-    /// The subject that the identity token has to have (`WIFSHARE_EXPECT_SUBJECT`).
+    /// The subject that the identity token must have (`WIFSHARE_EXPECT_SUBJECT`).
     pub expected_subject: Option<SubjectPattern>,
-    /// Where the platforms have what never moves.
+    /// The fixed endpoints and paths of the platforms.
     pub endpoints: FixedEndpoints,
-    /// Where state is kept (`WIFSHARE_STATE_DIR`).
+    /// The state directory (`WIFSHARE_STATE_DIR`).
     pub state_dir: Option<PathBuf>,
-    /// What a relative path begins at. A child may work elsewhere, and a key means one file.
+    /// The base of relative paths. A child may have a different working directory, and a key must always mean the same
+    /// file.
     pub working_directory: PathBuf,
 }
 
-/// What a configuration is for.
+/// What a configuration is used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// An exchange: everything is needed.
+    /// An exchange: every required setting must be present.
     Exchange,
-    /// An identity token for clients that exchange with a profile of the operator's own, which names the rule itself.
+    /// An identity token for clients that exchange it with the operator's own profile, which names the rule.
     IdentityToken,
 }
 
-/// Everything that an exchange needs, parsed.
+/// The parsed settings of an exchange.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The API's base URL, without a slash at its end.
+    /// The API's base URL, without a trailing slash.
     pub base_url: String,
-    /// What is asked for, and of whom. For [`Purpose::IdentityToken`] its rule and organisation may be empty; it is
-    /// never sent then.
+    /// The parameters of the exchange. For [`Purpose::IdentityToken`], rule and organisation may be empty; the request
+    /// is then never sent.
     pub grant: Grant,
-    /// For whom the identity token is meant.
+    /// The audience of the identity token.
     pub audience: String,
     /// The display-only scope (`ANTHROPIC_SCOPE`); part of the published profile directory's fingerprint.
     pub scope: Option<String>,
-    /// The subject that the identity token has to have.
+    /// The subject that the identity token must have.
     pub expected_subject: Option<SubjectPattern>,
     /// Where identity tokens come from.
     pub source: IdentitySource,
-    /// The job of a CI that this process belongs to, as far as the CI names it.
+    /// The CI job that this process belongs to, if the CI identifies it.
     pub job: Job,
-    /// Whom this process acts for, as soon as that is known.
+    /// The principal that this process acts for, once it is known.
     pub principal: OwnPrincipal,
-    /// Where the credential is kept. Where the [`proof`](Config::proof) is a token, the key ends in what the token says:
-    /// see [`store`](Config::store).
+    /// Where the credential is stored. If the [`proof`](Config::proof) is a token, the end of the key is derived from
+    /// the token's claims: see [`store`](Config::store).
     pub location: Location,
-    /// Where it is kept instead, if it shall be in no file.
+    /// Stores the credential in memory instead of a file, if set.
     pub memory: Option<Memory>,
 }
 
-/// What a process shows before it is given a credential that another process bought.
+/// What a process must prove before it may use a credential that another process obtained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Proof {
-    /// Nothing more: the identity key names the job, or the principal itself.
+    /// Nothing more: the identity key includes the job, or the principal itself.
     Key,
-    /// An identity token: issuer and subject have to be those of the token that bought the credential.
+    /// An identity token with the same issuer and subject as the token that was exchanged for the credential.
     Token,
 }
 
-/// What the operator already arranged, and what is therefore not ours to touch.
+/// Authentication that the operator set up and that wifshare leaves unchanged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExistingAuth {
-    /// Nothing: the way is free.
+    /// None.
     None,
     /// This variable holds a credential that every client prefers to federation (docs/reference/protocol.md §3.1 and
     /// §3.2).
     Shadowed(&'static str),
     /// This variable selects the operator's own profile.
     OwnProfile(&'static str),
-    /// `ANTHROPIC_CONFIG_DIR` is set beside complete federation variables, and no profile is named: the variables win
-    /// (docs/reference/protocol.md §3.4), and SDKs from before October 2026 would have used the active profile of that
+    /// `ANTHROPIC_CONFIG_DIR` and complete federation variables are set, and no profile is named. The variables win
+    /// (docs/reference/protocol.md §3.4). SDKs from before October 2026 would have used the active profile of that
     /// directory.
     UnnamedProfile,
 }
 
-/// Why there is no configuration.
+/// Why the configuration is invalid.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
-    /// Not a single input of federation is there.
+    /// No federation setting is set.
     #[error(
         "workload identity federation is not configured: ANTHROPIC_FEDERATION_RULE_ID and ANTHROPIC_ORGANIZATION_ID are not set"
     )]
     Unconfigured,
-    /// Some inputs are there and one is missing.
+    /// Some federation settings are set and one is missing.
     #[error("workload identity federation is configured only in part: {missing} is not set")]
     Incomplete {
-        /// The variable that is missing.
+        /// The missing variable.
         missing: &'static str,
     },
-    /// There is no way to an identity token, or the CI withholds it from this job.
+    /// No identity source was found, or the CI withholds the token from this job.
     #[error("no identity token can be had: {reason}")]
     NoSource {
         /// What was looked for.
         reason: String,
-        /// The cure.
+        /// An instruction for the user.
         hint: String,
     },
-    /// There would be a way, and a part of it is missing or wrong.
+    /// An identity source was found, but a part of its setup is missing or wrong.
     #[error("no identity token can be had: {reason}")]
     BrokenSource {
         /// What was found.
         reason: String,
-        /// The cure.
+        /// An instruction for the user.
         hint: String,
     },
     /// No platform has this name.
     #[error("there is no identity source `{name}`")]
     UnknownSource {
-        /// The name as it was given, safe to show.
+        /// The given name, safe to show.
         name: String,
-        /// The names that there are.
+        /// The names of all platforms.
         known: String,
     },
-    /// The base URL cannot be used.
+    /// The base URL is invalid.
     #[error("the base URL `{url}` {what}")]
     BaseUrl {
-        /// The URL as it was given, safe to show.
+        /// The given URL, safe to show.
         url: String,
         /// What is wrong with it.
         what: &'static str,
     },
-    /// A value that no such id can have.
+    /// A value cannot be an id of this kind.
     #[error("{name} {what}")]
     Value {
         /// The variable.
         name: &'static str,
         /// What is wrong with it.
         what: String,
-        /// The cure.
+        /// An instruction for the user.
         cure: String,
     },
 }
 
 const RULE: &str = "ANTHROPIC_FEDERATION_RULE_ID";
 const ORGANIZATION: &str = "ANTHROPIC_ORGANIZATION_ID";
-/// The API itself.
+/// The base URL of the Claude API.
 pub const DEFAULT_BASE_URL: &str = "https://api.anthropic.com";
 pub(crate) const DEFAULT_AUDIENCE: &str = "https://api.anthropic.com";
 
-/// Looks for what the operator already arranged.
+/// Detects authentication that the operator already set up.
 ///
-/// `ANTHROPIC_CONFIG_DIR` says where profiles are and selects none. Without complete federation variables every client
-/// uses the active profile there, so it is the operator's choice; beside them it is not.
+/// `ANTHROPIC_CONFIG_DIR` names the directory of the profiles but selects none. Without complete federation variables,
+/// every client uses the active profile there, so it counts as the operator's choice. With them, it does not.
 pub fn existing_auth(inputs: &Inputs, environment: &Environment) -> ExistingAuth {
     const CREDENTIALS: [&str; 3] = ["ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN"];
     let is_given = |flag: &Option<String>, name| given(flag, environment, name).is_some();
@@ -203,17 +204,23 @@ pub fn existing_auth(inputs: &Inputs, environment: &Environment) -> ExistingAuth
     }
 }
 
-/// The value of a flag, else of its variable. Blank counts as unset.
+/// Returns the value of a flag, or else of its variable. Blank counts as unset.
 fn given<'a>(flag: &'a Option<String>, environment: &'a Environment, name: &str) -> Option<&'a str> {
     flag.as_deref().map(str::trim).filter(|value| !value.is_empty()).or_else(|| environment.text(name))
 }
 
-/// Makes a configuration for an exchange of what the user said and of what the environment holds.
+/// Resolves inputs and environment into a configuration for an exchange.
+///
+/// # Errors
+/// Fails if a required setting is missing, if a value is invalid, or if there is no usable identity source.
 pub fn resolve(inputs: &Inputs, environment: &Environment) -> Result<Config, ConfigError> {
     resolve_for(Purpose::Exchange, inputs, environment)
 }
 
-/// The same for this purpose.
+/// Like [`resolve`], for any purpose.
+///
+/// # Errors
+/// Fails like [`resolve`]. For [`Purpose::IdentityToken`], rule and organisation may be missing.
 pub fn resolve_for(purpose: Purpose, inputs: &Inputs, environment: &Environment) -> Result<Config, ConfigError> {
     let input = |flag: &Option<String>, name: &'static str| -> Result<Option<String>, ConfigError> {
         given(flag, environment, name).map(|value| plausible(name, value)).transpose()
@@ -264,8 +271,9 @@ pub fn resolve_for(purpose: Purpose, inputs: &Inputs, environment: &Environment)
 }
 
 impl Config {
-    /// How the source is reached. A CI's endpoint is near; each of three tries gets a third of a minute. A metadata
-    /// service is nearer still, and whoever waits for it waits for a machine that has none.
+    /// Returns the HTTP client for the identity source, with suitable timeouts. A CI's endpoint is nearby: each of
+    /// three tries gets a third of a minute. A metadata service is even closer, and a machine without one should not
+    /// delay the job.
     pub fn way_to_the_source(&self, transport: &HttpClient) -> HttpClient {
         let seconds = Duration::from_secs;
         match self.source.network() {
@@ -274,16 +282,16 @@ impl Config {
         }
     }
 
-    /// The directories of this configuration's identity keys, one for each principal that has one.
+    /// Returns the directories of this configuration's identity keys, one per principal.
     pub fn key_directories(&self) -> Vec<PathBuf> {
         let common = &self.location.key[..COMMON_LENGTH];
         let keys = store::keys(&self.location.root).unwrap_or_default().into_iter();
         keys.filter(|key| key.file_name().is_some_and(|name| name.to_string_lossy().starts_with(common))).collect()
     }
 
-    /// What this process has to show before it is given a stored credential.
+    /// Returns what this process must prove before it may use a stored credential.
     pub fn proof(&self) -> Proof {
-        // A path says nothing about a file's content: another job, or another step of this one, can replace it.
+        // A path does not identify a file's content: another job, or another step of this one, can replace the file.
         let is_file = matches!(self.source, IdentitySource::File { .. });
         match self.source.names_its_job() || (self.job.is_unique && !is_file) {
             true => Proof::Key,
@@ -291,8 +299,8 @@ impl Config {
         }
     }
 
-    /// The store of this identity. Where the proof is a token there is one for each principal, and before the token was
-    /// seen ([`prove`](crate::prove)) it is one in which no credential is ever kept.
+    /// Returns the store of this identity. If the proof is a token, each principal has its own store. Before the token
+    /// is known ([`prove`](crate::prove)), this is a store that never contains a credential.
     pub fn store(&self) -> Store {
         let key = match (self.proof(), self.principal.known()) {
             (Proof::Token, Some(principal)) => key_of(principal, &self.location.key),
@@ -307,7 +315,7 @@ impl Config {
 }
 
 impl ConfigError {
-    /// The stable name of what went wrong.
+    /// Returns the stable error code.
     pub fn code(&self) -> Code {
         match self {
             ConfigError::Unconfigured => Code::Unconfigured,
@@ -320,7 +328,7 @@ impl ConfigError {
         }
     }
 
-    /// What the person at the terminal can do about it.
+    /// Returns an instruction for the user.
     pub fn hint(&self) -> String {
         match self {
             ConfigError::Unconfigured => "set both (the rule is fdrl_…, the organisation a UUID; both stand in the \
@@ -363,7 +371,7 @@ pub(crate) fn endpoint(base_url: &str) -> Result<(String, Uri), ConfigError> {
     if url.query().is_some() || base.contains('#') {
         return Err(refuse("holds a query or a fragment"));
     }
-    // The exchange would go to `/v1/v1/oauth/token`, and its identity token would be lost.
+    // The exchange would go to `/v1/v1/oauth/token` and waste the identity token.
     if base.ends_with("/v1") {
         return Err(refuse(ENDS_IN_V1));
     }
@@ -423,7 +431,7 @@ fn source(inputs: &Inputs, environment: &Environment, audience: &str) -> Result<
     }
 }
 
-/// An id that was pasted or generated wrongly would come back as an opaque refusal.
+/// Detects an id that was pasted or generated wrongly. The API would refuse it without saying why.
 fn plausible(name: &'static str, value: &str) -> Result<String, ConfigError> {
     match id::mistake(name, value) {
         Some(BadForm { what, cure }) => Err(ConfigError::Value { name, what, cure }),
@@ -431,7 +439,8 @@ fn plausible(name: &'static str, value: &str) -> Result<String, ConfigError> {
     }
 }
 
-/// The path of a token file. One that holds the token itself must not get into a message about a missing file.
+/// Checks the path of a token file. If the value is the token itself, it must not appear in an error about a missing
+/// file.
 fn token_file(path: PathBuf, inputs: &Inputs) -> Result<IdentitySource, ConfigError> {
     let broken = |wrapping: Wrapping, cure: String| ConfigError::BrokenSource {
         reason: format!(
@@ -465,7 +474,8 @@ fn token_file(path: PathBuf, inputs: &Inputs) -> Result<IdentitySource, ConfigEr
     }
 }
 
-/// Who is served by whom: the whole identity, and never the bytes of a token. Another input is another key.
+/// Computes the identity key from everything that determines the credential, but never from the bytes of an identity
+/// token. Different inputs have different keys.
 fn key(
     base_url: &str,
     grant: &Grant,
@@ -484,7 +494,7 @@ fn key(
         source.identity(),
         &job.ids,
     );
-    // A credential that was bought without the expected subject may be another subject's.
+    // A credential that was obtained without the expected subject may belong to another subject.
     let parts = match expected_subject {
         Some(expected) => serde_json::to_string(&(parts, expected.as_str())),
         None => serde_json::to_string(&parts),
@@ -492,14 +502,14 @@ fn key(
     first_digits(&parts.expect("texts become JSON"), KEY_LENGTH)
 }
 
-/// The keys of one configuration begin alike, so that whoever cleans up finds the keys of all its principals.
+/// Keys of one configuration share a prefix, so that cleanup finds the keys of all its principals.
 fn key_of(principal: &Principal, key: &str) -> String {
     let parts = serde_json::to_string(&(key, principal)).expect("texts become JSON");
     let common = &key[..COMMON_LENGTH];
     format!("{common}{}", first_digits(&parts, KEY_LENGTH - COMMON_LENGTH))
 }
 
-/// The first digits of the text's SHA-256.
+/// Returns the first digits of the text's SHA-256.
 fn first_digits(text: &str, digits: usize) -> String {
     let mut hash = hexadecimal(&Sha256::digest(text));
     hash.truncate(digits);

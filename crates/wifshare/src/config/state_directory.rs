@@ -1,32 +1,32 @@
-//! Where state is kept: one directory for each user, in the first place that can hold it.
+//! Chooses the state directory: one per user, in the first suitable location.
 
 use std::path::{Path, PathBuf};
 
 use crate::environment::Environment;
 
-/// Where a state directory is put, in this order. `/tmp` comes last.
+/// Variables that name candidate locations, in order. `/tmp` comes last.
 const PLACES: [&str; 4] = ["RUNNER_TEMP", "XDG_RUNTIME_DIR", "TMPDIR", "TEMP"];
 
-/// The state directory of this user: what was asked for, else `wifshare-UID` in the first of `RUNNER_TEMP`,
-/// `XDG_RUNTIME_DIR`, `TMPDIR`, `TEMP` and `/tmp` that is an absolute path of a directory in which this user has it or
-/// can make it.
+/// Returns the state directory of this user: the requested one, or else `wifshare-UID` in the first suitable location
+/// of `RUNNER_TEMP`, `XDG_RUNTIME_DIR`, `TMPDIR`, `TEMP` and `/tmp`. A location is suitable if it is an absolute path
+/// of a directory in which this user owns `wifshare-UID` or can create it.
 pub fn state_directory(asked: Option<&Path>, environment: &Environment) -> PathBuf {
     let asked = asked.map(Path::to_owned).or_else(|| environment.os("WIFSHARE_STATE_DIR").map(PathBuf::from));
     let places = || PLACES.iter().filter_map(|name| environment.os(name)).map(Path::new);
     asked
         .or_else(|| places().find_map(usable))
         .or_else(|| usable(Path::new("/tmp")))
-        // None can hold it. What stands in the way in the last one is told as what it is.
+        // No location is suitable. Using the last one later produces an error with the reason.
         .unwrap_or_else(|| Path::new("/tmp").join(name()))
 }
 
-/// The state directory in this place, if it can be there.
+/// Returns the state directory in this location, if the location is suitable.
 fn usable(place: &Path) -> Option<PathBuf> {
     if !place.is_absolute() || !place.is_dir() {
         return None;
     }
-    // Before it was named for its user it was `wifshare`. One of this user's with a ledger in it stays in use, so that what
-    // was spent stays known.
+    // Older versions used the name `wifshare`. A directory of that name with this user's ledger stays in use, so that
+    // spent tokens stay known.
     let before = place.join("wifshare");
     if platform::is_own(&before) == Some(true) && platform::is_private(&before) && before.join("spent").exists() {
         return Some(before);
@@ -54,7 +54,7 @@ mod platform {
         rustix::process::geteuid().as_raw().to_string()
     }
 
-    /// Whether what stands there, a link too, is this user's; `None` where nothing does.
+    /// Returns whether the entry, which may be a link, belongs to this user; `None` if it does not exist.
     pub(super) fn is_own(path: &Path) -> Option<bool> {
         match path.symlink_metadata() {
             Ok(metadata) => Some(metadata.uid() == rustix::process::geteuid().as_raw()),
@@ -72,7 +72,7 @@ mod platform {
     }
 }
 
-/// Not run by us: there the temporary folder is the user's own.
+/// Not tested by us: there, the temporary directory belongs to the user.
 #[cfg(not(unix))]
 mod platform {
     use std::path::Path;
