@@ -1,4 +1,5 @@
-//! Files and directories that only their owner can read: born so, verified when met, replaced whole.
+//! Files and directories that only their owner can access: created with that mode, verified on use, replaced
+//! atomically.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -9,56 +10,56 @@ use zeroize::Zeroizing;
 use crate::resource;
 use crate::step::{Step, Watch};
 
-/// The largest private file that is read, in bytes. Ours are far smaller.
+/// The largest private file that is read, in bytes. wifshare's own are far smaller.
 const LARGEST: u64 = 4 << 20;
 
-/// How the name of a file begins that is still being written.
+/// Name prefix of a temporary file that is being written.
 const UNFINISHED: &str = ".new-";
 
 /// Why a private file or directory could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum PrivateFileError {
-    /// The system refused.
+    /// An I/O operation failed.
     #[error("could not {action} {}", path.display())]
     Io {
-        /// What was tried, as a verb.
+        /// The operation, as a verb.
         action: &'static str,
-        /// On what.
+        /// The path it was tried on.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         #[source]
         source: io::Error,
     },
     /// A symbolic link stands where a real file or directory is needed.
     #[error("{} is a symbolic link, and a link could lead anywhere", .0.display())]
     Link(PathBuf),
-    /// Something else than a file or directory stands there.
+    /// The path is not of the expected kind.
     #[error("{} is not a {expected}", path.display())]
     WrongKind {
-        /// What stands there.
+        /// The path.
         path: PathBuf,
         /// What was expected: `directory` or `regular file`.
         expected: &'static str,
     },
-    /// Somebody else owns it.
+    /// Another user owns it.
     #[error("{} belongs to user {owner}, and this process runs as user {ours}", path.display())]
     Foreign {
-        /// What belongs to somebody else.
+        /// The path that another user owns.
         path: PathBuf,
         /// The owner's user id.
         owner: u32,
         /// The user id of this process.
         ours: u32,
     },
-    /// Others may read or write it.
+    /// Other users can read or write it.
     #[error("{} has mode {mode:04o}, so other users can reach it", path.display())]
     Loose {
-        /// What is open to others.
+        /// The accessible path.
         path: PathBuf,
         /// Its permission bits.
         mode: u32,
     },
-    /// It is larger than anything that we would write.
+    /// It is larger than anything wifshare writes.
     #[error("{} is larger than {LARGEST} bytes", .0.display())]
     Oversized(PathBuf),
 }
@@ -66,7 +67,7 @@ pub enum PrivateFileError {
 impl PrivateFileError {
     fn io<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> Self + use<'a> {
         move |source| match source.kind() {
-            // A directory of somebody else's on the way is what a look at that directory would find.
+            // Report a parent directory of another user as such; it is the real reason.
             io::ErrorKind::PermissionDenied => {
                 closed_to_us(path).unwrap_or_else(|| PrivateFileError::Io { action, path: path.to_owned(), source })
             }
@@ -74,7 +75,7 @@ impl PrivateFileError {
         }
     }
 
-    /// What the person at the terminal can do about it.
+    /// Returns an instruction for the user.
     pub fn hint(&self) -> String {
         let choose = "choose another directory with --state-dir or WIFSHARE_STATE_DIR";
         match self {
@@ -96,8 +97,10 @@ impl PrivateFileError {
     }
 }
 
-/// Opens a file that may be anything, for reading: it neither waits for the other end of a pipe nor for a device, and
-/// refuses whatever is no regular file. Links are followed.
+/// Opens any regular file for reading. Does not block on a pipe or a device, and follows links.
+///
+/// # Errors
+/// Fails if the file cannot be opened, or is not a regular file.
 pub fn open_regular(path: &Path) -> io::Result<File> {
     let file = open_without_waiting(OpenOptions::new().read(true), path)?;
     match file.metadata()?.is_file() {
@@ -106,15 +109,19 @@ pub fn open_regular(path: &Path) -> io::Result<File> {
     }
 }
 
-/// Opens what the user named to append to it, and creates it where there is nothing. A pipe that nobody reads is an
-/// error and no wait.
+/// Opens a file that the user named, in append mode, and creates it if missing. Does not block on a pipe.
+///
+/// # Errors
+/// Fails if the file cannot be opened, such as a pipe without a reader.
 pub fn open_to_append(path: &Path) -> io::Result<File> {
     open_without_waiting(OpenOptions::new().append(true).create(true), path)
 }
 
-/// Makes sure that `path` is a directory of this user that nobody else can enter, creating it and its missing
-/// parents with mode 0700. A directory that is already there is verified and never repaired: who loosened it may
-/// have used it.
+/// Ensures that `path` is a private directory of this user. Creates it and its missing parents with mode 0700. An
+/// existing directory is verified and never repaired: whoever loosened its mode may have used it.
+///
+/// # Errors
+/// Fails if the directory cannot be created, or if it is not private.
 pub fn private_directory(path: &Path) -> Result<(), PrivateFileError> {
     match verify_directory(path) {
         Err(PrivateFileError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
@@ -127,15 +134,18 @@ pub fn private_directory(path: &Path) -> Result<(), PrivateFileError> {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
             Err(PrivateFileError::io("create the directory", path)(error))
         }
-        // Somebody was faster, perhaps one of us; either way the look below decides.
+        // Another process may have created it first. The verification decides either way.
         _ => verify_directory(path),
     }
 }
 
-/// Reads a private file whole; `None` where there is none.
+/// Reads a whole private file; `None` if it does not exist.
+///
+/// # Errors
+/// Fails if the file cannot be read, is not private, or is too large.
 pub fn read(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, PrivateFileError> {
     let Some((file, length)) = open_to_read(path)? else { return Ok(None) };
-    // Room for the whole of it, and for the look beyond its end: bytes that grow leave copies behind that nobody wipes.
+    // Reserve the whole size plus the final read: a growing buffer leaves copies that are never wiped.
     let mut bytes = Zeroizing::new(Vec::with_capacity(length.min(LARGEST) as usize + 64));
     file.take(LARGEST + 1).read_to_end(&mut bytes).map_err(PrivateFileError::io("read", path))?;
     if bytes.len() as u64 > LARGEST {
@@ -144,12 +154,18 @@ pub fn read(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, PrivateFileError>
     Ok(Some(bytes))
 }
 
-/// Opens a private file for reading, and tells its length; `None` where there is none.
+/// Opens a private file for reading and returns its length; `None` if it does not exist.
+///
+/// # Errors
+/// Fails if the file cannot be opened, or is not private.
 pub fn open_to_read(path: &Path) -> Result<Option<(File, u64)>, PrivateFileError> {
     open_if_there(OpenOptions::new().read(true), path)
 }
 
-/// Opens a private file to write over what is in it; `None` where there is none.
+/// Opens a private file for overwriting; `None` if it does not exist.
+///
+/// # Errors
+/// Fails if the file cannot be opened, or is not private.
 pub fn open_to_change(path: &Path) -> Result<Option<File>, PrivateFileError> {
     Ok(open_if_there(OpenOptions::new().read(true).write(true), path)?.map(|(file, _)| file))
 }
@@ -165,14 +181,20 @@ fn open_if_there(options: &mut OpenOptions, path: &Path) -> Result<Option<(File,
     }
 }
 
-/// Replaces the file `name` in `directory` by these bytes: written beside its place with mode 0600, synced, renamed,
-/// and the directory synced. A reader sees the old file or the new one, never a part, and so it is after a power cut.
+/// Replaces the file `name` in `directory` atomically: writes a temporary file with mode 0600, syncs it, renames it and
+/// syncs the directory. A reader sees the old file or the new one, even after a power failure.
+///
+/// # Errors
+/// Fails if the file cannot be written, synced or renamed.
 pub fn replace(directory: &Path, name: &'static str, bytes: &[u8], watch: Watch<'_>) -> Result<(), PrivateFileError> {
     replace_synced_by(File::sync_all, directory, name, bytes, watch)?;
     sync_directory(directory)
 }
 
-/// The same for a file that ends with its process: after a power cut nobody looks for it, and nothing is synced.
+/// Like [`replace`], without syncing: for a file that is useless after its process ends.
+///
+/// # Errors
+/// Fails if the file cannot be written or renamed.
 pub fn replace_unsynced(
     directory: &Path,
     name: &'static str,
@@ -194,7 +216,7 @@ fn replace_synced_by(
         .prefix(UNFINISHED)
         .tempfile_in(directory)
         .map_err(PrivateFileError::io("create a file in", directory))?;
-    // A umask of 0777 would have us write a file that we cannot read back.
+    // With a umask of 0777, the file would be unreadable even for its owner.
     make_private(file.as_file()).map_err(PrivateFileError::io("set the mode of a file in", directory))?;
     file.write_all(bytes).and_then(|()| sync(file.as_file())).map_err(PrivateFileError::io("write", &path))?;
     watch(&Step::Written(name));
@@ -203,7 +225,10 @@ fn replace_synced_by(
     Ok(())
 }
 
-/// Makes sure that so many bytes can be written in this directory, by writing and removing them.
+/// Ensures that this many bytes can be written in a directory, by writing and removing them.
+///
+/// # Errors
+/// Fails if the bytes cannot be written.
 pub fn make_sure_of_room(directory: &Path, bytes: usize) -> Result<(), PrivateFileError> {
     let mut file = tempfile::Builder::new()
         .prefix(UNFINISHED)
@@ -213,8 +238,11 @@ pub fn make_sure_of_room(directory: &Path, bytes: usize) -> Result<(), PrivateFi
     written.map_err(PrivateFileError::io("write into", directory))
 }
 
-/// Opens a private file for reading and writing, creating it empty with mode 0600: for files that stay in place,
+/// Opens a private file for reading and writing, and creates it with mode 0600 if missing. For files that stay in place
 /// because they are locked or appended to.
+///
+/// # Errors
+/// Fails if the file cannot be opened or created, or is not private.
 pub fn open_in_place(path: &Path) -> Result<File, PrivateFileError> {
     let open = |create: bool| {
         let mut options = OpenOptions::new();
@@ -238,7 +266,10 @@ pub fn open_in_place(path: &Path) -> Result<File, PrivateFileError> {
     Ok(file)
 }
 
-/// Removes a file, or a directory with all that is in it; it is fine if nothing is there. Links are not followed.
+/// Removes a file, or a directory with its content. Succeeds if the path does not exist. Does not follow links.
+///
+/// # Errors
+/// Fails if the path exists and cannot be removed.
 pub fn remove(path: &Path) -> Result<(), PrivateFileError> {
     let removed = match fs::symlink_metadata(path) {
         Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
@@ -251,18 +282,22 @@ pub fn remove(path: &Path) -> Result<(), PrivateFileError> {
     }
 }
 
-/// Removes what a killed process was writing in this directory. Only for whoever knows that nobody else writes there.
+/// Removes temporary files that a killed process left in this directory. The caller must know that no other process
+/// writes there.
 pub fn remove_unfinished(directory: &Path) {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(UNFINISHED)) {
         if entry.file_type().is_ok_and(|kind| kind.is_file()) {
-            // It is private, and there is another time: the next one who writes here tries again.
+            // Best effort: the file is private, and the next writer tries again.
             drop(fs::remove_file(entry.path()));
         }
     }
 }
 
-/// Verifies a directory that may be there; it is fine if nothing is.
+/// Verifies a directory. Succeeds if it does not exist.
+///
+/// # Errors
+/// Fails if the path exists and is not a private directory.
 pub fn verify_if_there(path: &Path) -> Result<(), PrivateFileError> {
     match verify_directory(path) {
         Err(PrivateFileError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -270,7 +305,10 @@ pub fn verify_if_there(path: &Path) -> Result<(), PrivateFileError> {
     }
 }
 
-/// Makes a rename or a creation in this directory last through a power cut.
+/// Syncs a directory, so that a rename or a creation in it survives a power failure.
+///
+/// # Errors
+/// Fails if the directory cannot be synced.
 pub fn sync_directory(directory: &Path) -> Result<(), PrivateFileError> {
     if cfg!(unix) {
         open_directory(directory).and_then(|file| file.sync_all()).map_err(PrivateFileError::io("sync", directory))?;
@@ -289,7 +327,7 @@ fn opening(path: &Path, error: io::Error) -> PrivateFileError {
     }
 }
 
-/// Names what stands on the way to `path` and is no directory.
+/// Finds the parent of `path` that is not a directory.
 fn not_a_directory(path: &Path, error: io::Error) -> PrivateFileError {
     let in_the_way = |path: &&Path| fs::metadata(path).is_ok_and(|metadata| !metadata.is_dir());
     match path.ancestors().skip(1).find(in_the_way) {
@@ -306,7 +344,7 @@ mod platform {
 
     pub(super) fn create_directory(path: &Path) -> io::Result<()> {
         fs::DirBuilder::new().mode(0o700).create(path)?;
-        // A umask of 0777 would have us make a directory that we cannot enter. The directory is new and ours.
+        // With a umask of 0777, the directory would be inaccessible. It is new and ours, so changing its mode is safe.
         if fs::symlink_metadata(path)?.mode() & 0o700 != 0o700 {
             rustix::fs::chmod(path, rustix::fs::Mode::from_raw_mode(0o700))?;
         }
@@ -336,10 +374,10 @@ mod platform {
         OpenOptions::new().read(true).custom_flags(rustix::fs::OFlags::DIRECTORY.bits() as i32).open(path)
     }
 
-    /// Tells its length.
+    /// Verifies kind, owner and mode, and returns the length.
     pub(super) fn verify_open_file(file: &File, path: &Path) -> Result<u64, PrivateFileError> {
         let metadata = file.metadata().map_err(PrivateFileError::io("look at", path))?;
-        // More than one name would let somebody keep a secret after we have removed it.
+        // A second hard link would keep a secret readable after it is removed.
         if !metadata.is_file() || metadata.nlink() > 1 {
             return Err(PrivateFileError::WrongKind { path: path.to_owned(), expected: "regular file of one name" });
         }
@@ -348,7 +386,7 @@ mod platform {
     }
 
     pub(super) fn make_private(file: &File) -> io::Result<()> {
-        // On our own descriptor of a file that was just created; it can only take rights away from others.
+        // Safe: the descriptor is of a file that was just created, and the mode can only remove access from others.
         file.set_permissions(fs::Permissions::from_mode(0o600))
     }
 
@@ -364,10 +402,10 @@ mod platform {
         Ok(())
     }
 
-    /// The directory on the way to this path that belongs to somebody else and that we may not enter.
+    /// Returns the parent directory that another user owns and that denies access to this one.
     pub(super) fn closed_to_us(path: &Path) -> Option<PrivateFileError> {
         let ours = rustix::process::geteuid().as_raw();
-        // The innermost that can be looked at is the one that stops us.
+        // The innermost directory that can be examined is the one that denies access.
         let (path, metadata) = path.ancestors().skip(1).find_map(|path| Some((path, fs::metadata(path).ok()?)))?;
         let may_enter =
             rustix::fs::accessat(rustix::fs::CWD, path, rustix::fs::Access::EXEC_OK, rustix::fs::AtFlags::EACCESS);
@@ -379,12 +417,12 @@ mod platform {
     }
 
     fn flags() -> i32 {
-        // Never follow a link in the last step, and never hang on a FIFO that somebody put in the way.
+        // Never follow a link in the last component, and never block on a FIFO that another process placed there.
         (rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK).bits() as i32
     }
 }
 
-/// Not run by us: there the profile directory's access list, inherited by what is created in it, keeps others out.
+/// Not tested by us: there, the inherited access list of the profile directory keeps other users out.
 #[cfg(not(unix))]
 mod platform {
     use super::*;
