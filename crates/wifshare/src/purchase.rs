@@ -1,111 +1,109 @@
-//! The decisions between wanting a credential and having one, as a machine without I/O.
+//! The decisions on the way to a credential, as a state machine without I/O.
 //!
-//! [`Purchase`] says what is to be done next and hears what came of it. `obtain` does it in the world. The explorer in
-//! the tests does it in a small model of the world, in every order that three processes can take, with a crash possible
-//! between any two acts: what runs is what was explored.
+//! [`Purchase`] says what to do next and takes the outcome; `obtain` executes it. The explorer in the tests runs the
+//! same machine in a small model, in every order of three processes and with a crash between any two actions.
 
-/// What is to be done next.
+/// The next action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Act {
-    /// Show who this process acts for, where the identity key does not say it: a token is read or asked for, and not
-    /// spent.
+    /// Prove the principal, if the identity key does not include it: read or request a token, without spending it.
     Prove,
-    /// Look whether the stored credential is acceptable.
+    /// Check whether the stored credential is acceptable.
     Look,
-    /// Wait for the lock, and keep it until the end; while another process has it, look whether that one has done the
-    /// work or was refused.
+    /// Wait for the lock, and hold it until the end. While another process holds it, check whether that process
+    /// obtained a credential or was refused.
     Lock,
-    /// Look again: between wanting the lock and having it, somebody else may have done the work.
+    /// Check the store again: another process may have stored a credential while this one waited for the lock.
     LookAgain,
-    /// Look whether an exchange was refused a moment ago.
+    /// Check for a recently cached failure.
     Recall,
-    /// Ask the source for an identity token, and the ledger whether it is spent.
+    /// Request an identity token from the source, and check the ledger for it.
     Ask,
-    /// Connect to the token endpoint; nothing of the token leaves.
+    /// Connect to the token endpoint. The token is not sent yet.
     Connect,
-    /// Write the token down as spent, and sync.
+    /// Record the token as spent, and sync.
     Spend,
-    /// Send the token, once, and understand the answer.
+    /// Send the token, once, and parse the response.
     Send,
-    /// Remove the token from the ledger: no byte of it has left.
+    /// Remove the token from the ledger: no byte of it was sent.
     TakeBack,
-    /// Store what was bought.
+    /// Store the new credential.
     Keep,
     /// Wait before another try.
     Pause,
-    /// Remember the failure for others.
+    /// Cache the failure for other processes.
     Remember,
-    /// The end: serve what was found or bought.
+    /// Final: return the credential.
     Serve,
-    /// The end: tell the last failure.
+    /// Final: return the last failure.
     Fail,
 }
 
-/// What came of an act.
+/// The outcome of an action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Heard {
-    /// It was done, and nothing stands in the way of the next.
+    /// It succeeded.
     Done,
-    /// A look, or a wait for the lock, found an acceptable credential.
+    /// A lookup, or a wait for the lock, found an acceptable credential.
     Acceptable,
-    /// A look found none.
+    /// A lookup found no acceptable credential.
     Unacceptable,
-    /// The token stands in the ledger: whoever wrote it there may have sent it.
+    /// The ledger contains the token: it may have been sent.
     AlreadySpent,
-    /// The send failed, and it is certain that no byte of the token has left.
+    /// Sending failed, and no byte of the token was sent.
     Unsent,
-    /// It failed, and a new identity token may fare better.
+    /// It failed, and a new identity token may help.
     Passing,
-    /// It failed, and would again.
+    /// It failed, and would fail again.
     Final,
 }
 
-/// One process's way to a credential.
+/// The state of one process on its way to a credential.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Purchase {
     act: Act,
     kind: Kind,
-    /// Exchanges begun.
+    /// Exchanges started.
     tries: u8,
-    /// Tokens of the source that were spent before, in a row.
+    /// Spent tokens received from the source in a row.
     duplicates: u8,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
-    /// From a source that has a new token whenever it is asked.
+    /// By exchange, from a source that issues a new token on each request.
     Remintable,
-    /// From a source that may have one token and no more.
+    /// By exchange, from a source that may have only one token.
     Single,
-    /// Of something that is at hand already: a child of ours has bought it. Who adopts has proven who it is before.
+    /// By adoption of a credential that a child obtained. The principal was proven before.
     Adoption,
 }
 
-/// How many exchanges are tried, each with a token of its own.
+/// Maximum number of exchanges, each with its own token.
 const TRIES: u8 = 3;
 
-/// How many tokens that were spent before are taken from the source in a row.
+/// Maximum number of spent tokens that are accepted from the source in a row.
 const DUPLICATES: u8 = 4;
 
 impl Purchase {
-    /// By exchange. Only where the source `can_be_asked_again` is there more than one try: a failure may have spent the
-    /// token.
+    /// Starts an exchange. There is more than one try only if the source `can_be_asked_again`, because a failure may
+    /// have spent the token.
     pub(crate) fn by_exchange(can_be_asked_again: bool) -> Self {
         let kind = if can_be_asked_again { Kind::Remintable } else { Kind::Single };
         Purchase { act: Act::Prove, kind, tries: 0, duplicates: 0 }
     }
 
-    /// By taking over what is at hand.
+    /// Starts the adoption of an existing credential.
     pub(crate) fn by_adoption() -> Self {
         Purchase { act: Act::Look, kind: Kind::Adoption, tries: 0, duplicates: 0 }
     }
 
-    /// What is to be done now.
+    /// Returns the next action.
     pub(crate) fn act(self) -> Act {
         self.act
     }
 
-    /// What is to be done after this was heard of the act before.
+    /// Returns the state after this outcome of the current action.
     pub(crate) fn after(self, heard: Heard) -> Self {
         use {Act as A, Heard as H};
         let act = match (self.act, heard) {
@@ -125,20 +123,20 @@ impl Purchase {
                 return Purchase { act: A::Pause, duplicates: self.duplicates + 1, ..self };
             }
             (A::Send, H::Unsent) => A::TakeBack,
-            // Whatever happened to this token, the next try takes another one.
+            // Whatever happened to this token, the next try uses a new one.
             (A::Connect | A::Spend | A::Send | A::TakeBack, H::Passing | H::AlreadySpent)
                 if self.kind == Kind::Remintable && self.tries + 1 < TRIES =>
             {
                 return Purchase { act: A::Pause, tries: self.tries + 1, ..self };
             }
             (A::Ask | A::Connect | A::Spend | A::Send | A::TakeBack, _) => A::Remember,
-            // Who remembers has heard of nothing new, and neither has who was told of a refusal.
+            // After `Remember`, or a cached failure, there is nothing new to cache.
             _ => A::Fail,
         };
         Purchase { act, ..self }
     }
 
-    /// How many tries have failed, for the length of a pause.
+    /// Returns the number of failed tries, which determines the length of a pause.
     pub(crate) fn failures(self) -> u32 {
         u32::from(self.tries) + u32::from(self.duplicates)
     }

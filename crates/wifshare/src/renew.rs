@@ -1,4 +1,4 @@
-//! Journey two: the successor of a credential that we hold.
+//! The renew journey: obtains the successor of a held credential.
 
 use crate::clock::Clock;
 use crate::config::Config;
@@ -8,9 +8,12 @@ use crate::obtain::{ObtainError, replace_unless};
 use crate::step::Watch;
 use crate::store::PATIENCE;
 
-/// Replaces the credential that we hold, unless another process has done so: then its successor is ours too.
+/// Replaces a held credential, or returns its successor if another process already replaced it.
 ///
-/// A failure changes nothing; what is held stays in use until it ends.
+/// A failure changes nothing; the held credential stays in use until it expires.
+///
+/// # Errors
+/// Fails if no successor can be obtained.
 pub fn renew(
     held: &Credential,
     config: &Config,
@@ -21,7 +24,7 @@ pub fn renew(
     renew_if(|| Ok(()), held, config, transport, clock, watch)
 }
 
-/// The same, with a last word before what was bought is kept.
+/// Like [`renew`], with a final check before the new credential is stored.
 pub(crate) fn renew_if(
     may_keep: impl FnOnce() -> Result<(), ObtainError>,
     held: &Credential,

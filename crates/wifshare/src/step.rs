@@ -1,130 +1,131 @@
-//! The steps of a journey, told to whoever wants to watch: to mask a secret, to say what we wait for, to keep count.
+//! The progress of a journey, reported to an observer: to mask a secret, to print messages, to count.
 
 use std::time::Duration;
 
 use crate::credential::Credential;
 use crate::identity_token::IdentityToken;
 
-/// Something that a journey has just done or is about to do, in the order in which it happens.
+/// A step that a journey has just done or is about to do, in the order of execution.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Step<'a> {
-    /// A run has its lease; it is about to obtain.
+    /// A run has its lease and is about to obtain a credential.
     Begun,
-    /// The lock is held by another process, described by itself; told once a second while we wait.
+    /// Another process holds the lock. Reported once a second during the wait.
     Waiting {
-        /// What the holder wrote about itself, where it could be read.
+        /// How the lock holder describes itself, if readable.
         holder: Option<String>,
-        /// How long we have waited so far.
+        /// How long this process has waited so far.
         since: Duration,
     },
-    /// The lock became ours, or what we waited for was there, after another process had held it for so long.
+    /// The wait is over: the lock was acquired, or another process settled what it was needed for.
     Waited {
-        /// What the holder wrote about itself the last time that we looked, once a second.
+        /// How the lock holder described itself at the last check. Checked once a second.
         holder: Option<String>,
-        /// How long the whole wait was.
+        /// Duration of the whole wait.
         time: Duration,
     },
-    /// An acceptable credential is in the store; nothing is exchanged.
+    /// An acceptable credential was found in the store; there is no exchange.
     Found(&'a Credential),
-    /// The lock is ours and there is still no usable credential.
+    /// The lock is held, and there is still no acceptable credential.
     Locked,
     /// The lock is released.
     Unlocked,
     /// The source is about to be asked for an identity token.
     Asking,
-    /// The source handed out an identity token. A CI masks it here, before anything could print it.
+    /// The source returned an identity token. A CI masks it here, before anything can print it.
     Identified(&'a IdentityToken),
-    /// The source handed out a token that the ledger knows as spent; it is asked again where that can help.
+    /// The source returned a spent token. It is asked again if that can help.
     AlreadySpent,
-    /// A failure of a moment ago is remembered and counts for us too; nothing is sent.
+    /// A cached failure applies to this process too; nothing is sent.
     Remembered {
-        /// Its stable code.
+        /// The stable error code.
         code: String,
     },
-    /// A try to obtain a credential failed.
+    /// An attempt to obtain a credential failed.
     Failed {
         /// The stable code of the error.
         code: String,
         /// The error and its causes, safe to show.
         message: String,
-        /// The id of the request, where the endpoint gave one.
+        /// The request id, if the endpoint assigned one.
         request_id: Option<String>,
-        /// Whether the identity token may have left.
+        /// Whether the identity token may have been sent.
         sent: bool,
     },
-    /// A try failed and another one follows.
+    /// An attempt failed and is retried.
     Retrying {
-        /// What failed, safe to show.
+        /// The failure, safe to show.
         cause: String,
-        /// How long until the next try.
+        /// Delay until the retry.
         pause: Duration,
     },
-    /// The connection to the token endpoint stands; nothing has been sent.
+    /// The connection to the token endpoint is established; nothing has been sent.
     Connected,
-    /// The identity token stands in the ledger, synced: from here on it counts as spent.
+    /// The identity token is recorded in the ledger and synced: it now counts as spent.
     Recorded,
-    /// The request is about to leave.
+    /// The request is about to be sent.
     Sending,
-    /// This process is asked to end while an exchange is under way, and waits for its answer this long.
+    /// The process is asked to end during an exchange, and waits for the response.
     Lingering {
-        /// How long at most.
+        /// Maximum duration of the wait.
         at_most: Duration,
     },
-    /// An answer came back.
+    /// The response arrived.
     Answered,
-    /// The exchange bought this credential. A CI masks it here. It is in the store, unless [`NotKept`](Step::NotKept) follows.
+    /// The exchange returned this credential. A CI masks it here. It is in the store, unless [`NotKept`](Step::NotKept)
+    /// follows.
     Exchanged(&'a Credential),
-    /// A private file was written and synced under a temporary name; it is about to be renamed to this one.
+    /// A private file was written and synced under a temporary name; it is about to be renamed to this name.
     Written(&'static str),
-    /// The private file of this name has been replaced.
+    /// The private file of this name was replaced.
     Replaced(&'static str),
-    /// A credential was bought and could not be kept for the others; whoever bought it can still use it.
+    /// A credential was obtained but could not be stored for other processes. This process can still use it.
     NotKept(String),
-    /// The remains of a dead run were removed.
+    /// The remains of a killed run were removed.
     Swept,
-    /// What a child had obtained by itself was adopted as the shared credential.
+    /// A credential that a child obtained by itself became the shared credential.
     Adopted(&'a Credential),
-    /// The first credential of a run whose command works already.
+    /// The first credential of a run whose command is already running.
     Obtained(&'a Credential),
-    /// There is no credential yet, and requests are refused until there is one.
+    /// There is no credential yet. Requests are refused until there is one.
     NotObtained {
-        /// What failed, safe to show.
+        /// The failure, safe to show.
         cause: String,
-        /// What a person can do about it.
+        /// An instruction for the user.
         hint: Option<String>,
-        /// How long until the next try.
+        /// Delay until the next attempt.
         pause: Duration,
     },
-    /// A renewal failed; the credential that we hold stays in use.
+    /// A renewal failed; the held credential stays in use.
     NotRenewed {
-        /// What failed, safe to show.
+        /// The failure, safe to show.
         cause: String,
-        /// How long until the next try.
+        /// Delay until the next attempt.
         pause: Duration,
     },
-    /// No unspent identity token could be put in place for the children; the one there may be spent.
+    /// No unspent identity token could be written for the children; the existing one may be spent.
     NotHandedOut {
-        /// What failed, safe to show.
+        /// The failure, safe to show.
         cause: String,
-        /// How long until the next try, at least.
+        /// Minimum delay until the next attempt.
         pause: Duration,
     },
-    /// The credential that the children have has ended, and there is no successor.
+    /// The credential of the children expired without a successor.
     Ended {
-        /// Why, safe to show.
+        /// The reason, safe to show.
         cause: String,
     },
-    /// Changes of a run's files are looked for now and then, because the system does not notify of them.
+    /// A run's files are checked periodically, because the system does not report changes.
     NotWatched {
-        /// Which limit is reached, and what raises it.
+        /// The limit that is reached, and how to raise it.
         limit: &'static str,
     },
-    /// A connection to the gateway ended because of an internal error; the others go on.
+    /// A connection to the gateway ended because of an internal error; others continue.
     ConnectionFault,
-    /// The credential of the delivery was replaced by this one.
+    /// The delivered credential was replaced by this one.
     Renewed(&'a Credential),
 }
 
-/// Whoever watches a journey.
+/// An observer of a journey.
 pub type Watch<'a> = &'a (dyn Fn(&Step<'_>) + Sync);
