@@ -1,4 +1,4 @@
-//! The CI's signed statement about this job (OIDC Core §2), to be sent once and never again.
+//! The identity token (OIDC Core §2) that the CI signs for a job, to be exchanged once.
 
 use std::fmt;
 use std::time::{Duration, SystemTime};
@@ -14,10 +14,10 @@ use crate::message::safe_text;
 use crate::secret::Secret;
 use crate::wrapping::Wrapping;
 
-/// The largest assertion that the token endpoint takes, in bytes.
+/// Maximum size of an assertion at the token endpoint, in bytes.
 pub const LARGEST: usize = 16_384;
 
-/// An identity token whose claims could be read. Its signature is the server's to verify.
+/// An identity token with readable claims. The server verifies its signature.
 ///
 /// It is not `Clone`: it is moved into the one request that spends it.
 pub struct IdentityToken {
@@ -25,24 +25,24 @@ pub struct IdentityToken {
     claims: Claims,
 }
 
-/// What the token says of itself (RFC 7519 §4.1), unverified: good enough to decide and to explain, not to trust.
+/// The claims of the token (RFC 7519 §4.1), not verified: good enough for decisions and messages, not for trust.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Claims {
-    /// `iss`, who signed it.
+    /// `iss`, the issuer.
     pub issuer: Option<String>,
-    /// `sub`, who it is about.
+    /// `sub`, the subject.
     pub subject: Option<String>,
-    /// `aud`, for whom it is meant; one or several.
+    /// `aud`, one or several audiences.
     pub audience: Vec<String>,
-    /// `jti`, its unique number.
+    /// `jti`, the unique id.
     pub jti: Option<String>,
-    /// `iat`, when it was issued.
+    /// `iat`, when the token was issued.
     pub issued_at: Option<SystemTime>,
-    /// `exp`, when it ends.
+    /// `exp`, when the token expires.
     pub expires_at: Option<SystemTime>,
 }
 
-/// What identifies a token without being it: SHA-256 of issuer and `jti`, or of the whole token where it has no `jti`.
+/// Identifies a token without revealing it: SHA-256 of issuer and `jti`, or of the whole token if it has no `jti`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Fingerprint([u8; 32]);
 
@@ -50,10 +50,11 @@ pub struct Fingerprint([u8; 32]);
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Malformed {
-    /// Nothing but white space.
+    /// Only white space.
     #[error("it is empty")]
     Empty,
-    /// Over the 16 384 bytes that the token endpoint takes. So many were read; there may be more.
+    /// Larger than the 16 384 bytes that the token endpoint accepts. The value is the number of bytes read; there may
+    /// be more.
     #[error("it has more than the {LARGEST} bytes that the token endpoint takes")]
     Oversized(usize),
     /// Not three parts.
@@ -77,13 +78,13 @@ pub enum Malformed {
     /// The last part is empty.
     #[error("it is not signed: its signature is empty")]
     Unsigned,
-    /// A token or something else, with something around it.
+    /// A token or another value, surrounded by something else.
     #[error("{0}")]
     Wrapped(Wrapping),
 }
 
 impl Malformed {
-    /// What to do about it, as an instruction.
+    /// Returns an instruction for the user.
     pub fn cure(&self) -> String {
         match self {
             Malformed::Oversized(_) => "ask the identity provider for a token with fewer claims".to_owned(),
@@ -105,10 +106,10 @@ impl Malformed {
 }
 
 impl IdentityToken {
-    /// Reads a token as a source handed it out; white space around it is dropped.
+    /// Parses a token as a source returned it. Ignores surrounding white space.
     ///
     /// # Errors
-    /// Says what is wrong with the text, and what surrounds the token where one can be found in it.
+    /// Fails with what is wrong with the text, or with what surrounds the token if one is found in it.
     pub fn parse(text: &Secret) -> Result<Self, Malformed> {
         IdentityToken::exactly(text.expose()).map_err(|reason| match reason {
             Malformed::Empty | Malformed::Oversized(_) => reason,
@@ -119,7 +120,7 @@ impl IdentityToken {
         })
     }
 
-    /// The same without a search for what surrounds it.
+    /// Like [`parse`](Self::parse), without searching for a token in other text.
     pub(crate) fn exactly(text: &str) -> Result<Self, Malformed> {
         let text = text.trim();
         if text.is_empty() {
@@ -145,25 +146,25 @@ impl IdentityToken {
         Ok(IdentityToken { text: Secret::new(text.to_owned()), claims })
     }
 
-    /// What it says of itself.
+    /// Returns the token's claims.
     pub fn claims(&self) -> &Claims {
         &self.claims
     }
 
-    /// The text in this claim, one that is none of [`Claims`].
+    /// Returns the text value of a claim that is not part of [`Claims`].
     pub fn claim(&self, name: &str) -> Option<String> {
         self.segment(1).get(name)?.as_str().map(str::to_owned)
     }
 
-    /// The text in this field of its header (RFC 7515 §4.1), such as `alg` or `kid`.
+    /// Returns the text value of a header field (RFC 7515 §4.1), such as `alg` or `kid`.
     pub fn header(&self, name: &str) -> Option<String> {
         self.segment(0).get(name)?.as_str().map(str::to_owned)
     }
 
-    /// What the token endpoint requires of every identity token and this one lacks, whatever the rule says
-    /// (docs/reference/protocol.md §5.1); in sentences that are safe to show.
+    /// Returns which requirements of the token endpoint this token does not meet, independent of the rule
+    /// (docs/reference/protocol.md §5.1), as sentences that are safe to show.
     pub fn complaints(&self) -> Vec<String> {
-        /// The longest life that an issuer allows unless it is registered with another.
+        /// The maximum lifetime unless the issuer is registered with another one.
         const USUAL_MAXIMUM: Duration = Duration::from_secs(3600);
         let Claims { subject, issued_at, expires_at, .. } = &self.claims;
         let there = [("sub", subject.is_some()), ("iat", issued_at.is_some()), ("exp", expires_at.is_some())];
@@ -192,17 +193,17 @@ impl IdentityToken {
         complaints
     }
 
-    /// The header (0) or the claims (1), all of them.
+    /// Returns all fields of the header (0) or of the claims (1).
     fn segment(&self, number: usize) -> serde_json::Map<String, serde_json::Value> {
         let segment = self.text.expose().split('.').nth(number).unwrap_or_default();
         let bytes = URL_SAFE_NO_PAD.decode(segment).unwrap_or_default();
         serde_json::from_slice(&bytes).unwrap_or_default()
     }
 
-    /// What identifies it in the ledger of spent tokens.
+    /// Returns the fingerprint that identifies the token in the ledger.
     pub fn fingerprint(&self) -> Fingerprint {
         match &self.claims.jti {
-            // A single use is counted for each issuer and `jti` (RFC 7523 §3). The lengths keep the parts apart.
+            // The server counts uses per issuer and `jti` (RFC 7523 §3). Length prefixes keep the parts apart.
             Some(jti) => {
                 let issuer = self.claims.issuer.as_deref().unwrap_or_default();
                 Fingerprint::of(&[b"jti", issuer.as_bytes(), jti.as_bytes()])
@@ -211,9 +212,9 @@ impl IdentityToken {
         }
     }
 
-    /// What identifies all that it says, but for what is different in every token of the same source.
+    /// Returns a fingerprint of the claims that all tokens of one source share.
     pub(crate) fn lasting_claims(&self) -> Fingerprint {
-        /// Registered claims (RFC 7519 §4.1, OIDC Core §2), and those of Entra's tokens.
+        /// Claims that differ from token to token: registered ones (RFC 7519 §4.1, OIDC Core §2), and those of Entra.
         const OF_ONE_TOKEN: [&str; 12] =
             ["jti", "iat", "nbf", "exp", "auth_time", "nonce", "at_hash", "c_hash", "sid", "uti", "rh", "aio"];
         let header = serde_json::Value::from(self.segment(0)).to_string();
@@ -223,7 +224,7 @@ impl IdentityToken {
         Fingerprint::of(&[b"lasting claims", header.as_bytes(), claims.as_bytes()])
     }
 
-    /// The token itself, for the one request that spends it or the one file that hands it on.
+    /// Returns the token's text, for the request that spends it or the file that delivers it.
     pub fn expose(&self) -> &str {
         self.text.expose()
     }
@@ -246,7 +247,7 @@ impl Fingerprint {
     }
 }
 
-/// Lower-case hexadecimal, as it stands in the ledger.
+/// Formats lower-case hexadecimal, as in the ledger.
 impl fmt::Display for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&hexadecimal(&self.0))
@@ -260,7 +261,7 @@ impl fmt::Debug for Fingerprint {
 }
 
 impl Claims {
-    /// Reads the claims of any JWT, identity token or not.
+    /// Reads the claims of any JWT, even if it is not an identity token.
     pub(crate) fn peek(token: &str) -> Result<Claims, Malformed> {
         let segments: Vec<&str> = token.split('.').collect();
         let payload = match segments[..] {
@@ -288,7 +289,7 @@ impl Claims {
     }
 }
 
-/// The signature algorithms that the endpoint takes (docs/reference/protocol.md §5.1).
+/// Returns whether the endpoint accepts this signature algorithm (docs/reference/protocol.md §5.1).
 fn is_accepted(algorithm: &str) -> bool {
     let (family, bits) = algorithm.split_at_checked(2).unwrap_or_default();
     ["RS", "PS", "ES"].contains(&family) && ["256", "384", "512"].contains(&bits)

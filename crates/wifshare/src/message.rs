@@ -1,4 +1,4 @@
-//! The messages that travel: `http`'s own types with a body that is wiped when dropped.
+//! HTTP messages: the types of `http`, with a body that is wiped when dropped.
 
 use zeroize::Zeroizing;
 
@@ -8,11 +8,11 @@ pub type Body = Zeroizing<Vec<u8>>;
 /// A request to an identity provider or a token endpoint.
 pub type Request = http::Request<Body>;
 
-/// What came back, its body whole.
+/// A response with its whole body.
 pub type Response = http::Response<Body>;
 
-/// Whether a secret may be sent to this URL: by https, or by http to this very machine. The host is compared as a whole;
-/// a test by prefix would let `http://localhost.evil.example` pass.
+/// Returns whether a secret may be sent to this URL: by https, or by http to this machine. Compares the whole host; a
+/// prefix test would accept `http://localhost.evil.example`.
 pub fn is_secure(url: &http::Uri) -> bool {
     let host = url.host().unwrap_or_default().to_ascii_lowercase();
     match url.scheme_str() {
@@ -22,12 +22,12 @@ pub fn is_secure(url: &http::Uri) -> bool {
     }
 }
 
-/// When it was answered, by the clock of whoever answered (RFC 9110 §6.6.1); to the second.
+/// Returns the server's Date header (RFC 9110 §6.6.1), to the second.
 pub fn answered_at(response: &Response) -> Option<std::time::SystemTime> {
     httpdate::parse_http_date(response.headers().get(http::header::DATE)?.to_str().ok()?).ok()
 }
 
-/// How long the other side asks us to wait (RFC 9110 §10.2.3). A date counts from its own clock.
+/// Returns the delay of Retry-After (RFC 9110 §10.2.3). A date is relative to the server's own clock.
 pub(crate) fn retry_after(response: &Response) -> Option<std::time::Duration> {
     let value = response.headers().get(http::header::RETRY_AFTER)?.to_str().ok()?.trim();
     match value.parse() {
@@ -38,7 +38,7 @@ pub(crate) fn retry_after(response: &Response) -> Option<std::time::Duration> {
     }
 }
 
-/// A status as people know it: its number, and its name where it has one. 529, for one, has none.
+/// Formats a status as its number and, if it has one, its reason phrase. 529 has none.
 pub(crate) fn status_text(status: http::StatusCode) -> String {
     match status.canonical_reason() {
         Some(reason) => format!("{} {reason}", status.as_u16()),
@@ -46,10 +46,10 @@ pub(crate) fn status_text(status: http::StatusCode) -> String {
     }
 }
 
-/// A text of the other side made safe to show: one line, bounded, and without anything that could be a token.
+/// Makes the server's text safe to show: one line, bounded, without anything that could be a token.
 ///
-/// A server may reflect the assertion in its error (it has happened), so every long unbroken run of token characters
-/// is replaced, whatever it is.
+/// A server may reflect the assertion in its error (this has happened), so every long run of token characters is
+/// replaced.
 pub fn safe_text(text: &str) -> String {
     const LONGEST_WORD: usize = 48;
     const LONGEST_TEXT: usize = 300;
@@ -76,7 +76,7 @@ pub fn safe_text(text: &str) -> String {
     }
 }
 
-/// An error and its causes in one text, as a person reads it.
+/// Returns an error and its causes as one text.
 pub fn whole_message(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

@@ -1,4 +1,4 @@
-//! Whose a credential is: issuer and subject of the identity token that bought it.
+//! The owner of a credential: issuer and subject of the exchanged identity token.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -9,39 +9,40 @@ use serde::{Deserialize, Serialize};
 use crate::identity_token::{Fingerprint, IdentityToken};
 use crate::message::safe_text;
 
-/// Who an identity token is about, as it says of itself.
+/// The party that an identity token names.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Principal {
     /// `iss` and `sub` (RFC 7519 §4.1.1 and §4.1.2).
     Subject {
-        /// Who issued the token.
+        /// The issuer of the token.
         issuer: String,
-        /// Whom it is about.
+        /// The subject of the token.
         subject: String,
     },
-    /// A token that lacks one of the two stands for itself alone: its fingerprint.
+    /// A token without issuer or subject. Only its fingerprint identifies it.
     Token {
         /// In hexadecimal.
         token: String,
     },
 }
 
-/// The principal that this process acts for, once it is known, and the token that showed it. All copies are one.
+/// The principal that this process acts for, once known, with the token that proved it. Clones share one state.
 ///
-/// It is known once and never changes: a process that lives for long serves one principal.
+/// The principal never changes once it is known: a long-lived process serves one principal.
 #[derive(Clone, Debug, Default)]
 pub struct OwnPrincipal(Arc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
     principal: OnceLock<Principal>,
-    /// Asked for to learn the principal, and not spent: the next exchange takes it. In this process's memory alone.
+    /// A token that was requested to learn the principal and is not spent yet. The next exchange uses it. Kept in
+    /// memory only.
     unspent: Mutex<Option<IdentityToken>>,
 }
 
 impl Principal {
-    /// The principal of this token.
+    /// Returns the principal of a token.
     pub fn of(token: &IdentityToken) -> Principal {
         let claims = token.claims();
         match (&claims.issuer, &claims.subject) {
@@ -51,7 +52,7 @@ impl Principal {
     }
 }
 
-/// In words that are safe to show.
+/// Formats text that is safe to show.
 impl fmt::Display for Principal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -64,17 +65,17 @@ impl fmt::Display for Principal {
 }
 
 impl OwnPrincipal {
-    /// The principal, if it is known.
+    /// Returns the principal, if it is known.
     pub fn known(&self) -> Option<&Principal> {
         self.0.principal.get()
     }
 
-    /// Whether this process may be given what belongs to `other`: it has shown no other principal.
+    /// Returns whether this process may use credentials of `other`: no different principal is known.
     pub fn may_be(&self, other: &Principal) -> bool {
         self.known().is_none_or(|known| known == other)
     }
 
-    /// Learns the principal. What is known already stays.
+    /// Sets the principal. Has no effect if it is already known.
     pub fn learn(&self, principal: Principal) {
         let _ = self.0.principal.set(principal);
     }
@@ -84,14 +85,14 @@ impl OwnPrincipal {
         *self.unspent() = Some(token);
     }
 
-    /// The kept token, once, while it is fresh: it lives for another half a minute at least.
+    /// Takes the kept token, if it is valid for at least another half minute.
     pub(crate) fn take_unspent(&self, now: SystemTime) -> Option<IdentityToken> {
         const SHORTEST: Duration = Duration::from_secs(30);
         let is_fresh = |token: &IdentityToken| token.claims().expires_at.is_some_and(|end| end >= now + SHORTEST);
         self.unspent().take().filter(is_fresh)
     }
 
-    /// What the kept token says that other tokens of the same source say too.
+    /// Returns the fingerprint of the lasting claims of the kept token.
     pub(crate) fn lasting_claims(&self) -> Option<Fingerprint> {
         self.unspent().as_ref().map(IdentityToken::lasting_claims)
     }

@@ -1,14 +1,14 @@
-//! Limits of the system, told as what they are: too many open files is not a directory that cannot be written.
+//! Recognises system limits in errors, such as too many open files, so that the hint can name the limit.
 
 use std::io;
 
-/// What to do about a limit that an operation ran into; `None` where it failed for another reason.
+/// Returns how to raise the limit that caused an error; `None` if the cause is not a limit.
 pub fn cure(error: &io::Error) -> Option<&'static str> {
     // tempfile wraps the system's error together with the path.
     error.raw_os_error().and_then(of_code).or_else(|| cure_in(&error.to_string()))
 }
 
-/// The same, for a message that ends with the system's code: `Too many open files (os error 24)`.
+/// Like [`cure`], for a message that ends with the system's error code: `Too many open files (os error 24)`.
 pub(crate) fn cure_in(message: &str) -> Option<&'static str> {
     let (_, code) = message.rsplit_once("(os error ")?;
     of_code(code.split_once(')')?.0.parse().ok()?)
@@ -39,7 +39,7 @@ fn of_code(code: i32) -> Option<&'static str> {
     })
 }
 
-/// Not run by us.
+/// Not tested by us.
 #[cfg(not(unix))]
 fn of_code(_code: i32) -> Option<&'static str> {
     None

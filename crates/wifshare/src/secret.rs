@@ -1,22 +1,22 @@
-//! A text that must not be seen: no `Display`, no `Serialize`, and one door named [`Secret::expose`].
+//! A text that must not be shown: no `Display`, no `Serialize`, and [`Secret::expose`] as the only access.
 
 use std::fmt;
 
 use zeroize::Zeroizing;
 
-/// A secret text, wiped from memory when dropped.
+/// A secret text that is wiped from memory when dropped.
 ///
-/// It can be compared, handed on and exposed, and nothing else: `Debug` says how long it is, never what it is.
+/// It can only be compared, cloned and exposed. `Debug` prints its length.
 #[derive(Clone)]
 pub struct Secret(Zeroizing<Box<str>>);
 
 impl Secret {
-    /// Takes a text into custody. The `String` is consumed; a copy of it elsewhere is the caller's to wipe.
+    /// Wraps a text. The `String` is consumed; the caller has to wipe any other copy.
     pub fn new(text: String) -> Self {
         Secret(Zeroizing::new(text.into_boxed_str()))
     }
 
-    /// The one way to read a secret. Each use is a place to be careful at.
+    /// Returns the text. This is the only way to read it, so each use deserves a review.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -28,7 +28,7 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Equality looks at every byte, so that the time it takes says nothing about where two secrets part.
+/// Compares every byte, so that the time does not reveal where two secrets differ.
 impl PartialEq for Secret {
     fn eq(&self, other: &Self) -> bool {
         let (a, b) = (self.0.as_bytes(), other.0.as_bytes());

@@ -2,27 +2,27 @@
 
 use std::fmt;
 
-/// A subject in which each `*` stands for any text, also for none.
+/// A subject pattern: each `*` matches any text, including none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SubjectPattern(String);
 
 impl SubjectPattern {
-    /// This text, taken as it is.
+    /// Creates a pattern from this text.
     pub fn new(text: &str) -> SubjectPattern {
         SubjectPattern(text.to_owned())
     }
 
-    /// The text.
+    /// Returns the pattern's text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Whether a token with this subject is the expected one.
+    /// Returns whether a token's subject matches.
     pub fn matches(&self, subject: &str) -> bool {
         let Some((start, rest)) = self.0.split_once('*') else { return self.0 == subject };
         let Some(mut left) = subject.strip_prefix(start) else { return false };
         let (between, end) = rest.rsplit_once('*').unwrap_or(("", rest));
-        // The first place that fits leaves most for what follows.
+        // The first match leaves the most text for what follows.
         for part in between.split('*') {
             match left.find(part) {
                 Some(place) => left = &left[place + part.len()..],

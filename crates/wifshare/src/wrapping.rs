@@ -1,5 +1,5 @@
-//! What surrounds a token or an id that was pasted or generated wrongly: quotes, a scheme, JSON, an expression that
-//! nothing expanded. It is recognised by its form, and no character of the value is shown.
+//! Recognises what surrounds a wrongly pasted or generated token or id: quotes, a scheme, JSON, an unexpanded
+//! expression. It decides by form and never shows a character of the value.
 
 use base64::Engine;
 use base64::alphabet;
@@ -8,11 +8,11 @@ use percent_encoding::percent_decode_str;
 use serde_json::Value;
 use zeroize::Zeroizing;
 
-/// Why a text is not the bare value.
+/// Why a text is not a plain value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Wrapping {
-    /// U+FEFF stands before it.
+    /// It starts with U+FEFF.
     ByteOrderMark,
     /// It is UTF-16, as PowerShell's `>` writes it.
     Utf16,
@@ -24,13 +24,13 @@ pub enum Wrapping {
     Quotes,
     /// `Bearer ` or the like.
     Scheme,
-    /// A JSON document that has it at this place, written as for `jq`.
+    /// A JSON document with the token at this place, as a `jq` filter.
     Json(String),
-    /// A JSON document that does not have it.
+    /// A JSON document without a token.
     OtherJson,
-    /// It is broken into several lines or words.
+    /// Line breaks or spaces divide it.
     Wrapped,
-    /// `\n` or `\r`, two characters instead of a line break, stand in it or behind it.
+    /// It contains or ends with `\n` or `\r`, two characters instead of a line break.
     EscapedLineBreak,
     /// Asterisks, as a CI shows a masked value.
     Masked,
@@ -38,27 +38,27 @@ pub enum Wrapping {
     Several,
     /// `%2E` and the like.
     PercentEncoded,
-    /// `%`, which zsh prints behind an output without a newline.
+    /// A trailing `%`, which zsh prints after output without a newline.
     PromptMark,
     /// `=`, `+` or `/`: base64 instead of base64url.
     StandardBase64,
-    /// The value is base64-encoded once more.
+    /// The value is base64-encoded an additional time.
     EncodedAgain,
-    /// `NAME=` or `NAME:` stands before it.
+    /// It starts with `NAME=` or `NAME:`.
     Assignment,
-    /// Something else stands before or behind it.
+    /// Other text comes before or after it.
     Beside,
-    /// An expression or a variable in this form, which nothing replaced by its value.
+    /// An expression or a variable of this form that was not expanded.
     Unexpanded(&'static str),
-    /// A placeholder of some documentation.
+    /// A placeholder from documentation.
     Placeholder,
-    /// The word for "nothing" of a programming language.
+    /// A programming language's word for "nothing".
     Null,
-    /// The name of a file.
+    /// The path of a file.
     Path,
     /// A URL.
     Url,
-    /// A page of HTML.
+    /// An HTML page.
     WebPage,
     /// A key or certificate in PEM.
     Pem,
@@ -70,7 +70,7 @@ pub enum Wrapping {
 
 use Wrapping as W;
 
-/// Says what it is, in words that follow "the value: ".
+/// Formats text that follows "the value: ".
 impl std::fmt::Display for Wrapping {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -110,7 +110,7 @@ impl std::fmt::Display for Wrapping {
 }
 
 impl Wrapping {
-    /// What to do about it, as an instruction.
+    /// Returns an instruction for the user.
     pub fn cure(&self) -> String {
         let text = match self {
             W::ByteOrderMark => {
@@ -160,8 +160,8 @@ impl Wrapping {
         text.to_owned()
     }
 
-    /// What is wrong with a text that should be an identity token, where `is_token` knows one. `None` where the form says
-    /// nothing.
+    /// Returns what is wrong with a text that should be an identity token, using `is_token` to recognise one. Returns
+    /// `None` if the form is not known.
     pub(crate) fn of_token(text: &str, is_token: impl Fn(&str) -> bool) -> Option<Wrapping> {
         let text = text.trim();
         if let Some(encoding) = encoding(text) {
@@ -199,7 +199,7 @@ impl Wrapping {
         })
     }
 
-    /// What is wrong with a text that should be an id of one word. `None` where the form says nothing.
+    /// Returns what is wrong with a text that should be a one-word id. Returns `None` if the form is not known.
     pub(crate) fn of_id(text: &str) -> Option<Wrapping> {
         let text = text.trim();
         let looks_like_token = text.starts_with("eyJ") && text.matches('.').count() == 2;
@@ -214,16 +214,16 @@ impl Wrapping {
     }
 }
 
-/// Whether one of the unbroken words in this text is a token.
+/// Returns whether one of the words in this text is a token.
 fn contains(text: &str, is_token: impl Fn(&str) -> bool) -> bool {
     let of_a_token = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    // A colour's code may stand right before it.
+    // A colour code may come directly before it.
     let from_its_header = |word: &str| word.find("eyJ").is_some_and(|begin| is_token(&word[begin..]));
     let mut words = text.split(|c| !of_a_token(c)).map(|word| word.trim_matches('.'));
     words.any(|word| is_token(word) || from_its_header(word))
 }
 
-/// UTF-16 that was read byte by byte has a NUL in every other place.
+/// Detects an encoding problem. In UTF-16 read byte by byte, every other character is NUL.
 fn encoding(text: &str) -> Option<Wrapping> {
     const INVISIBLE: [char; 7] =
         ['\u{feff}', '\u{200b}', '\u{200c}', '\u{200d}', '\u{2060}', '\u{ad}', char::REPLACEMENT_CHARACTER];
@@ -236,7 +236,7 @@ fn encoding(text: &str) -> Option<Wrapping> {
     }
 }
 
-/// An object, an array or a string of JSON; for the first two with the place of the token.
+/// Recognises a JSON object, array or string. For the first two, finds the place of the token.
 fn json(text: &str, is_token: impl Fn(&str) -> bool) -> Option<Wrapping> {
     if !text.starts_with(['{', '[', '"']) {
         return None;
@@ -248,7 +248,7 @@ fn json(text: &str, is_token: impl Fn(&str) -> bool) -> Option<Wrapping> {
     }
 }
 
-/// A filter for `jq`; one that is too long to show is replaced by one that finds the same.
+/// Returns a `jq` filter. A long one is replaced by a general filter that finds the same token.
 fn as_filter(place: String) -> String {
     const LONGEST: usize = 40;
     match place.starts_with('[') {
@@ -258,7 +258,7 @@ fn as_filter(place: String) -> String {
     }
 }
 
-/// Where in a document the first token stands, as `jq` names it. A key that is not a plain word is not repeated.
+/// Returns the `jq` path of the first token in a document. Does not repeat a key that is not a plain word.
 fn place_in(document: &Value, is_token: &impl Fn(&str) -> bool) -> Option<String> {
     let is_plain = |key: &str| {
         key.len() <= 40
@@ -284,7 +284,7 @@ fn is_quote(c: char) -> bool {
     "\"'`\\\u{201c}\u{201d}\u{201e}\u{2018}\u{2019}\u{ab}\u{bb}".contains(c)
 }
 
-/// What follows `Bearer`, `Authorization: Bearer` and their like.
+/// Returns the text after `Bearer`, `Authorization: Bearer` and similar words.
 fn behind_scheme(text: &str) -> Option<&str> {
     let (words, value) = text.rsplit_once(char::is_whitespace)?;
     let mut words = words.split([' ', '\t', ':', '=']).filter(|word| !word.is_empty());
@@ -292,7 +292,7 @@ fn behind_scheme(text: &str) -> Option<&str> {
     words.all(|word| known(word.trim_matches(is_quote))).then_some(value)
 }
 
-/// What follows `NAME=`, `export NAME=`, `NAME: ` or `NAME:=`.
+/// Returns the text after `NAME=`, `export NAME=`, `NAME: ` or `NAME:=`.
 fn behind_name(text: &str) -> Option<&str> {
     let (name, value) = text.split_once(['=', ':'])?;
     let is_name = |word: &str| word.chars().all(|c| c.is_ascii_alphanumeric() || "_-$.".contains(c));
@@ -363,7 +363,7 @@ fn other(text: &str) -> Option<Wrapping> {
     })
 }
 
-/// Base64 in either alphabet is not told apart here: what decodes to a token was encoded.
+/// Decodes either base64 alphabet: if the result is a token, the value was encoded an additional time.
 fn base64_of_any_kind() -> GeneralPurpose {
     let config = GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
     GeneralPurpose::new(&alphabet::STANDARD, config)
