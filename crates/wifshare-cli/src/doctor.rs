@@ -1,7 +1,7 @@
-//! `wifshare doctor`: looks at everything that a job's sign-in stands on, spends nothing, and says what to mend.
+//! `wifshare doctor`: checks the sign-in setup without using up an identity token, and suggests fixes.
 //!
-//! Each check looks, and returns [`Finding`]s; what is printed, and whether the job would work, is decided from those
-//! alone. An identity token is asked for where the source allows it: it is read, compared, and dropped, never sent.
+//! Each check returns [`Finding`]s. The output and the exit code depend only on those. Where the source allows it, the
+//! identity check requests an identity token, compares it and drops it; it never sends it.
 
 mod clients;
 mod configuration;
@@ -28,9 +28,9 @@ use crate::joined;
 use crate::talk::{Talk, print, whole};
 use crate::terminal::Terminal;
 
-/// The job would work.
+/// Exit code if the job would work.
 const WORKS: u8 = 0;
-/// It would not.
+/// Exit code if the job would not work.
 const FAILS: u8 = 1;
 
 pub(crate) fn doctor(arguments: &DoctorArguments, environment: &Environment, talk: Talk) -> Result<u8, Failure> {
@@ -38,7 +38,7 @@ pub(crate) fn doctor(arguments: &DoctorArguments, environment: &Environment, tal
     let findings = examine(arguments, rule.as_ref(), environment, talk);
     let works = findings.iter().all(|finding| finding.verdict != Verdict::Failed);
     let terminal = Terminal::of_data(environment);
-    // A log keeps its lines whole, so that they can be searched.
+    // A log keeps its lines unwrapped, so that they can be searched.
     let width = if terminal.is_live { terminal.width.min(WIDTH) } else { usize::MAX };
     let text = match arguments.json {
         true => finding::json(&findings, works),
@@ -124,7 +124,7 @@ fn examine_config(
     findings
 }
 
-/// The one check that spends something, and only where it was asked for.
+/// Signs in. The only check that uses up an identity token, and only with `--exchange`.
 fn exchange(config: &Config, transport: &HttpClient, talk: Talk) -> Finding {
     let watch = |step: &Step<'_>| talk.step(step);
     match obtain(config, transport, clock(), &watch) {

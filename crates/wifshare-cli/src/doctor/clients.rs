@@ -1,6 +1,6 @@
-//! Which claude is installed here, which packages ([`packages`]), and what is known of how each behaves.
+//! Checks which claude and which packages ([`packages`]) are installed, and reports how each one behaves.
 //!
-//! What is said of a version was measured (`docs/evidence/conformance.md`, `docs/guides/tools.md`).
+//! The behaviour of each version was measured (`docs/evidence/conformance.md`, `docs/guides/tools.md`).
 
 use std::io::Read;
 use std::path::Path;
@@ -15,10 +15,10 @@ use crate::clock::clock;
 
 const CHECK: &str = "client";
 
-/// As programs say it, to its third part.
+/// The first three parts of a version.
 pub(super) type Version = (u64, u64, u64);
 
-/// `delivery` is how they are to come by the credential.
+/// Finds the installed clients. `delivery` is how they will get the credential.
 pub(super) fn find(environment: &Environment, delivery: Delivery) -> Vec<Finding> {
     let mut findings: Vec<Finding> = claude(environment, delivery).into_iter().collect();
     findings.extend(packages::find(environment, delivery));
@@ -44,7 +44,7 @@ fn claude(environment: &Environment, delivery: Delivery) -> Option<Finding> {
     Some(judge_claude(&version, parsed(&version), delivery))
 }
 
-/// What was measured of claude: by itself, and with a credential in place.
+/// Judges a version of claude by what was measured, without and with a shared credential.
 fn judge_claude(said: &str, version: Option<Version>, delivery: Delivery) -> Finding {
     let shared = shared(delivery);
     let claude = format!("claude {}", wifshare::safe_text(said));
@@ -71,7 +71,7 @@ fn judge_claude(said: &str, version: Option<Version>, delivery: Delivery) -> Fin
     }
 }
 
-/// What came before profiles: claude 2.1.116 and 2.1.117 know the federation variables, and older ones neither.
+/// Judges versions without profiles. claude 2.1.116 and 2.1.117 know the federation variables; older ones know neither.
 fn old_claude(claude: &str, version: Version, delivery: Delivery) -> Finding {
     let workspace = "it does not read ANTHROPIC_WORKSPACE_ID";
     match delivery {
@@ -93,7 +93,7 @@ fn old_claude(claude: &str, version: Version, delivery: Delivery) -> Finding {
 
 pub(super) const ALONE: &str = "by itself, only one of several processes that start together signs in";
 
-/// What was measured of clients that were tried.
+/// What was measured of clients under this delivery.
 pub(super) fn shared(delivery: Delivery) -> &'static str {
     match delivery {
         Delivery::Profile => "under `profile` none of its processes exchanges",
@@ -111,7 +111,8 @@ pub(super) fn parsed(text: &str) -> Option<Version> {
     Some((parts.next()??, parts.next()??, parts.next()??))
 }
 
-/// What a program prints, if it ends well within ten seconds. It is given no secret: only where programs and its home are.
+/// Runs a program and returns its output if it exits with 0 within ten seconds. It gets no secret: only the variables
+/// that name its programs and directories.
 fn ask(program: &Path, arguments: &[&str], environment: &Environment) -> Option<String> {
     const PATIENCE: Duration = Duration::from_secs(10);
     const LOOK: Duration = Duration::from_millis(10);
@@ -126,7 +127,7 @@ fn ask(program: &Path, arguments: &[&str], environment: &Environment) -> Option<
         .spawn()
         .ok()?;
     let stdout = child.stdout.take()?;
-    // A version is short; what comes after it is not waited for.
+    // A version is short, so further output is not read.
     let reader = std::thread::Builder::new().spawn(move || {
         let mut text = String::new();
         let _ = stdout.take(4096).read_to_string(&mut text);

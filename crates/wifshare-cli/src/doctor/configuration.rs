@@ -1,4 +1,4 @@
-//! Which values are in force, where each came from, and what goes before them.
+//! Checks which values are in force, where each came from, and what overrides them.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use wifshare::{ConfigError, Environment, ExistingAuth, Inputs, open_regular};
 use super::finding::Finding;
 use crate::joined;
 
-/// What it is, the flag, the variable, and what counts without either.
+/// Each value's name, flag, variable and default.
 const VALUES: [(&str, &str, &str, Option<&str>); 6] = [
     ("rule", "--federation-rule-id", "ANTHROPIC_FEDERATION_RULE_ID", None),
     ("organisation", "--organization-id", "ANTHROPIC_ORGANIZATION_ID", None),
@@ -17,7 +17,7 @@ const VALUES: [(&str, &str, &str, Option<&str>); 6] = [
     ("base URL", "--base-url", "ANTHROPIC_BASE_URL", Some("https://api.anthropic.com")),
 ];
 
-/// Each value and its origin.
+/// Lists each value and its origin.
 pub(super) fn values(inputs: &Inputs, environment: &Environment) -> Vec<Finding> {
     let said = VALUES.iter().map(|(what, flag, variable, default)| {
         match (flag_of(inputs, flag), environment.text(variable), default) {
@@ -30,8 +30,8 @@ pub(super) fn values(inputs: &Inputs, environment: &Environment) -> Vec<Finding>
     said.map(|evidence| Finding::note("configuration", evidence)).collect()
 }
 
-/// Ids that the API would refuse for their form, and an audience that rules seldom have. What is certainly no id stops the
-/// configuration, which says so.
+/// Finds ids whose form the API would reject, and an audience that rules rarely have. A value that is certainly not an
+/// id is left out here, because it already stops the configuration with its own error.
 pub(super) fn forms(inputs: &Inputs, environment: &Environment, has_rule: bool) -> Vec<Finding> {
     let is_certain =
         |error: &ConfigError, name: &str| matches!(error, ConfigError::Value { name: it, .. } if *it == name);
@@ -55,7 +55,7 @@ pub(super) fn forms(inputs: &Inputs, environment: &Environment, has_rule: bool) 
     findings
 }
 
-/// What is set and says nothing.
+/// Warns of variables that are set but blank.
 pub(super) fn blanks(environment: &Environment) -> Vec<Finding> {
     const NAMES: [&str; 12] = [
         "ANTHROPIC_FEDERATION_RULE_ID",
@@ -87,7 +87,7 @@ pub(super) fn blanks(environment: &Environment) -> Vec<Finding> {
     )]
 }
 
-/// What clients prefer to federation, whoever provides it (docs/reference/protocol.md §3.2).
+/// Finds credentials that clients prefer to federation, from any source (docs/reference/protocol.md §3.2).
 pub(super) fn shadows(existing_auth: ExistingAuth, environment: &Environment) -> Vec<Finding> {
     const CLOUDS: [&str; 3] = ["CLAUDE_CODE_USE_BEDROCK", "CLAUDE_CODE_USE_VERTEX", "CLAUDE_CODE_USE_FOUNDRY"];
     let mut findings = Vec::new();
@@ -146,7 +146,7 @@ pub(super) fn shadows(existing_auth: ExistingAuth, environment: &Environment) ->
     findings
 }
 
-/// Why there is no configuration. Where something else signs the job in, that is worth knowing and no failure.
+/// Reports why there is no configuration. It is a note and not a failure if the job signs in by other means.
 pub(super) fn missing(error: ConfigError, environment: &Environment, existing_auth: ExistingAuth) -> Finding {
     let check = match error {
         ConfigError::NoSource { .. } | ConfigError::BrokenSource { .. } | ConfigError::UnknownSource { .. } => {
@@ -165,7 +165,7 @@ pub(super) fn missing(error: ConfigError, environment: &Environment, existing_au
     }
 }
 
-/// The base URL in force, as it was said.
+/// The base URL in force, before it is validated.
 pub(super) fn base_url(inputs: &Inputs, environment: &Environment) -> String {
     let flag = inputs.base_url.as_deref().map(str::trim).filter(|url| !url.is_empty());
     let url = flag.or_else(|| environment.text("ANTHROPIC_BASE_URL")).unwrap_or("https://api.anthropic.com");
@@ -184,7 +184,7 @@ fn flag_of<'a>(inputs: &'a Inputs, flag: &str) -> Option<&'a str> {
     value.as_deref().map(str::trim).filter(|value| !value.is_empty())
 }
 
-/// These are names and no secrets; but a secret may have been pasted in their place.
+/// Makes a value safe to print. The values are names and not secrets, but a secret may have been pasted by mistake.
 fn shown(value: &str) -> String {
     match value.contains('@') {
         true => "…".to_owned(),
@@ -192,7 +192,7 @@ fn shown(value: &str) -> String {
     }
 }
 
-/// One that is not wifshare itself.
+/// Whether the settings name an `apiKeyHelper` that is not wifshare.
 fn has_another_api_key_helper(path: &Path) -> bool {
     use std::io::Read;
 

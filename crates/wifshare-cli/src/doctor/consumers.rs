@@ -1,5 +1,5 @@
-//! Who else on this host could spend the same identity token: processes of this user that were started with the same
-//! token file. Names and numbers only; what stands in their environments is looked at and forgotten.
+//! Finds processes of this user that could use up the same identity token, because they were started with the same
+//! token file. Only names and process ids are kept from their environments.
 
 use std::fs::File;
 use std::io::Read;
@@ -33,7 +33,7 @@ pub(super) fn of(source: &IdentitySource) -> Vec<Finding> {
     )]
 }
 
-/// "python3 (pid 4711)" for each, but for this process and those that it descends from: they only hand it on.
+/// Lists each one as "python3 (pid 4711)". This process and its ancestors are left out: they only pass the variable on.
 fn others(file: &Path) -> Vec<String> {
     let ancestors = ancestors();
     let pids = std::fs::read_dir("/proc").into_iter().flatten().flatten();
@@ -68,7 +68,7 @@ fn ancestors() -> Vec<u32> {
     ancestors
 }
 
-/// Field 4; the name before it stands in parentheses and may hold anything (proc_pid_stat(5)).
+/// Field 4. The name before it is in parentheses and can contain any character (proc_pid_stat(5)).
 fn parent_of(pid: u32) -> Option<u32> {
     let stat = short_text(&format!("/proc/{pid}/stat"))?;
     stat[stat.rfind(')')? + 1..].split_ascii_whitespace().nth(1)?.parse().ok()

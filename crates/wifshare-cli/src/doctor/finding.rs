@@ -1,4 +1,4 @@
-//! What a check found, as a value: every check returns these, and nothing else is printed or judged.
+//! The result of a check. Every check returns these values, and all output is made from them.
 
 use serde::Serialize;
 use serde_json::json;
@@ -8,24 +8,24 @@ use crate::explain::wrapped;
 /// One line of the checklist.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Finding {
-    /// What was looked at.
+    /// What was checked.
     pub(crate) check: &'static str,
     pub(crate) verdict: Verdict,
-    /// What was seen.
+    /// What was found.
     pub(crate) evidence: String,
-    /// What to do, where something is to be done.
+    /// What to do, if anything.
     pub(crate) cure: Option<String>,
 }
 
-/// How it is.
+/// How serious a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Verdict {
-    /// As it should be.
+    /// Correct.
     Ok,
     /// Worth knowing.
     Note,
-    /// The job would work, and something is not as it was meant, or may fail later.
+    /// The job would work, but something is unusual or may fail later.
     Warning,
     /// The job would not work.
     Failed,
@@ -68,7 +68,7 @@ impl Verdict {
         }
     }
 
-    /// What stands last is read first.
+    /// Sort key: the most urgent findings come last, where they are read first.
     fn urgency(self) -> u8 {
         match self {
             Verdict::Ok | Verdict::Note => 0,
@@ -78,7 +78,7 @@ impl Verdict {
     }
 }
 
-/// For people: a line for each finding, the cure below it, what is wrong last, and the answer at the end.
+/// Formats the findings for people: one line for each, the cure below it, failures last, the overall result at the end.
 pub(crate) fn checklist(findings: &[Finding], works: bool, width: usize, is_coloured: bool) -> String {
     const INDENT: &str = "                         ";
     let mut text = String::new();
@@ -113,7 +113,8 @@ pub(crate) fn checklist(findings: &[Finding], works: bool, width: usize, is_colo
     }
 }
 
-/// Whether the rule was compared, the job signed in, or a run around us has: without that, no check speaks for the rule.
+/// Whether the rule was compared, the job signed in, or the enclosing run has signed in. No other check covers the
+/// rule.
 fn is_proved(findings: &[Finding]) -> bool {
     let speaks = |finding: &Finding| match finding.check {
         "rule" => true,
@@ -123,7 +124,7 @@ fn is_proved(findings: &[Finding]) -> bool {
     findings.iter().any(speaks)
 }
 
-/// For machines.
+/// Formats the findings as JSON.
 pub(crate) fn json(findings: &[Finding], works: bool) -> String {
     let proved = is_proved(findings);
     format!("{:#}\n", json!({ "version": 1, "works": works, "rule_compared": proved, "findings": findings }))

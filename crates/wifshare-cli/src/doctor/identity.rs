@@ -1,4 +1,4 @@
-//! The source of identity tokens, one token of it, and what the ledger knows of that. The token is read and dropped.
+//! Checks the source of identity tokens, one token from it, and its entry in the ledger. The token is read and dropped.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use super::network::Date;
 use crate::clock::clock;
 use crate::talk::whole;
 
-/// Where tokens come from, and what can be asked again.
+/// Describes the source, and whether it can issue further tokens.
 pub(super) fn source(config: &Config) -> Finding {
     let again = match config.source.reissue() {
         Reissue::OnDemand => "it gives a new token whenever it is asked",
@@ -20,7 +20,10 @@ pub(super) fn source(config: &Config) -> Finding {
     Finding::ok("identity source", format!("{}: {again}", config.source.description()))
 }
 
-/// One token, asked for as an exchange would. Asking spends nothing.
+/// Requests one token as an exchange would. That does not use it up.
+///
+/// # Errors
+/// Returns a failed finding if the source provides no token.
 pub(super) fn ask(config: &Config, transport: &HttpClient) -> Result<IdentityToken, Finding> {
     let transport = config.way_to_the_source(transport);
     let is_spent = |token: &IdentityToken| matches!(config.store().spent(token), Ok(Some(_)));
@@ -30,7 +33,7 @@ pub(super) fn ask(config: &Config, transport: &HttpClient) -> Result<IdentityTok
         .map_err(|error| Finding::failed("identity token", whole_message(&error), error.hint()))
 }
 
-/// What the token says of itself, against what every rule requires and what was asked for.
+/// Compares the token's claims with what every rule requires and with the configuration.
 pub(super) fn judge(token: &IdentityToken, config: &Config, there: Option<Date>, has_rule: bool) -> Vec<Finding> {
     let claims = token.claims();
     let said = |claim: &Option<String>| claim.as_deref().map_or("none".to_owned(), safe_text);
@@ -69,7 +72,7 @@ pub(super) fn judge(token: &IdentityToken, config: &Config, there: Option<Date>,
     let audience = if audience.is_empty() { "nobody".to_owned() } else { audience.join(", ") };
     findings.push(match claims.audience.contains(&config.audience) {
         true => Finding::ok("identity token", format!("meant for {audience}")),
-        // A rule may want what was not asked for; where it is at hand, it decides.
+        // A rule may require another audience than the configured one. If the rule is available, it decides.
         false if has_rule => Finding::note("identity token", format!("meant for {audience}")),
         false => Finding::warning(
             "identity token",
@@ -111,18 +114,18 @@ fn validity(token: &IdentityToken, life: Option<Duration>, left: Option<Duration
         "it lives {} s, {} s left: a credential bought now lives at most {}",
         life.as_secs(),
         left.as_secs(),
-        // The server's own arithmetic (docs/reference/protocol.md §5.3).
+        // The server's own calculation (docs/reference/protocol.md §5.3).
         whole((left * 2).max(SHORTEST))
     );
     Finding::ok("identity token", evidence)
 }
 
-/// Whether this very token was used before.
+/// Reports whether this token was used before.
 pub(super) fn ledger(token: &IdentityToken, config: &Config, stored: Option<&Credential>) -> Vec<Finding> {
     let now = clock().now();
     let spent = match config.store().spent(token) {
         Ok(spent) => spent,
-        // The state's own check tells why.
+        // The check of the state directory reports the reason.
         Err(_) => return Vec::new(),
     };
     let Some(spent) = spent else {

@@ -1,4 +1,4 @@
-//! Whether the token endpoint's host can be reached, by which way, and what it takes for the time.
+//! Checks whether the token endpoint's host can be reached, by which route, and how far its clock differs.
 
 use std::time::{Duration, SystemTime};
 
@@ -7,10 +7,10 @@ use wifshare::{CertificateFault, Environment, HttpClient, SendError, answered_at
 use super::finding::Finding;
 use crate::clock::clock;
 
-/// What the server allows between clocks.
+/// The clock difference that the server accepts.
 const LEEWAY: Duration = Duration::from_secs(30);
 
-/// How far the endpoint's clock is from ours.
+/// Difference between the endpoint's clock and this host's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Date {
     ahead: Duration,
@@ -18,20 +18,21 @@ pub(super) struct Date {
 }
 
 impl Date {
-    /// It was answered at some moment between these two of ours, and the header has whole seconds.
+    /// The response was made at some time between `before` and `after`, and the Date header has whole seconds. Both are
+    /// allowed for.
     fn of(there: SystemTime, before: SystemTime, after: SystemTime) -> Date {
         const SECOND: Duration = Duration::from_secs(1);
         let since = |later: SystemTime, earlier: SystemTime| later.duration_since(earlier).unwrap_or_default();
         Date { ahead: since(there, after), behind: since(before, there + SECOND) }
     }
 
-    /// What the endpoint's clock shows when ours shows this.
+    /// The time on the endpoint's clock when this host's clock shows `here`.
     pub(super) fn there(self, here: SystemTime) -> SystemTime {
         here + self.ahead - self.behind
     }
 }
 
-/// Asks the host for nothing, without any credential, and reads how it answers.
+/// Sends a HEAD request without any credential and reports how the host responds.
 pub(super) fn look(base_url: &str, transport: &HttpClient, environment: &Environment) -> (Vec<Finding>, Option<Date>) {
     let url = format!("{base_url}/");
     let request = http::Request::head(&url).body(zeroize::Zeroizing::new(Vec::new()));
@@ -82,7 +83,7 @@ pub(super) fn look(base_url: &str, transport: &HttpClient, environment: &Environ
     }
 }
 
-/// A second more or less is the header's own.
+/// Judges the clock difference. One second of it can come from the resolution of the Date header.
 fn judge(date: Option<Date>) -> Finding {
     let cure = "set the clock of this host (NTP); the server allows 30 s between its clock and an identity token's";
     match date {

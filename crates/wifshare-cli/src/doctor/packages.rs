@@ -1,7 +1,7 @@
-//! The Python and Node packages here that talk to the API, and the delivery under which each finds the credential.
+//! Finds the installed Python and Node packages that use the API, and the deliveries that each one supports.
 //!
-//! They are found by the names of directories and by manifests; no code of a package runs. What is said of a package was
-//! measured by `tests/clients/matrix`, whose table is in docs/guides/tools.md.
+//! They are found by directory names and manifests; no code of a package runs. What is known of each package was
+//! measured by `tests/clients/matrix`; the table is in docs/guides/tools.md.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -14,10 +14,10 @@ use super::finding::Finding;
 
 const CHECK: &str = "client";
 
-/// A package that is known here.
+/// A package with known behaviour.
 struct Known {
     name: &'static str,
-    /// As people call it, where the package's name is not it.
+    /// The common name of the package, if it differs from the package name.
     title: Option<&'static str>,
     reads: Reads,
 }
@@ -25,17 +25,17 @@ struct Known {
 /// Where a package looks for a credential.
 #[derive(Clone, Copy)]
 enum Reads {
-    /// In a profile, since this version; before that in `ANTHROPIC_AUTH_TOKEN`.
+    /// In a profile since this version; in `ANTHROPIC_AUTH_TOKEN` before it.
     ProfilesSince(Version),
-    /// Where the claude looks that it starts.
+    /// In the same places as claude, which the package starts.
     AsClaude,
     /// In `ANTHROPIC_AUTH_TOKEN` and `ANTHROPIC_API_KEY`.
     Token,
-    /// In `ANTHROPIC_API_KEY` alone.
+    /// Only in `ANTHROPIC_API_KEY`.
     Key,
 }
 
-/// What is built on an SDK and leaves the choice to it, as Instructor does, is judged by the SDK's own line.
+/// Packages that leave the choice to an SDK, such as Instructor, are covered by the entry of the SDK.
 const PYTHON: [Known; 11] = [
     Known { name: "anthropic", title: Some("the Python SDK"), reads: Reads::ProfilesSince((0, 98, 0)) },
     Known { name: "claude-agent-sdk", title: Some("the Agent SDK for Python"), reads: Reads::AsClaude },
@@ -61,7 +61,7 @@ const NODE: [Known; 4] = [
     Known { name: "@langchain/anthropic", title: None, reads: Reads::Key },
 ];
 
-/// `delivery` is how they are to come by the credential.
+/// Finds the installed packages. `delivery` is how they will get the credential.
 pub(super) fn find(environment: &Environment, delivery: Delivery) -> Vec<Finding> {
     let node = NODE.iter().filter_map(|known| Some((known, node_package(known.name)?)));
     let installed = python_packages(environment);
@@ -110,7 +110,7 @@ fn judge(known: &Known, version: &str, delivery: Delivery) -> Finding {
     }
 }
 
-/// From here upwards, as node looks for it.
+/// Searches this directory and its parents, as node does.
 #[expect(clippy::disallowed_methods, reason = "the border: where the user stands")]
 fn node_package(name: &str) -> Option<String> {
     let here = std::env::current_dir().ok()?;
@@ -122,7 +122,8 @@ fn node_package(name: &str) -> Option<String> {
     Some(package.get("version")?.as_str()?.to_owned())
 }
 
-/// The names and versions in the directories where Python looks for packages, the nearest first.
+/// Names and versions of the installed packages, from the directories where Python looks for them. The first directory
+/// with a package wins.
 fn python_packages(environment: &Environment) -> BTreeMap<String, String> {
     // A large environment has some thousands of packages.
     const MOST_ENTRIES: usize = 20_000;
@@ -137,14 +138,15 @@ fn python_packages(environment: &Environment) -> BTreeMap<String, String> {
     packages
 }
 
-/// Name and version of a directory such as `langchain_anthropic-1.7.10.dist-info`, the name as registries write it.
+/// Name and version of a directory such as `langchain_anthropic-1.7.10.dist-info`. The name is normalized as registries
+/// do.
 fn distribution(directory: &str) -> Option<(String, String)> {
     let (name, version) = directory.strip_suffix(".dist-info")?.rsplit_once('-')?;
     Some((name.to_ascii_lowercase().replace(['_', '.'], "-"), version.to_owned()))
 }
 
-/// `site-packages` and `dist-packages` of the active or nearby virtual environment, of the programs on the path that are
-/// Python or are installed in an environment of their own, and of the user.
+/// The `site-packages` and `dist-packages` directories of the active or a nearby virtual environment, of the programs
+/// on PATH that are Python or are installed in an environment of their own, and of the user.
 fn site_directories(environment: &Environment) -> Vec<PathBuf> {
     const PROGRAMS: [&str; 6] = ["python3", "python", "aider", "crewai", "litellm", "llm"];
     let mut prefixes: Vec<PathBuf> = environment.os("VIRTUAL_ENV").map(PathBuf::from).into_iter().collect();
@@ -156,7 +158,7 @@ fn site_directories(environment: &Environment) -> Vec<PathBuf> {
     prefixes.extend(environment.os("HOME").map(|home| Path::new(home).join(".local")));
     let mut directories = Vec::new();
     for library in prefixes.iter().flat_map(|prefix| [prefix.join("lib"), prefix.join("local/lib")]) {
-        // `python3` is Debian's, shared by all its versions.
+        // Debian's `python3` directory is shared by all versions.
         for entry in std::fs::read_dir(&library).into_iter().flatten().flatten().take(1000) {
             if entry.file_name().to_string_lossy().starts_with("python3") {
                 directories.extend(["site-packages", "dist-packages"].map(|name| entry.path().join(name)));

@@ -1,6 +1,6 @@
-//! A federation rule, judged offline against one identity token: does it match, and what would come of it?
+//! Compares a federation rule with one identity token, offline.
 //!
-//! The rule is a JSON object as the Admin API has it (its matchers stand in `match`), or its matchers alone
+//! The rule is a JSON object as the Admin API returns it (with its matchers in `match`), or only its matchers
 //! (docs/reference/protocol.md §5.5).
 
 use std::collections::BTreeMap;
@@ -18,7 +18,7 @@ use crate::talk::whole;
 
 const CHECK: &str = "rule";
 
-/// What of a rule can be judged here.
+/// The parts of a rule that can be judged here.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Rule {
     id: Option<String>,
@@ -27,7 +27,7 @@ pub(crate) struct Rule {
     subject_prefix: Option<String>,
     audience: Option<String>,
     claims: BTreeMap<String, String>,
-    /// Matchers that are not understood here, a CEL `condition` among them.
+    /// Matchers that cannot be judged here, such as a CEL `condition`.
     unjudged: Vec<String>,
     token_lifetime: Option<Duration>,
     workspaces: Workspaces,
@@ -42,7 +42,10 @@ enum Workspaces {
 }
 
 impl Rule {
-    /// Reads the file that the user named.
+    /// Reads a rule from the file that the user named.
+    ///
+    /// # Errors
+    /// Returns a usage error if the file cannot be read or is not a rule.
     pub(crate) fn read(path: &Path) -> Result<Rule, Failure> {
         const LARGEST: u64 = 1 << 20;
         let refuse = |what: String| {
@@ -92,7 +95,7 @@ impl Rule {
             }
             Some(_) => return Err("`claims` is not an object".to_owned()),
         }
-        // Beside the matchers a whole rule has many keys; within `match` every key is one.
+        // A whole rule has other keys as well as its matchers. Within `match`, every key is a matcher.
         let is_within_match = object.contains_key("match");
         let is_unjudged = |name: &str, value: &Value| {
             !value.is_null() && !MATCHERS.contains(&name) && (is_within_match || name == "condition")
@@ -108,7 +111,7 @@ impl Rule {
         Ok(rule)
     }
 
-    /// One finding for each matcher and each id.
+    /// Returns one finding for each matcher and each id.
     pub(super) fn judge(&self, token: &IdentityToken, config: &Config) -> Vec<Finding> {
         let mut findings = Vec::new();
         findings.extend(self.subject_prefix.as_deref().map(|prefix| judge_subject(prefix, token)));
@@ -213,7 +216,7 @@ fn judge_subject(prefix: &str, token: &IdentityToken) -> Finding {
     )
 }
 
-/// What to do where rule and subject differ in GitHub's immutable ids alone.
+/// Suggests a fix if rule and subject differ only in GitHub's immutable ids.
 fn cure_of_ids(prefix: &str, subject: &str) -> Option<String> {
     if !matches(&without_ids(prefix), &without_ids(subject)) {
         return None;
@@ -239,7 +242,7 @@ fn cure_of_ids(prefix: &str, subject: &str) -> Option<String> {
     }
 }
 
-/// Exact, or a prefix where it ends in `*`; case counts.
+/// Exact match, or prefix match if the pattern ends in `*`. Case-sensitive.
 fn matches(prefix: &str, subject: &str) -> bool {
     match prefix.strip_suffix('*') {
         Some(prefix) => subject.starts_with(prefix),

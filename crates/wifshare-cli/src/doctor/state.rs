@@ -1,4 +1,4 @@
-//! The state directory as an exchange would meet it: made and locked for a moment by the very code that does it there.
+//! Checks the state directory as an exchange would use it: the same code creates and locks it for a moment.
 
 use std::path::Path;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use crate::clock::clock;
 use crate::run_over::RunOver;
 use crate::talk::whole;
 
-/// The directory, its file system, the lock and the credential. A usable credential comes back too.
+/// Checks the directory, its file system, the lock and the credential. Also returns the credential if it is usable.
 pub(super) fn look(config: &Config) -> (Vec<Finding>, Option<Credential>) {
     let store = config.store();
     let root = &config.location.root;
@@ -45,12 +45,12 @@ pub(super) fn look(config: &Config) -> (Vec<Finding>, Option<Credential>) {
             (findings, Some(credential))
         }
         Ok(_) => (findings, None),
-        // Told already, with all that is wrong there.
+        // `check` has reported it already, with everything else that is wrong there.
         Err(_) => (findings, None),
     }
 }
 
-/// Inside a run: what the run shares.
+/// Reports what the enclosing run shares.
 pub(super) fn of_the_run(run: &Enclosing) -> Vec<Finding> {
     let Enclosing::Store { store, run } = run else {
         let found = "inside a run of wifshare behind its gateway; `exec` joins it, and `token` prints its capability";
@@ -81,8 +81,8 @@ pub(super) fn of_the_run(run: &Enclosing) -> Vec<Finding> {
     }]
 }
 
-/// A run that the environment names and that nobody keeps any more: what it delivered is not renewed. `unconfigured` is
-/// why nobody can sign in anew here.
+/// Reports a run that the environment names but that has ended, so that its credential is no longer renewed.
+/// `unconfigured` is why this job cannot sign in on its own.
 pub(super) fn gone(environment: &Environment, unconfigured: Option<&ConfigError>) -> Option<Finding> {
     let over = RunOver::of(environment)?;
     let cure = match unconfigured {
@@ -96,7 +96,7 @@ pub(super) fn gone(environment: &Environment, unconfigured: Option<&ConfigError>
     ))
 }
 
-/// For as long as it counts, an exchange with these inputs is not tried again.
+/// Reports a cached failure. While it is valid, an exchange with the same inputs is not retried.
 fn remembered(refusal: &Refusal) -> Finding {
     let likeliest = refusal.diagnosis.as_ref().and_then(|diagnosis| diagnosis.likely.first());
     let evidence = format!(
@@ -121,7 +121,7 @@ fn described(root: &Path) -> String {
     format!("{} is private and can be written and locked{file_system}", root.display())
 }
 
-/// The kind of the mount that holds this path (proc_pid_mountinfo(5)).
+/// The type of the file system mounted at this path (proc_pid_mountinfo(5)).
 fn file_system(path: &Path) -> Option<String> {
     use std::io::Read;
 
