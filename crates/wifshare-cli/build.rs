@@ -1,4 +1,4 @@
-//! The version that `wifshare --version` prints: with the commit where a release build is made from git.
+//! Sets the version that `wifshare --version` prints. A release build from git includes the commit.
 
 #![expect(clippy::disallowed_methods, reason = "cargo tells a build script everything by its environment")]
 
@@ -7,7 +7,7 @@ use std::process::Command;
 
 fn main() {
     let version = std::env::var("CARGO_PKG_VERSION").unwrap_or_default();
-    // A debug build would be built anew after each commit.
+    // Debug builds leave the commit out: cargo would have to rebuild after each commit.
     let is_release = std::env::var("PROFILE").is_ok_and(|profile| profile == "release");
     let commit = if is_release { of_package().or_else(of_git) } else { None };
     let text = commit.map_or_else(|| version.clone(), |commit| format!("{version} ({commit})"));
@@ -15,14 +15,14 @@ fn main() {
     println!("cargo::rerun-if-changed=build.rs");
 }
 
-/// What `cargo package` wrote down.
+/// The commit that `cargo package` recorded in the package.
 fn of_package() -> Option<String> {
     let text = std::fs::read_to_string(".cargo_vcs_info.json").ok()?;
     let (_, rest) = text.split_once("\"sha1\": \"")?;
     short(rest)
 }
 
-/// The commit of the checkout, if this is wifshare's own and not a repository that the sources were copied into.
+/// The commit of the checkout, if it is wifshare's own and not a repository that the sources were copied into.
 fn of_git() -> Option<String> {
     if !Path::new("../../.git").exists() {
         return None;

@@ -1,5 +1,5 @@
-//! What the gateway served, on its way to the log of events: gathered for a moment and written together by a thread of its
-//! own, so that no request waits for a file.
+//! Writes the requests that the gateway served to the event log. A thread collects them for a short time and writes
+//! them in batches, so that no request waits for a file.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -11,38 +11,40 @@ use wifshare::{Caller, Event, Served, What};
 use crate::clock::clock;
 use crate::event_writer::EventWriter;
 
-/// Takes requests down. What is not written yet is written when this is dropped.
+/// Log of served requests. Dropping it writes the pending events first.
 pub(crate) struct AccessLog {
     desk: Arc<Desk>,
-    /// There from the first request on. Without it there is no log; it is talk and no promise.
+    /// The writer thread, started by the first request. `None` if it could not be started: then nothing is logged,
+    /// because the access log is best effort.
     writer: OnceLock<Option<JoinHandle<()>>>,
 }
 
-/// Where they lie until they are written.
+/// State shared with the writer thread.
 struct Desk {
     events: EventWriter,
     pending: Mutex<Pending>,
     changed: Condvar,
-    /// Until then nothing is taken down, for the log is full; in milliseconds.
+    /// Time in milliseconds until which requests are dropped because the log is full.
     full_until: AtomicU64,
 }
 
 #[derive(Default)]
 struct Pending {
-    /// With who sent the request; the process there may be found until it is written.
+    /// Each event with its caller. The caller's process may become known only after the request, so it is read when the
+    /// event is written.
     events: Vec<(Event, Arc<Caller>)>,
     is_over: bool,
 }
 
 impl AccessLog {
-    /// For a run that writes into this journal.
+    /// Creates the log of a run that writes to this event log.
     pub(crate) fn of(events: EventWriter) -> AccessLog {
         let (pending, changed, full_until) = (Mutex::default(), Condvar::new(), AtomicU64::new(0));
         let desk = Arc::new(Desk { events, pending, changed, full_until });
         AccessLog { desk, writer: OnceLock::new() }
     }
 
-    /// Takes down a request that is over.
+    /// Records a completed request.
     pub(crate) fn take_down(&self, served: &Served<'_>) {
         if served.path == "/v1/panic" {
             crate::exec::panic_if_told_to("served");
@@ -70,14 +72,14 @@ impl Drop for AccessLog {
         self.desk.pending().is_over = true;
         self.desk.changed.notify_one();
         if let Some(Some(writer)) = self.writer.take() {
-            // A panic was told by the thread.
+            // The thread has reported its own panic.
             let _ = writer.join();
         }
     }
 }
 
 impl Desk {
-    /// As many may lie here; what comes beyond that before they are written is left out.
+    /// Maximum number of pending events. Further ones are dropped until the thread has written these.
     const MOST: usize = 1024;
 
     fn put(&self, event: (Event, Arc<Caller>)) {
@@ -86,7 +88,7 @@ impl Desk {
             return;
         }
         pending.events.push(event);
-        // The thread is woken by the first of a batch alone.
+        // The first event of a batch wakes the thread; the others need not.
         if pending.events.len() == 1 {
             drop(pending);
             self.changed.notify_one();
@@ -94,9 +96,9 @@ impl Desk {
     }
 
     fn write(&self) {
-        /// So long the first of a batch waits for others.
+        /// How long the first event of a batch waits for others.
         const PACE: Duration = Duration::from_millis(20);
-        /// So long nobody looks whether a full log has room again.
+        /// How long to wait before trying a full log again, in milliseconds.
         const REST: u64 = 1000;
         loop {
             let nothing = |pending: &mut Pending| pending.events.is_empty() && !pending.is_over;

@@ -1,5 +1,5 @@
-//! Files of other programs that wifshare appends to: GitHub's file commands and the job's summary. All of a text is
-//! appended, or nothing.
+//! Appends to files of other programs: GitHub's file commands and the job's summary. A text is appended whole or not at
+//! all.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use wifshare::{open_regular, open_to_append};
 
-/// A file that is open to be appended to, and its length before.
+/// A file opened for appending, with its original length.
 #[derive(Debug)]
 pub(crate) struct AppendedFile {
     path: PathBuf,
@@ -22,10 +22,10 @@ impl AppendedFile {
         Ok(AppendedFile { path: path.to_owned(), file, length })
     }
 
-    /// Appends a text, on a line of its own. After a failure, such as a full disk, the file is as it was before.
+    /// Appends a text, starting on a new line. After a failure, such as a full disk, the file is restored.
     ///
     /// # Errors
-    /// The file could not be written.
+    /// Returns an error if the file cannot be written.
     pub(crate) fn append(&mut self, text: &str) -> io::Result<()> {
         let written = self.end_last_line().and_then(|()| self.file.write_all(text.as_bytes()));
         if written.is_err() {
@@ -34,19 +34,19 @@ impl AppendedFile {
         written
     }
 
-    /// Removes what was appended.
+    /// Truncates the file to its original length.
     pub(crate) fn undo(&self) {
-        // A pipe has no length, and what was written to it is gone.
+        // A pipe has no length: what was written to it cannot be undone.
         let _ = self.file.set_len(self.length);
     }
 
-    /// A file of another program may end without a line feed. What follows would become part of its last line.
+    /// Ends the last line if it has no line feed. Otherwise the new text would become part of it.
     fn end_last_line(&mut self) -> io::Result<()> {
         if self.length == 0 || !self.file.metadata()?.is_file() {
             return Ok(());
         }
         let mut last = [0];
-        // A file that this process may not read is appended to as it is.
+        // If this process cannot read the file, append to it as it is.
         let read = open_regular(&self.path).and_then(|mut file| {
             file.seek(SeekFrom::Start(self.length - 1))?;
             file.read_exact(&mut last)

@@ -1,4 +1,4 @@
-//! What can be said on the command line.
+//! The command line: options, subcommands and their parsers.
 
 use std::ffi::{OsStr, OsString};
 use std::net::SocketAddr;
@@ -31,7 +31,7 @@ pub(crate) struct Arguments {
     pub(crate) command: Command,
 }
 
-// What every command says on standard error, and how.
+// Options of every command that control the messages on standard error.
 #[derive(Args, Debug)]
 pub(crate) struct TalkArguments {
     /// Verbose output; repeat (-vv) for every step with timestamps
@@ -49,21 +49,24 @@ const NAME: &str = "wifshare";
 const VERSION: &str = env!("WIFSHARE_VERSION");
 
 impl Arguments {
-    /// Parses the arguments behind the program's name. Help is wrapped to `width`, and to what is comfortable to read.
+    /// Parses the arguments that follow the program name. Help is wrapped to `width`, at most 100 columns.
+    ///
+    /// # Errors
+    /// Returns clap's error for a usage error, and also for `--help` and `--version`, whose text it contains.
     pub(crate) fn parse(words: &[OsString], width: impl FnOnce() -> usize) -> Result<Arguments, clap::Error> {
         if let Some(parsed) = Arguments::parse_frequent(words) {
             return parsed;
         }
         let mut command = Arguments::command().term_width(width().min(100));
-        // Usage begins with the name that the program was started by.
+        // Usage lines start with the name that the program was started with.
         let program = std::env::args_os().take(1);
         let mut matches = command.try_get_matches_from_mut(program.chain(words.iter().cloned()))?;
         Arguments::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))
     }
 
-    /// The same for what jobs ask many times, without the definition of every other command: most of the instructions
-    /// of a start are spent on that. `None` where the whole definition has to look: for another command, for help, and
-    /// for a mistake, whose message names what else there is.
+    /// Parses the commands that jobs run most often without building the definitions of all other commands, which take
+    /// most of the instructions of a start. Returns `None` where the whole definition is needed: for another command,
+    /// for help, and for a usage error, whose message lists the alternatives.
     fn parse_frequent(words: &[OsString]) -> Option<Result<Arguments, clap::Error>> {
         let (first, rest) = words.split_first()?;
         match first.to_str()? {
@@ -77,7 +80,7 @@ impl Arguments {
         }
     }
 
-    /// Parses what stands behind the name of this command.
+    /// Parses the arguments that follow the name of this command.
     fn parse_alone<A: Args>(words: &[OsString], command: fn(A) -> Command) -> Option<Arguments> {
         let definition = TalkArguments::augment_args(A::augment_args(clap::Command::new(NAME)));
         let mut matches = definition.no_binary_name(true).try_get_matches_from(words).ok()?;
@@ -123,10 +126,11 @@ const MAN: &str = "Examples:
   wifshare man exec | man -l -
   wifshare man --directory ~/.local/share/man/man1";
 
-// The first paragraph is the command's line in `wifshare --help`, the first line of its own help and the NAME of its man
-// page. clap takes the doc comment of a flattened struct for the command's: those have plain comments instead.
+// The first paragraph of a doc comment is the command's line in `wifshare --help`, the first line of its own help and
+// the NAME section of its man page. clap takes the doc comment of a flattened struct as the command's own, so flattened
+// structs have plain comments instead.
 #[derive(Debug, Subcommand)]
-// Each command is laid out when it is called, not before every one of them.
+// Build the definition of a command when it is used, not all of them at every start.
 #[command(defer = true)]
 pub(crate) enum Command {
     /// Run a command with a shared credential that is renewed until the command ends
@@ -196,7 +200,7 @@ pub(crate) enum Command {
 }
 
 impl Command {
-    /// Whether the command serves a gateway, whose credential stands in its memory and nowhere else.
+    /// Whether the command serves a gateway, which keeps the credential only in its memory.
     pub(crate) fn keeps_a_credential_in_memory(&self) -> bool {
         match self {
             Command::Exec(arguments) => arguments.share.delivery == Some(Delivery::Gateway),
@@ -207,7 +211,7 @@ impl Command {
     }
 }
 
-// Who signs in, and where. An option takes precedence over its variable.
+// Options for the identity and the state directory. An option takes precedence over its variable.
 #[derive(Args, Clone, Debug, Serialize, Deserialize)]
 #[command(next_help_heading = "Identity options")]
 pub(crate) struct IdentityArguments {
@@ -252,7 +256,7 @@ pub(crate) struct IdentityArguments {
     state_dir: Option<PathBuf>,
 }
 
-/// The variable of `--expect-subject`.
+/// The variable that sets `--expect-subject`.
 pub(crate) const EXPECT_SUBJECT: &str = "WIFSHARE_EXPECT_SUBJECT";
 
 impl IdentityArguments {
@@ -267,18 +271,18 @@ impl IdentityArguments {
             workspace_id: self.workspace_id.clone(),
             audience: self.audience.clone(),
             identity_token_file: self.identity_token_file.clone(),
-            // Blank counts as unset, as it does for every other input.
+            // A blank value counts as unset, as for every other input.
             identity_command: self.identity_command.as_ref().map(words).filter(|words: &Vec<_>| !words.is_empty()),
             identity_source: self.identity_source.clone(),
             expected_subject: self.expect_subject.as_deref().map(SubjectPattern::new),
             endpoints: endpoints(),
             state_dir: self.state_dir.clone(),
-            // Without one, an absolute path still leads somewhere, and a relative one fails where it is used.
+            // Without a working directory, absolute paths still work, and relative ones fail where they are used.
             working_directory: std::env::current_dir().unwrap_or_default(),
         }
     }
 
-    /// What is said here of the identity that a run shares, by the variables' names.
+    /// The options that identify what a run shares, as pairs of variable name and value.
     pub(crate) fn said(&self) -> impl Iterator<Item = (&'static str, &str)> {
         [
             ("ANTHROPIC_FEDERATION_RULE_ID", &self.federation_rule_id),
@@ -292,7 +296,7 @@ impl IdentityArguments {
         .filter(|(_, value)| !value.is_empty())
     }
 
-    /// What is said here besides, that a later `start` needs to sign in as this one did.
+    /// The other options that a later `start` needs to sign in the same way, as pairs of variable name and value.
     pub(crate) fn not_shared(&self) -> impl Iterator<Item = (&'static str, String)> {
         let file = self.identity_token_file.as_ref().and_then(|path| path.to_str()).map(str::to_owned);
         [
@@ -305,7 +309,7 @@ impl IdentityArguments {
         .filter(|(_, value)| !value.is_empty())
     }
 
-    /// Whether anything here says who signs in, so that a run around us is not the one that is meant.
+    /// Whether any option identifies who signs in. Then the enclosing run is not used.
     pub(crate) fn name_an_identity(&self) -> bool {
         let texts = [
             &self.base_url,
@@ -323,7 +327,7 @@ impl IdentityArguments {
     }
 }
 
-// Whose state is read.
+// Options that select the state directory to read.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct StateArguments {
     /// State directory (WIFSHARE_STATE_DIR; inside a run, the run's)
@@ -332,7 +336,7 @@ pub(crate) struct StateArguments {
 }
 
 impl StateArguments {
-    /// The state directory: the one that is asked for, that of the run around us, or this user's.
+    /// Returns the state directory: the one from the option, that of the enclosing run, or the user's default.
     #[expect(clippy::disallowed_methods, reason = "the border: where the user stands")]
     pub(crate) fn root(&self, environment: &Environment) -> PathBuf {
         let of_the_run = environment.os(RUN_VARIABLE).and_then(|run| Path::new(run).ancestors().nth(3));
@@ -385,7 +389,7 @@ pub(crate) enum ReportFormat {
     Json,
 }
 
-// How a command gets the credential.
+// Options that control how a command gets the credential.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Delivery options")]
 pub(crate) struct ShareArguments {
@@ -405,7 +409,7 @@ pub(crate) struct ShareArguments {
     pub(crate) identity: IdentityArguments,
 }
 
-/// The deliveries by their names, each with what it does, for help and completions.
+/// Parses a delivery by its name, with a description of each for help and completions.
 fn delivery_parser() -> impl TypedValueParser<Value = Delivery> {
     let named = Delivery::ALL.map(|delivery| match delivery {
         Delivery::Profile => PossibleValue::new("profile").help("A profile with a credential file, kept fresh"),
@@ -421,7 +425,10 @@ fn delivery_parser() -> impl TypedValueParser<Value = Delivery> {
 }
 
 impl ShareArguments {
-    /// Refuses options that do not go together.
+    /// Rejects invalid combinations of options.
+    ///
+    /// # Errors
+    /// Returns a usage error if `--api-key` is given with a delivery other than the gateway.
     pub(crate) fn check(&self) -> Result<(), Failure> {
         match self.delivery {
             Some(delivery) if self.api_key && delivery != Delivery::Gateway => Err(Failure::usage(
@@ -432,7 +439,7 @@ impl ShareArguments {
         }
     }
 
-    /// How the gateway of a run is opened, if there is one.
+    /// Options of the gateway of a run, used with `--delivery gateway`.
     pub(crate) fn options(&self) -> GatewayOptions {
         GatewayOptions { api_key: self.api_key, ..GatewayOptions::default() }
     }
@@ -482,12 +489,12 @@ pub(crate) struct StartArguments {
     pub(crate) share: ShareArguments,
 }
 
-/// Which process ends a keeper.
+/// The process whose end ends a keeper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Watched {
-    /// None.
+    /// No process.
     None,
-    /// The one of this number.
+    /// The process with this id.
     Pid(u32),
 }
 
@@ -590,7 +597,7 @@ pub(crate) struct SandboxArguments {
     pub(crate) conformance: ConformanceArguments,
 }
 
-// Testing a client against the mock server.
+// Options for testing a client against the mock server.
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Conformance options")]
 pub(crate) struct ConformanceArguments {
@@ -693,7 +700,7 @@ pub(crate) enum DemoChild {
     Job,
 }
 
-/// A parser that takes any text and has completions offer these values.
+/// A parser that accepts any text and offers these values as completions.
 #[derive(Clone)]
 struct Offered(fn() -> Vec<&'static str>);
 
@@ -713,7 +720,7 @@ fn codes() -> Vec<&'static str> {
     CATALOGUE.iter().map(|entry| entry.code).collect()
 }
 
-/// The commands that have a man page.
+/// Commands that have a man page.
 fn commands() -> Vec<&'static str> {
     vec![
         "exec",
@@ -733,8 +740,8 @@ fn commands() -> Vec<&'static str> {
     ]
 }
 
-/// Where the platforms have what never moves. For our own tests, a mock server that stands in their place; release
-/// builds do not have it.
+/// Fixed endpoints of the platforms. In debug builds, tests can replace them by a mock server; release builds do not
+/// have this.
 #[cfg(debug_assertions)]
 #[expect(clippy::disallowed_methods, reason = "a switch of debug builds, for tests with a platform of their own")]
 fn endpoints() -> FixedEndpoints {
@@ -755,7 +762,7 @@ fn endpoints() -> FixedEndpoints {
     FixedEndpoints::default()
 }
 
-/// One variable, by its name alone.
+/// Parses the name of one variable.
 fn variable_name(text: &str) -> Result<String, String> {
     let is_name = !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
     is_name
@@ -763,7 +770,7 @@ fn variable_name(text: &str) -> Result<String, String> {
         .ok_or_else(|| "one variable's name was expected; repeat the option for more".to_owned())
 }
 
-/// A blank one, of an expression that names nothing, would take the protection away.
+/// Rejects a blank subject. It comes from an expression that names nothing, and would disable the check.
 fn subject(text: &str) -> Result<String, String> {
     match text.trim() {
         "" => Err("a subject is required; an expression such as `vars.NAME` that names nothing is blank".to_owned()),
@@ -779,7 +786,7 @@ fn watch(text: &str) -> Result<Watched, String> {
     }
 }
 
-/// A time of at least a second.
+/// Parses a duration of at least one second.
 fn duration(text: &str) -> Result<Duration, String> {
     match duration_or_none(text) {
         Ok(Duration::ZERO) => Err("a time of at least 1s was expected".to_owned()),
@@ -787,7 +794,7 @@ fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// A whole number and a unit: s, m or h.
+/// Parses a whole number and a unit: s, m or h.
 fn duration_or_none(text: &str) -> Result<Duration, String> {
     let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
     if unit.is_empty() && !number.is_empty() {
@@ -800,7 +807,8 @@ fn duration_or_none(text: &str) -> Result<Duration, String> {
         _ => None,
     };
     let whole = number.parse::<u64>().ok().zip(seconds).and_then(|(number, seconds)| number.checked_mul(seconds));
-    // Longer than any token lives (docs/reference/protocol.md §5.3), and short enough to be added to any moment.
+    // Longer than the lifetime of any token (docs/reference/protocol.md §5.3), and short enough to be added to any
+    // point in time.
     const LONGEST: u64 = 7 * 86_400;
     whole
         .filter(|seconds| *seconds <= LONGEST)

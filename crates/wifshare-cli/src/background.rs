@@ -1,5 +1,5 @@
-//! Threads that do something beside the command. Each is there before it is needed: where the system gives no more of
-//! them, that is an error before anything was bought, and no panic.
+//! Background threads, each started before it is needed. If the system refuses a thread, that is an error before any
+//! exchange and not a panic later.
 
 use std::io;
 use std::sync::mpsc::{Sender, channel};
@@ -17,7 +17,10 @@ pub(crate) struct Thread {
 }
 
 impl Thread {
-    /// Begins one.
+    /// Starts a thread that waits for its work.
+    ///
+    /// # Errors
+    /// Returns the system's error if the thread cannot be started.
     pub(crate) fn prepare(name: &str) -> io::Result<Thread> {
         let (work, wanted) = channel::<Work>();
         let run = move || {
@@ -29,17 +32,17 @@ impl Thread {
         Ok(Thread { work: Some(work), handle: Some(handle) })
     }
 
-    /// Gives it its work, and waits for nothing.
+    /// Gives the thread its work and returns at once.
     pub(crate) fn begin(mut self, work: impl FnOnce() + Send + 'static) {
         self.handle = None;
         if let Some(to) = self.work.take() {
-            // It waits for this and for nothing else.
+            // Cannot fail: the thread waits for exactly this message.
             let _ = to.send(Box::new(work));
         }
     }
 }
 
-/// Without work it ends at once, and what it took of the system's limits is free again.
+/// A thread without work ends at once and frees its share of the system's limits.
 impl Drop for Thread {
     fn drop(&mut self) {
         self.work = None;
@@ -49,7 +52,7 @@ impl Drop for Thread {
     }
 }
 
-/// What the user reads where there is no thread to be had.
+/// Error for a thread that could not be started.
 pub(crate) fn no_thread(error: &io::Error) -> Failure {
     Failure::new(
         code!("no-thread"),

@@ -1,29 +1,29 @@
-//! Every error that wifshare can end with: its stable code, what it means, why it happens, where to look, what to do.
+//! The catalogue of errors: a stable code, its meaning, causes, evidence and cures.
 //!
-//! The one source: `wifshare explain` prints it, `docs/reference/errors.md` is made of it, and a failure cannot be
-//! built with a code that is not listed here: [`code!`] and the check at the end of this file are decided while
-//! compiling.
+//! It is the only source: `wifshare explain` prints it and `docs/reference/errors.md` is generated from it. A failure
+//! cannot have a code that is not listed here: [`code!`] and the assertion at the end of this file check that at
+//! compile time.
 
 /// One error.
 #[derive(Debug)]
 pub(crate) struct Entry {
-    /// The name in `error[…]`.
+    /// The code in `error[…]`.
     pub(crate) code: &'static str,
-    /// What it means, in a sentence.
+    /// What the error means, in one sentence.
     pub(crate) meaning: &'static str,
-    /// Why it happens, the usual cause first.
+    /// Why it happens, the most common cause first.
     pub(crate) causes: &'static [&'static str],
-    /// Where the evidence is.
+    /// Where to find evidence.
     pub(crate) evidence: &'static [&'static str],
     /// What to do.
     pub(crate) cures: &'static [&'static str],
 }
 
-/// A code that has an entry.
+/// A code that has an entry in the catalogue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Known(pub(crate) &'static str);
 
-/// A code of the catalogue, checked while compiling. If the compiler stops here, write the code's entry first.
+/// A code of the catalogue, checked at compile time. If the compiler stops here, add an entry for the code first.
 macro_rules! code {
     ($code:literal) => {
         const { $crate::catalogue::known($code) }
@@ -31,7 +31,7 @@ macro_rules! code {
 }
 pub(crate) use code;
 
-/// Every error, in the order in which a job meets them.
+/// All errors, in the order in which a job can meet them.
 pub(crate) const CATALOGUE: &[Entry] = &[
     // -- the command line and the configuration --
     Entry {
@@ -578,12 +578,15 @@ pub(crate) const CATALOGUE: &[Entry] = &[
     },
 ];
 
-/// The entry of this code.
+/// Finds the entry of this code.
 pub(crate) fn find(code: &str) -> Option<&'static Entry> {
     CATALOGUE.iter().find(|entry| entry.code == code)
 }
 
-/// Stops the compiler where the code has no entry.
+/// Returns the code as [`Known`].
+///
+/// # Panics
+/// Panics if the code has no entry. In a constant, that is a compile error.
 pub(crate) const fn known(code: &'static str) -> Known {
     let mut at = 0;
     while at < CATALOGUE.len() {
@@ -595,7 +598,7 @@ pub(crate) const fn known(code: &'static str) -> Known {
     panic!("this code has no entry in the catalogue");
 }
 
-/// Every code of the library has an entry.
+/// Checks at compile time that every code of the library has an entry.
 const _: () = {
     let mut at = 0;
     while at < wifshare::Code::ALL.len() {

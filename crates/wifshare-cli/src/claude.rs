@@ -1,7 +1,7 @@
-//! `wifshare claude`: marketplaces, plugins and the main query, one after another, all with one exchange.
+//! `wifshare claude`: adds marketplaces, installs plugins and runs the main query, in sequence and with one exchange.
 //!
-//! One after another because parallel installs lose plugins in some versions of claude (claude 2.1.240 reports success
-//! for each of eight and enables one).
+//! The steps run in sequence because parallel installs lose plugins in some versions of claude (claude 2.1.240 reports
+//! success for each of eight and enables one).
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -48,13 +48,14 @@ pub(crate) fn claude(arguments: ClaudeArguments, environment: &Environment, talk
 
 struct Step {
     title: String,
-    /// What it is called in the report: a marketplace may be somebody's secret path, a plugin's name was checked.
+    /// The step's name in the report. It leaves out a marketplace, whose path may be secret; the name of a plugin is
+    /// checked.
     name: String,
     arguments: Vec<OsString>,
     is_query: bool,
 }
 
-/// What will be done, in order; every input is looked at before anything runs.
+/// Returns the steps in order. Checks every input before anything runs.
 fn plan(arguments: &ClaudeArguments, environment: &Environment) -> Result<Vec<Step>, Failure> {
     let lines = |name: &str| -> Vec<String> {
         let text = environment.text(name).unwrap_or_default();
@@ -91,7 +92,7 @@ fn plan(arguments: &ClaudeArguments, environment: &Environment) -> Result<Vec<St
     Ok(steps)
 }
 
-/// A local path, told apart from anything else by how it begins, or an https URL ending in `.git`.
+/// Accepts a local path, recognized by its first characters, or an https URL that ends in `.git`.
 fn check_marketplace(marketplace: &str) -> Result<(), Failure> {
     let refuse = |what: &str| {
         Err(Failure::usage(
@@ -118,11 +119,11 @@ fn check_marketplace(marketplace: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-/// As it may stand in a log: what precedes the host of a URL is somebody's secret.
+/// Redacts what precedes the host of a URL, which may contain a secret, for use in messages.
 fn without_password(marketplace: &str) -> String {
     let Some((scheme, rest)) = marketplace.split_once("://") else { return marketplace.to_owned() };
     let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
-    // A password with a slash of its own would seem to end the host; then the last sign of one counts.
+    // A slash in a password looks like the end of the host. Then use the last `@` of the whole URL.
     match authority.rfind('@').or_else(|| rest.rfind('@')) {
         Some(at) => format!("{scheme}://…{}", &rest[at..]),
         None => marketplace.to_owned(),

@@ -1,4 +1,4 @@
-//! The clock of the command line: the machine's own, with waits that a signal cuts short.
+//! The clock of the command line: the system clock, with waits that a signal interrupts.
 
 use wifshare::Clock;
 

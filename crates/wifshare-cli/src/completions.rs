@@ -1,4 +1,4 @@
-//! `wifshare completions`: a script that completes the command line, made of the same definition as `--help`.
+//! `wifshare completions`: prints a completion script, generated from the same definition as `--help`.
 
 use clap::{Arg, Command, CommandFactory};
 use clap_complete::Shell;
@@ -20,11 +20,11 @@ pub(crate) fn completions(arguments: &CompletionsArguments) -> Result<u8, Failur
     Ok(0)
 }
 
-/// The same command line without its hidden options, which `clap_complete` would offer.
+/// The same command without its hidden options, which `clap_complete` would offer.
 fn offered(command: &Command) -> Command {
-    // clap keeps names for as long as the program runs, which is not much longer.
+    // clap needs names that live as long as the program. It ends soon after this, so leaking them is fine.
     let name: &'static str = command.get_name().to_owned().leak();
-    // clap adds its own to the copy.
+    // clap adds its own `help` and `version` to the copy.
     let is_clap_s = |name: &str| ["help", "version"].contains(&name);
     let commands = command.get_subcommands().filter(|it| !it.is_hide_set() && !is_clap_s(it.get_name()));
     let arguments = command.get_arguments().filter(|it| !it.is_hide_set() && !is_clap_s(it.get_id().as_str()));
@@ -34,7 +34,7 @@ fn offered(command: &Command) -> Command {
         .subcommands(commands.map(offered))
 }
 
-/// The values of arguments without a name, which `clap_complete` leaves out for fish.
+/// Completions for the values of positional arguments, which `clap_complete` omits for fish.
 fn positional_values(command: &Command) -> String {
     let mut lines = String::new();
     for command in command.get_subcommands() {

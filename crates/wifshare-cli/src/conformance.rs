@@ -1,4 +1,4 @@
-//! `wifshare sandbox --conformance`: any client, tried against the rules of single use.
+//! `wifshare sandbox --conformance`: tests any client against the rules of single use.
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -46,7 +46,7 @@ pub(crate) fn conformance(
             }
         };
         is_conformant &= row.judgement != Judgement::Broken;
-        // Row by row: who waits sees how far it is.
+        // Print each row at once, so that the user sees the progress.
         print(&line(&row))?;
         if row.judgement == Judgement::Broken && !row.said.is_empty() {
             talk.detail(&format!("in the case {case} the command said:\n{}", row.said));
@@ -55,7 +55,7 @@ pub(crate) fn conformance(
     Ok(u8::from(!is_conformant))
 }
 
-/// The program as it is found from where we stand; the client is going to stand in an empty home.
+/// Makes a relative program path absolute, because the client runs in an empty home directory.
 fn from_here(mut command: Vec<OsString>) -> Vec<OsString> {
     if let Some(program) = command.first_mut()
         && Path::new(program).components().count() > 1

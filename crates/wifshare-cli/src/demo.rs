@@ -1,4 +1,5 @@
-//! `wifshare demo`: eight processes and one identity token, first each for itself, then under `exec`, side by side.
+//! `wifshare demo`: compares parallel processes that share one identity token, first without wifshare and then under
+//! `exec`.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -19,7 +20,7 @@ use crate::clock::clock;
 use crate::failure::Failure;
 use crate::talk::Talk;
 
-/// As long as the real endpoint takes now and then, and long enough for the processes to meet.
+/// An exchange latency that the real endpoint sometimes has, long enough for the processes to overlap.
 const EXCHANGE_LATENCY_MS: u64 = 300;
 
 pub(crate) fn demo(arguments: &DemoArguments, environment: &Environment, talk: Talk) -> Result<u8, Failure> {
@@ -31,7 +32,7 @@ pub(crate) fn demo(arguments: &DemoArguments, environment: &Environment, talk: T
     }
 }
 
-/// What became of one half of the show.
+/// Result of one half of the demo.
 struct Outcome {
     succeeded: u32,
     exchanges: u64,
@@ -102,7 +103,7 @@ fn under_exec(processes: u32, job: &Environment, sandbox: &Sandbox) -> std::io::
     Ok(outcome(printed.trim().parse().unwrap_or(0), &before, &sandbox.counters(), time))
 }
 
-/// The job under `exec`: starts its processes at once and prints how many succeeded.
+/// The job under `exec`: starts its processes in parallel and prints how many succeeded.
 fn job(processes: u32, environment: &Environment) -> u8 {
     let succeeded = run_at_once(processes, DemoChild::Shared, environment).unwrap_or(0);
     let printed = std::io::stdout().write_all(format!("{succeeded}\n").as_bytes());
@@ -124,8 +125,8 @@ fn run_at_once(processes: u32, child: DemoChild, environment: &Environment) -> s
     Ok(succeeded)
 }
 
-/// A process as it is without wifshare: reads the identity token, exchanges it, asks its question. The official SDKs
-/// try the exchange again with the same token; so does this one, twice.
+/// A process without wifshare: reads the identity token, exchanges it and sends a request. The official SDKs retry the
+/// exchange with the same token; this one does so twice.
 fn alone(environment: &Environment) -> Option<()> {
     const TRIES: u32 = 3;
     let mut token = String::new();
@@ -148,7 +149,7 @@ fn alone(environment: &Environment) -> Option<()> {
     None
 }
 
-/// A process as it is under `exec`: finds a profile, as every SDK does, and asks its question.
+/// A process under `exec`: reads a profile, as every SDK does, and sends a request.
 fn shared(environment: &Environment) -> Option<()> {
     let directory = Path::new(environment.os("ANTHROPIC_CONFIG_DIR")?);
     let profile: OsString = format!("{}.json", environment.text("ANTHROPIC_PROFILE")?).into();

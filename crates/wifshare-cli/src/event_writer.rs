@@ -1,4 +1,4 @@
-//! What this process tells the log of its identity key, for `status` and `report`.
+//! Writes the events of this process to the log of its identity key, for `status` and `report`.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use wifshare::{Event, EventLog, Owner, Step, What};
 
 use crate::clock::clock;
 
-/// This process's pen.
+/// Adds this process's id and start time to events and appends them to the log.
 #[derive(Clone, Debug)]
 pub(crate) struct EventWriter {
     log: EventLog,
@@ -15,12 +15,13 @@ pub(crate) struct EventWriter {
 }
 
 impl EventWriter {
-    /// For a process that lives for a while.
+    /// Creates the writer of a process that runs for a while.
     pub(crate) fn of_a_run(directory: &Path) -> EventWriter {
         EventWriter { started: Owner::current().start_time, ..EventWriter::of_a_moment(directory) }
     }
 
-    /// For one that asks for a token and goes: its start is not looked up, for it would be half of the work.
+    /// Creates the writer of a short process such as `token`. It leaves out the start time, because looking it up would
+    /// take half of the time.
     pub(crate) fn of_a_moment(directory: &Path) -> EventWriter {
         EventWriter { log: EventLog::of(directory), pid: std::process::id(), started: None }
     }
@@ -29,12 +30,12 @@ impl EventWriter {
         self.log.append(&self.event(what));
     }
 
-    /// Notes what happened before, all together. Says whether there was room for all.
+    /// Appends earlier events together. Returns whether there was room for all of them.
     pub(crate) fn note_all(&self, events: &[Event]) -> bool {
         self.log.append_all(events)
     }
 
-    /// What happened at this moment, for [`note_all`](Self::note_all).
+    /// Creates an event with the current time, for [`note_all`](Self::note_all).
     pub(crate) fn event(&self, what: What) -> Event {
         Event { time: clock().now(), pid: self.pid, started: self.started, what }
     }
