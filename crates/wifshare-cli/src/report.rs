@@ -1,4 +1,4 @@
-//! `wifshare report`: what happened in this job, told from the logs.
+//! `wifshare report`: reports what happened in this job, from the event logs.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -40,7 +40,7 @@ pub(crate) fn report(arguments: &ReportArguments, environment: &Environment) -> 
         ));
     };
     let terminal = Terminal::of_data(environment);
-    // CI logs and pipes get what can be kept and pasted.
+    // CI logs and pipes get Markdown, which can be saved and pasted.
     let is_for_reading = terminal.is_live && !environment.has("CI") && !environment.has("GITHUB_ACTIONS");
     let by_default = if is_for_reading { ReportFormat::Text } else { ReportFormat::Md };
     let text = match arguments.format.unwrap_or(by_default) {
@@ -54,7 +54,7 @@ pub(crate) fn report(arguments: &ReportArguments, environment: &Environment) -> 
     Ok(0)
 }
 
-/// The story of this state directory, as far as its logs hold one.
+/// Creates the report of this state directory, or `None` if its logs are empty.
 pub(crate) fn job_report(root: &Path, looks: &[Look], extent: Extent, now: SystemTime) -> Option<JobReport> {
     let logs = EventLog::below(root).into_iter().map(|(key, log)| {
         let alive = looks.iter().filter(|look| look.key == key).flat_map(|look| &look.runs);
@@ -64,7 +64,7 @@ pub(crate) fn job_report(root: &Path, looks: &[Look], extent: Extent, now: Syste
     JobReport::of(logs.collect(), extent, now)
 }
 
-/// What happened for one identity key since that moment, as Markdown; `None` where nothing did.
+/// Returns the events of one identity key since that time as Markdown, or `None` if there are none.
 pub(crate) fn summary(key: &Path, since: SystemTime) -> Option<String> {
     let log = EventLog::of(key);
     let name = key.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! The report as a page that stands alone: no script, nothing from elsewhere, for light and dark, for eyes and ears.
+//! The report as a self-contained HTML page: no scripts, no external resources, light and dark colours, accessible.
 
 use std::time::{Duration, SystemTime};
 
@@ -9,10 +9,10 @@ use super::job_report::{Exchange, JobReport, Outcome, Process, Role};
 use super::picture;
 use super::words::{clock_time, counted, day, exact_time, lanes, lasted, span, took, verdict};
 
-/// A browser shows more; a person reads less.
+/// A browser could show more, but a person does not read more.
 const MOST_ROWS: usize = 1000;
 
-/// Nothing may be fetched, whatever a name in this page says.
+/// Content security policy: nothing may be loaded, even if a name in this page contains markup.
 const POLICY: &str =
     "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'";
 
@@ -64,7 +64,7 @@ pub(super) fn page(report: &JobReport) -> String {
                 meta http-equiv="Content-Security-Policy" content=(POLICY);
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 meta name="referrer" content="no-referrer";
-                // Else a browser asks for one.
+                // Otherwise a browser requests one.
                 link rel="icon" href="data:,";
                 title { (title) }
                 style { (PreEscaped(STYLE)) (PreEscaped(picture::STYLE)) }

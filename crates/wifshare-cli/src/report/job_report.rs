@@ -1,4 +1,4 @@
-//! What the events tell, put together: who was there, when, which exchanges there were, and the numbers of it all. Pure.
+//! Builds the report from events: processes, exchanges, incidents and totals. It does no input or output.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
@@ -6,28 +6,28 @@ use std::time::{Duration, SystemTime};
 use serde::{Serialize, Serializer};
 use wifshare::{Event, What, moment};
 
-/// A job begins anew where nothing was told for so long and no run lived.
+/// A new job begins after this time without events and without a running run.
 const QUIET: Duration = Duration::from_secs(3600);
 
-/// The whole of it.
+/// The whole report.
 #[derive(Debug, Serialize)]
 pub(crate) struct JobReport {
-    /// The first moment that is told of.
+    /// Time of the first event.
     #[serde(serialize_with = "as_text")]
     pub(crate) begin: SystemTime,
-    /// The last one.
+    /// Time of the last event.
     #[serde(serialize_with = "as_text")]
     pub(crate) end: SystemTime,
-    /// The sums over all identities.
+    /// Totals of all identities.
     pub(crate) numbers: Numbers,
     pub(crate) identities: Vec<Identity>,
-    /// How many events of earlier jobs are in the logs and left out here.
+    /// Number of events of earlier jobs in the logs, which are left out here.
     pub(crate) earlier_events: usize,
     /// Whether a log was full, so that processes may be missing.
     pub(crate) is_cut: bool,
 }
 
-/// What happened for one identity key.
+/// Events of one identity key.
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct Identity {
     pub(crate) key: String,
@@ -41,38 +41,38 @@ pub(crate) struct Identity {
     pub(crate) incidents: Vec<Incident>,
 }
 
-/// The numbers that a lead would ask for.
+/// Totals.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct Numbers {
-    /// Processes that were told of or seen.
+    /// Processes that reported events or were seen.
     pub(crate) processes: u64,
     /// Exchanges that were sent.
     pub(crate) exchanges: u64,
-    /// Those of them that bought a credential.
+    /// Exchanges that were accepted.
     pub(crate) accepted: u64,
-    /// Those that were answered otherwise, or whose answer was lost.
+    /// Exchanges that were refused or whose response was lost.
     pub(crate) failed: u64,
-    /// How often a process took the credential that was there.
+    /// How often a process used the cached credential.
     pub(crate) shared: u64,
-    /// How many requests the gateway answered.
+    /// Requests that the gateway answered.
     pub(crate) requests: u64,
-    /// Those of them that were answered with an error, by the API or by the gateway itself, or not at all.
+    /// Requests that failed: the API or the gateway responded with an error, or there was no response.
     pub(crate) requests_failed: u64,
-    /// How often the commands' processes opened the credential's file.
+    /// How often processes of the commands opened the credential file.
     pub(crate) opened: u64,
-    /// How many exchanges there would have been at most, had each process asked for itself: the callers of wifshare,
-    /// and of the processes under a run no more than were seen, and no more than opened the credential. Not known after
-    /// a `start`, whose later steps nobody watches, unless they asked a gateway.
+    /// Upper bound of exchanges if each process had exchanged by itself: callers of wifshare, plus the processes under a
+    /// run, but no more than were seen, and no more than opened the credential. Unknown after a `start`, whose later
+    /// steps are not watched, unless they used a gateway.
     pub(crate) exchanges_without: Option<u64>,
-    /// How many of those would have been refused at most, because the identity token was used already.
+    /// Upper bound of those exchanges that would have been refused because the identity token was used already.
     pub(crate) refusals_avoided: Option<u64>,
-    /// How often a remembered failure spared a process an exchange.
+    /// How often a cached failure saved an exchange.
     pub(crate) refusals_heard: u64,
-    /// How often a run put a new credential in place.
+    /// How often a run stored a new credential.
     pub(crate) renewals: u64,
-    /// The longest wait for the lock, in milliseconds.
+    /// Longest wait for the lock, in milliseconds.
     pub(crate) longest_wait_ms: u64,
-    /// When the last credential ends or ended.
+    /// When the last credential expires or expired.
     #[serde(serialize_with = "as_optional_text")]
     pub(crate) signed_in_until: Option<SystemTime>,
 }
@@ -83,7 +83,7 @@ pub(crate) struct Exchange {
     pub(crate) pid: u32,
     #[serde(serialize_with = "as_text")]
     pub(crate) sent: SystemTime,
-    /// When its outcome was known; not at all where the process ended before.
+    /// When the outcome was known, or `None` if the process ended before.
     #[serde(serialize_with = "as_optional_text")]
     pub(crate) answered: Option<SystemTime>,
     #[serde(flatten)]
@@ -103,7 +103,7 @@ pub(crate) enum Outcome {
         message: String,
         request_id: Option<String>,
     },
-    /// Nobody told.
+    /// The process ended before it reported an outcome.
     Unknown,
 }
 
@@ -118,25 +118,25 @@ pub(crate) struct Process {
     pub(crate) role: Role,
     #[serde(serialize_with = "as_text")]
     pub(crate) begin: SystemTime,
-    /// Not at all where it still lives, or where nobody saw its end.
+    /// `None` if it still runs or its end was not seen.
     #[serde(serialize_with = "as_optional_text")]
     pub(crate) end: Option<SystemTime>,
     pub(crate) exit_code: Option<u8>,
     pub(crate) delivery: Option<String>,
-    /// How far below the run it stands.
+    /// Number of its ancestors in the report.
     pub(crate) depth: usize,
     /// How long it waited for the lock, in milliseconds.
     pub(crate) waited_ms: u64,
-    /// How many requests of its the gateway answered, as far as their sender was looked up.
+    /// Number of its requests that the gateway answered, as far as their sender was looked up.
     pub(crate) requests: u64,
-    /// When it took the shared credential, the last time.
+    /// When it last used the shared credential.
     #[serde(serialize_with = "as_optional_text")]
     pub(crate) served: Option<SystemTime>,
     #[serde(skip)]
     pub(crate) waits: Vec<(SystemTime, SystemTime)>,
     #[serde(skip)]
     pub(crate) renewals: Vec<SystemTime>,
-    /// The last moment at which it is told of.
+    /// Time of its last event.
     #[serde(skip)]
     pub(crate) last: SystemTime,
 }
@@ -144,50 +144,50 @@ pub(crate) struct Process {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Role {
-    /// `wifshare exec` and the like.
+    /// `wifshare exec`, `start` or similar.
     Run,
     /// `wifshare token`.
     Caller,
-    /// What a run started.
+    /// A command that a run started.
     Command,
-    /// What that started.
+    /// A descendant of such a command.
     Descendant,
 }
 
-/// Something that did not go well.
+/// A failure or warning.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Incident {
     #[serde(serialize_with = "as_text")]
     pub(crate) time: SystemTime,
     pub(crate) pid: u32,
-    /// What it is called among the errors, where it is one of them.
+    /// Error code, if it is an error of the catalogue.
     pub(crate) code: Option<String>,
     pub(crate) message: String,
     pub(crate) request_id: Option<String>,
 }
 
-/// What the log of one identity key holds.
+/// Events of one identity key.
 pub(crate) struct Log {
     pub(crate) key: String,
     pub(crate) events: Vec<Event>,
     pub(crate) is_full: bool,
-    /// The runs that live at this moment.
+    /// Process ids of the runs that are alive now.
     pub(crate) alive: BTreeSet<u32>,
 }
 
-/// How much of the logs is told.
+/// Which events to report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Extent {
-    /// The last job: what came after the last long quiet.
+    /// The last job: events after the last long quiet time.
     LastJob,
-    /// Nothing before this moment.
+    /// Events since this time.
     Since(SystemTime),
-    /// Everything.
+    /// All events.
     All,
 }
 
 impl JobReport {
-    /// Puts together what these logs hold; `None` where they hold nothing.
+    /// Creates the report from these logs, or returns `None` if they contain no events.
     pub(crate) fn of(logs: Vec<Log>, extent: Extent, now: SystemTime) -> Option<JobReport> {
         let first = match extent {
             Extent::All => None,
@@ -202,7 +202,7 @@ impl JobReport {
             let before = log.events.len();
             log.events.retain(is_told);
             earlier_events += before - log.events.len();
-            // A process may be told of late; sorting keeps the order of what has the same moment.
+            // A process may log an event late. The stable sort keeps the order of events with the same time.
             log.events.sort_by_key(|event| event.time);
             if !log.events.is_empty() {
                 identities.push(Identity::of(&log, now));
@@ -325,7 +325,7 @@ impl Identity {
             }
             What::ProcessSeen { process, process_started, parent, program } => {
                 let descendant = self.somebody(*process, Some(*process_started), time, Role::Descendant);
-                // What wifshare says of itself is more than its name.
+                // A wifshare process has reported more about itself than its name.
                 if descendant.role == Role::Descendant {
                     descendant.name.clone_from(program);
                 }
@@ -350,12 +350,12 @@ impl Identity {
             | What::ConnectionFault => {
                 self.process(event);
             }
-            // What a newer version of the library tells.
+            // Events of a newer version of the library.
             _ => {}
         }
     }
 
-    /// The process that tells this.
+    /// The process that logged this event.
     fn process(&mut self, event: &Event) -> &mut Process {
         let process = self.somebody(event.pid, event.started, event.time, Role::Caller);
         if process.role == Role::Descendant {
@@ -365,7 +365,8 @@ impl Identity {
         process
     }
 
-    /// A process by its number. One of the same number that ended before, or started at another time, is another one.
+    /// Finds or adds a process. A process with the same id that ended before or has another start time is a different
+    /// one.
     fn somebody(&mut self, pid: u32, started: Option<u64>, time: SystemTime, role: Role) -> &mut Process {
         let is_it = |process: &Process| {
             let same_start = process.started.zip(started).is_none_or(|(one, other)| one == other);
@@ -407,7 +408,8 @@ impl Identity {
         }
     }
 
-    /// Puts each process below its parent, in the order of their beginnings, and ends with its run what nobody saw end.
+    /// Places each process below its parent, in the order of their starts. Below a living run, a process without a known
+    /// end counts as running until now.
     fn follow_their_parents(&mut self, living: &BTreeSet<u32>, now: SystemTime) {
         let mut processes = std::mem::take(&mut self.processes);
         processes.sort_by_key(|process| process.begin);
@@ -423,7 +425,7 @@ impl Identity {
                 None => roots.push(place),
             }
         }
-        // From the last to the first, for the first is on top.
+        // In reverse, because the stack is processed from its end.
         let mut to_visit: Vec<(usize, usize)> = roots.into_iter().rev().map(|place| (place, 0)).collect();
         let mut visited = BTreeSet::new();
         while let Some((place, depth)) = to_visit.pop() {
@@ -432,7 +434,7 @@ impl Identity {
             }
             let mut process = processes[place].clone();
             process.depth = depth;
-            // Somebody who is still there under a living run.
+            // A process that probably still runs, below a living run.
             if process.end.is_none() && process.role != Role::Caller && depth > 0 && !living.is_empty() {
                 process.last = now;
             }
@@ -446,7 +448,7 @@ impl Identity {
         self.numbers.processes = self.processes.len() as u64;
         let with_role = |roles: &[Role]| self.processes.iter().filter(|it| roles.contains(&it.role)).count() as u64;
         let under_runs = with_role(&[Role::Command, Role::Descendant]);
-        // Each command would have asked at least once, whether or not we could see it look.
+        // Each command would have exchanged at least once, even if it was not seen to open the credential.
         let requesters = self.processes.iter().filter(|it| it.requests > 0).count() as u64;
         let clients = under_runs.min(self.numbers.opened.max(requesters).max(with_role(&[Role::Command])));
         let is_unwatched = |it: &Process| it.name == "wifshare start" && it.delivery.as_deref() != Some("gateway");
@@ -457,7 +459,7 @@ impl Identity {
         }
     }
 
-    /// What it is called where its key says little.
+    /// Title of the identity: its rule and workspace, or the start of its key.
     pub(crate) fn title(&self) -> String {
         let rule = self.rule.clone().unwrap_or_else(|| format!("identity {}", self.key.get(..8).unwrap_or(&self.key)));
         match &self.workspace {
@@ -488,7 +490,7 @@ impl Numbers {
     }
 }
 
-/// The first moment after the last long quiet.
+/// Time of the first event after the last long quiet time.
 fn beginning_of_the_last_job(logs: &[Log], now: SystemTime) -> Option<SystemTime> {
     let mut times: Vec<_> = logs.iter().flat_map(|log| log.events.iter().map(|event| event.time)).collect();
     times.sort();

@@ -1,4 +1,4 @@
-//! The report as Markdown, as GitHub shows it in a job's summary: numbers, a Mermaid chart, and what went wrong.
+//! The report as Markdown for the summary of a GitHub job: totals, a Mermaid chart, and failures.
 
 use std::fmt::Write;
 use std::time::{Duration, SystemTime};
@@ -6,14 +6,14 @@ use std::time::{Duration, SystemTime};
 use super::job_report::{Exchange, Identity, JobReport, Outcome, Process};
 use super::words::{day, exact_time, lanes, lasted, span, sums, took, verdict};
 
-/// More bars than these make a chart that nobody reads; Mermaid has a limit of its own far above it.
+/// Maximum number of bars that is still readable. Mermaid's own limit is much higher.
 const MOST_BARS: usize = 24;
-/// A summary may have a mebibyte in all.
+/// Maximum number of rows. A summary is limited to 1 MiB.
 const MOST_ROWS: usize = 200;
 
 pub(super) fn page(report: &JobReport) -> String {
     let mut page = String::new();
-    // Writing to a text does not fail.
+    // Writing to a `String` cannot fail.
     let _ = write(report, &mut page);
     page
 }
@@ -31,11 +31,11 @@ fn write(report: &JobReport, page: &mut String) -> std::fmt::Result {
     Ok(())
 }
 
-/// <https://mermaid.js.org/syntax/gantt.html>: the digits of UTC, as the tables have them, whatever the reader's zone.
-/// A label has a running number, for names repeat, and how long it really took, for a short bar is drawn longer.
+/// <https://mermaid.js.org/syntax/gantt.html>: times are UTC, as in the tables, in any time zone of the reader. Each
+/// label has a number, because names repeat, and the real duration, because short bars are drawn longer.
 fn chart(report: &JobReport, page: &mut String) -> std::fmt::Result {
     let length = report.end.duration_since(report.begin).unwrap_or_default();
-    // What is shorter than this would not be seen.
+    // Shorter bars would be invisible.
     let thinnest = (length / 200).max(Duration::from_millis(1));
     let bar = |begin: SystemTime, end: SystemTime| {
         let text = |time: SystemTime| format!("{}T{}", day(time), exact_time(time));
@@ -118,14 +118,14 @@ fn processes(report: &JobReport, page: &mut String) -> std::fmt::Result {
     writeln!(page, "\n</details>")
 }
 
-/// A name in a chart: letters, digits and what has no meaning there.
+/// Makes a name safe in a chart: only letters, digits and characters without a special meaning.
 fn plain(text: &str) -> String {
     let plain: String =
         text.chars().map(|c| if c.is_alphanumeric() || " ._/+-".contains(c) { c } else { '_' }).take(60).collect();
     if plain.trim().is_empty() { "_".to_owned() } else { plain }
 }
 
-/// A text in a table: one line, and each sign that could mean something stands for itself.
+/// Escapes a text for a table: one line, without characters that have a special meaning.
 fn cell(text: &str) -> String {
     let mut cell = String::new();
     for c in text.chars() {
@@ -134,7 +134,7 @@ fn cell(text: &str) -> String {
             '>' => cell.push_str("&gt;"),
             '&' => cell.push_str("&amp;"),
             '|' | '`' | '*' | '_' | '[' | ']' | '\\' | '~' | '#' | '!' | '@' => {
-                // As a number: a table's own rules for a backslash differ from those of a line.
+                // As a numeric reference, because backslash escapes work differently in a table.
                 let _ = write!(cell, "&#{};", u32::from(c));
             }
             c if c.is_control() => cell.push(' '),

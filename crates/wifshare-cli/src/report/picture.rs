@@ -1,4 +1,4 @@
-//! The picture: who was there when, as an SVG that needs nothing from elsewhere.
+//! The timeline of processes as a self-contained SVG image.
 
 use std::time::{Duration, SystemTime};
 
@@ -7,7 +7,7 @@ use maud::{Markup, PreEscaped, html};
 use super::job_report::{Exchange, Identity, JobReport, Outcome, Process, Role};
 use super::words::{clock_time, lanes, span};
 
-/// Colours for light and dark. Text has a contrast of 4.5 and more against its ground, a bar 3 and more.
+/// Colours for light and dark mode. The contrast is at least 4.5 for text and at least 3 for bars.
 pub(super) const STYLE: &str = "
 svg.timeline { --paper: #ffffff; --ink: #1f2430; --soft: #596172; --line: #e4e7ee; --run: #66748f; --command: #2c74b8;
   --descendant: #5592c7; --caller: #1c7f71; --exchange: #b4510a; --failed: #c0262d; --wait: #8a7420; --life: #d9efe2;
@@ -34,22 +34,22 @@ svg.timeline { --paper: #ffffff; --ink: #1f2430; --soft: #596172; --line: #e4e7e
 const LABELS: f64 = 232.0;
 const CHART: f64 = 700.0;
 const MARGIN: f64 = 16.0;
-/// For what is written behind a bar.
+/// Width of the text after a bar.
 const BEHIND: f64 = 52.0;
 const WIDTH: f64 = MARGIN + LABELS + CHART + BEHIND;
 const ROW: f64 = 22.0;
 const BAR: f64 = 12.0;
-/// What lasts for less is drawn as wide as this.
+/// Minimum width of a bar.
 const THINNEST: f64 = 3.0;
-/// More lanes than these are no picture any more.
+/// Maximum number of lanes that is still readable.
 const MOST_LANES: usize = 40;
 
-/// The picture in a page that tells the rest.
+/// The timeline for a page that contains the tables.
 pub(super) fn picture(report: &JobReport) -> Markup {
     draw(report, html! {})
 }
 
-/// The picture as a file of its own.
+/// The timeline as a file of its own.
 pub(super) fn alone(report: &JobReport) -> String {
     let picture = draw(report, html! { style { (PreEscaped(STYLE)) } });
     format!("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n{}\n", picture.into_string())
@@ -79,7 +79,7 @@ fn draw(report: &JobReport, style: Markup) -> Markup {
     }
 }
 
-/// What the picture shows, for those who do not see it; the tables tell the rest.
+/// Text alternative of the image. The tables contain the details.
 fn describe(report: &JobReport) -> String {
     let numbers = &report.numbers;
     format!(
@@ -123,7 +123,7 @@ fn block(identity: &Identity, scale: &Scale, y: &mut f64) -> Markup {
     }
 }
 
-/// The life of what an exchange bought, until its successor came.
+/// Bar of a credential's lifetime, until the next credential replaced it.
 fn credential(exchange: &Exchange, identity: &Identity, scale: &Scale, y: f64) -> Markup {
     let (Some(begin), Outcome::Accepted { generation, expires_at }) = (exchange.answered, &exchange.outcome) else {
         return html! {};
@@ -188,7 +188,7 @@ fn lane(process: &Process, exchanges: &[Exchange], scale: &Scale, y: f64) -> Mar
     }
 }
 
-/// Numbers are used again; an exchange lies within its process's life.
+/// Process ids are reused, so the time of the exchange must lie within the life of the process.
 fn is_of(exchange: &Exchange, process: &Process) -> bool {
     exchange.pid == process.pid && exchange.sent >= process.begin && exchange.sent <= process.last
 }
@@ -244,7 +244,7 @@ impl Scale {
         MARGIN + LABELS + CHART * since.as_secs_f64() / self.length()
     }
 
-    /// Some round moments, eight at most.
+    /// At most eight round points in time.
     fn ticks(&self) -> Vec<(SystemTime, String)> {
         const STEPS: [f64; 22] = [
             0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0,
@@ -260,7 +260,7 @@ impl Scale {
     }
 }
 
-/// A tenth of a point is finer than any screen.
+/// Rounds to a tenth of a point, which is finer than any screen.
 fn round(number: f64) -> f64 {
     (number * 10.0).round() / 10.0
 }

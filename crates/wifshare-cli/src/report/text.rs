@@ -14,7 +14,7 @@ const BLUE: &str = "\x1b[34m";
 const BOLD: &str = "\x1b[1m";
 const PLAIN: &str = "\x1b[0m";
 
-/// More rows than these are no overview any more.
+/// Maximum number of rows that is still an overview.
 const MOST_ROWS: usize = 40;
 
 pub(super) fn page(report: &JobReport, terminal: Terminal) -> String {
@@ -81,12 +81,12 @@ fn incidents(identity: &Identity, width: usize, coloured: &dyn Fn(&str, &str) ->
     text
 }
 
-/// Without what a terminal would obey.
+/// Replaces control characters, which a terminal would interpret.
 fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
-/// From moments to columns.
+/// Maps times to columns.
 struct Scale {
     begin: SystemTime,
     length: Duration,
@@ -95,7 +95,7 @@ struct Scale {
 }
 
 impl Scale {
-    /// For what stands behind a bar.
+    /// Width of the text after a bar.
     const BEHIND: usize = 16;
 
     fn of(report: &JobReport, width: usize) -> Scale {
@@ -109,7 +109,7 @@ impl Scale {
         ((since * self.bars as f64) as usize).min(self.bars)
     }
 
-    /// Where it begins and how long it is: what lasts for less than a column has one all the same.
+    /// Draws a bar. It is at least one column wide.
     fn bar(&self, begin: SystemTime, end: SystemTime) -> String {
         let from = self.column(begin).min(self.bars - 1);
         let to = self.column(end).clamp(from + 1, self.bars);

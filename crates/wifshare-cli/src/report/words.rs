@@ -1,4 +1,4 @@
-//! What the three forms of a report have in common: how times are told, and which processes stand in a picture.
+//! Shared by all formats of a report: formatting of times, totals, and the selection of processes.
 
 use std::time::{Duration, SystemTime};
 
@@ -7,22 +7,22 @@ use wifshare::moment;
 use super::job_report::{Exchange, Identity, JobReport, Process, Role};
 use crate::talk::whole;
 
-/// The time of day, UTC, to the second.
+/// The time of day in UTC, to the second.
 pub(super) fn clock_time(time: SystemTime) -> String {
     moment(time).get(11..19).unwrap_or_default().to_owned()
 }
 
-/// The time of day, UTC, to the millisecond.
+/// The time of day in UTC, to the millisecond.
 pub(super) fn exact_time(time: SystemTime) -> String {
     moment(time).get(11..23).unwrap_or_default().to_owned()
 }
 
-/// The day.
+/// The date.
 pub(super) fn day(time: SystemTime) -> String {
     moment(time).get(..10).unwrap_or_default().to_owned()
 }
 
-/// How long something took, as exact as it is worth.
+/// A duration, with a precision that depends on its length.
 pub(super) fn span(time: Duration) -> String {
     match time.as_millis() {
         milliseconds @ 0..1000 => format!("{milliseconds} ms"),
@@ -31,7 +31,7 @@ pub(super) fn span(time: Duration) -> String {
     }
 }
 
-/// The outcome in a sentence.
+/// The result in one sentence.
 pub(super) fn verdict(report: &JobReport) -> String {
     let numbers = &report.numbers;
     if numbers.exchanges_without.is_none() {
@@ -52,8 +52,8 @@ pub(super) fn verdict(report: &JobReport) -> String {
     }
 }
 
-/// The numbers of the whole, each with its name. Who used the credential after a `start` is not seen: there the numbers
-/// that would need it are left out.
+/// The totals with their names. After a `start`, the processes that use the credential are not seen, so the totals that
+/// depend on them are left out.
 pub(super) fn sums(report: &JobReport) -> Vec<(&'static str, String)> {
     let numbers = &report.numbers;
     let without = numbers.exchanges_without.map(|number| format!("at most {number}"));
@@ -73,7 +73,7 @@ pub(super) fn sums(report: &JobReport) -> Vec<(&'static str, String)> {
     .collect()
 }
 
-/// How long an exchange took, where its outcome is known.
+/// How long an exchange took, if its outcome is known.
 pub(super) fn took(exchange: &Exchange) -> Option<String> {
     exchange.answered.map(|answered| span(answered.duration_since(exchange.sent).unwrap_or_default()))
 }
@@ -82,16 +82,16 @@ pub(super) fn counted(number: u64, one: &str, many: &str) -> String {
     if number == 1 { format!("1 {one}") } else { format!("{number} {many}") }
 }
 
-/// How long a process lasted, where that is known. One that asks for the token ends with the answer.
+/// How long a process ran, if known. A `wifshare token` ends with its last event.
 pub(super) fn lasted(process: &Process) -> Option<String> {
     let end = process.end.or((process.role == Role::Caller).then_some(process.last));
     end.map(|end| span(end.duration_since(process.begin).unwrap_or_default()))
 }
 
-/// The processes that are shown: all, or of many those that matter most, and of the rest those that lived longest and
-/// not shorter than `shortest`.
+/// Selects the processes to show: all if there are few. Otherwise runs, commands and processes with exchanges come
+/// first, then the longest-lived ones that ran at least `shortest`.
 pub(super) fn lanes(identity: &Identity, most: usize, shortest: Duration) -> Vec<&Process> {
-    /// So few are no crowd.
+    /// Number of processes up to which all are shown.
     const FEW: usize = 16;
     let processes = &identity.processes;
     let lasted =
