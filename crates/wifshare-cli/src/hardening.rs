@@ -1,12 +1,12 @@
-//! What a process does that holds secrets, before it holds the first: nobody of the same user reads its memory or its
-//! environment, and no core file is written of it.
+//! Hides the memory and the environment of a process that holds secrets from other processes of the same user, and
+//! prevents core files. It does so before the process holds the first secret.
 //!
-//! One flag of the kernel does both, and it ends with `execve`: a child of ours is what it would be without us, its
-//! limit for core files included, which is why we leave that limit alone.
+//! One kernel flag (`PR_SET_DUMPABLE`) does both. `execve` resets it, so child processes are not affected. The limit
+//! for core files is left alone, because children would inherit it.
 //!
-//! The flag comes a moment late: whoever opened `/proc/PID/mem` before it was set reads on for as long as this program
-//! runs. A gateway, whose access token is nowhere but in its memory, therefore begins anew from a copy of itself that its
-//! user may run and not read: of such a program the kernel shows nothing from its first moment on.
+//! The flag comes a moment late: a process that opened `/proc/PID/mem` before it was set can read for as long as this
+//! program runs. A gateway keeps its access token only in memory, so it executes a copy of itself that its user can run
+//! but not read. The kernel hides the memory of such a program from the start.
 
 use std::io;
 
@@ -16,18 +16,18 @@ use crate::catalogue::code;
 use crate::failure::Failure;
 use crate::talk::Talk;
 
-/// Hides this process from others of its user, as far as the platform can. Root reads on; so does a tracer that was
-/// there before.
+/// Hides this process from other processes of its user, as far as the platform supports it. Root can still read it, and
+/// so can a tracer that was attached before.
 ///
 /// # Errors
 ///
-/// If the kernel says afterwards that the process is not hidden. Then nothing is worse than it was.
+/// Returns an error if the kernel reports that the process is not hidden. The process continues as before.
 pub(crate) fn hide_this_process() -> io::Result<()> {
     #[cfg(target_os = "linux")]
     {
         use rustix::process::{DumpableBehavior, dumpable_behavior, set_dumpable_behavior};
         let set = set_dumpable_behavior(DumpableBehavior::NotDumpable);
-        // What a filter of system calls answers may be anything; what the kernel has counts.
+        // A seccomp filter can return anything, so check the actual state.
         if dumpable_behavior()? == DumpableBehavior::Dumpable {
             set?;
             return Err(io::ErrorKind::Unsupported.into());
@@ -36,11 +36,12 @@ pub(crate) fn hide_this_process() -> io::Result<()> {
     Ok(())
 }
 
-/// What a process needs whose promise is that its children do not get the credential: it is hidden, and was never open.
+/// Protects the memory of a process that promises to keep the credential from its children. It warns if the memory may
+/// have been readable in the first moment.
 ///
 /// # Errors
 ///
-/// If it is not hidden: a child could read the credential in its memory.
+/// Returns an error if the process is not hidden: a child could read the credential from its memory.
 pub(crate) fn guard_memory(hidden: io::Result<()>, environment: &Environment, talk: Talk) -> Result<(), Failure> {
     hidden.map_err(|error| {
         Failure::new(
@@ -62,11 +63,12 @@ pub(crate) fn guard_memory(hidden: io::Result<()>, environment: &Environment, ta
     Ok(())
 }
 
-/// Closes every descriptor but the standard streams. Only at the very beginning, when none of them is ours.
+/// Closes every file descriptor except the standard streams. Call it only at the start, when no other descriptor
+/// belongs to this process.
 #[cfg(unix)]
 pub(crate) fn close_what_was_inherited() {
     let listed = ["/proc/self/fd", "/dev/fd"].iter().find_map(|path| std::fs::read_dir(path).ok());
-    // Listed first and closed then; the listing itself is among them, and closed already.
+    // List first, then close. The descriptor of the listing itself is in the list and is already closed.
     let numbers: Vec<i32> =
         listed.into_iter().flatten().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
     for number in numbers.into_iter().filter(|number| *number > 2) {
@@ -74,21 +76,25 @@ pub(crate) fn close_what_was_inherited() {
     }
 }
 
-/// Begins this program anew, with its arguments and its process id, where its memory was never open to others of its user.
-/// It returns in the program that has begun anew, and with an error where the system cannot do that.
+/// Executes this program again from a copy whose memory was never readable for other processes of the user. The
+/// arguments and the process id stay the same. The call returns `Ok` in the copy.
 ///
-/// It costs a copy of the program and another start, so it is for what keeps a secret that stands nowhere else. The copy
-/// is in memory; where the system runs no such copy, it is a file without a name in a temporary directory.
+/// This costs a copy of the program and another start, so it is only for processes whose secret is nowhere else. The
+/// copy is in memory. If the system refuses to run it from there, the copy is an unnamed file in a temporary directory.
+///
+/// # Errors
+/// Returns an error if the system can run neither copy.
 #[cfg(target_os = "linux")]
 fn begin_anew(environment: &Environment) -> io::Result<()> {
     if copy::is_running()? {
-        // The name that others know us by would be the number of a descriptor.
+        // Otherwise the process name would be the number of a file descriptor.
         let _ = rustix::thread::set_name(c"wifshare");
         return Ok(());
     }
     let named = ["XDG_RUNTIME_DIR", "RUNNER_TEMP", "TMPDIR"].iter().filter_map(|name| environment.os(name));
     let places = named.map(std::path::Path::new).chain(["/tmp", "/var/tmp", "/dev/shm"].map(std::path::Path::new));
-    // Each comes back only where it failed. The first is the one that a system is to allow.
+    // `run` returns only on failure. Report the error of the first attempt, which is the one that a system should
+    // allow.
     let error = copy::in_memory().map_or_else(|error| error, |copy| copy::run(&copy));
     places.for_each(|place| drop(copy::in_directory(place).map(|copy| copy::run(&copy))));
     Err(error)
@@ -111,7 +117,7 @@ mod copy {
     use rustix::fs::{MemfdFlags, Mode, OFlags, fchmod, memfd_create, open};
     use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
-    /// Whether what runs here is such a copy, or another program that its user cannot read.
+    /// Whether the running program is such a copy, or another program that its user cannot read.
     pub(super) fn is_running() -> io::Result<bool> {
         let program = std::fs::metadata("/proc/self/exe")?;
         let is_unreadable =
@@ -119,20 +125,20 @@ mod copy {
         Ok((program.nlink() == 0 && program.mode() & 0o777 == Mode::XUSR.bits()) || is_unreadable())
     }
 
-    /// This program in memory, for its owner to run and for nobody to read. Closed when it runs.
+    /// Copies this program to memory. The owner can run the copy but not read it. The descriptor is closed on exec.
     pub(super) fn in_memory() -> io::Result<File> {
         let create = |flags| memfd_create(c"wifshare", MemfdFlags::CLOEXEC | flags);
-        // Older kernels do not know the flag and need none.
+        // Older kernels do not know the flag and do not need it.
         let mut copy = File::from(create(MemfdFlags::EXEC).or_else(|_| create(MemfdFlags::empty()))?);
         fill(&mut copy)?;
         Ok(copy)
     }
 
-    /// The same in a file of this directory, which never has a name there.
+    /// Copies this program to a file in this directory that never has a name.
     pub(super) fn in_directory(place: &Path) -> io::Result<File> {
         let flags = OFlags::TMPFILE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
         let mut written = File::from(open(place, flags, Mode::RUSR | Mode::WUSR)?);
-        // What is open to be written cannot be run.
+        // A file that is open for writing cannot be executed, so open it again.
         let copy = File::open(format!("/proc/self/fd/{}", written.as_raw_fd()))?;
         fill(&mut written)?;
         Ok(copy)
@@ -145,7 +151,7 @@ mod copy {
         Ok(fchmod(&*copy, Mode::XUSR)?)
     }
 
-    /// Runs this copy in the place of the program, with its arguments. It comes back only where it failed.
+    /// Executes this copy with the same arguments. Returns only on failure.
     pub(super) fn run(copy: &File) -> io::Error {
         let mut arguments = std::env::args_os();
         let name = arguments.next().unwrap_or_else(|| "wifshare".into());
@@ -158,12 +164,13 @@ mod copy {
         error
     }
 
-    /// How much of a program is loaded when it runs. What lies behind that, such as what a debugger reads, is not needed.
+    /// Length of the part of a program that is loaded when it runs. What follows it, such as debug information, is not
+    /// needed.
     fn loaded(program: &File) -> Option<u64> {
         const LOAD: u32 = 1;
         let mut head = [0; 64];
         program.read_exact_at(&mut head, 0).ok()?;
-        // ELF, 64 bits, in the order of bytes that we have.
+        // 64-bit ELF in the native byte order.
         let ours = if cfg!(target_endian = "little") { 1 } else { 2 };
         if !head.starts_with(b"\x7fELF\x02") || head[5] != ours {
             return None;
@@ -182,7 +189,8 @@ mod copy {
         Some(end)
     }
 
-    /// Root may read what nobody may; not while it begins anew. Gives what there was, where something was taken.
+    /// Drops the capabilities that let root read files without permission, for the time of the exec. Returns the
+    /// previous capabilities if any were dropped.
     fn stop_reading_everything() -> Option<CapabilitySets> {
         let before = capabilities(None).ok()?;
         let all = CapabilitySet::DAC_OVERRIDE | CapabilitySet::DAC_READ_SEARCH;

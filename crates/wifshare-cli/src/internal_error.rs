@@ -1,4 +1,4 @@
-//! Panics: told in one line that quotes nothing, because what a panic says may hold a piece of what was worked on.
+//! Reports a panic in one line, without its message, which may contain secret data.
 
 use std::panic::{Location, PanicHookInfo};
 
@@ -6,7 +6,7 @@ use crate::catalogue::code;
 use crate::failure::Failure;
 use crate::talk::Talk;
 
-/// From now on each panic is told on standard error as an internal error, with its place and without its message.
+/// Reports each panic from now on as an internal error on standard error, with its location and without its message.
 pub(crate) fn report_panics(talk: Talk) {
     std::panic::set_hook(Box::new(move |panic| talk.failure_at_once(&failure(panic))));
 }
@@ -22,7 +22,7 @@ fn failure(panic: &PanicHookInfo<'_>) -> Failure {
     )
 }
 
-/// The file from its package on, without where the package lay when this was built.
+/// The file path from the package directory on, without the build directory.
 fn place(location: &Location<'_>) -> String {
     let parts: Vec<&str> = location.file().split(['/', '\\']).collect();
     let source = parts.iter().rposition(|part| *part == "src").unwrap_or(1);
