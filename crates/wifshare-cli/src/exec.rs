@@ -1,4 +1,4 @@
-//! `wifshare exec`: a command with the shared credential.
+//! `wifshare exec`: runs a command with the shared credential.
 
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
@@ -24,7 +24,10 @@ pub(crate) fn exec(arguments: ExecArguments, environment: &Environment, talk: Ta
     })
 }
 
-/// Runs a command to its end, with our signals, and notes under this name what is seen of it.
+/// Runs a command to its end, forwards signals to it, and records its processes. `name` is its name in the event log.
+///
+/// # Errors
+/// Returns an error if the command cannot be started or its exit status cannot be read.
 pub(crate) fn run(
     argv: &[OsString],
     name: &str,
@@ -36,7 +39,7 @@ pub(crate) fn run(
         return Ok(code);
     }
     let child = Child::spawn(argv, environment, streams).map_err(|error| match error {
-        // The program was found before; what the system misses is the interpreter that its first line names.
+        // `look_for` found the program. What the system misses is the interpreter named in its first line.
         SpawnError::NotFound(program) => {
             let source = std::io::Error::other("the interpreter that its first line names does not exist");
             SpawnError::NotRunnable { program, source }
@@ -48,7 +51,7 @@ pub(crate) fn run(
     tracker.note(What::ChildStarted { process: child.id(), program: name.to_owned() });
     let following = tracker.follow(child.id());
     panic_if_told_to("child-started");
-    // From here on the terminal is the command's.
+    // From here on the command uses the terminal.
     progress::stand_aside(true);
     let ended = child.wait();
     progress::stand_aside(false);
@@ -60,31 +63,35 @@ pub(crate) fn run(
     Ok(code)
 }
 
-/// A command that has the signals. Dropped by a panic, it is waited for first, and the signals are ours again then.
+/// A running command to which signals are forwarded. If a panic drops it, it waits for the command and then stops the
+/// forwarding.
 struct Running {
     child: Child,
     _passing_on: signals::PassingOn,
 }
 
-/// A mistyped command shall not cost an identity token: it is looked for before anything is spent.
+/// Checks that the program exists, so that a typing error does not use up an identity token.
+///
+/// # Errors
+/// Returns an error if the program is not found.
 pub(crate) fn look_for(argv: &[OsString], environment: &Environment) -> Result<(), Failure> {
     let program = argv.first().map_or(OsStr::new(""), OsString::as_os_str);
     let is_path = Path::new(program).components().count() > 1 || Path::new(program).is_absolute();
     let path = environment.os("PATH").unwrap_or_default();
     let found = match is_path {
         true => Path::new(program).exists(),
-        // Windows adds endings of its own; there the start itself has to tell.
+        // Windows adds file extensions. There, starting the command reports the error.
         false => cfg!(windows) || std::env::split_paths(path).any(|directory| directory.join(program).is_file()),
     };
     if found { Ok(()) } else { Err(SpawnError::NotFound(program.to_string_lossy().into_owned()).into()) }
 }
 
-/// `claude --bare` reads no profile: under a delivery with one it would say "Not logged in", and not why.
+/// Warns of `claude --bare`, which reads no profile. It would only print "Not logged in" and give no reason.
 pub(crate) fn warn_of_bare_claude(argv: &[OsString], environment: &Environment, talk: Talk) {
     let Some((program, arguments)) = argv.split_first() else { return };
     let is_claude = Path::new(program).file_name().is_some_and(|name| name.to_string_lossy().starts_with("claude"));
     let is_bare = arguments.iter().any(|argument| argument == "--bare") || environment.has("CLAUDE_CODE_SIMPLE");
-    // They may name an apiKeyHelper, which bare mode runs.
+    // Settings can name an `apiKeyHelper`, which bare mode runs.
     let has_settings = arguments.iter().any(|argument| argument.to_string_lossy().starts_with("--settings"));
     let has_key = ["ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_API_KEY"].iter().any(|name| environment.has(name));
     if is_claude && is_bare && !has_settings && !has_key && environment.has("ANTHROPIC_CONFIG_DIR") {
@@ -94,8 +101,7 @@ pub(crate) fn warn_of_bare_claude(argv: &[OsString], environment: &Environment, 
     }
 }
 
-/// For our own tests: dies like a process that is killed, at the step that `WIFSHARE_TEST_DIE_AT` names. Release builds
-/// do not have it.
+/// For tests of debug builds: kills this process at the step that `WIFSHARE_TEST_DIE_AT` names.
 #[cfg(all(debug_assertions, unix))]
 #[expect(clippy::disallowed_methods, reason = "a switch of debug builds, for tests that kill this process")]
 pub(crate) fn die_if_told_to(step: &Step<'_>) {
@@ -121,7 +127,7 @@ pub(crate) fn die_if_told_to(step: &Step<'_>) {
 #[cfg(not(all(debug_assertions, unix)))]
 pub(crate) fn die_if_told_to(_step: &Step<'_>) {}
 
-/// A panic at a named place, in debug builds, for tests of what it ends.
+/// For tests of debug builds: panics at the place that `WIFSHARE_TEST_PANIC_AT` names.
 #[cfg(debug_assertions)]
 #[expect(clippy::disallowed_methods, reason = "a switch of debug builds, for tests that have this process panic")]
 pub(crate) fn panic_if_told_to(name: &str) {

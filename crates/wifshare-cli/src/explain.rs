@@ -1,4 +1,4 @@
-//! `wifshare explain`: what an error code means, why it happens, where to look and what to do.
+//! `wifshare explain`: prints the meaning of an error code, its causes, where to look and what to do.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -22,7 +22,7 @@ pub(crate) fn explain(arguments: &ExplainArguments) -> Result<u8, Failure> {
     Ok(0)
 }
 
-/// What people search for, and the codes that it leads to: words of servers, of clients and of systems.
+/// Search words and the codes that they lead to: messages of servers, clients and operating systems.
 const SEARCHED: [(&[&str], &[&str]); 16] = [
     (&["jti_reused", "jti", "token reused", "replay", "already used"], &["exchange-refused", "identity-spent"]),
     (
@@ -85,9 +85,12 @@ const SEARCHED: [(&[&str], &[&str]); 16] = [
     (&["expired", "exp", "clock", "clock skew"], &["identity-expired", "exchange-refused"]),
 ];
 
-/// The entries that this text leads to: its code, what is searched for, or a text that stands in an entry.
+/// Finds entries by code, by search word, or by a text in the entry.
+///
+/// # Errors
+/// Returns a usage error if nothing matches. It suggests a code if one has a similar spelling.
 fn search(asked: &str) -> Result<Vec<&'static Entry>, Failure> {
-    // As it is copied from a log: `error[exchange-refused]:`.
+    // The user may paste it from a log: `error[exchange-refused]:`.
     let name = asked.trim_start_matches("error[").trim_end_matches([':', ']']).trim_matches(['"', '\'', '`']);
     let name = name.to_lowercase();
     // `exchange refused` and `EXCHANGE_REFUSED` are the same code.
@@ -97,7 +100,7 @@ fn search(asked: &str) -> Result<Vec<&'static Entry>, Failure> {
     if let Some((_, codes)) = SEARCHED.iter().find(|(words, _)| words.contains(&name.as_str())) {
         return Ok(codes.iter().filter_map(|code| find(code)).collect());
     }
-    // A slip of the finger in a code means that code, and a longer text is looked for as it stands.
+    // A misspelt code leads to a suggestion; any other text is searched for in the entries.
     let nearest = CATALOGUE
         .iter()
         .map(|entry| (strsim::damerau_levenshtein(entry.code, &name), entry.code))
@@ -141,7 +144,7 @@ fn entry(entry: &Entry) -> String {
     text
 }
 
-/// `docs/reference/errors.md`.
+/// Generates `docs/reference/errors.md`.
 fn page() -> String {
     let mut text = String::from(
         "<!-- Made by `wifshare explain --markdown`; edit crates/wifshare-cli/src/catalogue.rs. -->\n# Errors\n\n\
@@ -166,10 +169,10 @@ fn parts(entry: &Entry) -> [(&'static str, &'static [&'static str]); 3] {
     [("Causes", entry.causes), ("Evidence", entry.evidence), ("Cures", entry.cures)]
 }
 
-/// How wide a text for people is, in characters.
+/// Maximum width of text for people, in characters.
 pub(crate) const WIDTH: usize = 96;
 
-/// Lines of at most so many characters: this before the first, and this before each of the others.
+/// Wraps text to this width. The first line starts with `first`, each further line with `others`.
 pub(crate) fn wrapped(text: &str, first: &str, others: &str, width: usize) -> String {
     let mut lines = vec![first.to_owned()];
     for (number, word) in text.split_whitespace().enumerate() {

@@ -1,4 +1,4 @@
-//! Why wifshare itself could not do what was asked, in one shape for every cause.
+//! The error type of the command line: every cause, in one form.
 
 use serde::{Deserialize, Serialize};
 use wifshare::{ConfigError, Diagnosis, ObtainError, SpawnError, StoreError};
@@ -6,56 +6,57 @@ use wifshare::{ConfigError, Diagnosis, ObtainError, SpawnError, StoreError};
 use crate::catalogue::{Known, code};
 use crate::signals;
 
-/// wifshare failed.
+/// Exit code if wifshare failed.
 pub(crate) const FAILED: u8 = 125;
-/// The command was found and cannot be run.
+/// Exit code if the command was found but cannot be run.
 const NOT_RUNNABLE: u8 = 126;
-/// The command was not found.
+/// Exit code if the command was not found.
 const NOT_FOUND: u8 = 127;
-/// The arguments are wrong.
+/// Exit code for a usage error.
 const USAGE: u8 = 2;
 
-/// A keeper that fails tells it to whoever started it in this shape, too.
+/// A failure with everything that its message shows. A keeper also sends it, serialized, to the process that started
+/// it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Failure {
     code: u8,
-    /// A stable name, for documentation and scripts.
+    /// A stable code, for documentation and scripts.
     pub(crate) name: String,
-    /// What was tried, on what, where.
+    /// What was tried, and on what.
     pub(crate) message: String,
     /// Why that failed, the nearest cause first.
     pub(crate) causes: Vec<String>,
-    /// Why the endpoint refused, where it can be told.
+    /// Why the endpoint probably refused, if known.
     pub(crate) diagnosis: Option<Box<Diagnosis>>,
-    /// The cure.
+    /// What to do.
     pub(crate) hint: Option<String>,
 }
 
 impl Failure {
-    /// The code is one of the catalogue: `code!("…")`.
+    /// Creates a failure. The code comes from the catalogue: `code!("…")`.
     pub(crate) fn new(code: Known, message: String, hint: Option<&str>) -> Failure {
         let hint = hint.map(str::to_owned);
         Failure { code: FAILED, name: code.0.to_owned(), message, causes: Vec::new(), diagnosis: None, hint }
     }
 
-    /// The command line, or a variable that stands for an option, is not valid.
+    /// Creates a usage error: the command line, or a variable that sets an option, is not valid.
     pub(crate) fn usage(message: String, hint: &str) -> Failure {
         Failure { code: USAGE, ..Failure::new(code!("usage"), message, Some(hint)) }
     }
 
-    /// A usage error that clap found: its words in the shape of every other failure.
+    /// Converts a usage error from clap, so that it looks like every other failure.
     pub(crate) fn of_arguments(error: &clap::Error) -> Failure {
         let text = error.render().to_string();
         let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty()).peekable();
         let mut message = lines.next().unwrap_or_default().trim_start_matches("error: ").to_owned();
         let is_hint =
             |line: &str| ["tip: ", "[possible values: ", "Usage: ", "For more "].iter().any(|it| line.starts_with(it));
-        // Which arguments are missing or in conflict stands below.
+        // clap lists missing or conflicting arguments on the following lines.
         while let Some(line) = lines.next_if(|line| !is_hint(line)) {
             message = format!("{message} {line}");
         }
         let mut hints: Vec<&str> = lines.filter(|line| !line.starts_with("For more ")).collect();
-        // What was probably meant goes first.
+        // Put the suggestion first.
         hints.sort_by_key(|line| !line.starts_with("tip: "));
         hints.push("`--help` lists the options");
         let hints: Vec<String> = hints
@@ -84,7 +85,7 @@ impl From<ObtainError> for Failure {
         let mut failure = Failure::of(error.code(), &error, error.hint());
         failure.diagnosis = error.diagnosis().cloned().map(Box::new);
         match error {
-            // As a shell tells the end by a signal.
+            // The exit code that a shell reports for a process killed by the signal.
             ObtainError::Interrupted(_) => {
                 Failure { code: signals::code_of_interruption().unwrap_or(FAILED), ..failure }
             }

@@ -1,4 +1,4 @@
-//! `wifshare gateway`: the gateway without a command of its own.
+//! `wifshare gateway`: runs the gateway on its own, without a command.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -37,7 +37,7 @@ pub(crate) fn gateway(arguments: &GatewayArguments, environment: &Environment, t
     talk.mask(capability.expose());
     let printed = share::guarded(&run, || {
         print(base_url, capability, arguments)?;
-        // Until a signal asks us to end.
+        // Until a signal asks this process to end.
         while (clock().pause)(Duration::from_secs(3600)).is_ok() {}
         talk.detail("closing; what is under way may finish");
         run.close_gateway(arguments.grace);

@@ -1,5 +1,5 @@
-//! How the following steps come by the variables of a keeper, and how they lose them again: by GitHub's file commands, or
-//! printed for whoever reads.
+//! Passes the variables of a keeper to later steps, and removes them again: with GitHub's file commands, or on standard
+//! output.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -21,15 +21,18 @@ use crate::shell;
 use crate::started::{self, Started};
 use crate::talk::Talk;
 
-/// What GitHub's runner gives to every step anew, whatever a step before it has written.
+/// Variables that GitHub's runner sets for every step again, whatever an earlier step has written.
 const GIVEN_ANEW: [&str; 2] = ["ACTIONS_ID_TOKEN_REQUEST_URL", "ACTIONS_ID_TOKEN_REQUEST_TOKEN"];
 
-/// The format for where we are.
+/// The default format for this environment.
 pub(crate) fn receiver(environment: &Environment) -> HandOver {
     if environment.has("GITHUB_ENV") { HandOver::Github } else { HandOver::Env }
 }
 
-/// Hands the variables of a keeper to the following steps.
+/// Passes the variables of a keeper to the following steps.
+///
+/// # Errors
+/// Returns an error if the keeper has no credential or the variables cannot be written.
 pub(crate) fn hand_over(
     keeper: &Keeper,
     identity: &IdentityArguments,
@@ -56,7 +59,10 @@ pub(crate) fn hand_over(
     }
 }
 
-/// Takes the variables of a run from the following steps, and gives them the job's own back.
+/// Removes the variables of a run from the following steps and restores the job's own.
+///
+/// # Errors
+/// Returns an error if the variables cannot be written.
 pub(crate) fn take_back(format: HandOver, environment: &Environment, talk: Talk) -> Result<(), Failure> {
     let mut changes = Changes::between(environment, &joined::as_before_the_run(environment));
     changes.given_back = Started::in_environment(environment).unwrap_or_default().taken;
@@ -76,15 +82,15 @@ pub(crate) fn take_back(format: HandOver, environment: &Environment, talk: Talk)
     }
 }
 
-/// What has to change in an environment so that what is started in it finds the credential, or the job's own variables.
+/// The changes to an environment after which programs find the credential, or the job's own variables again.
 #[derive(Default)]
 struct Changes {
     set: BTreeMap<String, Zeroizing<String>>,
-    /// Names of variables that are there, blank or not, and have to go.
+    /// Names of variables to remove. They are set, though possibly blank.
     unset: Vec<String>,
-    /// Those of them whose values a shell keeps for itself.
+    /// Removed variables whose values a shell keeps for itself.
     kept: Vec<String>,
-    /// Those that a shell gets back from what it kept.
+    /// Variables that a shell restores from the values that it kept.
     given_back: Vec<String>,
 }
 
@@ -108,12 +114,12 @@ fn changes(
         gives.set("ANTHROPIC_AUTH_TOKEN", credential.access_token.expose());
         gives.set(DELIVERED_VARIABLE, delivered(&credential.access_token));
     }
-    // Whatever a delivery puts there: it is a secret of the job.
+    // Always a secret of the job, whichever delivery set it.
     if let Some(secret) = gives.text("ANTHROPIC_AUTH_TOKEN") {
         talk.mask(secret);
     }
     let own = joined::as_before_the_run(environment);
-    // What the first start wrote down knows its options too.
+    // The record of the first start also contains the options of that start.
     let is_the_same = environment.os(RUN_VARIABLE).is_some_and(|run| keeper.directory == Path::new(run));
     let started = Started::in_environment(environment).filter(|_| is_the_same);
     let started = started.unwrap_or_else(|| Started::of(keeper, identity, &gives, &own).after(keeper, environment));
@@ -122,7 +128,7 @@ fn changes(
     gives.iter().for_each(|(name, value)| later.set(name, value));
     later.set(started::VARIABLE, started.as_text());
     let mut changes = Changes::between(environment, &later);
-    // Whoever reads them may come from elsewhere: the whole of what the keeper gives.
+    // The reader may have another environment, so set everything that the keeper gives.
     changes.set.extend(gives.iter().filter_map(text));
     changes.kept = started.taken.into_iter().filter(|name| environment.has(name)).collect();
     Ok(changes)
@@ -133,14 +139,14 @@ fn text((name, value): (&OsStr, &OsStr)) -> Option<(String, Zeroizing<String>)> 
 }
 
 impl Changes {
-    /// What makes the one environment of the other.
+    /// The changes that turn the environment `now` into `later`.
     fn between(now: &Environment, later: &Environment) -> Changes {
         let set = later.iter().filter(|(name, value)| now.get(name) != Some(value)).filter_map(text).collect();
         let unset = now.iter().filter(|(name, _)| later.get(name).is_none()).filter_map(|(name, _)| name.to_str());
         Changes { set, unset: unset.map(str::to_owned).collect(), ..Changes::default() }
     }
 
-    /// A variable that is blank already cannot be made to go by GitHub's file, and some clients take it for a choice.
+    /// Warns of a blank variable. GitHub's file cannot remove it, and some clients treat it as set.
     fn warn_of_what_stays(&self, environment: &Environment, talk: Talk) {
         for name in self.unset.iter().filter(|name| name.starts_with("ANTHROPIC_API_KEY") && environment.is_blank(name))
         {
@@ -151,7 +157,8 @@ impl Changes {
         }
     }
 
-    /// GitHub's files take no removal; blank counts as unset for every client that reads these variables.
+    /// Formats the changes for GitHub's file. It cannot remove a variable, so those are set blank, which counts as
+    /// unset for every client that reads them.
     fn for_github(&self) -> Zeroizing<String> {
         let blanked = self.unset.iter().filter(|name| !GIVEN_ANEW.contains(&name.as_str()));
         let blanked = blanked.map(|name| (name.clone(), Zeroizing::default()));
@@ -159,13 +166,13 @@ impl Changes {
         heredocs(set.chain(blanked))
     }
 
-    /// The outputs are named as the inputs are: in small letters.
+    /// Formats the outputs of a step. Their names are in lower case, like those of inputs.
     fn for_github_output(&self) -> Zeroizing<String> {
         let outputs = self.set.iter().filter(|(name, _)| *name != started::VARIABLE);
         heredocs(outputs.map(|(name, value)| (name.to_ascii_lowercase(), value.clone())))
     }
 
-    /// For the post of an action: what was started, and nothing else.
+    /// Formats the state for the post step of an action: only the run.
     fn for_github_state(&self) -> Zeroizing<String> {
         let run = self.set.iter().filter(|(name, _)| *name == RUN_VARIABLE);
         heredocs(run.map(|(name, value)| (name.to_ascii_lowercase(), value.clone())))
@@ -188,7 +195,11 @@ impl Changes {
         Zeroizing::new(format!("{}\n", serde_json::Value::from(object)))
     }
 
-    /// As GitLab and `docker --env-file` read it: no quotes, and no way to write a line's end.
+    /// Formats the changes as GitLab and `docker --env-file` read them: without quotes, and without line breaks in
+    /// values.
+    ///
+    /// # Errors
+    /// Returns an error if a value has several lines.
     fn as_dotenv(&self) -> Result<Zeroizing<String>, Failure> {
         if let Some((name, _)) = self.set.iter().find(|(_, value)| value.contains(['\n', '\r'])) {
             return Err(Failure::new(
@@ -203,8 +214,11 @@ impl Changes {
     }
 }
 
-/// Appends each text to the file that its variable names. If one of them fails, none of them is changed: half a
-/// value would break every later step, and the run that the values name is ended.
+/// Appends each text to the file that its variable names. If one write fails, all files are restored: a partial value
+/// would break every later step, and the run that the values name is ended.
+///
+/// # Errors
+/// Returns an error if a file cannot be opened or written.
 fn append_all(texts: &[(&str, Zeroizing<String>)], environment: &Environment) -> Result<(), Failure> {
     let path = |variable: &str| Path::new(environment.os(variable).unwrap_or_default());
     let failed = |variable: &str, error: &std::io::Error| {
@@ -230,8 +244,8 @@ fn append_all(texts: &[(&str, Zeroizing<String>)], environment: &Environment) ->
     Ok(())
 }
 
-/// GitHub's way to write any value: between two lines of a delimiter, which is made up anew each time and cannot stand
-/// in the value.
+/// GitHub's format for any value: it is enclosed by two lines with a delimiter, which is random and does not occur in
+/// the value.
 fn heredocs(variables: impl Iterator<Item = (String, Zeroizing<String>)>) -> Zeroizing<String> {
     let mut text = Zeroizing::new(String::new());
     for (name, value) in variables {
@@ -277,7 +291,7 @@ mod tests {
         assert_eq!(changes("a'$(b) c").for_a_shell().lines().next(), Some("export A='a'\\''$(b) c';"));
     }
 
-    /// Parses a file of GitHub's as its runner does: line by line, a delimiter ends a value.
+    /// Parses GitHub's file as its runner does: line by line, until the delimiter ends the value.
     fn as_the_runner_reads(text: &str) -> BTreeMap<String, String> {
         let mut lines = text.split('\n');
         let mut read = BTreeMap::new();
@@ -313,7 +327,7 @@ mod tests {
             Ok(())
         });
         outcome.expect("every value is found");
-        // A real shell reads some values that often break quoting.
+        // A real shell evaluates some values that often break quoting.
         for value in ["", "a b", "it's", "$(exit 3)", "`x`", "a\nb", "\\", "!!", "-n"] {
             shell_lines.push_str(&format!("{}printf '%s|' \"$A\"\n", *changes(value).for_a_shell()));
         }

@@ -1,15 +1,15 @@
-//! Which process a job is: what a keeper watches where it is not told, so that it ends with the job and not before.
+//! Finds the process of the current job. A keeper watches it by default, so that it ends with the job and not before.
 //!
-//! A step's own shell ends with the step, so the nearest parents are of no use. Two kinds are: the process that a CI has
-//! for each job, and the leader of a terminal's session, which is the shell that a person works in.
+//! The shell of a step ends with the step, so the nearest parents do not help. Two kinds of processes do: the one that
+//! a CI starts for each job, and the session leader of a terminal, which is the user's shell.
 
 use wifshare::Owner;
 
-/// The processes that live as long as one job: GitHub's, Gitea's and Azure's runners start one for each job, and
-/// `buildkite-agent bootstrap` is Buildkite's.
+/// Processes that live as long as one job: the runners of GitHub, Gitea and Azure start one for each job, and Buildkite
+/// runs `buildkite-agent bootstrap`.
 const JOBS: [&str; 3] = ["Runner.Worker", "Agent.Worker", "buildkite-agent"];
 
-/// The process of the job around this one, where it can be told.
+/// The process of the enclosing job, if it can be found.
 pub(crate) fn around_us() -> Option<Owner> {
     let parents = parents();
     let job = parents.iter().find(|parent| JOBS.contains(&parent.name.as_str()));
@@ -23,7 +23,7 @@ struct Parent {
     leads_a_terminal: bool,
 }
 
-/// Our parents, the nearest first, as far as `/proc` shows them.
+/// The parents of this process, the nearest first, as far as `/proc` shows them.
 fn parents() -> Vec<Parent> {
     const MOST: usize = 64;
     let mut parents = Vec::new();
@@ -36,7 +36,7 @@ fn parents() -> Vec<Parent> {
     parents
 }
 
-/// The parent of a process, and the process itself.
+/// The parent's process id, and the process itself.
 fn parent_of(pid: &str) -> Option<(u32, Parent)> {
     read(&stat(pid)?)
 }
@@ -49,8 +49,8 @@ fn stat(pid: &str) -> Option<String> {
     Some(text)
 }
 
-/// proc_pid_stat(5): the name stands in parentheses and may hold anything; state, parent, group, session and terminal
-/// follow.
+/// Parses proc_pid_stat(5). The name is in parentheses and can contain any character. State, parent, group, session and
+/// terminal follow it.
 fn read(stat: &str) -> Option<(u32, Parent)> {
     let (pid, rest) = stat.split_once(" (")?;
     let (name, rest) = rest.rsplit_once(") ")?;

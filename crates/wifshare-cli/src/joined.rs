@@ -1,4 +1,4 @@
-//! Inside a run: the credential that the run around us keeps fresh, and what its delivery put into our environment.
+//! Joining an enclosing run: its credential, and the environment without the variables that it set.
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -16,17 +16,20 @@ use crate::run_over::RunOver;
 use crate::started::{self, Started};
 use crate::talk::Talk;
 
-/// The run to join, unless the command line says that another identity is meant.
+/// Returns the run to join, unless the command line names another identity.
 pub(crate) fn run_to_join(identity: &IdentityArguments, environment: &Environment) -> Option<Enclosing> {
     enclosing(environment).filter(|_| !identity.name_an_identity())
 }
 
-/// The keeper that this process is inside of, whatever identity is meant.
+/// Returns the keeper of the enclosing run, whichever identity it serves.
 pub(crate) fn keeper_around(environment: &Environment) -> Option<Keeper> {
     Keeper::of_run(Path::new(environment.os(RUN_VARIABLE)?))
 }
 
-/// What the run around us shares: its credential, or the capability of its gateway, which is good for as long as the run.
+/// Returns the credential of the enclosing run, or the capability of its gateway, which is valid as long as the run.
+///
+/// # Errors
+/// Returns an error if the run has no credential that lasts long enough.
 pub(crate) fn shared_by(run: &Enclosing, min_life: Option<Duration>, clock: Clock) -> Result<Credential, Failure> {
     match run {
         Enclosing::Store { store, run } => Ok(credential_of_run(run, store, min_life, clock)?),
@@ -38,8 +41,8 @@ pub(crate) fn shared_by(run: &Enclosing, min_life: Option<Duration>, clock: Cloc
     }
 }
 
-/// Why there is no configuration, to whoever calls in this environment. Inside a run it is the run that took the
-/// variables away, and the job's configuration is in order.
+/// Converts a configuration error. Inside a run, the run has removed the variables and the job's configuration may be
+/// correct, so the hint differs.
 pub(crate) fn unconfigured(error: ConfigError, environment: &Environment) -> Failure {
     let is_missing = match error {
         ConfigError::Unconfigured | ConfigError::Incomplete { .. } | ConfigError::NoSource { .. } => true,
@@ -62,17 +65,17 @@ pub(crate) fn unconfigured(error: ConfigError, environment: &Environment) -> Fai
     failure
 }
 
-/// Says that a command signs in although `start` was called, where its keeper is not there any more.
+/// Reports that the keeper of an earlier `start` has ended, so that this command signs in on its own.
 pub(crate) fn tell_of_a_run_that_is_over(environment: &Environment, talk: Talk) {
     if let Some(over) = RunOver::of(environment).filter(RunOver::was_started) {
         talk.progress(&format!("{}: signing in anew", over.description()));
     }
 }
 
-/// The environment without what a run put into it: for a command that does not join, what a run delivered is neither an
-/// operator's own profile nor somebody else's credential. The run may have ended long ago.
+/// The environment without the variables of a run, for a command that does not join it. The profile and the token of a
+/// run are not credentials of the user. The run may have ended long ago.
 ///
-/// What `start` took from the job is there again, and the identity that it signed in where nothing else is named.
+/// Restores the variables that `start` removed, and the identity that it signed in with if no other is named.
 pub(crate) fn without_a_run(environment: &Environment) -> Cow<'_, Environment> {
     let mut own = as_before_the_run(environment);
     if let Some(started) = Started::in_environment(environment) {
@@ -81,7 +84,7 @@ pub(crate) fn without_a_run(environment: &Environment) -> Cow<'_, Environment> {
     own
 }
 
-/// The same, as the job had it and no more.
+/// Like [`without_a_run`], but exactly as the job had it, without the identity of `start`.
 pub(crate) fn as_before_the_run(environment: &Environment) -> Cow<'_, Environment> {
     let Some(run) = environment.os(RUN_VARIABLE).map(Path::new) else { return Cow::Borrowed(environment) };
     let started = Started::in_environment(environment);

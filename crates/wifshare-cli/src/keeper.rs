@@ -1,9 +1,8 @@
-//! The process that `wifshare start` leaves behind: a run in a session of its own, that nobody waits for.
+//! The process that `wifshare start` leaves behind: a run in its own session, with no process waiting for it.
 //!
-//! It is told what to do by its environment, which nobody of the same user can read, and tells how it went in one line
-//! on its standard output, a pipe. Then it lets go of every stream: a step that waits for the end of a pipe is not kept
-//! waiting by us. It keeps nothing until whoever started it has acknowledged that line on its standard input, and ends
-//! where that one has ended before.
+//! It reads its orders from an environment variable, which other processes of the user cannot read. It sends its result
+//! as one line on standard output, a pipe. Then it closes all standard streams, so that a step that waits for the end
+//! of a pipe does not hang. It ends unless the process that started it acknowledges the line on standard input.
 
 use std::fs::File;
 use std::io::{self, PipeReader, Read, Write};
@@ -28,16 +27,16 @@ use crate::signals;
 use crate::talk::Talk;
 use crate::terminal::Terminal;
 
-/// Its one argument, by which `ps` and we know it.
+/// Its only argument. It identifies the process in `ps` and to wifshare.
 pub(crate) const NAME: &str = "keeper";
 
-/// The variable that a keeper is told by.
+/// The variable that contains the orders.
 pub(crate) const VARIABLE: &str = "WIFSHARE_KEEPER";
 
-/// What whoever started a keeper writes when the later steps can find it.
+/// The acknowledgement: later steps can find the keeper.
 pub(crate) const ACKNOWLEDGED: u8 = b'k';
 
-/// What a keeper is told.
+/// Orders for a keeper.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Orders {
     pub(crate) identity: IdentityArguments,
@@ -45,18 +44,18 @@ pub(crate) struct Orders {
     pub(crate) provides: String,
     pub(crate) keep: Vec<String>,
     pub(crate) api_key: bool,
-    /// The process whose end is ours.
+    /// The process whose end ends the keeper.
     pub(crate) watched: Option<Owner>,
     pub(crate) longest: Duration,
     pub(crate) verbose: bool,
 }
 
-/// What a keeper answers, once.
+/// Result of a keeper's start, sent once.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Answer {
-    /// What it keeps is in place; this is its run's directory.
+    /// The credential is in place. Contains the directory of the run.
     Ready(PathBuf),
-    /// It does not run.
+    /// The keeper failed to start.
     Failed(Failure),
 }
 
@@ -69,7 +68,7 @@ pub(crate) fn keeper(hidden: io::Result<()>, environment: &Environment) -> Resul
         _ => Ok(()),
     };
     hardening::close_what_was_inherited();
-    // It fails for the leader of a group, which is what a person gets who starts a keeper by hand.
+    // Fails for a process group leader, which the keeper is if a person starts it by hand.
     let _ = rustix::process::setsid();
     let Some(orders) = orders else {
         return Err(Failure::usage(
@@ -91,19 +90,19 @@ pub(crate) fn keeper(hidden: io::Result<()>, environment: &Environment) -> Resul
     let told = tell(&answer);
     let ((run, signalled, events), freshener, acknowledged) = match begun {
         Ok(begun) => begun,
-        // Whoever started us tells it.
+        // The process that started this one reports the failure.
         Err(failure) => return Ok(failure.exit_code()),
     };
     if told.is_ok() && is_acknowledged(&acknowledged) {
         share::guarded(&run, || keep(&run, freshener, &signalled, &orders));
     }
-    // What later steps left behind may be in the middle of an answer.
+    // A process that later steps left behind may be in the middle of a response.
     run.close_gateway(Duration::from_secs(2));
     if !run.is_in_place() {
-        // Somebody is removing the directory, and comes to no end while we lock files in it.
+        // Another process is removing the directory, and cannot finish while this one locks files in it.
         let _ = signals::pause(Duration::from_millis(500));
     }
-    // What cannot be removed now is left to the next start; there is nobody left to tell.
+    // What cannot be removed now is left to the next start. There is no stream to report it on.
     events.note(share::ended(&run.end()));
     Ok(0)
 }
@@ -123,14 +122,15 @@ fn begin(orders: &Orders, environment: &Environment) -> Result<(Arc<Run>, PipeRe
         Provision::IdentityToken => Purpose::IdentityToken,
     };
     let config = resolve_for(purpose, &orders.identity.inputs(), environment)?;
-    // A command may be named by where we stand; for everything else we stand in nobody's way.
+    // A command may have a relative path. All other sources work from `/`, where the keeper does not block a file
+    // system.
     if !matches!(config.source, IdentitySource::Command { .. }) {
         let _ = rustix::process::chdir("/");
     }
     let options = GatewayOptions { api_key: orders.api_key, ..GatewayOptions::default() };
     let (run, events) = share::begin("start", config, provision, options, SignIn::First, environment, talk)?;
     let run = Arc::new(run.ending_with_its_directory());
-    // Now, while somebody hears of a limit.
+    // Start now, while a limit can still be reported.
     run.watch_files();
     let until = wifshare::extend(run.directory(), crate::clock::clock().now() + orders.longest);
     match until.map_err(Failure::from).and_then(|()| Ok(run.announce(environment, &orders.keep)?)) {
@@ -142,8 +142,8 @@ fn begin(orders: &Orders, environment: &Environment) -> Result<(Arc<Run>, PipeRe
     }
 }
 
-/// Reads the acknowledgement in a thread of its own, and lets go of standard input then. Whoever started us and has ended
-/// without it, whatever we were doing for them, has left us to nobody: that asks us to end.
+/// Reads the acknowledgement in a thread and closes standard input then. If the starting process has ended without it,
+/// no later step can find this keeper, so the keeper asks itself to end.
 fn acknowledgement(reader: Thread) -> Receiver<()> {
     let (tell, acknowledged) = channel();
     reader.begin(move || {
@@ -153,7 +153,7 @@ fn acknowledgement(reader: Thread) -> Receiver<()> {
             let _ = rustix::stdio::dup2_stdin(&nothing);
         }
         match read {
-            // Nobody listens where we have given up.
+            // Fails if `is_acknowledged` has given up; then it does not matter.
             Ok(()) if byte == [ACKNOWLEDGED] => drop(tell.send(())),
             _ => signals::ask_to_end(),
         }
@@ -162,7 +162,7 @@ fn acknowledgement(reader: Thread) -> Receiver<()> {
 }
 
 fn is_acknowledged(acknowledged: &Receiver<()>) -> bool {
-    // Handing over is writing a few lines; a reader that takes them slowly has this long.
+    // Passing on the variables takes a few lines of output. A slow reader has this long.
     const PATIENCE: Duration = Duration::from_secs(60);
     const LOOK_FOR_SIGNALS: Duration = Duration::from_millis(50);
     let monotonic = crate::clock::clock().monotonic;
@@ -176,8 +176,11 @@ fn is_acknowledged(acknowledged: &Receiver<()>) -> bool {
     }
 }
 
-/// Lets go of standard error, answers, and lets go of standard output, in this order: when the pipe ends nothing of
-/// whoever started us is in our hands.
+/// Closes standard error, sends the answer and closes standard output, in this order: when the pipe ends, the keeper
+/// holds no stream of the process that started it.
+///
+/// # Errors
+/// Returns an error if the answer cannot be written.
 fn tell(answer: &Answer) -> io::Result<()> {
     let nothing = File::options().read(true).write(true).open("/dev/null")?;
     let text = serde_json::to_vec(answer)?;
@@ -188,12 +191,12 @@ fn tell(answer: &Answer) -> io::Result<()> {
     told
 }
 
-/// Keeps what was delivered fresh until we are asked to end, our time is over, the watched process has ended, or the
-/// run's directory is gone.
+/// Keeps the credential fresh until a signal asks this process to end, its time is over, the watched process has ended,
+/// or the directory of the run is gone.
 fn keep(run: &Arc<Run>, freshener: Thread, signalled: &PipeReader, orders: &Orders) {
     let Ok((gone, alive)) = io::pipe() else { return };
     let kept = Arc::clone(run);
-    // Not joined, as for `exec`: a request that hangs must not keep us.
+    // Not joined, as for `exec`: a request that hangs must not delay the end.
     freshener.begin(move || {
         kept.keep_fresh(fastrand::f64());
         drop(alive);
@@ -208,7 +211,7 @@ fn keep(run: &Arc<Run>, freshener: Thread, signalled: &PipeReader, orders: &Orde
     let ends = [Some(signalled.as_fd()), Some(gone.as_fd()), watched.as_ref().map(AsFd::as_fd)];
     let mut longest = orders.longest;
     while wait_for_the_end_of(&ends, longest) == Waited::ForNothing {
-        // Another `start` may have put the end off.
+        // Another `start` may have extended the time.
         let left =
             wifshare::until(run.directory()).and_then(|end| end.duration_since(crate::clock::clock().now()).ok());
         match left.filter(|left| !left.is_zero()) {
@@ -218,30 +221,30 @@ fn keep(run: &Arc<Run>, freshener: Thread, signalled: &PipeReader, orders: &Orde
     }
 }
 
-/// As long as `--max-life` may say.
+/// The longest time that `--max-life` accepts.
 const LONGEST_LIFE: Duration = Duration::from_secs(7 * 86_400);
 
-/// What ended a wait.
+/// Why a wait ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Waited {
-    /// One of the ends came.
+    /// One of the descriptors became readable.
     ForAnEnd,
-    /// The time is over.
+    /// The timeout expired.
     ForNothing,
 }
 
-/// A handle of the process whose end is ours; `None` where it has ended already.
+/// A handle of the watched process, or `None` if it has ended.
 #[cfg(target_os = "linux")]
 fn watched(owner: &Owner) -> Option<std::os::fd::OwnedFd> {
     use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
     let pid = Pid::from_raw(i32::try_from(owner.pid).ok()?)?;
     let handle = pidfd_open(pid, PidfdFlags::empty()).ok()?;
-    // Looked at after it was opened: the handle is of the process that we mean, or of none.
+    // Check after opening: if the process id was reused, the handle is not used.
     (!owner.is_dead()).then_some(handle)
 }
 
-/// Not run by us: where the kernel has no handles of processes, one that looks now and then stands for it.
+/// Not tested: a thread polls on systems whose kernel has no process handles.
 #[cfg(not(target_os = "linux"))]
 #[expect(clippy::disallowed_methods, reason = "a thread of the binary's own that waits")]
 fn watched(owner: &Owner) -> Option<PipeReader> {
@@ -259,7 +262,7 @@ fn watched(owner: &Owner) -> Option<PipeReader> {
     Some(gone)
 }
 
-/// Waits until one of these ends, or so long.
+/// Waits until one of the descriptors is readable or the timeout expires.
 fn wait_for_the_end_of(ends: &[Option<std::os::fd::BorrowedFd<'_>>], longest: Duration) -> Waited {
     let clock = crate::clock::clock();
     let end = (clock.monotonic)() + longest;

@@ -1,4 +1,4 @@
-//! The door: hears the arguments, looks around once, does one thing, and ends with a code that means something.
+//! Entry point: parses the arguments, runs one command and returns its exit code.
 
 mod access_log;
 mod appended;
@@ -53,7 +53,7 @@ use crate::talk::{LogFormat, Talk};
 use crate::terminal::Terminal;
 
 fn main() -> ExitCode {
-    // The hook has told what happened; it is we who failed, and not the command.
+    // The panic hook has reported it. The exit code is that of a failure of wifshare.
     std::panic::catch_unwind(run).unwrap_or(ExitCode::from(FAILED))
 }
 
@@ -65,7 +65,7 @@ fn run() -> ExitCode {
     let words: Vec<OsString> = std::env::args_os().skip(1).collect();
     let terminal = Terminal::of_talk(&environment);
     internal_error::report_panics(Talk::new(0, LogFormat::among(&words), None, terminal, &environment));
-    // What `start` leaves behind is no command of the user's: help, completions and man pages do not offer it.
+    // `keeper` is internal and not a command for users: help, completions and man pages do not list it.
     if words == [keeper::NAME] {
         return end(keeper::keeper(hidden, &environment), Talk::new(0, None, None, terminal, &environment));
     }
@@ -103,13 +103,13 @@ fn end(ended: Result<u8, Failure>, talk: Talk) -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
             talk.failure(&failure);
-            // Whatever was lost by it, a signal has ended this.
+            // A signal caused the end, whatever else failed because of it.
             ExitCode::from(signals::code_of_interruption().unwrap_or(failure.exit_code()))
         }
     }
 }
 
-/// What clap returns instead of a command: help, the version, or a usage error.
+/// Handles what clap returns instead of a command: help, the version, or a usage error.
 fn not_a_command(said: &clap::Error, words: &[OsString], terminal: Terminal, environment: &Environment) -> ExitCode {
     if said.use_stderr()
         && let Some(format) = start::format_among(words, environment)
@@ -120,7 +120,7 @@ fn not_a_command(said: &clap::Error, words: &[OsString], terminal: Terminal, env
     let is_help = said.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand && !talk.is_for_programs();
     match said.use_stderr() && !is_help {
         true => talk.failure(&Failure::of_arguments(said)),
-        // Who closed its output needs no help.
+        // If standard output is closed, the help cannot be shown anyway.
         false => drop(said.print()),
     }
     ExitCode::from(u8::try_from(said.exit_code()).unwrap_or(u8::MAX))

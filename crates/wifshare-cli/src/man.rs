@@ -1,4 +1,4 @@
-//! `wifshare man`: a page for wifshare and for each command, made of the same definition as `--help`.
+//! `wifshare man`: man pages for wifshare and each command, generated from the same definition as `--help`.
 
 use std::io::Write;
 
@@ -46,7 +46,7 @@ fn page(command: &Command) -> Vec<u8> {
     let is_whole = command.has_subcommands();
     let name = if is_whole { "wifshare".to_owned() } else { page_name(command.get_name()) };
     let generator = clap_mangen::Man::new(command.clone());
-    // Without a date, which clap_mangen would leave out of the line.
+    // Written by hand because clap_mangen leaves the date out of the line, and this page has none.
     let title = name.to_uppercase();
     let mut page =
         format!(".TH \"{title}\" \"1\" \"\" \"wifshare {}\" \"wifshare manual\"\n", env!("CARGO_PKG_VERSION"))
@@ -80,7 +80,7 @@ fn page(command: &Command) -> Vec<u8> {
     page
 }
 
-/// The usage of the help, with the command in bold.
+/// The usage line of the help, with the command in bold.
 fn synopsis(command: &Command) -> Vec<Inline> {
     let usage = command.clone().render_usage().to_string();
     let usage = usage.trim().trim_start_matches("Usage: ").to_owned();
@@ -100,7 +100,7 @@ fn paragraphs(roff: &mut Roff, text: &str) {
     }
 }
 
-/// The examples of the help, as they stand there.
+/// The examples of the help, unchanged.
 fn examples(roff: &mut Roff, command: &Command) {
     const OF_WIFSHARE: &str =
         "Examples:\n  wifshare exec -- ./job.sh\n  wifshare doctor\n  wifshare explain jti_reused";
@@ -138,7 +138,7 @@ fn exit_status(command: &str) -> Vec<(&'static str, &'static str)> {
     own.iter().copied().chain(all).collect()
 }
 
-/// The variables that the command reads: those that its options name in brackets, and those of all.
+/// The variables that the command reads: those that its options name in parentheses, and those of all commands.
 fn environment(command: &Command) -> Vec<(String, String)> {
     let of_options = command.get_arguments().filter(|it| !it.is_hide_set()).filter_map(|argument| {
         let text = argument.get_help()?.to_string();

@@ -1,8 +1,9 @@
-//! Who works under a run, as far as it can be seen from outside: a thread that looks at the command's descendants now
-//! and then, and at once when one of them opens the credential.
+//! Tracks the processes of a run from outside. A thread scans the descendants of the command now and then, and at once
+//! when a process opens the credential.
 //!
-//! It misses what begins and ends between two looks without opening the credential, what opens it in the first moment of
-//! the command, and what outlives its parent before it was seen. The gateway knows better, for its clients ask it.
+//! It misses a process that starts and ends between two scans without opening the credential, an access to the
+//! credential in the first moment of the command, and a process that outlives its parent before it was seen. The
+//! gateway knows its clients better, because they send it requests.
 
 use std::path::Path;
 
@@ -10,36 +11,37 @@ use wifshare::{Environment, What};
 
 use crate::event_writer::EventWriter;
 
-/// A look-out over the commands of a run, one after another.
+/// Tracks the commands of a run, one after another.
 pub(crate) struct ProcessTracker {
     events: Option<EventWriter>,
     access: platform::FileAccess,
 }
 
-/// A command that is looked at, until this is dropped.
+/// Tracks one command until it is dropped.
 pub(crate) struct Following<'a> {
     access: &'a mut platform::FileAccess,
     watching: Option<platform::Watching>,
 }
 
 impl ProcessTracker {
-    /// For commands with this environment. Without a journal there is nothing to look for.
+    /// Creates a tracker for commands with this environment. Without an event writer it does nothing.
     pub(crate) fn of(environment: &Environment, events: Option<&EventWriter>) -> ProcessTracker {
         let profile = environment.os("ANTHROPIC_CONFIG_DIR").map(Path::new);
-        // Under `federation` the run itself reads the file, to see whether a child has replaced it.
+        // Not watched under `federation`, where this file does not exist: the run itself reads the file that does, to see
+        // whether a child has replaced it.
         let credential = profile.map(|profile| profile.join("credentials/wifshare.json"));
         let access = platform::FileAccess::at(credential.filter(|path| path.exists()));
         ProcessTracker { events: events.cloned(), access }
     }
 
-    /// Writes down what is known without a look.
+    /// Records an event that needs no scan.
     pub(crate) fn note(&self, what: What) {
         if let Some(events) = &self.events {
             events.note(what);
         }
     }
 
-    /// Looks at what this process starts.
+    /// Tracks the descendants of this process.
     pub(crate) fn follow(&mut self, process: u32) -> Following<'_> {
         let watching = self.events.as_ref().and_then(|events| self.access.begin(process, events.clone()));
         Following { access: &mut self.access, watching }
@@ -70,14 +72,14 @@ mod platform {
 
     pub(super) struct FileAccess {
         credential: Option<PathBuf>,
-        /// Kept from one command for the next. The system takes some milliseconds to close a watch, and a child that is
-        /// started meanwhile has a part in that before it runs.
+        /// Kept for the next command. The system takes some milliseconds to close an inotify watch, and a child that
+        /// starts meanwhile would be delayed by it.
         openings: Option<Openings>,
     }
 
     pub(super) struct Watching {
         end: OwnedFd,
-        /// Hears that the last look is done.
+        /// Receives the watch when the last scan is done.
         done: mpsc::Receiver<Option<Openings>>,
     }
 
@@ -91,11 +93,11 @@ mod platform {
             let heard = end.try_clone().ok()?;
             let (tell, done) = mpsc::channel();
             let (credential, openings) = (self.credential.clone(), self.openings.take());
-            // Without one nothing is seen, and the command works all the same.
+            // Without a thread nothing is tracked, and the command works anyway.
             let thread = std::thread::Builder::new().name("wifshare-witness".to_owned());
             thread
                 .spawn(move || {
-                    // Nobody listens where the run was given up.
+                    // Fails if the run was abandoned; then nothing is left to report.
                     let _ = tell.send(look_out(process, &heard, credential, openings, &events));
                 })
                 .ok()?;
@@ -110,15 +112,15 @@ mod platform {
 
     impl Drop for FileAccess {
         fn drop(&mut self) {
-            // Beside the end of the run, which does not wait for it.
+            // Close it in a thread, so that the end of the run does not wait for it.
             if let Some(openings) = self.openings.take() {
-                // Where there is no thread, it is dropped here and now.
+                // If no thread can be started, it is dropped here.
                 drop(std::thread::Builder::new().spawn(move || drop(openings)));
             }
         }
     }
 
-    /// Often while something happens, once a second where nothing does.
+    /// Scans every 20 ms while processes start or end, and up to once a second otherwise.
     fn look_out(
         process: u32,
         end: &OwnedFd,
@@ -144,7 +146,8 @@ mod platform {
                 return openings;
             }
             pause = if seen || times > 0 { SHORTEST } else { (pause * 2).min(LONGEST) };
-            // A command that is over by then shall not wait for a watch to be taken down.
+            // Set up the watch only after the first wait: a command that has ended by then need not wait for its
+            // removal.
             if let Some(credential) = unwatched.take() {
                 openings = Openings::of(credential);
             }
@@ -155,7 +158,7 @@ mod platform {
         let timeout = Timespec { tv_sec: pause.as_secs() as i64, tv_nsec: pause.subsec_nanos().into() };
         let mut fds = vec![PollFd::new(end, PollFlags::IN)];
         fds.extend(openings.map(|openings| PollFd::from_borrowed_fd(openings.watch.as_fd(), PollFlags::IN)));
-        // A signal cuts it short, and then we look once more than needed.
+        // A signal interrupts the wait, which only causes one more scan.
         let _ = poll(&mut fds, Some(&timeout));
         fds[0].revents().contains(PollFlags::IN)
     }
@@ -169,7 +172,7 @@ mod platform {
         }
     }
 
-    /// How often the credential's file was opened; nobody knows by whom.
+    /// Counts how often the credential file was opened. inotify does not report by which process.
     struct Openings {
         watch: OwnedFd,
         credential: PathBuf,
@@ -178,7 +181,7 @@ mod platform {
     impl Openings {
         fn of(credential: PathBuf) -> Option<Openings> {
             let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK).ok()?;
-            // The directory, because the file in it is replaced by rename.
+            // Watch the directory, because the file in it is replaced by rename.
             inotify::add_watch(&watch, credential.parent()?, inotify::WatchFlags::OPEN).ok()?;
             Some(Openings { watch, credential })
         }
@@ -196,7 +199,7 @@ mod platform {
     }
 }
 
-/// Not run by us: elsewhere only the command itself is told.
+/// Not tested: on other systems only the command itself is known.
 #[cfg(not(target_os = "linux"))]
 mod platform {
     use std::path::PathBuf;

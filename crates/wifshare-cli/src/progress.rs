@@ -1,5 +1,4 @@
-//! What takes its time, told while it does: on a terminal as one line that is written anew, elsewhere as a line now and
-//! then.
+//! Progress of long operations: one line on a terminal, which is overwritten; elsewhere a line from time to time.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -7,11 +6,11 @@ use std::time::Duration;
 use crate::talk::{Talk, whole};
 use crate::terminal::cut;
 
-/// A person begins to wonder.
+/// How long before the first message on a terminal.
 const FIRST: Duration = Duration::from_secs(1);
-/// A log is read afterwards, and wants less.
+/// How long before the first message in a log, which is read later and needs less.
 const FIRST_IN_A_LOG: Duration = Duration::from_secs(10);
-/// Between two lines of a log about the same wait.
+/// Interval between two lines in a log about the same wait.
 const PACE_IN_A_LOG: Duration = Duration::from_secs(5);
 
 static STATE: Mutex<State> =
@@ -19,13 +18,13 @@ static STATE: Mutex<State> =
 static BELL: Condvar = Condvar::new();
 
 struct State {
-    /// Whether an unfinished line stands on the terminal.
+    /// Whether the terminal shows an unfinished line.
     has_line: bool,
-    /// Whether a command of the user has the terminal, so that no line may be written anew there.
+    /// Whether a command of the user uses the terminal, so that no line may be overwritten.
     is_aside: bool,
-    /// How long the present wait was when a log was told of it.
+    /// Length of the current wait when it was last logged.
     waits_told: Option<Duration>,
-    /// What we do ourselves, and since when.
+    /// The current operation of this process, with its start time.
     work: Option<Work>,
     has_thread: bool,
 }
@@ -41,17 +40,17 @@ fn state() -> MutexGuard<'static, State> {
     STATE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Before anything else is said, the unfinished line goes.
+/// Returns the escape sequence that clears the unfinished line, to write before any other message.
 pub(crate) fn make_way() -> &'static str {
     if std::mem::take(&mut state().has_line) { "\r\x1b[K" } else { "" }
 }
 
-/// From now on, or no longer, a command of the user has the terminal.
+/// Sets whether a command of the user uses the terminal.
 pub(crate) fn stand_aside(is_aside: bool) {
     state().is_aside = is_aside;
 }
 
-/// We wait for somebody else, since so long.
+/// Reports that this process has waited for another one for this long.
 pub(crate) fn waiting(talk: Talk, holder: &str, since: Duration) {
     let mut state = state();
     let text = format!("waiting since {} for {holder}", whole(since));
@@ -69,18 +68,18 @@ pub(crate) fn waiting(talk: Talk, holder: &str, since: Duration) {
     }
 }
 
-/// We do something that may take long: a thread tells of it when it does.
+/// Starts an operation that may take long. If it does, a thread reports it.
 pub(crate) fn begin(talk: Talk, doing: &'static str) {
     let clock = crate::clock::clock();
     let mut state = state();
     state.work = Some(Work { doing, since: (clock.monotonic)(), told: None });
     if !std::mem::replace(&mut state.has_thread, true) {
-        // Where no thread can be had, nothing is told of what takes its time.
+        // Without a thread there is no progress output.
         state.has_thread = std::thread::Builder::new().spawn(move || tell(talk)).is_ok();
     }
 }
 
-/// It is done, or we wait no more.
+/// The operation is done, or the wait is over.
 pub(crate) fn end(talk: Talk) {
     let mut state = state();
     state.waits_told = None;
@@ -95,7 +94,7 @@ pub(crate) fn end(talk: Talk) {
     }
 }
 
-/// Lives for as long as something is being done, and no longer.
+/// Reports the current operation, and ends with it.
 fn tell(talk: Talk) {
     let clock = crate::clock::clock();
     let mut state = state();

@@ -1,4 +1,4 @@
-//! A run that the environment names and that this process cannot join: it is over, or another user's.
+//! A run that the environment names but this process cannot join: it has ended, or belongs to another user.
 
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -13,13 +13,13 @@ use crate::started::{self, Started};
 #[derive(Debug)]
 pub(crate) struct RunOver {
     directory: PathBuf,
-    /// What `start` left in the environment; an `exec` leaves nothing.
+    /// The record that `start` left in the environment. An `exec` leaves none.
     started: Option<Started>,
     owner: Option<u32>,
     last: Last,
 }
 
-/// The last that was heard of it.
+/// The last event of the run.
 #[derive(Debug)]
 enum Last {
     Ended(SystemTime),
@@ -28,7 +28,7 @@ enum Last {
 }
 
 impl RunOver {
-    /// The run that this environment names, if it does not live for this user.
+    /// Returns the run that this environment names, unless it is alive and belongs to this user.
     pub(crate) fn of(environment: &Environment) -> Option<RunOver> {
         let directory = Path::new(environment.os(RUN_VARIABLE)?);
         if is_alive(directory) {
@@ -43,12 +43,12 @@ impl RunOver {
         })
     }
 
-    /// Whether it belongs to another user, so that this one cannot know whether it lives.
+    /// Whether it belongs to another user. Then this user cannot find out whether it is alive.
     fn is_foreign(&self) -> bool {
         self.user().is_some_and(|user| user != started::user())
     }
 
-    /// Whether `start` began it, so that it was to last for other steps.
+    /// Whether `start` began it, for use by later steps.
     pub(crate) fn was_started(&self) -> bool {
         self.started.is_some()
     }
@@ -57,7 +57,7 @@ impl RunOver {
         self.owner.or(self.started.as_ref().map(|started| started.user))
     }
 
-    /// Which run it is, of which user, since when.
+    /// Describes the run: its directory, its user, when it started and how it ended.
     pub(crate) fn description(&self) -> String {
         let moment = |time| humantime::format_rfc3339_seconds(time).to_string();
         let user = self.user().map(|user| format!(" of user {user}")).unwrap_or_default();
@@ -76,7 +76,7 @@ impl RunOver {
         }
     }
 
-    /// Why a command that needs a credential has none.
+    /// The error of a command that needs this run's credential.
     pub(crate) fn failure(&self, error: &ConfigError) -> Failure {
         let taken = self.started.as_ref().map(|started| started.taken.join(", ")).filter(|names| !names.is_empty());
         let hint = match taken {
@@ -96,7 +96,7 @@ impl RunOver {
     }
 }
 
-/// The last that this run wrote into the log of its key. A run's directory is named for its process.
+/// Finds the last event of this run in the log of its key. The name of a run's directory starts with its process id.
 fn last_of(key: &Path, run: &Path) -> Last {
     let pid = run.file_name().and_then(|name| name.to_str()?.split('-').next()?.parse::<u32>().ok());
     let events = EventLog::of(key).read();

@@ -1,4 +1,4 @@
-//! `wifshare sandbox`: the mock server, until a signal or its command ends it.
+//! `wifshare sandbox`: runs the mock server until a signal or its command ends it.
 
 use std::io::Write;
 use std::time::Duration;
@@ -53,7 +53,7 @@ pub(crate) fn sandbox(arguments: SandboxArguments, environment: &Environment, ta
         }
     };
     let mut stdout = std::io::stdout().lock();
-    // Whoever started us may not care to read it, and the server serves all the same.
+    // Ignore a closed standard output: the server works without a reader.
     let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
     talk.notice("the mock server serves until Ctrl-C (SIGINT or SIGTERM)");
     while signals::pause(Duration::from_secs(3600)).is_ok() {}

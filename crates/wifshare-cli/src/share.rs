@@ -1,5 +1,5 @@
-//! The frame around every command that gives children the credential: decide what is to be shared, begin a run, let the
-//! command work, end the run.
+//! Common to all commands that give children the credential: decides what to share, begins a run, does the work and
+//! ends the run.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
@@ -25,7 +25,10 @@ use crate::signals;
 use crate::summary;
 use crate::talk::{Talk, whole};
 
-/// Runs `work` with the environment that its children shall have.
+/// Runs `work` with the environment for its children.
+///
+/// # Errors
+/// Returns an error if the run cannot begin or `work` fails.
 pub(crate) fn share(
     command: &'static str,
     arguments: &ShareArguments,
@@ -56,21 +59,22 @@ pub(crate) fn share(
     }
 }
 
-/// What a command does that is not inside of a run.
+/// What a command does outside of a run.
 pub(crate) enum Decision {
-    /// There is nothing for us to do.
+    /// Runs with its environment unchanged.
     AsItIs,
-    /// Nothing is configured, and the command was to get no more than a gateway: it gets no way to a credential either.
+    /// Runs without a credential, because nothing is configured. `--delivery gateway` was requested, so the variables
+    /// for an identity token are removed too.
     WithoutACredential,
-    /// A run of our own.
+    /// Begins its own run.
     Begin(Box<Config>, Provision),
 }
 
-/// The delivery that a command inside a run needs a run of its own for: one that gives less than the run around it. What
-/// asks for more does not get it.
+/// Returns the delivery of a nested run, which a command inside a run needs if it requests less than the enclosing run
+/// gives. A request for more has no effect.
 fn inner_delivery(asked: Option<Delivery>, environment: &Environment, talk: Talk) -> Option<Delivery> {
     let asked = asked?;
-    // A run of another version does not say what it gives; then it gives all.
+    // A run of another version may not record its delivery. Assume the one that gives the most.
     let outer = delivery_around(environment).unwrap_or(Delivery::Federation);
     if outer.gives_less_than(asked) {
         talk.notice(&format!(
@@ -80,7 +84,7 @@ fn inner_delivery(asked: Option<Delivery>, environment: &Environment, talk: Talk
     asked.gives_less_than(outer).then_some(asked)
 }
 
-/// Runs `work` inside a run around it, with a delivery of its own that gives less. The outer one is hidden from it.
+/// Runs `work` in a nested run with a delivery that gives less. The enclosing run is hidden from it.
 fn run_inside(
     command: &'static str,
     around: &Enclosing,
@@ -119,8 +123,8 @@ fn run_inside(
     worked
 }
 
-/// The environment for a command inside of a run, which keeps the credential fresh for it; and where what the command
-/// does is to be noted, because nobody around us sees it.
+/// Returns the environment of a command that joins the enclosing run. Also returns the event writer for what the
+/// command does, if the enclosing run does not record it.
 fn join(
     command: &'static str,
     around: &Enclosing,
@@ -134,19 +138,19 @@ fn join(
     let mut joined = environment.clone();
     let is_kept = joined::keeper_around(environment).is_some();
     if is_kept {
-        // A CI gives these to each of its steps anew, whatever the keeper took.
+        // A CI sets these for each of its steps again, even if the keeper removed them.
         remove_token_variables(&mut joined, &arguments.keep_env, &variables_of_the_cis().collect::<Vec<_>>());
         if let Enclosing::Store { store, .. } = around
             && let Ok(Some(held)) = store.read(clock())
         {
-            // It may have been renewed since the last step, and this log has not seen its mask.
+            // The credential may have been renewed since the last step, and this log has no mask for it.
             talk.mask(held.access_token.expose());
         }
     }
     let is_own = |name: &&str| environment.has(name) && delivered_token(environment, name).is_none();
     let has_own_token = DELIVERED_TOKENS.iter().any(is_own);
     match (delivery_around(environment), around) {
-        // The one that this process was given may have ended since. A token of the operator's own stays.
+        // The token that this process inherited may have expired. A token of the user's own stays.
         (Some(Delivery::Environment), _) if arguments.delivery.is_some() || !has_own_token => {
             match joined::shared_by(around, None, clock()) {
                 Ok(credential) => {
@@ -154,7 +158,7 @@ fn join(
                     joined.set("ANTHROPIC_AUTH_TOKEN", credential.access_token.expose());
                     joined.set(DELIVERED_VARIABLE, delivered(&credential.access_token));
                 }
-                // The command may not need it.
+                // The command may not need the token.
                 Err(failure) if arguments.delivery.is_none() => {
                     talk.warning(&format!("the command gets the token of before: {}", failure.message));
                 }
@@ -169,7 +173,10 @@ fn join(
     Ok((joined, Some(events).filter(|_| is_kept)))
 }
 
-/// Looks at what the user and the environment say, outside of any run.
+/// Decides from the options and the environment, outside of any run.
+///
+/// # Errors
+/// Returns an error if federation is not configured correctly, or the requested delivery cannot be given.
 pub(crate) fn decide(arguments: &ShareArguments, environment: &Environment, talk: Talk) -> Result<Decision, Failure> {
     let own = &joined::without_a_run(environment);
     let inputs = arguments.identity.inputs();
@@ -241,7 +248,7 @@ fn run(
     work: impl FnOnce(&Environment, Option<&EventWriter>) -> Result<u8, Failure>,
 ) -> Result<u8, Failure> {
     let source = config.source.description();
-    // Moments in the log have milliseconds.
+    // Times in the log have milliseconds.
     let since = clock().now() - Duration::from_millis(1);
     let threads = Threads::prepare()?;
     let (run, events) = begin(command, config, provision, arguments.options(), SignIn::InTime, environment, talk)?;
@@ -250,7 +257,7 @@ fn run(
     threads.keep_fresh(&run);
     let worked = guarded(&run, || work(&run.environment(environment, &arguments.keep_env), Some(&events)));
     warn_of_survivors(&run, talk);
-    // What the command left behind may be in the middle of an answer.
+    // A process that the command left behind may be in the middle of a response.
     run.close_gateway(Duration::from_secs(5));
     let ending = run.end();
     events.note(ended(&ending));
@@ -264,16 +271,16 @@ fn run(
             ));
         }
         Ok(Ending::Shared | Ending::Removed | Ending::Nothing) => {}
-        // The command did its work, and its end is what counts.
+        // The command has done its work, and its exit code counts.
         Err(error) => talk.warning(&format!("could not remove what the run left: {error}")),
     }
     worked
 }
 
-/// What a run takes of the system's limit of threads and processes, before anything is bought for it.
+/// The threads of a run, started before any exchange so that a limit is found early.
 struct Threads {
     freshener: Thread,
-    /// In the place of the command, until that is started.
+    /// Reserves a process for the command, until the command is started.
     command: Thread,
 }
 
@@ -283,8 +290,8 @@ impl Threads {
         Ok(Threads { freshener: prepare("renewal")?, command: prepare("command")? })
     }
 
-    /// Begins to keep the run fresh, and makes room for its command. Not joined: a request that hangs must not keep a
-    /// finished command from ending. `Run::end` sees to the rest.
+    /// Starts the renewal, and frees the reserved process for the command. The thread is not joined: a request that
+    /// hangs must not delay the end of a finished command. `Run::end` does the rest.
     fn keep_fresh(self, run: &Arc<Run>) {
         drop(self.command);
         let run = Arc::clone(run);
@@ -292,7 +299,7 @@ impl Threads {
     }
 }
 
-/// Does the work of a run. A panic ends the run before it ends this process.
+/// Does the work of a run. If it panics, ends the run before the panic continues.
 pub(crate) fn guarded<T>(run: &Run, work: impl FnOnce() -> T) -> T {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         drop(run.end());
@@ -300,9 +307,9 @@ pub(crate) fn guarded<T>(run: &Run, work: impl FnOnce() -> T) -> T {
     })
 }
 
-/// Says which processes outlive the command that started them: what they were given goes now.
+/// Warns of processes that outlive the command, because their credential is removed now.
 fn warn_of_survivors(run: &Run, talk: Talk) {
-    // One that the command has just told to end needs a moment.
+    // A process that the command has just asked to end needs a moment.
     const MOMENT: Duration = Duration::from_millis(200);
     const MOST: usize = 5;
     let living = || wifshare::living_with(RUN_VARIABLE, run.directory(), std::process::id());
@@ -323,16 +330,20 @@ fn warn_of_survivors(run: &Run, talk: Talk) {
     }
 }
 
-/// Whether whoever begins a run waits for the credential, also where the children could do without it for a while.
+/// Whether [`begin`] waits for the credential. A gateway can obtain it later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SignIn {
-    /// There is a credential, or an error, before anything else.
+    /// Wait for the credential or an error first.
     First,
     /// A gateway obtains it while the command starts.
     InTime,
 }
 
-/// Begins a run of ours, tells its steps, notes them and what its gateway serves, and says how long it lasts.
+/// Begins a run: shows its steps, logs them and the requests of its gateway, and reports how long it can stay signed
+/// in.
+///
+/// # Errors
+/// Returns an error if the run cannot begin or, with [`SignIn::First`], cannot sign in.
 pub(crate) fn begin(
     command: &'static str,
     config: Config,
@@ -355,7 +366,10 @@ pub(crate) fn begin(
     Ok((run, events))
 }
 
-/// The same without a word.
+/// Like [`begin`], but neither waits for the credential nor reports how long it lasts.
+///
+/// # Errors
+/// Returns an error if the run cannot begin.
 pub(crate) fn begin_at(
     options: GatewayOptions,
     command: &'static str,
@@ -386,7 +400,7 @@ pub(crate) fn begin_at(
     Ok((run, events))
 }
 
-/// What a federation rule is compared with, for whoever has to correct one.
+/// Shows the claims that a federation rule is compared with, for users who have to correct a rule.
 fn show_claims(claims: &Claims, talk: Talk) {
     let shown = |text: &Option<String>| text.as_deref().map_or("none".to_owned(), wifshare::safe_text);
     let lines = [
@@ -397,7 +411,7 @@ fn show_claims(claims: &Claims, talk: Talk) {
     talk.folded("wifshare: claims of the identity token", &lines);
 }
 
-/// What is written down of a run. Ids are no secrets; the organisation's is left out all the same, for nobody asks.
+/// The event for the start of a run. Ids are not secret. The organisation's is left out because it is not needed.
 fn began(command: &str, config: &Config, provision: Provision) -> What {
     What::RunBegan {
         command: command.to_owned(),
@@ -412,7 +426,7 @@ fn began(command: &str, config: &Config, provision: Provision) -> What {
     }
 }
 
-/// How its end is written down.
+/// The event for the end of a run.
 pub(crate) fn ended(ending: &Result<Ending, StoreError>) -> What {
     let credential = match ending {
         Ok(Ending::Shared) => "shared",
@@ -425,7 +439,7 @@ pub(crate) fn ended(ending: &Result<Ending, StoreError>) -> What {
 
 fn tell_how_long(run: &Run, provision: Provision, reissue: Reissue, source: &str, talk: Talk) {
     let Some(held) = run.held() else { return };
-    // Another run may have bought it, and this log has not seen its mask.
+    // Another run may have obtained it, and this log has no mask for it.
     talk.mask(held.access_token.expose());
     let left: Duration = held.remaining(clock().now());
     if let Some(outlook) = run.outlook() {
@@ -445,8 +459,8 @@ fn tell_how_long(run: &Run, provision: Provision, reissue: Reissue, source: &str
     }
 }
 
-/// Warns where a credential lives so short that clients, which refuse what has 30 s left (docs/reference/protocol.md
-/// §4.1), find none that they accept for part of the time. Behind the gateway no client looks at its end.
+/// Warns if a credential lives so short that clients, which refuse one with 30 s left (docs/reference/protocol.md
+/// §4.1), find none that they accept for part of the time. Behind the gateway, clients do not see the expiry.
 fn warn_of_short_life(provision: Provision, lifetime: Duration, talk: Talk) {
     const LONG_ENOUGH: Duration = Duration::from_secs(60);
     let reads_its_end = matches!(provision, Provision::Credential(Delivery::Profile | Delivery::Federation));
@@ -459,7 +473,7 @@ fn warn_of_short_life(provision: Provision, lifetime: Duration, talk: Talk) {
     }
 }
 
-/// How long the job can stay signed in, and why: said aloud where there is an end within sight.
+/// Reports how long the job can stay signed in, and why. It is a notice if the end is near, else a detail.
 fn outlook_of(outlook: &RenewalOutlook, reissue: Reissue, left: Duration, talk: Talk) {
     const SIGHT: Duration = Duration::from_secs(3600);
     let because = &outlook.because;

@@ -1,7 +1,7 @@
-//! What a shell runs by `eval`: the same lines for sh, bash, zsh and fish.
+//! Code for a shell to `eval`: the same lines for sh, bash, zsh and fish.
 //!
-//! Each line ends in `;`, because fish's `eval (…)` joins lines by spaces. What the shells say differently stands in a
-//! line for each: `type -q` is a builtin that succeeds in fish alone. The POSIX part is quoted where fish cannot parse it.
+//! Each line ends in `;`, because fish's `eval (…)` joins lines by spaces. Where the shells differ, there is a line for
+//! each: `type -q` is a builtin that succeeds only in fish. The POSIX part is quoted where fish cannot parse it.
 
 use zeroize::Zeroizing;
 
@@ -21,8 +21,8 @@ pub(crate) fn unset(names: &[String]) -> String {
     format!("{IS_FISH} && set -e {names};\n{IS_FISH} || unset {names};\n")
 }
 
-/// Keeps a variable's value in the shell itself, where no child finds it. A shell that exports everything (`set -a`) keeps
-/// none.
+/// Keeps the value of a variable in an unexported shell variable, so that no child gets it. A shell that exports
+/// everything (`set -a`) keeps none.
 pub(crate) fn keep(name: &str) -> String {
     format!(
         "{IS_FISH} && set -g {kept} \"${name}\";\n{IS_FISH} || eval 'case $- in *a*) ;; *) {kept}=${name} ;; esac';\n",
@@ -30,7 +30,7 @@ pub(crate) fn keep(name: &str) -> String {
     )
 }
 
-/// Exports what [`keep`] kept, if this shell did.
+/// Exports the value that [`keep`] kept, if this shell kept one.
 pub(crate) fn take_back(name: &str) -> String {
     let kept = kept(name);
     format!(
@@ -39,15 +39,16 @@ pub(crate) fn take_back(name: &str) -> String {
     )
 }
 
-/// Ends what `eval` runs, well.
+/// The last line of the output, which makes `eval` succeed.
 pub(crate) const SUCCESS: &str = "true;\n";
 
-/// Has `eval` fail with this exit code. Without it a command substitution that fails prints nothing, and `eval ""` succeeds.
+/// Makes `eval` fail with this exit code. Without it, a failed command substitution prints nothing, and `eval ""`
+/// succeeds.
 pub(crate) fn failure(code: u8) -> String {
     format!("sh -c 'exit {code}';\n")
 }
 
-/// As one word of a shell.
+/// Quotes a text as one word of a shell.
 pub(crate) fn quoted(text: &str) -> Zeroizing<String> {
     Zeroizing::new(format!("'{}'", text.replace('\'', r"'\''")))
 }
