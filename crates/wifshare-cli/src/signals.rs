@@ -1,8 +1,8 @@
-//! Signals: passed on to the child while there is one, and a polite end before and after.
+//! Signals: forwarded to the child while it runs; before and after that, they ask this process to end.
 //!
-//! A terminal sends its signals to the whole foreground group, so a child in our group has them already; sending them
-//! once more would be a second Ctrl-C, which means something else to many programs. The kernel tells where a signal
-//! came from, and only what another process sent to us is passed on.
+//! A terminal sends its signals to the whole foreground process group, so a child in the same group gets them already.
+//! Forwarding them would look like a second Ctrl-C, which many programs treat differently. The kernel reports the
+//! origin of a signal, and only signals that another process sent to this one are forwarded.
 
 use std::io::{PipeReader, PipeWriter};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
@@ -15,24 +15,27 @@ use crate::background::no_thread;
 use crate::catalogue::code;
 use crate::failure::Failure;
 
-/// The signal that asked us to end; 0 while none has.
+/// The signal that asked this process to end, or 0.
 static ASKED: AtomicI32 = AtomicI32::new(0);
-/// How many signals have asked us to end.
+/// Number of signals that asked this process to end.
 static TIMES_ASKED: AtomicU32 = AtomicU32::new(0);
 static LISTENING: OnceLock<std::io::Result<()>> = OnceLock::new();
 static IS_KEEPER: AtomicBool = AtomicBool::new(false);
-/// Whether the next signal ends this process at once, as it was told.
+/// Whether the next signal ends this process at once.
 static ENDS_AT_THE_NEXT: AtomicBool = AtomicBool::new(false);
-/// How many seconds after a signal this process ends in any case; 0 for as long as it takes.
+/// Seconds after a signal until this process ends in any case, or 0 for no limit.
 static GRACE: AtomicU64 = AtomicU64::new(0);
-/// Dropped when a keeper is asked to end.
+/// Closed when a keeper is asked to end.
 static EAR: Mutex<Option<PipeWriter>> = Mutex::new(None);
 static BELL: (Mutex<()>, Condvar) = (Mutex::new(()), Condvar::new());
 
 #[cfg(unix)]
 static CHILD: Mutex<Option<wifshare::Signaller>> = Mutex::new(None);
 
-/// Waits that long, or until a signal asks us to end.
+/// Waits for this time, or until a signal asks this process to end.
+///
+/// # Errors
+/// Returns [`Interrupted`] if a signal has asked this process to end.
 pub(crate) fn pause(time: Duration) -> Result<(), Interrupted> {
     if ASKED.load(Ordering::SeqCst) != 0 {
         return Err(Interrupted);
@@ -42,7 +45,7 @@ pub(crate) fn pause(time: Duration) -> Result<(), Interrupted> {
     if ASKED.load(Ordering::SeqCst) != 0 { Err(Interrupted) } else { Ok(()) }
 }
 
-/// 128 + n, where signal n asked us to end.
+/// Returns 128 + n if signal n asked this process to end.
 pub(crate) fn code_of_interruption() -> Option<u8> {
     match ASKED.load(Ordering::SeqCst) {
         0 => None,
@@ -50,13 +53,16 @@ pub(crate) fn code_of_interruption() -> Option<u8> {
     }
 }
 
-/// How many signals have asked us to end.
+/// Number of signals that asked this process to end.
 pub(crate) fn times_asked() -> u32 {
     TIMES_ASKED.load(Ordering::SeqCst)
 }
 
-/// For a keeper: the same, but what a closing terminal sends, and what means nothing to us, ends nothing. The returned
-/// pipe ends when a signal has asked us to end.
+/// Like [`listen`], for a keeper: SIGHUP, which a closing terminal sends, SIGUSR1 and SIGUSR2 are ignored. The returned
+/// pipe ends when a signal asks this process to end.
+///
+/// # Errors
+/// Returns an error if no pipe or thread can be created.
 pub(crate) fn listen_as_keeper() -> Result<PipeReader, Failure> {
     let (ear, mouth) = std::io::pipe().map_err(|error| {
         Failure::new(code!("keeper"), format!("the keeper could not listen for signals: {error}"), None)
@@ -67,13 +73,16 @@ pub(crate) fn listen_as_keeper() -> Result<PipeReader, Failure> {
     Ok(ear)
 }
 
-/// As [`listen`], and a signal ends this process after that time, whatever it waits for.
+/// Like [`listen`], but a signal ends this process after that time, whatever it waits for.
+///
+/// # Errors
+/// Returns an error if no thread can be started.
 pub(crate) fn listen_and_end_within(grace: Duration) -> Result<(), Failure> {
     GRACE.store(grace.as_secs(), Ordering::SeqCst);
     listen()
 }
 
-/// Whether from now on the next signal ends this process, whatever it waits for.
+/// Sets whether the next signal ends this process at once, whatever it waits for.
 pub(crate) fn end_at_the_next(it_does: bool) {
     ENDS_AT_THE_NEXT.store(it_does, Ordering::SeqCst);
 }
@@ -83,24 +92,28 @@ pub(crate) fn ask_to_end() {
     platform::ask_to_end();
 }
 
-/// From now on signals do not end this process at once. It costs a thread, so it is done when it is needed.
+/// Catches signals from now on, so that they do not end this process at once. It costs a thread, so call it when
+/// needed.
+///
+/// # Errors
+/// Returns an error if no thread can be started.
 pub(crate) fn listen() -> Result<(), Failure> {
     LISTENING.get_or_init(platform::listen).as_ref().map_err(no_thread).copied()
 }
 
-/// Has a write beyond the largest size of a file (`ulimit -f`) fail with an error instead of ending this process. A program
-/// that we start has the signal as it would have it without us.
+/// Makes a write beyond the file size limit (`ulimit -f`) fail with an error instead of ending this process. Programs
+/// that this process starts get the default action of the signal.
 pub(crate) fn survive_file_size_limit() {
     platform::survive_file_size_limit();
 }
 
-/// Passes signals on to this child for as long as the returned guard lives.
+/// Forwards signals to this child while the returned guard is alive.
 pub(crate) fn pass_on_to(child: &Child) -> PassingOn {
     platform::pass_on_to(child);
     PassingOn
 }
 
-/// While it lives, the child has the signals.
+/// Guard of the forwarding of signals to a child.
 pub(crate) struct PassingOn;
 
 impl Drop for PassingOn {
@@ -124,19 +137,19 @@ mod platform {
     use crate::background::Thread;
 
     pub(super) fn listen() -> std::io::Result<()> {
-        // Before anything is caught: what nobody hears must not be caught either.
+        // Start the thread first: without it, no signal may be caught.
         let thread = Thread::prepare("signals")?;
         let ignored = ignored_signals();
         let wanted = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2];
-        // What whoever started us had us ignore (nohup does), our child shall ignore as well.
-        // A keeper is nobody's child for long: whoever stops it must be heard.
+        // A child also ignores the signals that the caller had this process ignore, as nohup does. A keeper catches
+        // them, because `wifshare stop` must be able to end it.
         let is_keeper = IS_KEEPER.load(Ordering::SeqCst);
         let ours = wanted.into_iter().filter(|signal| is_keeper || ignored & (1 << (signal - 1)) == 0);
         if is_keeper {
             unblock_all();
         }
         if ignored & (1 << (SIGCHLD - 1)) != 0 {
-            // Where the end of a child is ignored nobody can tell how it ended; a handler of ours undoes that.
+            // If SIGCHLD is ignored, the exit status of a child is lost. Installing a handler undoes that.
             let _ = signal_hook::flag::register(SIGCHLD, Arc::default());
         }
         let Ok(mut signals) = SignalsInfo::<WithOrigin>::new(ours) else { return Ok(()) };
@@ -158,18 +171,18 @@ mod platform {
         BELL.1.notify_all();
     }
 
-    /// Whoever started us may have blocked signals, and a program inherits that.
+    /// Signals may be blocked by the caller, and a program inherits the mask.
     fn unblock_all() {
         let _ = nix::sys::signal::SigSet::empty().thread_set_mask();
     }
 
-    /// Ends this process by this signal after that time. Whoever waits for what does not come is not asked.
+    /// Ends this process with this signal after that time, even if it waits for something.
     fn end_after(grace: Duration, signal: i32) {
         let end = move || {
             let _ = (wifshare::Clock::system().pause)(grace);
             let _ = emulate_default_handler(signal);
         };
-        // Where there is no thread to wait, it does not wait.
+        // Without a thread to wait, end now.
         if std::thread::Builder::new().spawn(end).is_err() {
             let _ = emulate_default_handler(signal);
         }
@@ -178,14 +191,14 @@ mod platform {
     pub(super) fn survive_file_size_limit() {
         /// The same number on Linux and macOS.
         const SIGXFSZ: i32 = 25;
-        // A handler is gone after an exec, where an ignored signal would stay ignored.
+        // `exec` resets a handler, but would keep an ignored signal ignored.
         let _ = signal_hook::flag::register(SIGXFSZ, Arc::default());
     }
 
     pub(super) fn pass_on_to(child: &Child) {
         let mut place = lock();
         let child = child.signaller();
-        // What came between the last look and now was meant for the child; once too often is better than never.
+        // A signal since the last check was meant for the child. Sending it twice is better than losing it.
         match ASKED.swap(0, Ordering::SeqCst) {
             0 => {}
             signal => child.send(signal),
@@ -200,7 +213,7 @@ mod platform {
     fn heard(origin: &Origin) {
         let place = lock();
         if let Some(child) = &*place {
-            // Elsewhere the kernel does not tell; there these two come from the terminal as a rule.
+            // Other systems do not report the origin. There, these two usually come from the terminal.
             let from_the_terminal = match cfg!(target_os = "linux") {
                 true => matches!(origin.cause, Cause::Kernel),
                 false => matches!(origin.signal, SIGINT | SIGQUIT),
@@ -221,8 +234,8 @@ mod platform {
             _ => {}
         }
         EAR.lock().unwrap_or_else(PoisonError::into_inner).take();
-        // A person who presses Ctrl-C again means it. A CI that sends INT and then TERM only repeats itself, and a
-        // purchase or a clean-up under way is worth the moment.
+        // A user who presses Ctrl-C again wants to end at once. A CI that sends INT and then TERM only repeats itself,
+        // and finishing an exchange or a clean-up is worth a moment.
         if (before, origin.signal) == (SIGINT, SIGINT) || ENDS_AT_THE_NEXT.load(Ordering::SeqCst) {
             let _ = emulate_default_handler(origin.signal);
         }
@@ -233,9 +246,9 @@ mod platform {
         CHILD.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// From `/proc/self/status`; where there is none, no signal counts as ignored.
+    /// Reads the ignored signals from `/proc/self/status`. Without it, no signal counts as ignored.
     fn ignored_signals() -> u64 {
-        // Longer than the file, which is then read at once.
+        // Larger than the file, so that one read is enough.
         let mut status = String::with_capacity(4096);
         let file = std::fs::File::open("/proc/self/status");
         if file.and_then(|file| file.take(16 * 1024).read_to_string(&mut status)).is_err() {
@@ -246,7 +259,7 @@ mod platform {
     }
 }
 
-/// Not run by us: there a console event reaches the whole group by itself.
+/// Not tested: a console event reaches the whole process group by itself.
 #[cfg(not(unix))]
 mod platform {
     use super::*;

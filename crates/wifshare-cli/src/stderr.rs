@@ -1,4 +1,4 @@
-//! Standard error, written within a bound: a reader that stands still must not hold up a process that others wait for.
+//! Writes to standard error with a timeout, so that a stalled reader does not block a process that others wait for.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -6,27 +6,27 @@ use std::time::Duration;
 
 use crate::clock::clock;
 
-/// How long a reader that stands still is waited for. After that, nothing more is written until it reads again.
+/// How long to wait for a stalled reader. After that, nothing more is written until it reads again.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Whether the last write was given up.
+/// Whether the last write timed out.
 static IS_STUCK: AtomicBool = AtomicBool::new(false);
 
-/// How many locks this process holds for which others wait. Meanwhile no write waits for the reader.
+/// Number of locks that this process holds and others may wait for. While it holds one, no write waits for the reader.
 static LOCKS: AtomicUsize = AtomicUsize::new(0);
 
-/// What the reader had no room for under a lock. It is written before anything else.
+/// Output that did not fit while a lock was held. It is written before anything else.
 static BACKLOG: Mutex<Vec<u8>> = Mutex::new(Vec::new());
 
-/// The most that is kept; what a run says under a lock is a few lines.
+/// Maximum size of the backlog. Output under a lock is normally a few lines.
 const LONGEST_BACKLOG: usize = 64 * 1024;
 
-/// From now on, until [`unlocked`], nothing waits for the reader.
+/// Disables waiting for the reader until [`unlocked`] is called.
 pub(crate) fn locked() {
     LOCKS.fetch_add(1, Ordering::Relaxed);
 }
 
-/// The lock is released: what the reader had no room for is written now, within the usual bound.
+/// Call after a lock is released: writes the backlog, with the usual timeout.
 pub(crate) fn unlocked() {
     let _ = LOCKS.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |locks| Some(locks.saturating_sub(1)));
     if !BACKLOG.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
@@ -34,10 +34,10 @@ pub(crate) fn unlocked() {
     }
 }
 
-/// Writes all of it, or gives up when the reader does not read; whether it was written. Under a lock it is kept instead,
-/// and counts as not written.
+/// Writes all of the text, or gives up if the reader is stalled. Returns whether it was written. While a lock is held,
+/// unwritten text goes to the backlog and counts as not written.
 pub(crate) fn write(text: &str) -> bool {
-    // Another thread that has it waits for the reader, within the same bound.
+    // Another thread that holds this lock waits for the reader, with the same timeout.
     let mut backlog = BACKLOG.lock().unwrap_or_else(PoisonError::into_inner);
     if backlog.is_empty() && LOCKS.load(Ordering::Relaxed) == 0 {
         return write_within(text.as_bytes(), PATIENCE).is_empty();
@@ -54,7 +54,7 @@ pub(crate) fn write(text: &str) -> bool {
     rest == 0
 }
 
-/// Writes as much as the reader takes within this time, and returns the rest.
+/// Writes as much as the reader accepts within this time, and returns the rest.
 fn write_within(bytes: &[u8], patience: Duration) -> &[u8] {
     let mut rest = bytes;
     let start = (clock().monotonic)();
@@ -72,7 +72,7 @@ fn write_within(bytes: &[u8], patience: Duration) -> &[u8] {
                 }
                 platform::wait(left);
             }
-            // Nobody listens any more, and there is nobody left to tell that.
+            // The reader is gone, and there is no other stream to report that on.
             Err(_) => return rest,
         }
     }
@@ -80,7 +80,7 @@ fn write_within(bytes: &[u8], patience: Duration) -> &[u8] {
     rest
 }
 
-/// Whether it is a regular file, as after `2> FILE`: whatever is written stays there.
+/// Whether standard error is a regular file, as after `2> FILE`. Then everything that is written stays there.
 pub(crate) fn is_file() -> bool {
     platform::is_file()
 }
@@ -95,7 +95,7 @@ mod platform {
     use rustix::fs::{FileType, fstat};
     use rustix::io::Errno;
 
-    /// As much as a pipe takes at once when it says that it takes anything (PIPE_BUF of Linux).
+    /// A pipe that is ready for writing accepts this much at once (PIPE_BUF of Linux).
     const AT_ONCE: usize = 4096;
 
     fn kind() -> Option<FileType> {
@@ -106,16 +106,20 @@ mod platform {
         kind() == Some(FileType::RegularFile)
     }
 
-    /// Writes what can be written without waiting; `None` where that is nothing.
+    /// Writes what can be written without blocking. Returns `None` if that is nothing.
     ///
-    /// The flag that makes a stream non-blocking is shared with every process that has it, so it is not ours to set.
+    /// It does not set O_NONBLOCK, because all processes that share the stream would get it.
+    ///
+    /// # Errors
+    /// Returns the system's error, for example if the reader is gone.
     pub(super) fn write_some(bytes: &[u8]) -> io::Result<Option<usize>> {
         let stderr = io::stderr();
         let written = match kind() {
             Some(FileType::Fifo | FileType::CharacterDevice | FileType::Socket) => {
                 let at_once = &bytes[..bytes.len().min(AT_ONCE)];
                 match without_waiting(stderr.as_fd(), at_once) {
-                    // Not known to this kernel, or not for this kind of stream: one that has room takes so much at once.
+                    // Not supported by this kernel or this kind of stream. If poll reports room, this much does not
+                    // block.
                     Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::SPIPE) => {
                         if !has_room(Duration::ZERO) {
                             return Ok(None);
@@ -138,7 +142,7 @@ mod platform {
     #[cfg(target_os = "linux")]
     fn without_waiting(stderr: std::os::fd::BorrowedFd<'_>, bytes: &[u8]) -> Result<usize, Errno> {
         use rustix::io::{ReadWriteFlags, pwritev2};
-        // An offset of -1 is the stream's own place.
+        // An offset of -1 means the current position of the stream.
         pwritev2(stderr, &[io::IoSlice::new(bytes)], u64::MAX, ReadWriteFlags::NOWAIT)
     }
 
@@ -147,9 +151,9 @@ mod platform {
         Err(Errno::NOSYS)
     }
 
-    /// Waits until there is room, for so long at most.
+    /// Waits until there is room, up to this time.
     pub(super) fn wait(time: Duration) {
-        // Room that is there and refused is looked at again in a moment.
+        // poll may report room although the write is refused. Pause before the next try.
         if has_room(time) {
             let _ = (crate::clock::clock().pause)(Duration::from_millis(1));
         }
@@ -163,7 +167,7 @@ mod platform {
     }
 }
 
-/// Not run by us: there a write is as it is.
+/// Not tested: writes have no timeout.
 #[cfg(not(unix))]
 mod platform {
     use std::io::{self, Write};

@@ -1,4 +1,4 @@
-//! What is said on standard error: little on success, everything that helps on failure, and never a secret.
+//! Messages on standard error: few on success, everything helpful on failure, and never a secret.
 
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -20,12 +20,12 @@ use crate::signals;
 use crate::stderr;
 use crate::terminal::Terminal;
 
-/// How loud, and to whom.
+/// How much to write, and in which format.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Talk {
-    /// 1 for the steps, 2 for every step and its moment.
+    /// 0: no details. 1: steps. 2: every step with its time.
     verbosity: u8,
-    /// Whether GitHub's runner listens, which reads commands from both streams.
+    /// Whether GitHub's runner reads the output. It finds commands in both streams.
     github: bool,
     form: LogFormat,
     masks: Masks,
@@ -44,11 +44,11 @@ pub(crate) enum Mask {
     Never,
 }
 
-/// What becomes of a mask.
+/// What happens to a mask command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Masks {
     Written,
-    /// Not written, with a warning that says why.
+    /// Not written. A warning gives the reason.
     Withheld(&'static str),
     None,
 }
@@ -66,7 +66,7 @@ impl Mask {
     }
 }
 
-/// What a line of talk is written as.
+/// Format of messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LogFormat {
     /// Text for people
@@ -76,7 +76,7 @@ pub(crate) enum LogFormat {
 }
 
 impl LogFormat {
-    /// What is asked for among arguments that could not be understood as a whole.
+    /// Finds the requested format in a command line that could not be parsed.
     pub(crate) fn among(arguments: &[OsString]) -> Option<LogFormat> {
         const NAME: &str = "--log-format";
         let ours: Vec<&str> =
@@ -95,7 +95,7 @@ const DIM: &str = "\x1b[2m";
 const PLAIN: &str = "\x1b[0m";
 
 impl Talk {
-    /// The form that is asked for, else the one that `WIFSHARE_LOG_FORMAT` names, else text.
+    /// Uses the format of the option, else the one of `WIFSHARE_LOG_FORMAT`, else text.
     pub(crate) fn new(
         verbosity: u8,
         form: Option<LogFormat>,
@@ -105,7 +105,7 @@ impl Talk {
     ) -> Talk {
         let named = environment.text("WIFSHARE_LOG_FORMAT").and_then(|name| LogFormat::from_str(name, true).ok());
         let form = form.or(named).unwrap_or(LogFormat::Text);
-        // A line that is written anew is for people.
+        // Lines that are overwritten are only for text.
         terminal.is_live &= form == LogFormat::Text;
         let github = environment.text("GITHUB_ACTIONS") == Some("true");
         let mask = mask.or_else(|| Mask::from_str(environment.text("WIFSHARE_MASK")?, true).ok()).unwrap_or_default();
@@ -113,7 +113,7 @@ impl Talk {
         Talk { verbosity, github, form, masks, terminal }
     }
 
-    /// Whether what is told is read by a program.
+    /// Whether a program reads the messages.
     pub(crate) fn is_for_programs(self) -> bool {
         self.form == LogFormat::Json
     }
@@ -126,7 +126,7 @@ impl Talk {
         self.terminal
     }
 
-    /// Something that a person has to act on, some time.
+    /// Writes a warning: something that needs action, now or later.
     pub(crate) fn warning(self, text: &str) {
         match (self.form, self.github) {
             (LogFormat::Json, _) => self.object("warning", text),
@@ -135,7 +135,7 @@ impl Talk {
         }
     }
 
-    /// Something that a person may want to know.
+    /// Writes a notice: something worth knowing.
     pub(crate) fn notice(self, text: &str) {
         match (self.form, self.github) {
             (LogFormat::Json, _) => self.object("info", text),
@@ -144,7 +144,7 @@ impl Talk {
         }
     }
 
-    /// That something takes its time.
+    /// Writes the progress of a long operation.
     pub(crate) fn progress(self, text: &str) {
         match self.form {
             LogFormat::Json => self.object("info", text),
@@ -152,7 +152,7 @@ impl Talk {
         }
     }
 
-    /// Something for those who asked for it.
+    /// Writes verbose output (-v).
     pub(crate) fn detail(self, text: &str) {
         match (self.verbosity, self.form) {
             (0, _) => {}
@@ -164,19 +164,20 @@ impl Talk {
         }
     }
 
-    /// Something for those who asked twice.
+    /// Writes very verbose output (-vv).
     fn fine_detail(self, text: &str) {
         if self.verbosity > 1 {
             self.detail(text);
         }
     }
 
-    /// Why there is no result.
+    /// Writes the error that ends the command.
     pub(crate) fn failure(self, failure: &Failure) {
         self.failure_by(failure, say);
     }
 
-    /// The same from inside a panic, without waiting for a line that another thread has not finished.
+    /// Like [`failure`](Self::failure), from a panic hook: does not clear the unfinished line, whose lock another
+    /// thread may hold.
     pub(crate) fn failure_at_once(self, failure: &Failure) {
         self.failure_by(failure, |text| {
             stderr::write(&format!("{text}\n"));
@@ -217,14 +218,14 @@ impl Talk {
         }
     }
 
-    /// Shows this at the page of a GitHub job; says nothing elsewhere.
+    /// Shows a message on the page of a GitHub job. Does nothing elsewhere.
     pub(crate) fn annotate(self, level: &str, text: &str) {
         if self.github && self.form == LogFormat::Text {
             say(&format!("::{level} title=wifshare::{}", escape(text)));
         }
     }
 
-    /// Folds what follows under one line of the log.
+    /// Starts a group of messages, which GitHub folds under its title.
     pub(crate) fn group(self, title: &str) {
         if self.github && self.form == LogFormat::Text {
             say(&format!("::group::{}", escape(title)));
@@ -233,14 +234,14 @@ impl Talk {
         }
     }
 
-    /// Ends the fold.
+    /// Ends the group.
     pub(crate) fn end_group(self) {
         if self.github && self.form == LogFormat::Text {
             say("::endgroup::");
         }
     }
 
-    /// Lines under one title: folded in GitHub's log, for those who asked for it elsewhere.
+    /// Writes lines under a title: a group in GitHub's log, verbose output elsewhere.
     pub(crate) fn folded(self, title: &str, lines: &[String]) {
         self.group(title);
         for line in lines {
@@ -252,8 +253,9 @@ impl Talk {
         self.end_group();
     }
 
-    /// Has the runner hide a secret wherever it would show, once for each secret. A mask is the secret itself in the clear,
-    /// so it goes to the runner's log alone: where standard error is something else, a warning is given instead.
+    /// Makes the runner hide a secret wherever it would appear, once for each secret. A mask command contains the
+    /// secret in clear text, so it is written only to the runner's log. If standard error is something else, a warning
+    /// is given instead.
     pub(crate) fn mask(self, secret: &str) {
         static WARNED: AtomicBool = AtomicBool::new(false);
         match self.masks {
@@ -276,11 +278,11 @@ impl Talk {
         }
     }
 
-    /// Tells of a journey's step what is worth telling.
+    /// Reports a step, if it is worth reporting.
     pub(crate) fn step(self, step: &Step<'_>) {
         if ends_what_took_its_time(step) {
             progress::end(self);
-            // What was obtained is to be cleaned up.
+            // Something was obtained, which has to be cleaned up at the end.
             signals::end_at_the_next(false);
         }
         match step {
@@ -302,7 +304,7 @@ impl Talk {
             }
             Step::Retrying { cause, pause } => {
                 let text = format!("{cause}; trying again in {:.1} s", pause.as_secs_f32());
-                // A source may be asked for 20 s; what is the same each time is said once.
+                // A source may be retried for 20 s. A repeated message is shown only in verbose output.
                 match last_cause().replace(cause.clone()) == Some(cause.clone()) {
                     true => self.detail(&text),
                     false => self.progress(&text),
@@ -350,7 +352,7 @@ impl Talk {
             }
             Step::Swept => self.detail("removed what a killed run had left behind"),
             Step::Renewed(credential) => {
-                // It may be another run that bought it, and this log has not seen its mask.
+                // Another run may have obtained it, and this log has no mask for it.
                 self.mask(credential.access_token.expose());
                 self.detail(&format!("renewed: generation {}", credential.generation));
             }
@@ -377,7 +379,7 @@ impl Talk {
         }
     }
 
-    /// Writes this in place of the unfinished line, without ending it.
+    /// Replaces the unfinished line without ending it.
     pub(crate) fn line_in_place(self, text: &str) {
         stderr::write(&format!("\r\x1b[K{text}"));
     }
@@ -392,13 +394,13 @@ impl Talk {
     }
 }
 
-/// Why the source was asked again last.
+/// The cause of the last retry.
 fn last_cause() -> MutexGuard<'static, Option<String>> {
     static LAST: Mutex<Option<String>> = Mutex::new(None);
     LAST.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Whether what we were doing, or waiting for, is over with this step.
+/// Whether this step ends the current operation or wait.
 fn ends_what_took_its_time(step: &Step<'_>) -> bool {
     matches!(
         step,
@@ -415,7 +417,10 @@ fn ends_what_took_its_time(step: &Step<'_>) -> bool {
     )
 }
 
-/// Writes data to standard output; `what` names it in an error.
+/// Writes data to standard output. `what` names it in an error.
+///
+/// # Errors
+/// Returns an error if standard output cannot be written.
 pub(crate) fn print(what: &str, bytes: &[u8]) -> Result<(), Failure> {
     let mut stdout = std::io::stdout().lock();
     stdout.write_all(bytes).and_then(|()| stdout.flush()).map_err(|error| {
@@ -428,15 +433,15 @@ fn say(text: &str) {
     is_said(text);
 }
 
-/// One write for each message, so that the lines of many processes do not mix; whether it was written.
+/// Writes a message in one write, so that lines of different processes do not mix. Returns whether it was written.
 fn is_said(text: &str) -> bool {
     stderr::write(&format!("{}{text}\n", progress::make_way()))
 }
 
-/// What this process has masked, as hashes. Standard error stays the same for as long as it lives.
+/// Hashes of the secrets that this process has masked.
 static MASKED: LazyLock<(RandomState, Mutex<HashSet<u64>>)> = LazyLock::new(Default::default);
 
-/// Whether this was not masked before; from now on it was.
+/// Whether this secret was not masked before. Records it.
 fn is_new(secret: &str) -> bool {
     let (hasher, masked) = &*MASKED;
     masked.lock().unwrap_or_else(PoisonError::into_inner).insert(hasher.hash_one(secret))
@@ -447,12 +452,12 @@ fn forget(secret: &str) {
     masked.lock().unwrap_or_else(PoisonError::into_inner).remove(&hasher.hash_one(secret));
 }
 
-/// As GitHub's runner reads a command's text.
+/// Escapes a text as GitHub's runner expects it in a command.
 fn escape(text: &str) -> String {
     text.replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A")
 }
 
-/// Whole seconds, or minutes to the nearest where they are more telling.
+/// Formats a duration in whole seconds, minutes, or hours and minutes.
 pub(crate) fn whole(time: Duration) -> String {
     match time.as_secs() {
         seconds @ 0..120 => format!("{seconds} s"),

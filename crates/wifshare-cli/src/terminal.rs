@@ -1,36 +1,36 @@
-//! What the terminal is like, and what it can be asked to do.
+//! Terminal detection and control: size, colours, alternate screen and keys.
 
 use std::io::IsTerminal;
 
 use wifshare::Environment;
 
-/// How a stream is written to.
+/// Properties of an output stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Terminal {
-    /// Whether somebody looks at it, so that a line can be written anew.
+    /// Whether it is a terminal on which a line can be overwritten.
     pub(crate) is_live: bool,
-    /// Whether colours are wanted.
+    /// Whether to use colours.
     pub(crate) is_coloured: bool,
-    /// How many characters fit in a line.
+    /// Characters per line.
     pub(crate) width: usize,
 }
 
-/// Where nobody says how wide it is, nothing is cut that could matter.
+/// Used if the width is unknown: wide enough that nothing important is cut.
 const PLAIN_WIDTH: usize = 400;
 
 impl Terminal {
-    /// Standard error.
+    /// For standard error.
     pub(crate) fn of_talk(environment: &Environment) -> Terminal {
         Terminal::of(std::io::stderr().is_terminal(), || width_of(&std::io::stderr()), environment)
     }
 
-    /// Standard output.
+    /// For standard output.
     pub(crate) fn of_data(environment: &Environment) -> Terminal {
         Terminal::of(std::io::stdout().is_terminal(), || width_of(&std::io::stdout()), environment)
     }
 
-    /// As the conventions have it: `NO_COLOR` (no-color.org) goes before `CLICOLOR_FORCE` and `CLICOLOR`
-    /// (bixense.com/clicolors), and a dumb terminal can do nothing.
+    /// Follows the conventions: `NO_COLOR` (no-color.org) takes precedence over `CLICOLOR_FORCE` and `CLICOLOR`
+    /// (bixense.com/clicolors). A dumb terminal supports nothing.
     fn of(is_terminal: bool, width: impl FnOnce() -> Option<usize>, environment: &Environment) -> Terminal {
         let is_dumb = environment.text("TERM") == Some("dumb");
         let is_forced = environment.text("CLICOLOR_FORCE").is_some_and(|value| value != "0");
@@ -44,7 +44,7 @@ impl Terminal {
     }
 }
 
-/// A text cut to so many characters, with a sign that it was.
+/// Cuts a text to this number of characters, and marks the cut with an ellipsis.
 pub(crate) fn cut(text: &str, width: usize) -> String {
     if text.chars().count() <= width {
         return text.to_owned();
@@ -59,22 +59,22 @@ fn width_of(stream: &impl std::os::fd::AsFd) -> Option<usize> {
     (size.ws_col > 0).then_some(size.ws_col.into())
 }
 
-/// Not run by us: there `COLUMNS` has to tell.
+/// Not tested: only `COLUMNS` gives the width.
 #[cfg(not(unix))]
 fn width_of<T>(_stream: &T) -> Option<usize> {
     None
 }
 
-/// Columns and rows of the terminal at standard output, as it is now: whoever enlarges a window does not set `COLUMNS`.
+/// Current columns and rows of the terminal at standard output. `COLUMNS` does not change when the window is resized.
 #[cfg(unix)]
 pub(crate) fn size_of_data() -> (usize, usize) {
     let size = rustix::termios::tcgetwinsize(std::io::stdout()).ok();
-    // A side that is unknown is 0.
+    // 0 means unknown.
     let side = |known: Option<u16>, usual: u16| usize::from(known.filter(|side| *side > 0).unwrap_or(usual));
     (side(size.map(|size| size.ws_col), 80), side(size.map(|size| size.ws_row), 24))
 }
 
-/// The terminal's second screen, for as long as it lives: what stood on the first one is back afterwards.
+/// The alternate screen of the terminal. Dropping it restores the previous screen.
 #[cfg(unix)]
 pub(crate) struct AlternateScreen;
 
@@ -85,7 +85,7 @@ impl AlternateScreen {
         AlternateScreen
     }
 
-    /// Replaces what is shown.
+    /// Replaces the contents of the screen.
     pub(crate) fn draw(&self, frame: &str) {
         write_through(&format!("\x1b[H{frame}\x1b[J"));
     }
@@ -102,7 +102,7 @@ impl Drop for AlternateScreen {
 fn write_through(text: &str) {
     use std::io::Write;
 
-    // A terminal that has gone away needs nothing more; the keys tell that it has.
+    // If the terminal is gone, nothing can be written. Reading a key detects that.
     let mut stdout = std::io::stdout().lock();
     let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
 }
@@ -118,10 +118,10 @@ mod keys {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
 
-    /// What Ctrl-D sends.
+    /// The character that Ctrl-D sends.
     const END: u8 = 4;
 
-    /// Keys as they are pressed, without their echo, for as long as it lives.
+    /// Reads single keys without echo. Dropping it restores the terminal's settings.
     pub(crate) struct Keys {
         before: Option<Termios>,
     }
@@ -132,14 +132,14 @@ mod keys {
             let before = if stdin.is_terminal() { tcgetattr(&stdin).ok() } else { None };
             if let Some(before) = &before {
                 let mut raw = before.clone();
-                // Ctrl-C stays a signal.
+                // Ctrl-C still sends a signal.
                 raw.local_modes.remove(LocalModes::ICANON | LocalModes::ECHO);
                 let _ = tcsetattr(&stdin, OptionalActions::Now, &raw);
             }
             Keys { before }
         }
 
-        /// Waits so long for a key, where there are keys.
+        /// Waits for a key up to this time. Returns `None` after the timeout, or if standard input is not a terminal.
         pub(crate) fn next(&self, patience: Duration) -> Option<u8> {
             let stdin = std::io::stdin();
             let timeout = Timespec { tv_sec: patience.as_secs() as i64, tv_nsec: patience.subsec_nanos().into() };
@@ -147,12 +147,12 @@ mod keys {
             let mut fds = [PollFd::new(&stdin, PollFlags::IN)];
             poll(&mut fds, Some(&timeout)).ok().filter(|ready| *ready > 0)?;
             let mut key = [0];
-            // A terminal that went away is an end too.
+            // If the terminal is gone, that is an end of input too.
             rustix::io::read(&stdin, &mut key)
                 .map_or(Some(END), |read| if read == 1 { Some(key[0]) } else { Some(END) })
         }
 
-        /// Whether anybody can press one.
+        /// Whether standard input is a terminal.
         pub(crate) fn are_there(&self) -> bool {
             self.before.is_some()
         }
