@@ -27,8 +27,8 @@ impl ProcessTracker {
     /// Creates a tracker for commands with this environment. Without an event writer it does nothing.
     pub(crate) fn of(environment: &Environment, events: Option<&EventWriter>) -> ProcessTracker {
         let profile = environment.os("ANTHROPIC_CONFIG_DIR").map(Path::new);
-        // Not watched under `federation`, where this file does not exist: the run itself reads the file that does, to see
-        // whether a child has replaced it.
+        // Not watched under `federation`, where this file does not exist: the run itself reads the file that does, to
+        // see whether a child has replaced it.
         let credential = profile.map(|profile| profile.join("credentials/wifshare.json"));
         let access = platform::FileAccess::at(credential.filter(|path| path.exists()));
         ProcessTracker { events: events.cloned(), access }

@@ -1,4 +1,4 @@
-//! `wifshare start`: the credential for all the steps that follow, kept by a process that stays behind.
+//! `wifshare start`: signs in for all following steps and leaves a keeper process behind.
 
 use std::ffi::OsString;
 use std::io::{IsTerminal, Read, Write};
@@ -29,7 +29,7 @@ use crate::stop;
 use crate::talk::Talk;
 
 pub(crate) fn start(arguments: &StartArguments, environment: &Environment, talk: Talk) -> Result<u8, Failure> {
-    // What waits for somebody else, such as a pipe that nobody reads, does not hold a start that is asked to end.
+    // Limits a wait after a signal, for example for a pipe that is not read.
     const GRACE: Duration = Duration::from_secs(20);
     let listening = signals::listen_and_end_within(GRACE);
     let format = arguments.format.unwrap_or_else(|| receiver(environment));
@@ -41,15 +41,15 @@ pub(crate) fn start(arguments: &StartArguments, environment: &Environment, talk:
     started
 }
 
-/// Has a shell that evaluates our output fail as we did.
+/// Makes a shell that evaluates the output fail with the same exit code.
 pub(crate) fn fail_where_evaluated(format: HandOver, code: u8) {
     if format == HandOver::Env {
-        // Who closed our output evaluates nothing.
+        // If standard output is closed, nothing is evaluated.
         let _ = std::io::stdout().write_all(shell::failure(code).as_bytes());
     }
 }
 
-/// The format that a command line asks for that could not be understood as a whole.
+/// Finds the requested format in a command line that could not be parsed.
 pub(crate) fn format_among(words: &[OsString], environment: &Environment) -> Option<HandOver> {
     let words: Vec<&str> = words.iter().filter_map(|word| word.to_str()).take_while(|word| *word != "--").collect();
     if words.iter().find(|word| !word.starts_with('-')) != Some(&"start") {
@@ -67,13 +67,14 @@ fn begin(arguments: &StartArguments, format: HandOver, environment: &Environment
     let hand_over = |keeper: &Keeper| hand_over(keeper, &arguments.share.identity, format, environment, talk);
     let join = |keeper: &Keeper| {
         talk.detail("a keeper runs already: joining it");
-        // Where it ends meanwhile, or its directory is another user's to write, it keeps the end that it has.
+        // Extending fails if the keeper ends meanwhile or its directory belongs to another user. It then keeps its
+        // time.
         let _ = keeper.extend(clock().now() + life);
         hand_over(keeper)?;
         announce("joined", keeper, watched.as_ref(), format, talk);
         Ok(0)
     };
-    // One that gives more than is asked for now, and would go on doing so.
+    // A keeper that gives more than is requested now, and would continue to do so.
     let mut exceeding = None;
     if joined::run_to_join(&arguments.share.identity, environment).is_some() {
         match joined::keeper_around(environment) {
@@ -98,7 +99,7 @@ fn begin(arguments: &StartArguments, format: HandOver, environment: &Environment
         }
     }
     let decision = decide(&arguments.share, environment, talk);
-    // What this step would sign in with may be what the keeper around it took away.
+    // The enclosing keeper may have removed the variables that this step needs to sign in.
     let is_missing = ["unconfigured", "configured-in-part", "no-identity-source"];
     let decision = decision.map_err(|failure| match &exceeding {
         Some(keeper) if is_missing.contains(&&*failure.name) => cannot_replace(keeper, arguments, Some(&failure)),
@@ -113,10 +114,10 @@ fn begin(arguments: &StartArguments, format: HandOver, environment: &Environment
     refuse_a_path_that_is_no_text(&config.location.root)?;
     let own = joined::without_a_run(environment);
     let watch = |step: &wifshare::Step<'_>| talk.step(step);
-    // A keeper serves one identity, and whoever joins it has to have that one.
+    // A keeper serves one identity. A process that joins it must prove the same identity.
     prove(&config, &HttpClient::new(&own), clock(), &watch)?;
     let store = config.store();
-    // Whoever comes meanwhile waits, and finds the keeper that we leave.
+    // Other processes that call `start` meanwhile wait, and then find this keeper.
     let starting = store.starting(PATIENCE, clock(), &watch)?;
     if let Some(keeper) = &exceeding {
         replace(keeper, provision, environment, talk)?;
@@ -138,7 +139,7 @@ fn begin(arguments: &StartArguments, format: HandOver, environment: &Environment
     drop(starting);
     let handed_over = hand_over(&keeper).and_then(|()| receipt.acknowledge());
     if handed_over.is_err() {
-        // Nobody would ever find it.
+        // No other process could find it.
         stop::end(&keeper);
     }
     handed_over?;
@@ -146,7 +147,7 @@ fn begin(arguments: &StartArguments, format: HandOver, environment: &Environment
     Ok(0)
 }
 
-/// Says who is signed in, and how long what we leave lives.
+/// Reports who is signed in, and how long the keeper lives.
 fn announce(verb: &str, keeper: &Keeper, watched: Option<&Owner>, format: HandOver, talk: Talk) {
     let id = |name: &str| keeper.identity.get(name).map(|id| wifshare::safe_text(id));
     let rule = id("ANTHROPIC_FEDERATION_RULE_ID").filter(|rule| !rule.is_empty());
@@ -165,7 +166,10 @@ fn announce(verb: &str, keeper: &Keeper, watched: Option<&Owner>, format: HandOv
     }
 }
 
-/// The process whose end is the keeper's.
+/// The process whose end ends the keeper.
+///
+/// # Errors
+/// Returns a usage error if the process of `--watch-pid` does not exist.
 fn watched(arguments: &StartArguments) -> Result<Option<Owner>, Failure> {
     Ok(match arguments.watch_pid {
         Some(Watched::None) => None,
@@ -179,14 +183,13 @@ fn watched(arguments: &StartArguments) -> Result<Option<Owner>, Failure> {
     })
 }
 
-/// How long a keeper lives that is not told: a day where it ends with a process, else as long as the job may run, else an
-/// hour.
+/// Default lifetime of a keeper: a day if it ends with a process, else the time limit of the job, else an hour.
 fn usual_life(watched: Option<&Owner>, environment: &Environment) -> Duration {
     const DAY: Duration = Duration::from_secs(86_400);
     const HOUR: Duration = Duration::from_secs(3600);
     const WEEK: u64 = 7 * 86_400;
     let number = |name: &str| environment.text(name).and_then(|text| text.parse::<u64>().ok()).filter(|it| *it > 0);
-    // GitLab says it in seconds, Buildkite in minutes.
+    // GitLab gives seconds, Buildkite gives minutes.
     let limit = number("CI_JOB_TIMEOUT").or(number("BUILDKITE_TIMEOUT").map(|minutes| minutes.saturating_mul(60)));
     match (watched, limit) {
         (Some(_), _) => DAY,
@@ -195,7 +198,10 @@ fn usual_life(watched: Option<&Owner>, environment: &Environment) -> Duration {
     }
 }
 
-/// Later steps get the paths of a run as text, in files and variables that hold nothing else.
+/// Rejects a state directory that is not UTF-8: later steps get its path as text, in files and variables.
+///
+/// # Errors
+/// Returns an error if the path is not UTF-8.
 fn refuse_a_path_that_is_no_text(root: &Path) -> Result<(), Failure> {
     if root.to_str().is_some() {
         return Ok(());
@@ -207,12 +213,12 @@ fn refuse_a_path_that_is_no_text(root: &Path) -> Result<(), Failure> {
     ))
 }
 
-/// Whether the keeper around us provides what is asked for.
+/// Whether the enclosing keeper provides the requested delivery.
 fn is_asked_for(keeper: &Keeper, arguments: &StartArguments) -> bool {
     arguments.share.delivery.is_none_or(|delivery| keeper.provides == delivery.to_string())
 }
 
-/// What a keeper that runs already gives to later steps, with the API key if this start asks for one.
+/// Adds the API key to what a running keeper gives, if this start requests it.
 fn as_asked_for(mut keeper: Keeper, arguments: &StartArguments) -> Keeper {
     if arguments.share.api_key
         && let Some(capability) = keeper.gives.text("ANTHROPIC_AUTH_TOKEN").map(str::to_owned)
@@ -222,13 +228,16 @@ fn as_asked_for(mut keeper: Keeper, arguments: &StartArguments) -> Keeper {
     keeper
 }
 
-/// Whether the keeper around us gives less than is asked for.
+/// Whether the enclosing keeper gives less than is requested.
 fn gives_less(keeper: &Keeper, arguments: &StartArguments) -> bool {
     let around = keeper.provides.parse::<Delivery>();
     arguments.share.delivery.is_some_and(|asked| around.is_ok_and(|around| around.gives_less_than(asked)))
 }
 
-/// Ends a keeper of this job that gives more than is asked for now: its credential would stay readable.
+/// Ends a keeper of this job that gives more than is requested now: its credential would stay readable.
+///
+/// # Errors
+/// Returns an error if its state cannot be removed.
 fn replace(keeper: &Keeper, provision: Provision, environment: &Environment, talk: Talk) -> Result<(), Failure> {
     stop::end_and_sum_up(keeper, environment, talk);
     let key = keeper.key_directory().unwrap_or(&keeper.directory);
@@ -242,7 +251,7 @@ fn replace(keeper: &Keeper, provision: Provision, environment: &Environment, tal
     Ok(())
 }
 
-/// Why the keeper around this step, which gives more than is asked for now, stays as it is.
+/// The error if the enclosing keeper gives more than is requested now but cannot be replaced.
 fn cannot_replace(keeper: &Keeper, arguments: &StartArguments, why: Option<&Failure>) -> Failure {
     let asked = arguments.share.delivery.unwrap_or_default();
     let message = format!(
@@ -258,7 +267,11 @@ fn cannot_replace(keeper: &Keeper, arguments: &StartArguments, why: Option<&Fail
     failure
 }
 
-/// Inside an `exec` there is nothing that a keeper could renew with, and the variables of the run around it stay.
+/// Rejects a delivery that gives less than the enclosing `exec`. A keeper would have no source to renew from, and the
+/// variables of the run would stay.
+///
+/// # Errors
+/// Returns an error if the requested delivery gives less.
 fn refuse_less_than_the_run_around(arguments: &StartArguments, environment: &Environment) -> Result<(), Failure> {
     let around = delivery_around(environment).unwrap_or(Delivery::Federation);
     let asked = arguments.share.delivery.filter(|asked| asked.gives_less_than(around));
@@ -273,7 +286,7 @@ fn refuse_less_than_the_run_around(arguments: &StartArguments, environment: &Env
     })
 }
 
-/// What a keeper waits for before it keeps anything: that whoever started it has handed its variables over.
+/// Standard input of a keeper, which waits for the acknowledgement that its variables were passed on.
 struct Receipt(ChildStdin);
 
 impl Receipt {
@@ -291,7 +304,10 @@ fn failed(what: &str, error: &dyn std::fmt::Display) -> Failure {
     )
 }
 
-/// Starts a keeper and waits until what it keeps is in place, or until it says why not.
+/// Starts a keeper and waits until its credential is in place or it reports an error.
+///
+/// # Errors
+/// Returns the keeper's error, or an error if it cannot be started or does not answer.
 fn launch(
     config: &Config,
     provision: Provision,
@@ -342,7 +358,7 @@ fn launch(
         (Some(Ok(Answer::Failed(failure))), _) => Err(failure),
         (answer, _) => {
             let status = end(&mut child);
-            // What it wrote for a run that nobody keeps.
+            // Removes the files of a run that no process keeps.
             wifshare::sweep(&config.location.root, clock(), &|_| {});
             let reason = if answer.is_none() { "it did not answer in time".to_owned() } else { status };
             Err(failed("get an answer from", &reason))
@@ -350,7 +366,7 @@ fn launch(
     }
 }
 
-/// Ends a keeper that did not report, and says how it ended.
+/// Ends a keeper that did not answer, and describes how it ended.
 fn end(child: &mut Child) -> String {
     let waited = |child: &mut Child| {
         const BOUND: Duration = Duration::from_secs(5);
@@ -361,32 +377,32 @@ fn end(child: &mut Child) -> String {
                 Ok(Some(status)) => return Some(status.to_string()),
                 Err(error) => return Some(error.to_string()),
                 Ok(None) if (clock().monotonic)() - start > BOUND => return None,
-                // A signal cuts no wait short that has a bound and ends a process.
+                // The system clock, not the one that a signal interrupts: this wait is short and ends a process.
                 Ok(None) => drop((wifshare::Clock::system().pause)(PAUSE)),
             }
         }
     };
-    // One that let go of its output is about to end by itself.
+    // A keeper that has closed its output will probably end by itself.
     waited(child).unwrap_or_else(|| {
         let _ = child.kill();
         waited(child).unwrap_or_else(|| "it could not be ended".to_owned())
     })
 }
 
-/// Reads what the keeper answers, to the end of the pipe: then it has let go of all that is ours. `None` if it took too
-/// long. A signal that asks us to end is passed on to it, and its answer tells the rest.
+/// Reads the keeper's answer until the pipe ends: then the keeper holds none of this process's streams. Returns `None`
+/// after a timeout. A signal that asks this process to end is forwarded to the keeper, whose answer then follows.
 fn answer(child: &mut Child, reader: Thread) -> Option<Vec<u8>> {
     const LARGEST: u64 = 64 * 1024;
     const LOOK_FOR_SIGNALS: Duration = Duration::from_millis(50);
-    // All that a sign-in waits for: the lock, the exchange with its tries, a token to spare.
+    // Everything that a sign-in can wait for: the lock, the exchange with its retries, an extra identity token.
     const LONGEST: Duration = Duration::from_secs(7 * 60);
-    // What a keeper that is asked to end needs: an exchange that is under way, and a clean-up.
+    // The time that a keeper needs to end: for an exchange in progress, and a clean-up.
     const GRACE: Duration = Duration::from_secs(EXCHANGE_GRACE.as_secs() + 5);
     let (done, read) = channel();
     let stdout = child.stdout.take();
     reader.begin(move || {
         let mut text = Vec::new();
-        // What cannot be read is no answer.
+        // A read error leaves an incomplete answer, which is rejected later.
         let _ = stdout.map(|stdout| stdout.take(LARGEST).read_to_end(&mut text));
         let _ = done.send(text);
     });
@@ -400,11 +416,11 @@ fn answer(child: &mut Child, reader: Thread) -> Option<Vec<u8>> {
                 let _ = child.kill();
                 return None;
             }
-            // Each of them: a second one ends what the keeper waits for.
+            // Forward each signal: a second one ends what the keeper waits for.
             Err(RecvTimeoutError::Timeout) if times_told < signals::times_asked() => {
                 times_told += 1;
                 end = (clock().monotonic)() + GRACE;
-                // Not waited for yet, so its number is its own.
+                // The child was not waited for yet, so its process id is still valid.
                 let _ = rustix::process::kill_process(
                     rustix::process::Pid::from_child(child),
                     rustix::process::Signal::TERM,

@@ -1,5 +1,5 @@
-//! What `start` changed for the later steps of a job, in a variable that they get: `stop` undoes it, and whoever comes
-//! after the keeper has ended signs in anew by it. It holds ids and paths, and no secret.
+//! The record that `start` leaves for later steps in a variable. `stop` undoes the changes with it, and a command that
+//! runs after the keeper has ended signs in with it. It contains ids and paths, and no secrets.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,10 +11,10 @@ use wifshare::{DEFAULT_BASE_URL, Environment, Keeper, RUN_VARIABLE};
 use crate::arguments::{EXPECT_SUBJECT, IdentityArguments};
 use crate::clock::clock;
 
-/// The variable.
+/// The variable with the record.
 pub(crate) const VARIABLE: &str = "WIFSHARE_STARTED";
 
-/// The variables whose values may be written down: ids, addresses and paths. All others may be secrets.
+/// Variables whose values may be recorded: ids, addresses and paths. All others may contain secrets.
 const NOT_SECRET: [&str; 13] = [
     "ANTHROPIC_FEDERATION_RULE_ID",
     "ANTHROPIC_ORGANIZATION_ID",
@@ -31,31 +31,31 @@ const NOT_SECRET: [&str; 13] = [
     "no_proxy",
 ];
 
-/// What `start` found and did.
+/// What `start` found and changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Started {
-    /// The user that started the keeper.
+    /// The user who started the keeper.
     pub(crate) user: u32,
-    /// When, in seconds since the epoch.
+    /// Start time, in seconds since the epoch.
     pub(crate) at: u64,
-    /// Whose credential it keeps: what a later `start` needs that has nothing else.
+    /// The signed-in identity, for a later `start` whose environment names none.
     pub(crate) identity: BTreeMap<String, String>,
-    /// The variables that were set or taken, as the job had them; `None` where it had none.
+    /// The original values of variables that were set or removed; `None` if a variable was not set.
     pub(crate) before: BTreeMap<String, Option<String>>,
-    /// The names of those that were taken and whose values may be secrets, which stand nowhere.
+    /// Names of removed variables whose values may be secret. The values are not recorded.
     pub(crate) taken: Vec<String>,
-    /// The runs of the keepers that earlier steps have started and that live: `stop` ends them too.
+    /// Runs of living keepers from earlier steps. `stop` ends them too.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) beside: Vec<PathBuf>,
 }
 
 impl Started {
-    /// What an earlier step has left in this environment.
+    /// Reads the record of an earlier step from this environment.
     pub(crate) fn in_environment(environment: &Environment) -> Option<Started> {
         serde_json::from_str(environment.text(VARIABLE)?).ok()
     }
 
-    /// What is written down of a keeper whose variables change this environment of the job's own.
+    /// Creates the record for a keeper. `own` is the job's own environment, `gives` the variables that the keeper sets.
     pub(crate) fn of(keeper: &Keeper, identity: &IdentityArguments, gives: &Environment, own: &Environment) -> Started {
         let text = |name: &str| own.get(name).and_then(|value| value.to_str());
         let may_be_written =
@@ -83,7 +83,7 @@ impl Started {
         }
     }
 
-    /// The same in an environment that an earlier `start` has changed: what that one left is not forgotten.
+    /// Adds the record of an earlier `start` in this environment, so that it is not lost.
     pub(crate) fn after(mut self, keeper: &Keeper, environment: &Environment) -> Started {
         let before = Started::in_environment(environment).unwrap_or_default();
         let around = environment.os(RUN_VARIABLE).map(|run| Path::new(run).to_owned());
@@ -95,7 +95,7 @@ impl Started {
         self
     }
 
-    /// As the value of its variable: one line.
+    /// Formats the record as one line, the value of its variable.
     pub(crate) fn as_text(&self) -> String {
         serde_json::to_string(self).expect("texts and numbers become JSON")
     }
@@ -105,7 +105,7 @@ impl Started {
         SystemTime::UNIX_EPOCH + Duration::from_secs(self.at)
     }
 
-    /// Gives the job its own values back. What somebody has set since then stays.
+    /// Restores the job's own values. A value that was set since then stays.
     pub(crate) fn restore(&self, environment: &mut Environment) {
         for (name, before) in &self.before {
             let is_left_by_start = !environment.has(name) || is_of_the_gateway(name, before.as_deref(), environment);
@@ -117,9 +117,9 @@ impl Started {
         }
     }
 
-    /// Completes an environment that names no identity by the one that was signed in.
+    /// Adds the signed-in identity to an environment that names none.
     pub(crate) fn complete(&self, environment: &mut Environment) {
-        // Whoever signs in after a keeper has ended is held to what its `start` was asked to check.
+        // The check of the subject that `start` requested also applies after the keeper has ended.
         if let Some(expected) = self.identity.get(EXPECT_SUBJECT).filter(|_| !environment.has(EXPECT_SUBJECT)) {
             environment.set(EXPECT_SUBJECT, expected);
         }
@@ -134,13 +134,13 @@ impl Started {
     }
 }
 
-/// When the keeper wrote down what it gives: as good as its start, and the same for everybody who joins it.
+/// When the keeper recorded its variables. This is close to its start, and the same for every process that joins it.
 fn written_at(keeper: &Keeper) -> SystemTime {
     let written = std::fs::metadata(keeper.directory.join("keeper.json")).and_then(|metadata| metadata.modified());
     written.unwrap_or_else(|_| clock().now())
 }
 
-/// What a gateway makes of a list of hosts that no proxy is asked for.
+/// Whether this value is the list of hosts without a proxy that the gateway made from the original one.
 fn is_of_the_gateway(name: &str, before: Option<&str>, environment: &Environment) -> bool {
     const OURS: &str = "127.0.0.1";
     let is_list = name.eq_ignore_ascii_case("NO_PROXY");
@@ -148,13 +148,13 @@ fn is_of_the_gateway(name: &str, before: Option<&str>, environment: &Environment
     is_list && environment.text(name) == Some(made.as_deref().unwrap_or(OURS))
 }
 
-/// The number of the user that this process runs as.
+/// The id of the user that runs this process.
 #[cfg(unix)]
 pub(crate) fn user() -> u32 {
     rustix::process::geteuid().as_raw()
 }
 
-/// Not run by us: there users have no numbers.
+/// Not tested: other systems have no numeric user ids.
 #[cfg(not(unix))]
 pub(crate) fn user() -> u32 {
     0

@@ -1,4 +1,4 @@
-//! `wifshare status`: who holds the credential at this moment, how long it lives, and who was served.
+//! `wifshare status`: shows the credentials, their lifetimes and the processes that use them.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -32,10 +32,10 @@ fn print(text: &str) -> Result<(), Failure> {
     talk::print("the status", text.as_bytes())
 }
 
-/// What stands in the state directory, and what its log tells of this job.
+/// The contents of the state directory, and of its event log for this job.
 #[derive(Serialize)]
 struct Status {
-    /// The version of this shape; a later one only adds.
+    /// Version of the format. Later versions only add fields.
     version: u32,
     time: String,
     state_directory: PathBuf,
@@ -54,7 +54,7 @@ struct Shared {
     workspace: Option<String>,
     source: Option<String>,
     credential: Option<Held>,
-    /// "pid 4711, exchanging since 2 s"
+    /// For example "pid 4711, exchanging since 2 s".
     lock: Option<String>,
     refusal: Option<Refused>,
     runs: Vec<Run>,
@@ -72,11 +72,11 @@ struct Held {
     obtained_at: String,
     expires_at: String,
     remaining_s: u64,
-    /// `fresh`, `expiring` (a successor is due) or `expired`.
+    /// `fresh`, `expiring` (due for renewal) or `expired`.
     freshness: &'static str,
-    /// When its successor is due.
+    /// When the renewal is due.
     refresh_at: String,
-    /// Whether its source can be asked for a successor.
+    /// Whether the source can issue another identity token.
     renewable: bool,
     #[serde(skip)]
     until_refresh: Duration,
@@ -91,16 +91,16 @@ struct Refused {
     remaining_s: u64,
 }
 
-/// A run, whether it is an `exec`, a keeper or a gateway.
+/// A run: an `exec`, a keeper or a gateway.
 #[derive(Serialize)]
 struct Run {
     pid: u32,
     command: Option<String>,
     delivery: Option<String>,
     began: Option<String>,
-    /// `alive`, or `gone` where it told no end and its process is dead.
+    /// `alive`, or `gone` if it logged no end but its process is dead.
     health: &'static str,
-    /// Its processes that live, as far as it saw them.
+    /// Number of its living processes, as far as it saw them.
     processes: usize,
     #[serde(skip)]
     age: Option<Duration>,
@@ -130,7 +130,8 @@ impl Status {
         format!("{}\n", serde_json::to_string(self).expect("texts and numbers become JSON"))
     }
 
-    /// What two looks differ in if something has happened between them, and in nothing else.
+    /// Returns a text that differs between two snapshots only if something has happened, apart from the passing of
+    /// time.
     fn signature(&self) -> String {
         fn still(value: &mut serde_json::Value) {
             match value {
@@ -217,7 +218,7 @@ fn held(credential: &Credential, renewable: bool, now: SystemTime) -> Held {
     }
 }
 
-/// The runs that live, and those that told no end and are dead.
+/// Living runs, and dead ones that logged no end.
 fn runs(look: &Look, processes: &[Process], now: SystemTime) -> Vec<Run> {
     let told = |pid: u32| processes.iter().rev().find(|it| it.role == Role::Run && it.pid == pid);
     let run = |pid: u32, health: &'static str| {
@@ -238,7 +239,7 @@ fn runs(look: &Look, processes: &[Process], now: SystemTime) -> Vec<Run> {
     alive.chain(processes.iter().filter(is_gone).map(|it| run(it.pid, "gone"))).collect()
 }
 
-/// Processes stand behind their parents, deeper than they.
+/// Counts the living descendants of a run. In the list they follow it, with a greater depth.
 fn living_below(run: &Process, processes: &[Process]) -> usize {
     let place = processes.iter().position(|it| it.pid == run.pid && it.begin == run.begin).unwrap_or(0);
     let below = processes[place + 1..].iter().take_while(|it| it.depth > run.depth);
@@ -246,7 +247,7 @@ fn living_below(run: &Process, processes: &[Process]) -> usize {
 }
 
 impl Shared {
-    /// Whether there is nothing here but the directory of an identity that was used once.
+    /// Whether it contains only the directory of an identity that was used once.
     fn is_empty(&self) -> bool {
         let is_quiet =
             self.credential.is_none() && self.lock.is_none() && self.refusal.is_none() && self.runs.is_empty();
@@ -300,7 +301,7 @@ impl Shared {
 }
 
 impl Shared {
-    /// A gateway keeps its credential to itself; what its log tells is when that ends.
+    /// A gateway keeps its credential in memory. Its log contains only the expiry.
     fn in_memory(&self) -> Option<String> {
         let is_gateway = |run: &&Run| run.health == "alive" && run.delivery.as_deref() == Some("gateway");
         let run = self.runs.iter().find(is_gateway)?;
@@ -329,7 +330,7 @@ impl Run {
         let age = self.age.map(|age| format!(", since {}", whole(age))).unwrap_or_default();
         match self.health {
             "alive" => {
-                // Of a keeper's later steps none is seen.
+                // Processes of later steps, which use a keeper, are not seen.
                 let processes =
                     if self.processes > 0 { format!(", {} processes", self.processes) } else { String::new() };
                 format!("pid {} {name}{delivery}{age}{processes}", self.pid)
@@ -349,7 +350,7 @@ fn times(number: u64) -> String {
 mod watch {
     use super::*;
 
-    /// How often is looked; nothing is printed that was printed before.
+    /// Interval between snapshots. A snapshot without changes is not printed.
     const PACE: Duration = Duration::from_secs(1);
 
     pub(super) fn watch(arguments: &StatusArguments, root: &Path, terminal: Terminal) -> Result<u8, Failure> {
@@ -375,7 +376,7 @@ mod watch {
         }
     }
 
-    /// How often is looked whether the terminal has another size.
+    /// Interval between checks of the terminal's size.
     #[cfg(unix)]
     const SIZE_PACE: Duration = Duration::from_millis(200);
 
@@ -401,7 +402,7 @@ mod watch {
                 }
                 let key = if keys.are_there() { keys.next(SIZE_PACE) } else { None };
                 let pause = if keys.are_there() { Duration::ZERO } else { SIZE_PACE };
-                // Ctrl-C is the way out of a watch, and no failure.
+                // Ctrl-C is the normal way to end, so it is not an error.
                 if matches!(key, Some(b'q' | b'Q' | 4)) || signals::pause(pause).is_err() {
                     return Ok(0);
                 }
@@ -409,7 +410,7 @@ mod watch {
         }
     }
 
-    /// What fits on the screen: the last line says how to quit and stays.
+    /// Cuts the text to the screen. The last line, which says how to quit, stays visible.
     #[cfg(unix)]
     fn frame(text: &str, width: usize, height: usize) -> String {
         let mut lines: Vec<String> = text.lines().map(|line| cut(line, width)).collect();

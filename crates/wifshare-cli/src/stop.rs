@@ -1,4 +1,4 @@
-//! `wifshare stop`: the end of what `start` left running, and of the credential with it.
+//! `wifshare stop`: ends the keeper that `start` left running, and removes the credential.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -27,13 +27,13 @@ pub(crate) fn stop(arguments: &StopArguments, environment: &Environment, talk: T
 
 fn end_and_undo(arguments: &StopArguments, environment: &Environment, talk: Talk) -> Result<(), Failure> {
     end_keepers(arguments, environment, talk)?;
-    // What the steps have of a run that lives stays.
+    // The variables of a living run stay.
     let is_over = RunOver::of(environment).is_some();
     match arguments.format {
         Some(format) if is_over => take_back(format, environment, talk),
         Some(format) => take_back(format, &Environment::default(), talk),
         None if is_over && environment.has("GITHUB_ENV") => {
-            // The keeper is gone all the same, and the end of a job reads that file no more.
+            // The keeper has ended anyway, and at the end of a job this file is not read again.
             if let Err(failure) = take_back(HandOver::Github, environment, talk) {
                 talk.warning(&failure.message);
             }
@@ -67,13 +67,13 @@ fn end_keepers(arguments: &StopArguments, environment: &Environment, talk: Talk)
     let job = job(&own);
     let names_an_identity = arguments.identity.name_an_identity();
     let around = joined::keeper_around(environment).map(|keeper| keeper.directory);
-    // Those that earlier steps of this job have started beside it, wherever their state is.
+    // Keepers that earlier steps of this job started as well, in any state directory.
     let beside = Started::in_environment(environment).filter(|_| !names_an_identity).unwrap_or_default().beside;
     let beside: Vec<Keeper> = beside.iter().filter_map(|run| Keeper::of_run(run)).collect();
     let is_meant = |keeper: &Keeper| match &around {
         _ if arguments.all => true,
         Some(around) if !names_an_identity => keeper.directory == *around,
-        // A keeper of another job of the CI is left to that one.
+        // Keepers of other jobs of the CI keep running.
         _ => {
             keeper.agrees_with(said.iter().copied())
                 && !keeper.contradicts(job.ids.iter().map(|(name, id)| (*name, &**id)))
@@ -97,7 +97,8 @@ fn end_keepers(arguments: &StopArguments, environment: &Environment, talk: Talk)
         }
     })?;
     let mut keys: Vec<PathBuf> = meant.iter().filter_map(Keeper::key_directory).map(Path::to_owned).collect();
-    // Nothing is asked for this: what the same configuration keeps for others goes too, unless somebody lives for it.
+    // Also remove other credentials of the same configuration, unless a process uses them. This requests no identity
+    // token.
     keys.extend(resolve(&inputs, &own).ok().into_iter().flat_map(|config| config.key_directories()));
     let names_nothing = said.is_empty() && around.is_none();
     let elsewhere: Vec<&Path> = keys.iter().filter_map(|key| key.parent()).filter(|parent| *parent != root).collect();
@@ -121,7 +122,7 @@ fn end_keepers(arguments: &StopArguments, environment: &Environment, talk: Talk)
     Ok(())
 }
 
-/// Ends a keeper, and adds what happened meanwhile to the summary of the job.
+/// Ends a keeper, and appends its events to the summary of the job.
 pub(crate) fn end_and_sum_up(keeper: &Keeper, environment: &Environment, talk: Talk) -> Ending {
     let ending = end(keeper);
     talk.detail(&format!("the keeper with {} has ended", keeper.owner));
@@ -133,21 +134,21 @@ pub(crate) fn end_and_sum_up(keeper: &Keeper, environment: &Environment, talk: T
     ending
 }
 
-/// What a keeper takes to notice that its directory is gone, and to end.
+/// The time that a keeper needs to notice that its directory is gone, and to end.
 const LAST_MOMENTS: Duration = Duration::from_secs(10);
 
-/// How a keeper ends.
+/// How a keeper ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ending {
     /// It has ended.
     Now,
-    /// It lives where we cannot see it, and ends with its directory, which is gone.
+    /// Its process is not visible here. It ends when it notices that its directory is gone.
     Later,
 }
 
-/// Ends a keeper: politely, and where it does not listen, not. Only the process that wrote down who it is gets a signal.
+/// Asks a keeper to end, and kills it if it does not. Only the process that recorded its own identity gets a signal.
 pub(crate) fn end(keeper: &Keeper) -> Ending {
-    // Longer than the end of a run takes when nobody else needs a renewal in flight.
+    // Longer than a run needs to end if no other process needs the renewal in progress.
     const POLITE: Duration = Duration::from_secs(10);
     const FINAL: Duration = Duration::from_secs(5);
     let process = platform::Process::of(&keeper.owner);
@@ -160,7 +161,7 @@ pub(crate) fn end(keeper: &Keeper) -> Ending {
             }
             Ending::Now
         }
-        // In another container, for instance.
+        // For example in another container.
         None => {
             let _ = std::fs::remove_dir_all(&keeper.directory);
             Ending::Later
@@ -181,11 +182,11 @@ mod platform {
     pub(super) struct Process(OwnedFd);
 
     impl Process {
-        /// A handle of this process and no other; `None` where it cannot be proved.
+        /// Opens a handle of exactly this process, or returns `None` if that cannot be verified.
         pub(super) fn of(owner: &Owner) -> Option<Process> {
             let pid = Pid::from_raw(i32::try_from(owner.pid).ok()?)?;
             let handle = pidfd_open(pid, PidfdFlags::empty()).ok()?;
-            // Looked at after it was opened: the handle is of the process that wrote it down, or we have none.
+            // Check after opening: the handle is used only if it belongs to the recorded process.
             (owner.start_time.is_some() && !owner.is_dead()).then_some(Process(handle))
         }
 
@@ -210,7 +211,7 @@ mod platform {
     }
 }
 
-/// Not run by us: without a handle a number may be somebody else's by now, so a keeper is ended by its directory.
+/// Not tested: without a handle, the process id may have been reused, so a keeper is ended by removing its directory.
 #[cfg(not(target_os = "linux"))]
 mod platform {
     use wifshare::Owner;

@@ -1,4 +1,4 @@
-//! The job's summary: what a run did, as Markdown, where GitHub shows it beside the log.
+//! Adds a run to the summary of a job: a Markdown file that GitHub displays with the log.
 
 use std::path::Path;
 use std::time::SystemTime;
@@ -9,14 +9,14 @@ use crate::appended::AppendedFile;
 use crate::report;
 use crate::talk::Talk;
 
-/// When the run of this process began, as the log of its identity key tells it.
+/// When the run of this process began, from the log of its identity key.
 pub(crate) fn beginning_of(key: &Path, pid: u32) -> Option<SystemTime> {
     let began = |what: &What| matches!(what, What::RunBegan { .. });
     EventLog::of(key).read().iter().rev().find(|event| event.pid == pid && began(&event.what)).map(|event| event.time)
 }
 
-/// Appends what happened for this identity key since that moment to the file that the runner shows, if there is one.
-/// `WIFSHARE_SUMMARY=off` leaves it alone. It is a courtesy: where it fails, that is told to those who asked for details.
+/// Appends the events of this identity key since that time to the summary file, if there is one. `WIFSHARE_SUMMARY=off`
+/// disables it. It is optional, so a failure is reported only in verbose output.
 pub(crate) fn append(key: &Path, since: SystemTime, environment: &Environment, talk: Talk) {
     let Some(path) = environment.os("GITHUB_STEP_SUMMARY") else { return };
     if environment.text("WIFSHARE_SUMMARY") == Some("off") {

@@ -1,4 +1,4 @@
-//! `wifshare token`: the shared access token on standard output.
+//! `wifshare token`: prints the shared access token.
 
 use std::io::Write;
 use std::time::SystemTime;
@@ -21,7 +21,7 @@ use crate::talk::Talk;
 pub(crate) fn token(arguments: &TokenArguments, environment: &Environment, talk: Talk) -> Result<u8, Failure> {
     let printed = obtain_and_print(arguments, environment, talk);
     if let (Err(failure), Format::Env) = (&printed, arguments.format) {
-        // A shell that evaluates the output fails as we do; who closed it evaluates nothing.
+        // Makes a shell that evaluates the output fail. If standard output is closed, nothing is evaluated.
         let _ = std::io::stdout().write_all(crate::shell::failure(failure.exit_code()).as_bytes());
     }
     printed
@@ -37,7 +37,7 @@ fn obtain_and_print(arguments: &TokenArguments, environment: &Environment, talk:
         }
         None => shared(arguments, environment, talk, clock)?,
     };
-    // It is stored, and who asked for the end wants no answer any more.
+    // The token is cached, and the caller that sent the signal does not want it any more.
     if signals::code_of_interruption().is_some() {
         return Err(ObtainError::from(Interrupted).into());
     }
@@ -63,9 +63,9 @@ fn shared(
     prove(&config, &transport, clock, &|step| talk.step(step))?;
     let events = EventWriter::of_a_moment(config.store().directory());
     let watch = |step: &Step<'_>| {
-        // Once something is at stake a signal must not end us between the exchange and the store.
+        // From here on, a signal must not end this process between the exchange and the write to the cache.
         if matches!(step, Step::Locked | Step::Waiting { .. }) {
-            // Where there is no thread for that, a signal ends us as it would end any program.
+            // Without a thread for that, a signal has its default action.
             let _ = signals::listen();
         }
         talk.step(step);
@@ -115,7 +115,7 @@ fn print(credential: &Credential, format: Format, now: SystemTime) -> Result<u8,
     Ok(0)
 }
 
-/// In single quotes where a shell could read anything else than the text itself.
+/// Quotes a text with single quotes if a shell would interpret it.
 pub(crate) fn quoted(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_.~+/=".contains(c);
     if text.chars().all(plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }

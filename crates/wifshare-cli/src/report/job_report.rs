@@ -60,8 +60,8 @@ pub(crate) struct Numbers {
     pub(crate) requests_failed: u64,
     /// How often processes of the commands opened the credential file.
     pub(crate) opened: u64,
-    /// Upper bound of exchanges if each process had exchanged by itself: callers of wifshare, plus the processes under a
-    /// run, but no more than were seen, and no more than opened the credential. Unknown after a `start`, whose later
+    /// Upper bound of exchanges if each process had exchanged by itself: callers of wifshare, plus the processes under
+    /// a run, but no more than were seen, and no more than opened the credential. Unknown after a `start`, whose later
     /// steps are not watched, unless they used a gateway.
     pub(crate) exchanges_without: Option<u64>,
     /// Upper bound of those exchanges that would have been refused because the identity token was used already.
@@ -408,8 +408,8 @@ impl Identity {
         }
     }
 
-    /// Places each process below its parent, in the order of their starts. Below a living run, a process without a known
-    /// end counts as running until now.
+    /// Places each process below its parent, in the order of their starts. Below a living run, a process without a
+    /// known end counts as running until now.
     fn follow_their_parents(&mut self, living: &BTreeSet<u32>, now: SystemTime) {
         let mut processes = std::mem::take(&mut self.processes);
         processes.sort_by_key(|process| process.begin);
