@@ -118,7 +118,7 @@ pub fn open_to_append(path: &Path) -> io::Result<File> {
 }
 
 /// Ensures that `path` is a private directory of this user. Creates it and its missing parents with mode 0700. An
-/// existing directory is verified and never repaired: whoever loosened its mode may have used it.
+/// existing directory is verified and never repaired: while its mode was loose, another user may have used it.
 ///
 /// # Errors
 /// Fails if the directory cannot be created, or if it is not private.
