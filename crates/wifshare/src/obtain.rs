@@ -1,7 +1,7 @@
-//! Journey one: from nothing, or from what others left, to a usable credential.
+//! The obtain journey: returns a usable credential, and exchanges an identity token if there is none.
 //!
-//! Is there a usable one? Lock, look again. Was an exchange refused a moment ago? Ask the source just in time, connect,
-//! write the token down as spent, send it once, understand the answer, keep what it brought.
+//! The order is: check the store, lock, check again, check for a cached failure, request an identity token just in
+//! time, connect, record the token as spent, send it once, parse the response, store the credential.
 
 use std::time::{Duration, SystemTime};
 
@@ -25,20 +25,23 @@ mod evidence;
 pub use error::ObtainError;
 use evidence::Evidence;
 
-/// How long the answer to an exchange is waited for when this process is asked to end meanwhile: what it brings was paid
-/// for with an identity token. A CI that cancels a job waits about as long.
+/// How long to wait for the response to an exchange when the process is asked to end: the response costs an identity
+/// token. A CI that cancels a job waits about as long.
 pub const EXCHANGE_GRACE: Duration = Duration::from_secs(10);
 
-/// Returns a usable credential: the shared one where there is one, and else a new one, bought once for all.
+/// Returns a usable credential: the shared one if there is one, or else a new one, obtained once for all processes.
 ///
-/// A stored one whose successor is due is renewed on the way; where that fails it is still served.
+/// A stored credential whose renewal is due is renewed first. If that fails, it is returned as it is.
+///
+/// # Errors
+/// Fails if no usable credential is stored and none can be obtained, or if the process is interrupted.
 pub fn obtain(
     config: &Config,
     transport: &HttpClient,
     clock: Clock,
     watch: Watch<'_>,
 ) -> Result<Credential, ObtainError> {
-    // Who has something usable in hand waits for something better a moment only.
+    // A process that has a usable credential waits only this long for a better one.
     const MOMENT: Duration = Duration::from_secs(2);
     let fresh = |stored: &Credential| stored.freshness(clock.now()) == Freshness::Fresh;
     let has_one =
@@ -48,7 +51,7 @@ pub fn obtain(
         replace_unless(fresh, || Ok(()), config, transport, patience, clock, watch)
     };
     let obtained = match fresh_within(&patience) {
-        // What was in hand has ended meanwhile, and a moment is not enough any more.
+        // The usable credential expired meanwhile, so wait with the full timeout.
         Err(ObtainError::Store(StoreError::Held { waited, .. })) if waited < PATIENCE && !has_one()? => {
             fresh_within(&|| Ok(PATIENCE))
         }
@@ -70,12 +73,15 @@ pub fn obtain(
     }
 }
 
-/// Learns whom this process acts for, where the identity key does not say it: from the token file, or by asking the source
-/// for a token, which is kept in memory for the next exchange. Nothing is spent. Every journey does this first, and
-/// once; a program that wants to know its [`store`](Config::store) before that does it by itself.
+/// Learns the principal of this process, if the identity key does not include it: from the token file, or by requesting
+/// a token from the source. A requested token is kept in memory for the next exchange. Nothing is spent.
+///
+/// Every journey calls this first, and only the first call has an effect. A program that needs its
+/// [`store`](Config::store) earlier calls it by itself.
 ///
 /// # Errors
-/// There is no token. Then nothing that is stored is handed out: it may be somebody else's.
+/// Fails if no identity token is available. Then no stored credential is returned, because it may belong to another
+/// principal.
 pub fn prove(config: &Config, transport: &HttpClient, clock: Clock, watch: Watch<'_>) -> Result<(), ObtainError> {
     if config.proof() == Proof::Key || config.principal.known().is_some() {
         return Ok(());
@@ -93,7 +99,10 @@ pub fn prove(config: &Config, transport: &HttpClient, clock: Clock, watch: Watch
     Ok(())
 }
 
-/// Returns a credential that is good for at least so long.
+/// Returns a credential that is valid for at least `asked`.
+///
+/// # Errors
+/// Fails if no credential can be obtained, or if the rule's credentials are too short-lived.
 pub fn obtain_lasting(
     asked: Duration,
     config: &Config,
@@ -104,7 +113,7 @@ pub fn obtain_lasting(
     let lasting =
         |credential: &Credential| credential.is_usable(clock.now()) && credential.remaining(clock.now()) >= asked;
     let too_short = |credential: &Credential| ObtainError::ShortLived { lifetime: credential.lifetime(), asked };
-    // Where the last one would not have been enough even when it was new, another exchange would be wasted.
+    // If the stored credential was too short-lived even when it was new, another exchange would be wasted.
     prove(config, transport, clock, watch)?;
     let hopeless = |stored: &Credential| stored.is_usable(clock.now()) && stored.lifetime() < asked;
     if let Some(stored) = config.store().read(clock)?.filter(hopeless) {
@@ -114,8 +123,8 @@ pub fn obtain_lasting(
     if credential.remaining(clock.now()) < asked { Err(too_short(&credential)) } else { Ok(credential) }
 }
 
-/// The one way to a new credential: at most one process at a time, and none that finds an acceptable one. `may_keep` is
-/// asked between the purchase and the store.
+/// Obtains a new credential, unless an acceptable one is stored. At most one process at a time exchanges. `may_keep` is
+/// called between the exchange and storing the credential. All exchanges go through this function.
 pub(crate) fn replace_unless(
     acceptable: impl Fn(&Credential) -> bool,
     may_keep: impl FnOnce() -> Result<(), ObtainError>,
@@ -134,7 +143,7 @@ pub(crate) fn replace_unless(
     carry_out(purchase, None, acceptable, may_keep, config, transport, patience, clock, watch)
 }
 
-/// Makes what somebody else bought the shared credential, unless an acceptable one is there.
+/// Stores a credential that a child obtained as the shared one, unless an acceptable one is stored.
 pub(crate) fn adopt_unless(
     acceptable: impl Fn(&Credential) -> bool,
     found: Credential,
@@ -148,8 +157,8 @@ pub(crate) fn adopt_unless(
     carry_out(purchase, Some(found), acceptable, may_keep, config, transport, &|| Ok(PATIENCE), clock, watch)
 }
 
-/// Does in the world what the purchase decides, act by act. An error of the store ends it where it stands: before the
-/// token is in the ledger nothing was spent, and what was bought is returned even if it cannot be stored.
+/// Executes the actions of a purchase, one by one. An error of the store ends it at once: before the token is in the
+/// ledger, nothing is spent. A new credential is returned even if it cannot be stored.
 #[expect(clippy::too_many_arguments, reason = "all that a journey is handed, passed on once")]
 fn carry_out(
     mut purchase: Purchase,
@@ -162,7 +171,7 @@ fn carry_out(
     clock: Clock,
     watch: Watch<'_>,
 ) -> Result<Credential, ObtainError> {
-    /// After this long no further try is begun, so that those who wait know how long it can take ([`PATIENCE`]).
+    /// No new try starts after this time, so that waiting processes know the maximum duration ([`PATIENCE`]).
     const ENOUGH: Duration = Duration::from_secs(60);
     let start = (clock.monotonic)();
     let mut failure = None;
@@ -174,7 +183,7 @@ fn carry_out(
         purchase = purchase.after(if proven.is_ok() { Heard::Done } else { Heard::Final });
         failure = proven.err();
     }
-    // Which store it is depends on who we have shown to be.
+    // The store depends on the principal, which is known only now.
     let store = config.store();
     let mut found = None;
     let mut turn: Option<Turn<'_>> = None;
@@ -195,7 +204,7 @@ fn carry_out(
                 let mut refused = None;
                 let settled = || {
                     found = look()?;
-                    // What is bought already is kept, whoever was refused.
+                    // A credential that is already obtained is stored, even if another process was refused.
                     if found.is_none() && bought.is_none() {
                         refused = store.remembered_refusal(clock.now())?.filter(|refusal| concerns(refusal, config));
                     }
@@ -253,7 +262,7 @@ fn carry_out(
                 })
             }
             (Act::TakeBack, Some(turn)) => {
-                // The failure of before is the one to tell; where it cannot be taken back, the token stays spent.
+                // Report the original failure. If the entry cannot be removed, the token stays spent.
                 let taken_back = turn.take_back();
                 drop(taken_back);
                 Err(failure.take().expect("a failure came before"))
@@ -307,7 +316,7 @@ fn carry_out(
     }
 }
 
-/// Tells of a failure, whatever becomes of it; what was told already, or was our own end, is not told again.
+/// Reports a failure. Skips failures that were already reported, and interruptions.
 fn tell(error: &ObtainError, act: Act, watch: Watch<'_>) {
     let code = error.code().to_owned();
     match error {
@@ -321,7 +330,7 @@ fn tell(error: &ObtainError, act: Act, watch: Watch<'_>) {
     }
 }
 
-/// Asks the source just in time, and the ledger about what it gave: a platform may hand out the same token twice.
+/// Requests a token just in time, and checks the ledger: a platform may return the same token twice.
 fn unspent_token(
     turn: &mut Turn<'_>,
     config: &Config,
@@ -344,7 +353,7 @@ fn unspent_token(
         return Err(already_spent(spent, config, now));
     }
     match identity_token.claims().expires_at.and_then(|end| now.duration_since(end).ok()) {
-        // The server allows 30 s of difference between the clocks, and so do we.
+        // The server allows a clock difference of 30 s, and so does this check.
         Some(ago) if ago > Duration::from_secs(30) => {
             Err(ObtainError::TooOld { origin: config.source.description(), ago })
         }
@@ -352,7 +361,7 @@ fn unspent_token(
     }
 }
 
-/// This failure, unless it came of a wait that was cut short.
+/// Returns this failure, or an interruption if that was its cause.
 fn unless_interrupted(error: ObtainError, clock: Clock) -> ObtainError {
     (clock.pause)(Duration::ZERO).map_or_else(ObtainError::Interrupted, |()| error)
 }
@@ -383,9 +392,9 @@ fn send(
     })
 }
 
-/// A metadata service hands out the same token until that is old. The token endpoint counts uses by the `jti`, so one
-/// without it is taken as often as it comes (docs/reference/protocol.md §5.2), and waiting for another would end the
-/// job.
+/// Returns whether a spent token may be sent again. A metadata service returns the same token until it is old. The
+/// token endpoint counts uses by `jti`, so it accepts a token without one repeatedly (docs/reference/protocol.md §5.2).
+/// Waiting for another token would stop the job.
 fn may_be_sent_again(identity_token: &IdentityToken, config: &Config) -> bool {
     config.source.repeats() && identity_token.claims().jti.is_none()
 }
@@ -395,8 +404,8 @@ fn already_spent(spent: Spent, config: &Config, now: SystemTime) -> ObtainError 
     ObtainError::Spent { origin, reissue, spent: Box::new(spent), now }
 }
 
-/// What the source gives, as a hash: the given tokens, the token in the file, or what an asked one says that lasts.
-/// `None` where the source would have to be asked for it.
+/// Returns a hash of what the source provides: the given tokens, the token in the file, or the lasting claims of a
+/// requested token. Returns `None` if the source would have to be asked.
 fn given_by(config: &Config, token: Option<&IdentityToken>) -> Option<String> {
     let fingerprint = match &config.source {
         IdentitySource::Variables(tokens) => return Some(TokenVariable::fingerprint(tokens)),
@@ -412,8 +421,8 @@ fn given_by(config: &Config, token: Option<&IdentityToken>) -> Option<String> {
     Some(fingerprint.to_string())
 }
 
-/// Whether a remembered refusal says what we would hear. A token that was replaced meanwhile was not refused, and a
-/// source that cannot be asked for free is taken to give the same.
+/// Returns whether a cached failure applies to this process. It does not apply if the token was replaced meanwhile. A
+/// source that cannot be asked for free is assumed to provide the same.
 fn concerns(refusal: &Refusal, config: &Config) -> bool {
     let now = given_by(config, None);
     match config.source {
@@ -432,7 +441,7 @@ fn remember(failure: &ObtainError, given: Option<String>, turn: &Turn<'_>, clock
     }
 }
 
-/// Asks the source for one identity token, by way of this transport.
+/// Requests one identity token from the source.
 pub(crate) fn ask(
     config: &Config,
     transport: &HttpClient,
@@ -461,13 +470,13 @@ pub(crate) fn ask(
     }
 }
 
-/// How many given tokens can still be exchanged; a source of another kind has none to count.
+/// Returns how many given tokens can still be exchanged; zero for a source of another kind.
 pub(crate) fn tokens_left(config: &Config, clock: Clock) -> usize {
     config.source.tokens_left(|token| is_spent(token, config), clock.now()).unwrap_or_default()
 }
 
-/// Whether the ledger knows it as spent, or it buys the credential of somebody else: then it is none for us. A ledger
-/// that cannot be read now stops whoever spends the token next, with its reason.
+/// Returns whether this process must not use the token: the ledger contains it, or it belongs to another principal. An
+/// unreadable ledger is not an error here, because spending the token reports it later.
 pub(crate) fn is_spent(token: &IdentityToken, config: &Config) -> bool {
     !config.principal.may_be(&Principal::of(token)) || matches!(config.store().spent(token), Ok(Some(_)))
 }

@@ -1,4 +1,4 @@
-//! Why there is no credential: what to call it, what to do about it, and whether another try may fare better.
+//! Errors of the journeys, with their codes, hints and retry rules.
 
 use std::time::{Duration, SystemTime};
 
@@ -16,106 +16,106 @@ use crate::store::{Refusal, Spent, StoreError};
 /// Why there is no credential.
 #[derive(Debug, thiserror::Error)]
 pub enum ObtainError {
-    /// The state could not be used.
+    /// The stored state could not be used.
     #[error("could not use the state of this identity")]
     Store(#[source] StoreError),
-    /// No identity token could be had.
+    /// No identity token is available.
     #[error("could not obtain an identity token from {origin}")]
     Identity {
-        /// The source, in words.
+        /// Description of the source.
         origin: String,
-        /// Why not.
+        /// The cause.
         #[source]
         source: IdentityError,
     },
-    /// The source has only a token that was used before.
+    /// The source only has a token that was already used.
     #[error("the identity token of {origin} was already {}", spent.story(*now))]
     Spent {
-        /// The source, in words.
+        /// Description of the source.
         origin: String,
-        /// What the source can do again.
+        /// Whether the source can issue another token.
         reissue: Reissue,
-        /// What the ledger says.
+        /// The entry in the ledger.
         spent: Box<Spent>,
-        /// When we looked.
+        /// When the ledger was checked.
         now: SystemTime,
     },
-    /// The token's life was over before it could be used.
+    /// The token expired before it could be used.
     #[error("the identity token of {origin} expired {} s ago", ago.as_secs())]
     TooOld {
-        /// The source, in words.
+        /// Description of the source.
         origin: String,
-        /// How long ago.
+        /// Time since the expiry.
         ago: Duration,
     },
-    /// The token is about somebody else than was expected. It was not used.
+    /// The token has an unexpected subject. It was not used.
     #[error("the identity token of {origin} has the subject `{subject}`, and `{expected}` is expected")]
     Subject {
-        /// The source, in words.
+        /// Description of the source.
         origin: String,
-        /// Whom it is about.
+        /// The token's subject.
         subject: String,
-        /// Whom it should be about.
+        /// The expected subject.
         expected: String,
     },
-    /// The source hands out tokens of somebody else than before.
+    /// The source returns tokens of a different principal than before.
     #[error("{origin} now hands out an identity token of {theirs}, and this process acts for {ours}")]
     OtherPrincipal {
-        /// The source, in words.
+        /// Description of the source.
         origin: String,
-        /// Whom this process acts for, safe to show.
+        /// The principal of this process, safe to show.
         ours: String,
-        /// Whom the token is about, safe to show.
+        /// The principal of the token, safe to show.
         theirs: String,
     },
     /// The token endpoint could not be reached; nothing was sent.
     #[error("could not reach the token endpoint; the identity token was not sent")]
     NotSent(#[source] NotSent),
-    /// The token was sent, and nobody can say what became of it.
+    /// The token was sent, and the outcome is unknown.
     #[error("lost the answer of the token endpoint; the identity token counts as spent")]
     MaybeSent {
-        /// What the source can do again.
+        /// Whether the source can issue another token.
         reissue: Reissue,
-        /// What happened.
+        /// The cause.
         #[source]
         source: MaybeSent,
     },
-    /// The token endpoint answered, and not with a credential.
+    /// The response of the token endpoint contains no credential.
     #[error("could not exchange the identity token at {endpoint}")]
     Token {
-        /// Where it was sent.
+        /// The token endpoint.
         endpoint: String,
-        /// What the source can do again.
+        /// Whether the source can issue another token.
         reissue: Reissue,
-        /// What can be told of a refusal from here.
+        /// Likely causes of a refusal.
         diagnosis: Box<Diagnosis>,
-        /// What it said.
+        /// The error in the response.
         #[source]
         source: TokenError,
     },
-    /// An exchange failed a moment ago, for this or another process, and would fail again.
+    /// An exchange of this or another process failed recently, and would fail again.
     #[error("{} (asked by {} {} s ago; the answer is remembered for {} s more)",
         .0.message, .0.owner, epoch_seconds(*.1).saturating_sub(.0.at),
         .0.remaining(*.1).unwrap_or_default().as_secs() + 1)]
     Remembered(Box<Refusal>, SystemTime),
-    /// Credentials of this rule do not live long enough for what was asked.
+    /// The rule's credentials are too short-lived for the request.
     #[error("a credential of this federation rule lives {} s, and {} s were asked for", lifetime.as_secs(), asked.as_secs())]
     ShortLived {
-        /// How long one lives.
+        /// Lifetime of a credential.
         lifetime: Duration,
-        /// What was asked for.
+        /// The requested lifetime.
         asked: Duration,
     },
-    /// The run around this one has no credential that lasts.
+    /// The enclosing run's credential does not last as long as requested.
     #[error("the run around this command holds a credential that is good for {} s, less than needed", left.as_secs())]
     RunNotRenewed {
-        /// How long it is good for.
+        /// Remaining lifetime of that credential.
         left: Duration,
     },
-    /// The gateway could not be opened; nothing was asked for.
+    /// The gateway could not be started; no token was requested.
     #[error("could not open the gateway")]
     Gateway(#[source] std::io::Error),
-    /// The process was asked to end before anything was spent.
+    /// The process was asked to end before a token was spent.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
 }
@@ -134,7 +134,7 @@ impl From<StoreError> for ObtainError {
 }
 
 impl ObtainError {
-    /// The stable name of what went wrong. A remembered failure has the name that it had.
+    /// Returns the stable error code. A cached failure keeps its original code.
     pub fn code(&self) -> &str {
         let code = match self {
             ObtainError::Store(StoreError::File(error)) => match error {
@@ -181,7 +181,7 @@ impl ObtainError {
         code.name()
     }
 
-    /// Why the endpoint refused, as far as it can be told from here; `None` for every other failure.
+    /// Returns likely causes of a refusal; `None` for every other failure.
     pub fn diagnosis(&self) -> Option<&Diagnosis> {
         match self {
             ObtainError::Token { diagnosis, source: TokenError::Refused { .. }, .. } => Some(diagnosis),
@@ -202,7 +202,7 @@ impl ObtainError {
         }
     }
 
-    /// The id that the token endpoint gave the request, for its side to look it up.
+    /// Returns the request id that the token endpoint assigned, for a look-up on the server's side.
     pub fn request_id(&self) -> Option<&str> {
         match self {
             ObtainError::Token { source, .. } => source.request_id(),
@@ -210,7 +210,7 @@ impl ObtainError {
         }
     }
 
-    /// What the person at the terminal can do about it.
+    /// Returns an instruction for the user.
     pub fn hint(&self) -> Option<String> {
         match self {
             ObtainError::Store(error) => error.hint(),
@@ -240,7 +240,7 @@ impl ObtainError {
                     .to_owned(),
             ),
             ObtainError::MaybeSent { reissue, .. } => Some(how_to_go_on(*reissue)),
-            // Whoever has one identity token has none for another try.
+            // A job with only one identity token cannot retry with another.
             ObtainError::Token { source: TokenError::Busy { .. }, reissue, .. } if *reissue != Reissue::OnDemand => {
                 Some(how_to_go_on(*reissue))
             }
@@ -265,7 +265,7 @@ impl ObtainError {
         }
     }
 
-    /// Whether somebody who asks again in a moment may fare better.
+    /// Returns whether a retry by the caller, a moment later, may succeed.
     pub(crate) fn is_passing(&self) -> bool {
         match self {
             ObtainError::Spent { reissue, .. } => !matches!(reissue, Reissue::Limited(_)),
@@ -282,7 +282,7 @@ impl ObtainError {
         }
     }
 
-    /// Whether a new identity token may fare better.
+    /// Returns whether a retry with a new identity token may succeed.
     pub(super) fn may_pass(&self) -> bool {
         match self {
             ObtainError::NotSent(NotSent { certificate, .. }) => certificate.is_none(),
@@ -301,7 +301,7 @@ impl ObtainError {
         }
     }
 
-    /// A growing pause with jitter, or what the endpoint asked for within reason.
+    /// Returns an exponential pause with jitter. Respects the endpoint's Retry-After within limits.
     pub(super) fn pause_after(&self, tries: u32) -> Duration {
         const LONGEST: Duration = Duration::from_secs(10);
         let mut backoff = Backoff::new(Duration::from_secs(1), LONGEST).after(tries.saturating_sub(1));
@@ -312,18 +312,19 @@ impl ObtainError {
         backoff.pause(Duration::ZERO, LONGEST, asked).unwrap_or_default()
     }
 
-    /// How long the others need not try: the longer, the surer it is that they would hear the same. What only this process
-    /// may have met, a network that it does not reach or a command that it cannot start, is nobody else's failure.
+    /// Returns how long to cache the failure for other processes: the more certain it is that they would fail in the
+    /// same way, the longer. A failure that may affect only this process, such as an unreachable network or a missing
+    /// command, is not cached.
     pub(super) fn is_worth_remembering_for(&self) -> Option<Duration> {
         const PASSING: Duration = Duration::from_secs(5);
         const LASTING: Duration = Duration::from_secs(30);
         match self {
             ObtainError::Token { source: TokenError::Refused { .. } | TokenError::Redirected(_), .. } => Some(LASTING),
-            // Whoever mends the roots wants to see it at once.
+            // A user who fixes the root certificates expects an immediate effect.
             ObtainError::Identity { source, .. } if source.certificate().is_some() => None,
             ObtainError::Token { source: TokenError::Busy { .. } | TokenError::Unexpected { .. }, .. }
             | ObtainError::MaybeSent { .. } => Some(PASSING),
-            // An endpoint that is down or busy has refused nobody.
+            // An overloaded or failing endpoint did not refuse the request.
             ObtainError::Identity { source: IdentityError::Refused { status, .. }, .. }
                 if !status.is_server_error() && *status != 429 =>
             {
@@ -333,7 +334,7 @@ impl ObtainError {
                 source: IdentityError::Refused { .. } | IdentityError::Unexpected { .. }, ..
             } => Some(PASSING),
             ObtainError::NotSent(_) => None,
-            // A look at the ledger or at a file is cheap, and the next one may find it changed.
+            // Checking the ledger or a file is cheap, and the next check may have a different result.
             ObtainError::Identity { .. }
             | ObtainError::Spent { .. }
             | ObtainError::TooOld { .. }

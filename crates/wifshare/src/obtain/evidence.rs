@@ -1,7 +1,7 @@
-//! Why the token endpoint refused, as far as it can be told from here: what the claims, the clocks and the ledger say.
+//! Finds likely causes of a refused exchange from the claims, the clocks and the ledger.
 //!
-//! From outside every refusal looks the same. Each suspicion below is either proved by what we hold in hand, and stands
-//! first, or cannot be excluded; what is excluded is told too, for people look there first.
+//! The endpoint reports every refusal in the same way. Causes that local data proves come first, then causes that
+//! cannot be excluded. Excluded causes are listed too, because users check them first.
 
 use std::time::{Duration, SystemTime};
 
@@ -12,10 +12,10 @@ use crate::identity::Reissue;
 use crate::identity_token::{Claims, IdentityToken};
 use crate::message::safe_text;
 
-/// What the server allows between its clock and the issuer's (docs/reference/protocol.md §5.1).
+/// The clock difference that the server allows (docs/reference/protocol.md §5.1).
 const LEEWAY: Duration = Duration::from_secs(30);
 
-/// What is known of an exchange before its token is moved away to be spent.
+/// What is known about a token, saved before it is moved into the request.
 pub(super) struct Evidence {
     claims: Claims,
     complaints: Vec<String>,
@@ -26,13 +26,13 @@ impl Evidence {
         Evidence { claims: token.claims().clone(), complaints: token.complaints() }
     }
 
-    /// Judges a refusal. `answered_at` is the moment by the endpoint's clock, where it told one; `now` is ours.
+    /// Diagnoses a refusal. `answered_at` is the endpoint's time, if it sent one; `now` is the local time.
     pub(super) fn judge(&self, config: &Config, answered_at: Option<SystemTime>, now: SystemTime) -> Diagnosis {
         let mut diagnosis = Diagnosis::default();
         self.judge_clock(answered_at, now, &mut diagnosis);
         self.judge_audience(&config.audience, &mut diagnosis);
         diagnosis.likely.extend(self.complaints.iter().cloned());
-        // From here on nothing is proved; the order is that of experience.
+        // The following causes are not proven; they are ordered by experience.
         self.judge_reuse(config.source.reissue(), &mut diagnosis);
         if config.grant.workspace_id.is_none() {
             let workspace = "ANTHROPIC_WORKSPACE_ID is not set, and a rule that covers several workspaces needs it";
@@ -120,7 +120,7 @@ impl Evidence {
     }
 }
 
-/// What a rule for the whole repository is written with.
+/// Returns the subject prefix of a rule for the whole repository.
 fn prefix_of(subject: &str) -> String {
     let end = subject.match_indices(':').nth(1).map_or(subject.len(), |(end, _)| end + 1);
     format!("{}*", &subject[..end])
