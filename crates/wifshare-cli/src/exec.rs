@@ -70,7 +70,7 @@ struct Running {
     _passing_on: signals::PassingOn,
 }
 
-/// Checks that the program exists, so that a typing error does not use up an identity token.
+/// Checks that the program exists, so that a misspelt command does not use up an identity token.
 ///
 /// # Errors
 /// Returns an error if the program is not found.
@@ -101,7 +101,7 @@ pub(crate) fn warn_of_bare_claude(argv: &[OsString], environment: &Environment, 
     }
 }
 
-/// For tests of debug builds: kills this process at the step that `WIFSHARE_TEST_DIE_AT` names.
+/// For tests, only in debug builds: kills this process at the step that `WIFSHARE_TEST_DIE_AT` names.
 #[cfg(all(debug_assertions, unix))]
 #[expect(clippy::disallowed_methods, reason = "a switch of debug builds, for tests that kill this process")]
 pub(crate) fn die_if_told_to(step: &Step<'_>) {
@@ -127,7 +127,7 @@ pub(crate) fn die_if_told_to(step: &Step<'_>) {
 #[cfg(not(all(debug_assertions, unix)))]
 pub(crate) fn die_if_told_to(_step: &Step<'_>) {}
 
-/// For tests of debug builds: panics at the place that `WIFSHARE_TEST_PANIC_AT` names.
+/// For tests, only in debug builds: panics at the place that `WIFSHARE_TEST_PANIC_AT` names.
 #[cfg(debug_assertions)]
 #[expect(clippy::disallowed_methods, reason = "a switch of debug builds, for tests that have this process panic")]
 pub(crate) fn panic_if_told_to(name: &str) {

@@ -9,7 +9,7 @@ use super::job_report::{Exchange, JobReport, Outcome, Process, Role};
 use super::picture;
 use super::words::{clock_time, counted, day, exact_time, lanes, lasted, span, took, verdict};
 
-/// A browser could show more, but a person does not read more.
+/// Maximum number of rows. A browser could show more, but they would not be read.
 const MOST_ROWS: usize = 1000;
 
 /// Content security policy: nothing may be loaded, even if a name in this page contains markup.

@@ -6,16 +6,16 @@ use std::time::{Duration, SystemTime};
 use serde::{Serialize, Serializer};
 use wifshare::{Event, What, moment};
 
-/// A new job begins after this time without events and without a running run.
+/// A new job begins after this time without events and with no run alive.
 const QUIET: Duration = Duration::from_secs(3600);
 
 /// The whole report.
 #[derive(Debug, Serialize)]
 pub(crate) struct JobReport {
-    /// Time of the first event.
+    /// Start of the reported time.
     #[serde(serialize_with = "as_text")]
     pub(crate) begin: SystemTime,
-    /// Time of the last event.
+    /// End of the reported time.
     #[serde(serialize_with = "as_text")]
     pub(crate) end: SystemTime,
     /// Totals of all identities.
@@ -136,7 +136,7 @@ pub(crate) struct Process {
     pub(crate) waits: Vec<(SystemTime, SystemTime)>,
     #[serde(skip)]
     pub(crate) renewals: Vec<SystemTime>,
-    /// Time of its last event.
+    /// Latest time at which it is known to have run.
     #[serde(skip)]
     pub(crate) last: SystemTime,
 }

@@ -125,7 +125,7 @@ fn plain(text: &str) -> String {
     if plain.trim().is_empty() { "_".to_owned() } else { plain }
 }
 
-/// Escapes a text for a table: one line, without characters that have a special meaning.
+/// Escapes a text for a table: one line, with special characters as references.
 fn cell(text: &str) -> String {
     let mut cell = String::new();
     for c in text.chars() {
