@@ -65,7 +65,7 @@ pub(crate) fn unconfigured(error: ConfigError, environment: &Environment) -> Fai
     failure
 }
 
-/// Reports that the keeper of an earlier `start` has ended, so that this command signs in on its own.
+/// Reports that the run of an earlier `start` cannot be joined, so that this command signs in on its own.
 pub(crate) fn tell_of_a_run_that_is_over(environment: &Environment, talk: Talk) {
     if let Some(over) = RunOver::of(environment).filter(RunOver::was_started) {
         talk.progress(&format!("{}: signing in anew", over.description()));

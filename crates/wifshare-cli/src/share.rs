@@ -473,7 +473,8 @@ fn warn_of_short_life(provision: Provision, lifetime: Duration, talk: Talk) {
     }
 }
 
-/// Reports how long the job can stay signed in, and why. It is a notice if the end is near, else a detail.
+/// Reports how long the job can stay signed in, and why. It is a notice if the end is certain or
+/// near, else verbose output.
 fn outlook_of(outlook: &RenewalOutlook, reissue: Reissue, left: Duration, talk: Talk) {
     const SIGHT: Duration = Duration::from_secs(3600);
     let because = &outlook.because;

@@ -438,7 +438,7 @@ fn is_said(text: &str) -> bool {
     stderr::write(&format!("{}{text}\n", progress::make_way()))
 }
 
-/// Hashes of the secrets that this process has masked.
+/// Hashes of the secrets that this process has masked. Once is enough, because standard error stays the same stream.
 static MASKED: LazyLock<(RandomState, Mutex<HashSet<u64>>)> = LazyLock::new(Default::default);
 
 /// Whether this secret was not masked before. Records it.

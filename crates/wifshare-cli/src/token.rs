@@ -63,7 +63,7 @@ fn shared(
     prove(&config, &transport, clock, &|step| talk.step(step))?;
     let events = EventWriter::of_a_moment(config.store().directory());
     let watch = |step: &Step<'_>| {
-        // From here on, a signal must not end this process between the exchange and the write to the cache.
+        // From the lock on, a signal must not end this process between the exchange and the write to the cache.
         if matches!(step, Step::Locked | Step::Waiting { .. }) {
             // Without a thread for that, a signal has its default action.
             let _ = signals::listen();
