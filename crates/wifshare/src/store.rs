@@ -1,7 +1,7 @@
-//! The promise: one credential per identity key on this machine, replaced by one process at a time.
+//! The store of one credential per identity key on this machine. Only one process at a time replaces it.
 //!
-//! Readers need no lock, because a replacement is a rename. What only the one whose turn it is may do stands on the
-//! lock's guard, [`Turn`].
+//! Readers need no lock, because a replacement is a rename. Operations that need the lock are methods of the lock
+//! guard, [`Turn`].
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -40,27 +40,27 @@ pub use refusal::Refusal;
 const CREDENTIAL: &str = "credential.json";
 const LOCK: &str = "lock";
 
-/// The version of what we write into ledger and refusal. A newer one is refused and never overwritten.
+/// The format version of ledger entries and cached failures. A newer version is rejected and never overwritten.
 const FORMAT: u32 = 1;
 
-/// The version of the credential's file. The first one does not say whose the credential is. A wifshare that knows no
-/// other refuses this one instead of serving it to anybody.
+/// The format version of the credential file. Version 1 does not name the principal. A wifshare that only knows version
+/// 1 rejects version 2 instead of serving it to any principal.
 const CREDENTIAL_FORMAT: u32 = 2;
 
-/// How long a waiter waits who has nothing: longer than the holder takes with all its retries, which begin none after a
-/// minute and whose last one takes less than two.
+/// Lock timeout of a process that has no usable credential. Longer than the holder takes with all retries: none starts
+/// after a minute, and the last one takes less than two.
 pub const PATIENCE: Duration = Duration::from_secs(180);
 
-/// Where a credential is kept, and what is noted beside it.
+/// Where a credential is stored, and the metadata stored with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Location {
     /// The state directory of this user.
     pub root: PathBuf,
-    /// The identity key, a name that is safe as a file name.
+    /// The identity key, which is safe as a file name.
     pub key: String,
-    /// Where its identity tokens come from, in words.
+    /// Description of the identity source.
     pub source: String,
-    /// Whether that source can be asked again at any time.
+    /// Whether the source can issue a new token at any time.
     pub remintable: bool,
 }
 
@@ -72,18 +72,18 @@ pub struct Store {
     source: String,
     remintable: bool,
     memory: Option<Memory>,
-    /// Whom we act for. What belongs to somebody else is not there for us.
+    /// The principal of this process. Credentials of other principals are hidden.
     principal: OwnPrincipal,
 }
 
-/// The store with its lock held: what may be done only by the one whose turn it is.
+/// The lock guard of a store: operations that need the lock are methods of this type.
 pub struct Turn<'a> {
     store: &'a Store,
-    /// `None` once it is released.
+    /// `None` after release.
     lock: Option<FileLock>,
-    /// Whether the observer was told that the lock is held.
+    /// Whether the observer received [`Step::Locked`].
     is_announced: bool,
-    /// The last entry of ours in the ledger.
+    /// The last entry that this guard wrote to the ledger.
     recorded: Option<Spent>,
     clock: Clock,
     watch: Watch<'a>,
@@ -92,10 +92,10 @@ pub struct Turn<'a> {
 /// Why the store could not be read or replaced.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// A file or directory is not as it has to be.
+    /// A file or directory is not usable.
     #[error(transparent)]
     File(#[from] PrivateFileError),
-    /// The lock stayed with somebody else.
+    /// Another process held the lock until the timeout.
     #[error(
         "waited {} s for the lock {}, held by {}",
         waited.as_secs(), path.display(), holder.as_deref().unwrap_or("another process")
@@ -103,12 +103,12 @@ pub enum StoreError {
     Held {
         /// The lock file.
         path: PathBuf,
-        /// What its holder says of itself.
+        /// How the holder describes itself.
         holder: Option<String>,
-        /// How long we waited.
+        /// How long this process waited.
         waited: Duration,
     },
-    /// A newer wifshare wrote it.
+    /// A newer version of wifshare wrote the file.
     #[error("{} was written in format {version} by a newer wifshare; this one knows format {}", path.display(), newest_known(path))]
     Newer {
         /// The file.
@@ -116,29 +116,29 @@ pub enum StoreError {
         /// Its format.
         version: u64,
     },
-    /// Bytes that are none of ours stand where spent identity tokens are written down.
+    /// The ledger of spent identity tokens contains an invalid line.
     #[error("{} is damaged: line {line} is no entry of a ledger", path.display())]
     Damaged {
         /// The ledger.
         path: PathBuf,
-        /// The first such line.
+        /// The first invalid line.
         line: u64,
     },
-    /// Locks may lie there.
+    /// Locks are not reliable on this file system.
     #[error("{} is on {file_system}, where a lock may hold on one host only", directory.display())]
     UnreliableLocks {
         /// The state directory.
         directory: PathBuf,
-        /// The kind of file system.
+        /// The type of file system.
         file_system: String,
     },
-    /// The wait was cut short.
+    /// The wait was interrupted.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
 }
 
 impl StoreError {
-    /// What the person at the terminal can do about it.
+    /// Returns an instruction for the user.
     pub fn hint(&self) -> Option<String> {
         let choose = "choose another directory with --state-dir or WIFSHARE_STATE_DIR";
         match self {
@@ -159,7 +159,7 @@ impl StoreError {
 }
 
 impl Store {
-    /// The store at this place. Nothing is opened or created yet.
+    /// Returns the store at this location. Opens and creates nothing.
     pub fn at(location: &Location) -> Store {
         Store {
             root: location.root.clone(),
@@ -171,18 +171,18 @@ impl Store {
         }
     }
 
-    /// The same for this principal: a credential of another one is not there.
+    /// Returns the same store for this principal. Credentials of other principals are hidden.
     pub(crate) fn of_principal(self, principal: &OwnPrincipal) -> Store {
         Store { principal: principal.clone(), ..self }
     }
 
-    /// The same, with the credential in this process's memory alone. Lock, ledger and refusal stay where they are. One
-    /// that another run of the key keeps in its file is seen all the same.
+    /// Returns the same store with the credential kept in this process's memory. Lock, ledger and cached failure stay
+    /// in files. A credential file of another run with this key is still read.
     pub fn in_memory(self, memory: &Memory) -> Store {
         Store { memory: Some(memory.clone()), ..self }
     }
 
-    /// The store that a run belongs to, found by the run's own directory.
+    /// Returns the store of a run, given the run's directory.
     pub fn of_run(run: &Path) -> Option<Store> {
         let directory = run.parent()?.parent()?;
         let stored = read_file(directory).ok()??;
@@ -196,7 +196,7 @@ impl Store {
         })
     }
 
-    /// Where it is; `None` where its key is not text.
+    /// Returns the location; `None` if the key is not Unicode.
     pub fn location(&self) -> Option<Location> {
         Some(Location {
             root: self.root.clone(),
@@ -206,13 +206,16 @@ impl Store {
         })
     }
 
-    /// Reads the credential, fresh or not, with its times by the wall clock of this moment. A damaged file counts as
-    /// none, and so does one of another principal.
+    /// Reads the credential, fresh or not, with its times adjusted to the current wall clock. Returns `None` if the
+    /// file is damaged or belongs to another principal.
+    ///
+    /// # Errors
+    /// Fails if the file cannot be read, is not private, or has a newer format.
     pub fn read(&self, clock: Clock) -> Result<Option<Credential>, StoreError> {
         Ok(self.read_with_principal(clock)?.map(|(credential, _)| credential))
     }
 
-    /// The same, with whose it is, where the file says that.
+    /// Like [`read`](Self::read), with the principal if the file names it.
     pub(crate) fn read_with_principal(
         &self,
         clock: Clock,
@@ -220,30 +223,36 @@ impl Store {
         let is_ours = |stored: &Stored| match (&stored.principal, self.principal.known()) {
             (_, None) => true,
             (Some(stored), Some(own)) => stored == own,
-            // A file that does not say it is for nobody who has shown who he is.
+            // A file without a principal is not for a process that has proven its own.
             (None, Some(_)) => false,
         };
         let stored = read_credential(&self.directory, clock)?.filter(is_ours);
         let stored = stored.map(|stored| (stored.credential, stored.principal));
-        // What this process keeps in memory it has bought itself.
+        // This process obtained the credential in memory by itself.
         let remembered = self.memory.as_ref().and_then(|memory| memory.get(clock.moment()));
         let remembered = remembered.map(|credential| (credential, self.principal.known().cloned()));
         Ok(stored.into_iter().chain(remembered).max_by_key(|(credential, _)| credential.expires_at))
     }
 
-    /// Whether a credential lies in a file.
+    /// Returns whether the credential file exists.
     pub fn has_file(&self) -> bool {
         self.directory.join(CREDENTIAL).exists()
     }
 
-    /// Waits for the lock, at most `patience`; whoever has it may replace the credential.
+    /// Waits for the lock, at most `patience`. The lock holder may replace the credential.
+    ///
+    /// # Errors
+    /// Fails on timeout or interruption, or if the lock file cannot be used.
     pub fn lock<'a>(&'a self, patience: Duration, clock: Clock, watch: Watch<'a>) -> Result<Turn<'a>, StoreError> {
         let turn = self.lock_unless(|| Ok(false), patience, clock, watch)?;
         Ok(turn.expect("nothing settles it but the lock"))
     }
 
-    /// The same, unless what the turn is wanted for is `settled` by whoever has it now: `None` then. It is asked while
-    /// somebody else has the lock, and reads without it, as every reader does.
+    /// Like [`lock`](Self::lock), but returns `None` if `settled` becomes true while waiting. `settled` is called while
+    /// another process holds the lock, and reads without the lock, like every reader.
+    ///
+    /// # Errors
+    /// Fails on timeout or interruption, if the lock file cannot be used, or if `settled` fails.
     pub fn lock_unless<'a>(
         &'a self,
         settled: impl FnMut() -> Result<bool, StoreError>,
@@ -260,12 +269,18 @@ impl Store {
         }))
     }
 
-    /// A failure of a moment ago that still counts.
+    /// Returns the cached failure, if it still applies.
+    ///
+    /// # Errors
+    /// Fails if the file cannot be read or is not private.
     pub fn remembered_refusal(&self, now: SystemTime) -> Result<Option<Refusal>, StoreError> {
         refusal::read(&self.directory, now)
     }
 
-    /// Removes the credential. The ledger and a remembered refusal stay, and so does a newer format's file.
+    /// Removes the credential. Keeps the ledger, a cached failure, and a file of a newer format.
+    ///
+    /// # Errors
+    /// Fails if the file has a newer format or cannot be removed.
     pub fn remove(&self) -> Result<(), StoreError> {
         if let Err(error @ StoreError::Newer { .. }) = read_file(&self.directory) {
             return Err(error);
@@ -273,12 +288,19 @@ impl Store {
         Ok(private_file::remove(&self.directory.join(CREDENTIAL))?)
     }
 
-    /// What the ledger says about this token.
+    /// Returns the ledger's entry for this token, if any.
+    ///
+    /// # Errors
+    /// Fails if the ledger cannot be read or is damaged.
     pub fn spent(&self, token: &IdentityToken) -> Result<Option<Spent>, StoreError> {
         Ledger::at(&self.root).find(token)
     }
 
-    /// Writes a token down as handed out to the children: from now on none of us sends it.
+    /// Records a token as delivered to children; no wifshare process will send it. Returns an existing entry instead,
+    /// if there is one.
+    ///
+    /// # Errors
+    /// Fails if the ledger cannot be read, written or synced.
     pub fn hand_out(&self, token: &IdentityToken, clock: Clock, watch: Watch<'_>) -> Result<Option<Spent>, StoreError> {
         self.create()?;
         match Ledger::at(&self.root).spend(token, Use::HandedOut, clock, watch)? {
@@ -287,7 +309,7 @@ impl Store {
         }
     }
 
-    /// The directory of this identity key.
+    /// Returns the directory of this identity key.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
@@ -321,41 +343,50 @@ impl Store {
 }
 
 impl Turn<'_> {
-    /// Stores this credential as the next generation, and returns it as it is then. Where it cannot be written it is
-    /// returned all the same and told as [`Step::NotKept`]: losing it would cost the identity token.
+    /// Stores this credential as the next generation, and returns it with that number. If it cannot be written, it is
+    /// returned anyway and [`Step::NotKept`] is reported: losing it would waste the identity token.
     pub fn keep(&mut self, mut credential: Credential) -> Credential {
         private_file::remove_unfinished(&self.store.directory);
         let stored = self.store.read(self.clock);
         credential.generation = stored.as_ref().map_or(0, |stored| stored.as_ref().map_or(0, |it| it.generation)) + 1;
         self.doing("storing");
         let written = stored.and_then(|_| self.store.write(&credential, self.clock, self.watch));
-        // Stored first: an observer may take its time, and must not stand between the purchase and those who wait for it.
+        // Store first: the observer may be slow, and waiting processes should not wait for it.
         (self.watch)(&Step::Exchanged(&credential));
         match written {
-            // What is remembered of an older failure is outdated; where it cannot be removed, its end is near.
+            // The new credential outdates a cached failure. If that cannot be removed, it expires soon.
             Ok(()) => drop(refusal::forget(&self.store.directory)),
             Err(error) => (self.watch)(&Step::NotKept(whole_message(&error))),
         }
         credential
     }
 
-    /// A failure of a moment ago that still counts.
+    /// Returns the cached failure, if it still applies.
+    ///
+    /// # Errors
+    /// Fails if the file cannot be read or is not private.
     pub fn remembered_refusal(&self) -> Result<Option<Refusal>, StoreError> {
         self.store.remembered_refusal(self.clock.now())
     }
 
-    /// Remembers a failure for those who wait. Where it cannot be written, they find out for themselves.
+    /// Caches a failure for waiting processes. Best effort: without it, they fail by themselves.
     pub fn remember(&self, refusal: &Refusal) {
         drop(refusal::remember(&self.store.directory, refusal, self.watch));
     }
 
-    /// What the ledger says about this token, without writing anything.
+    /// Returns the ledger's entry for this token, if any. Writes nothing.
+    ///
+    /// # Errors
+    /// Fails if the ledger cannot be read or is damaged.
     pub fn find(&self, token: &IdentityToken) -> Result<Option<Spent>, StoreError> {
         self.store.spent(token)
     }
 
-    /// Writes an identity token down as spent, and syncs. An entry that stands there already comes back; then the
+    /// Records an identity token as spent, and syncs. Returns an existing entry instead, if there is one; then the
     /// token must not be sent.
+    ///
+    /// # Errors
+    /// Fails if the ledger cannot be read, written or synced.
     pub fn spend(&mut self, token: &IdentityToken) -> Result<Option<Spent>, StoreError> {
         match Ledger::at(&self.store.root).spend(token, Use::Sent, self.clock, self.watch)? {
             Written::New(entry) => {
@@ -367,7 +398,10 @@ impl Turn<'_> {
         }
     }
 
-    /// Removes from the ledger what this turn wrote there last. Only for a token of which no byte has left.
+    /// Removes the last entry of this guard from the ledger. Only for a token of which no byte was sent.
+    ///
+    /// # Errors
+    /// Fails if the ledger cannot be read, written or synced.
     pub fn take_back(&mut self) -> Result<(), StoreError> {
         match self.recorded.take() {
             Some(entry) => Ledger::at(&self.store.root).take_back(&entry, self.clock, self.watch),
@@ -375,14 +409,14 @@ impl Turn<'_> {
         }
     }
 
-    /// Tells those who wait what we are doing.
+    /// Publishes the current operation to waiting processes.
     pub fn doing(&mut self, doing: &str) {
         if let Some(lock) = &mut self.lock {
             lock.doing(doing, self.clock);
         }
     }
 
-    /// Tells the observer that the lock is held, and that it is released later.
+    /// Reports to the observer that the lock is held. Its release is then reported too.
     pub(crate) fn announce(&mut self) {
         self.is_announced = true;
         (self.watch)(&Step::Locked);
@@ -398,7 +432,7 @@ impl Drop for Turn<'_> {
     }
 }
 
-/// The parsers of what lies in a state directory, for those who try them with bytes that nobody wrote.
+/// The parsers of files in a state directory, for fuzzing.
 #[cfg(any(test, fuzzing))]
 pub(crate) mod parsers {
     pub(crate) use super::file_lock::describe as holder;
@@ -416,7 +450,7 @@ fn newest_known(path: &Path) -> u32 {
     if path.ends_with(CREDENTIAL) { CREDENTIAL_FORMAT } else { FORMAT }
 }
 
-/// A credential with what stands beside it in its file.
+/// A credential with its metadata.
 struct Stored {
     credential: Credential,
     source: String,
@@ -425,17 +459,17 @@ struct Stored {
     stored: Option<Stamp>,
 }
 
-/// When a credential was stored, by both clocks: a reader finds out whether the wall clock was set back since.
+/// When a credential was stored, by both clocks. A reader detects from it whether the wall clock was set back.
 #[derive(Serialize, Deserialize)]
 struct Stamp {
-    /// The boot that the monotonic clock counts from.
+    /// The boot that the monotonic clock refers to.
     boot: String,
     wall_ms: u64,
     since_boot_ms: u64,
 }
 
 impl Stamp {
-    /// `None` on a system without a boot id: its monotonic clock tells other processes nothing.
+    /// Returns `None` on a system without a boot id, where the monotonic clock means nothing to other processes.
     fn of(moment: Moment) -> Option<Stamp> {
         let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         let wall = moment.wall.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -447,7 +481,7 @@ impl Stamp {
         owner::boot().is_some_and(|boot| boot == self.boot)
     }
 
-    /// By how much the wall clock was set back since, as far as the clock since boot shows it.
+    /// Returns how far the wall clock was set back since then, as far as the monotonic clock shows it.
     fn set_back(&self, now: Moment) -> Duration {
         let wall = SystemTime::UNIX_EPOCH + Duration::from_millis(self.wall_ms.min(1 << 46));
         let then = Moment { wall, monotonic: Duration::from_millis(self.since_boot_ms) };
@@ -456,7 +490,7 @@ impl Stamp {
         }
         match self.is_of_this_boot() {
             true => then.set_back(now),
-            // Stored before this boot: the machine has run at least this long since.
+            // Stored before this boot: the machine has run for at least its uptime since then.
             false => Moment { monotonic: Duration::ZERO, ..then }.set_back(now),
         }
     }
@@ -496,7 +530,7 @@ struct Version {
     version: u64,
 }
 
-/// The stored credential, its times by the wall clock of this moment: where that was set back they move with it.
+/// Reads the credential, with its times moved back if the wall clock was set back.
 fn read_credential(directory: &Path, clock: Clock) -> Result<Option<Stored>, StoreError> {
     let mut read = read_file(directory)?;
     if let Some(stored) = &mut read
@@ -507,7 +541,7 @@ fn read_credential(directory: &Path, clock: Clock) -> Result<Option<Stored>, Sto
         if !by.is_zero() {
             stored.credential = stored.credential.moved_back(by);
             if !stamp.is_of_this_boot() {
-                // Nobody knows how long the machine was off: obtain another one if possible.
+                // The time that the machine was off is unknown: obtain another credential if possible.
                 stored.credential = stored.credential.due_by(now.wall);
             }
         }
@@ -526,12 +560,12 @@ fn read_file(directory: &Path) -> Result<Option<Stored>, StoreError> {
 fn parse_credential(bytes: &[u8], path: PathBuf) -> Result<Option<Stored>, StoreError> {
     let read = match serde_json::from_slice::<Read>(bytes) {
         Ok(read) if (1..=CREDENTIAL_FORMAT).contains(&read.version) => read,
-        // Of a newer format only the version is known.
+        // A newer format may differ in everything but its version.
         _ => match serde_json::from_slice(bytes) {
             Ok(Version { version }) if version > u64::from(CREDENTIAL_FORMAT) => {
                 return Err(StoreError::Newer { path, version });
             }
-            // A damaged file counts as none: our own are replaced whole, so another program wrote it.
+            // Treat a damaged file as missing. wifshare replaces files atomically, so another program wrote it.
             _ => return Ok(None),
         },
     };

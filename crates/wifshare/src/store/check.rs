@@ -1,4 +1,4 @@
-//! Whether what stands in a state directory is as signing in needs it.
+//! Checks that the files of a state directory are usable.
 
 use super::lease::{LEASE, RUNS};
 use super::ledger::Ledger;
@@ -6,7 +6,7 @@ use super::{LOCK, Store, StoreError, keepers, read_file, refusal};
 use crate::private_file;
 
 impl Store {
-    /// Opens each file that signing in opens, as it does, and returns what is wrong with them. Nothing is written.
+    /// Opens each file that the sign-in opens, in the same way, and returns the errors. Writes nothing.
     pub fn check(&self) -> Vec<StoreError> {
         let open =
             |name: &str| private_file::open_to_read(&self.directory.join(name)).map(drop).map_err(StoreError::from);

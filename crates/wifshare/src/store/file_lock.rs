@@ -1,4 +1,4 @@
-//! A lock that the kernel drops with its process, on a file of its own that says who holds it and what for.
+//! A file lock that the kernel releases when its process ends. The lock file describes the holder.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{Seek, Write};
@@ -13,12 +13,12 @@ use crate::clock::{Clock, epoch_seconds};
 use crate::private_file::{self, PrivateFileError};
 use crate::step::{Step, Watch};
 
-/// The lock, held. Dropping it lets go; so does the end of the process, however it comes.
+/// A held lock. Released when dropped, or when the process ends for any reason.
 pub(super) struct FileLock {
     file: File,
 }
 
-/// How long to wait for a lock: for a holder that does nothing new, and in all.
+/// Lock timeouts: for a single holder that shows no activity, and in total.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Patience {
     pub(super) for_one_holder: Duration,
@@ -31,7 +31,7 @@ impl From<Duration> for Patience {
     }
 }
 
-/// What the holder writes about itself into the file that it holds.
+/// The holder's description of itself, stored in the lock file.
 #[derive(Serialize, Deserialize)]
 struct Holder {
     owner: Owner,
@@ -52,8 +52,8 @@ impl FileLock {
         Ok(acquired.expect("nothing settles it but the lock"))
     }
 
-    /// Waits for the lock, at most `patience`, or until what it is wanted for is `settled`: `None` then. Both are looked
-    /// for all the while, so that a thousand who wait for one answer take it side by side, and not one after another.
+    /// Like `acquire`, but returns `None` if `settled` becomes true while waiting. Both are polled, so that a thousand
+    /// processes that wait for one result get it concurrently and not one after another.
     pub(super) fn acquire_unless(
         mut settled: impl FnMut() -> Result<bool, StoreError>,
         path: &Path,
@@ -65,7 +65,7 @@ impl FileLock {
         let start = (clock.monotonic)();
         let mut told = Duration::ZERO;
         let (mut seen, mut seen_since) = (None, Duration::ZERO);
-        // The lock is a file of its own: a rename would leave us holding a lock on the old inode.
+        // The lock has a file of its own: a rename would leave this process with a lock on the old inode.
         let mut file = private_file::open_in_place(path)?;
         let mut was_held = false;
         let mut last_holder = None;
@@ -78,7 +78,7 @@ impl FileLock {
                     }
                     return Ok(Some(FileLock { file }));
                 }
-                // Somebody removed the directory meanwhile; whoever comes next would lock another file.
+                // Another process removed the directory meanwhile. The next process would lock a different file.
                 Ok(()) => file = private_file::open_in_place(path)?,
                 Err(TryLockError::WouldBlock) => {
                     if settled()? {
@@ -100,7 +100,7 @@ impl FileLock {
                             (seen, seen_since) = (says, waited);
                         }
                         watch(&Step::Waiting { holder: last_holder.clone(), since: waited });
-                        // So that nobody waits for the holder of a file that is gone.
+                        // Reopen the file, so that no process waits for the holder of a deleted file.
                         file = private_file::open_in_place(path)?;
                     }
                 }
@@ -112,12 +112,12 @@ impl FileLock {
         }
     }
 
-    /// Whether somebody holds the lock on this file; where there is no file, nobody does.
+    /// Returns whether any process holds the lock; `false` if the file does not exist.
     pub(super) fn is_held(path: &Path) -> bool {
         private_file::open_regular(path).is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
     }
 
-    /// Takes the lock if nobody holds it.
+    /// Takes the lock if it is free.
     pub(super) fn try_acquire(path: &Path) -> Result<Option<FileLock>, StoreError> {
         let file = private_file::open_in_place(path)?;
         match file.try_lock() {
@@ -129,7 +129,8 @@ impl FileLock {
         }
     }
 
-    /// Writes down what we are doing, for those who wait. It is talk: where it fails, the lock holds all the same.
+    /// Writes the current operation to the lock file, for waiting processes. Best effort: the lock does not depend on
+    /// it.
     pub(super) fn doing(&mut self, doing: &str, clock: Clock) {
         let holder = Holder { owner: Owner::current(), doing: doing.to_owned(), since: epoch_seconds(clock.now()) };
         let text = serde_json::to_vec(&holder).unwrap_or_default();
@@ -137,15 +138,15 @@ impl FileLock {
     }
 }
 
-/// How long to look away after so long a wait: a share of it, so that a short wait is not made much longer, and a long
-/// one with many waiters costs the machine little. Different for each waiter, so that they do not look all at once.
+/// Returns the polling interval after this waiting time. It grows with the wait, so that a short wait is not prolonged
+/// much, and many long waits cost little. Jitter keeps the waiters from polling at the same moment.
 fn pause_after(waited: Duration) -> Duration {
     const SHORTEST: Duration = Duration::from_millis(1);
     const LONGEST: Duration = Duration::from_millis(50);
     (waited / 8).clamp(SHORTEST, LONGEST).mul_f64(1.0 - fastrand::f64() / 4.0)
 }
 
-/// "pid 4711, exchanging since 2 s", where it can be read.
+/// Returns the holder's description, such as "pid 4711, exchanging since 2 s", if readable.
 pub(super) fn holder(path: &Path, clock: Clock) -> Option<String> {
     describe(&private_file::read(path).ok()??, clock.now())
 }
@@ -169,13 +170,13 @@ fn is_still_there(file: &File, path: &Path) -> Result<bool, StoreError> {
     }
 }
 
-/// Not run by us: there an open file's directory cannot be removed.
+/// Not tested by us: there, the directory of an open file cannot be removed.
 #[cfg(not(unix))]
 fn is_still_there(_file: &File, path: &Path) -> Result<bool, StoreError> {
     Ok(fs::exists(path).unwrap_or(true))
 }
 
-/// Refuses file systems on which a lock may hold on one host only, or not at all. Others are trusted.
+/// Rejects file systems on which a lock may hold on one host only, or not at all. Trusts all others.
 #[cfg(target_os = "linux")]
 pub(super) fn locks_are_reliable(directory: &Path) -> Result<(), StoreError> {
     const FUSE: u64 = 0x6573_5546;
@@ -190,7 +191,7 @@ pub(super) fn locks_are_reliable(directory: &Path) -> Result<(), StoreError> {
     }
 }
 
-/// The kind of the mount that this directory is on, found by its device (proc_pid_mountinfo(5)).
+/// Returns the type of the file system that contains this directory, found by its device (proc_pid_mountinfo(5)).
 #[cfg(target_os = "linux")]
 fn mounted_kind(directory: &Path) -> Option<String> {
     use std::io::Read;
@@ -212,8 +213,8 @@ fn kind_of_device(mounts: &str, major: u32, minor: u32) -> Option<String> {
     right.split(' ').next().map(str::to_owned)
 }
 
-/// Whether a FUSE file system may have its data on another host, which sees no lock of this one. Only those are trusted
-/// that are known to lie on top of a local one; rootless containers have the first.
+/// Returns whether a FUSE file system may store its data on another host, which does not see this host's locks. Only
+/// types that are known to use a local file system are trusted; rootless containers use the first.
 #[cfg(target_os = "linux")]
 fn may_be_remote(kind: &str) -> bool {
     const LOCAL: [&str; 9] = [
@@ -225,13 +226,13 @@ fn may_be_remote(kind: &str) -> bool {
         "fuse.gocryptfs",
         "fuse.portal",
         "fuseblk",
-        // What a virtual machine's monitor shares with its guest, the root file system of Kata containers among it.
+        // Shared by a virtual machine monitor with its guest, for example as the root file system of Kata containers.
         "virtiofs",
     ];
     !LOCAL.contains(&kind)
 }
 
-/// The name of a network file system, by its number in statfs(2). Where that is signed, the upper half is set too.
+/// Returns the name of a network file system by its statfs(2) number. If that is signed, its upper half may be set.
 #[cfg(target_os = "linux")]
 fn network_file_system(kind: u64) -> Option<&'static str> {
     const NETWORK: [(u64, &str); 8] = [
@@ -247,7 +248,7 @@ fn network_file_system(kind: u64) -> Option<&'static str> {
     NETWORK.iter().find(|(magic, _)| *magic == kind & 0xffff_ffff).map(|(_, name)| *name)
 }
 
-/// Not run by us: elsewhere the file system is taken at its word.
+/// Not tested by us: elsewhere, every file system is trusted.
 #[cfg(not(target_os = "linux"))]
 pub(super) fn locks_are_reliable(_directory: &Path) -> Result<(), StoreError> {
     Ok(())

@@ -1,4 +1,5 @@
-//! Runs that outlive the command that began them: each says so in its own directory, for the later steps of a job.
+//! Keepers: runs that outlive the command that started them. Each one describes itself in its own directory, for the
+//! later steps of a job.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -25,21 +26,21 @@ const UNTIL: &str = "until";
 pub struct Keeper {
     /// The run's own directory.
     pub directory: PathBuf,
-    /// The process.
+    /// The keeper's process.
     pub owner: Owner,
-    /// What it provides, by the name of its delivery.
+    /// What it provides, as the name of its delivery.
     pub provides: String,
-    /// Whose credential it is: the variables that name an identity, with their values.
+    /// Its identity: the variables that configure it, with their values.
     pub identity: BTreeMap<String, String>,
-    /// The variables that later steps are given.
+    /// The variables that are set for later steps.
     pub gives: Environment,
-    /// The variables that are taken from later steps.
+    /// The variables that are removed for later steps.
     pub takes: Vec<String>,
 }
 
-/// Held by whoever looks for a keeper and starts one where there is none.
+/// The start lock, held while looking for a keeper and starting a missing one.
 pub struct Starting {
-    // Held for its lock alone.
+    // Kept for its lock only.
     _lock: FileLock,
 }
 
@@ -53,7 +54,7 @@ struct KeeperFile {
 }
 
 impl Keeper {
-    /// The keeper whose run has this directory, if it lives.
+    /// Returns the keeper of the run with this directory, if it is alive.
     pub fn of_run(directory: &Path) -> Option<Keeper> {
         Keeper::read(directory).ok()?
     }
@@ -71,36 +72,37 @@ impl Keeper {
         }))
     }
 
-    /// When it ends at the latest, whatever else it waits for.
+    /// Returns when the keeper ends at the latest, whatever else it waits for.
     pub fn until(&self) -> Option<SystemTime> {
         until(&self.directory)
     }
 
-    /// Puts its end off until this moment, if that is later.
+    /// Postpones the latest end to `end`, if that is later.
     ///
     /// # Errors
     ///
-    /// If that cannot be written down in the run's directory.
+    /// Fails if the new end cannot be written to the run's directory.
     pub fn extend(&self, end: SystemTime) -> Result<(), StoreError> {
         extend(&self.directory, end)
     }
 
-    /// The directory of its identity key.
+    /// Returns the directory of its identity key.
     pub fn key_directory(&self) -> Option<&Path> {
         self.directory.parent()?.parent()
     }
 
-    /// Whether nothing that is said about the identity contradicts this keeper's.
+    /// Returns whether the keeper's identity has all of these variables with the same values.
     pub fn agrees_with<'a>(&self, mut said: impl Iterator<Item = (&'a str, &'a str)>) -> bool {
         said.all(|(name, value)| self.identity.get(name).is_some_and(|ours| ours == value))
     }
 
-    /// Whether something that is said is otherwise in this keeper's identity; what it does not know contradicts nothing.
+    /// Returns whether the keeper's identity has a different value for any of these variables. An unknown variable is
+    /// no contradiction.
     pub fn contradicts<'a>(&self, mut said: impl Iterator<Item = (&'a str, &'a str)>) -> bool {
         said.any(|(name, value)| self.identity.get(name).is_some_and(|ours| ours != value))
     }
 
-    /// Writes it down in the run's directory, from where later steps read it.
+    /// Writes the keeper's description to the run's directory, where later steps read it.
     pub(crate) fn announce(&self, watch: Watch<'_>) -> Result<(), StoreError> {
         let text = |(name, value): (&std::ffi::OsStr, &std::ffi::OsStr)| {
             (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned())
@@ -118,17 +120,17 @@ impl Keeper {
     }
 }
 
-/// When the keeper whose run has this directory ends at the latest.
+/// Returns when the keeper of the run with this directory ends at the latest.
 pub fn until(run: &Path) -> Option<SystemTime> {
     let text = private_file::read(&run.join(UNTIL)).ok()??;
     Some(from_epoch_seconds(std::str::from_utf8(&text).ok()?.trim().parse().ok()?))
 }
 
-/// Puts the end of the keeper whose run has this directory off until this moment, if that is later.
+/// Postpones the latest end of the keeper of this run to `end`, if that is later.
 ///
 /// # Errors
 ///
-/// If that cannot be written down there.
+/// Fails if the new end cannot be written to the run's directory.
 pub fn extend(run: &Path, end: SystemTime) -> Result<(), StoreError> {
     if until(run).is_some_and(|before| before >= end) {
         return Ok(());
@@ -138,7 +140,10 @@ pub fn extend(run: &Path, end: SystemTime) -> Result<(), StoreError> {
 }
 
 impl Store {
-    /// Waits for the right to look for a keeper of this key and to start one.
+    /// Waits for the start lock of this key, at most `patience`.
+    ///
+    /// # Errors
+    /// Fails on timeout or interruption, or if the lock file cannot be used.
     pub fn starting(&self, patience: Duration, clock: Clock, watch: Watch<'_>) -> Result<Starting, StoreError> {
         self.create()?;
         let mut lock = FileLock::acquire(&self.directory.join(START), patience, clock, watch)?;
@@ -146,16 +151,16 @@ impl Store {
         Ok(Starting { _lock: lock })
     }
 
-    /// The living keepers of this key.
+    /// Returns the living keepers of this key.
     pub fn keepers(&self) -> Vec<Keeper> {
         let runs = subdirectories(&self.directory.join(RUNS));
         runs.iter().filter(|run| !is_unborn(run)).filter_map(|run| Keeper::of_run(run)).collect()
     }
 }
 
-/// The living keepers under all keys of this state directory, and what kept us from seeing all of them.
+/// Returns the living keepers under all keys of this state directory, and the first error that may hide others.
 ///
-/// A directory that others can only read still says truly whose its files are, so its keepers are among them.
+/// If other users can only read the directory, its files can still be trusted, so its keepers are included.
 pub fn keepers(root: &Path) -> (Vec<Keeper>, Result<(), StoreError>) {
     let mut seen = private_file::verify_if_there(root).map_err(StoreError::from);
     let can_be_written_by_others = |mode: u32| mode & 0o022 != 0;

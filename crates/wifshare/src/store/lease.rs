@@ -1,7 +1,8 @@
-//! Who still needs the credential: each run holds a lease, and whoever ends last removes what they shared.
+//! Leases: each run holds one, and the last run to end removes what they shared.
 //!
-//! A lease is two locks that the kernel drops with the process. A shared one on the key's `lease` file answers "is
-//! anybody left?", an exclusive one on the `owner` file in the run's own directory answers "is that one left?".
+//! A lease consists of two locks that the kernel releases when the process ends. A shared lock on the key's `lease`
+//! file shows whether any run is left. An exclusive lock on the `owner` file in the run's directory shows whether that
+//! run is alive.
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -19,31 +20,34 @@ pub(super) const LEASE: &str = "lease";
 const OWNER: &str = "owner";
 pub(super) const RUNS: &str = "runs";
 
-/// A run's claim on the credential of its identity key, with a private directory for what it hands out.
+/// A run's lease on the credential of its identity key, with a private directory for what the run delivers.
 pub struct Lease {
     store: Store,
     shared: File,
     directory: PathBuf,
-    // Held for its lock alone; it goes when the lease goes.
+    // Kept open for its lock, which is released with the lease.
     owner: File,
 }
 
-/// What is to become of the credential when the last run has ended.
+/// What happens to the credential after the last run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Afterwards {
-    /// It goes: its source can be asked for another one.
+    /// It is removed: its source can issue another token.
     Remove,
-    /// It stays until it expires: its source could not be asked again.
+    /// It stays until it expires: its source cannot issue another token.
     Keep,
 }
 
 impl Store {
     /// Takes a lease for this process.
+    ///
+    /// # Errors
+    /// Fails on timeout or interruption, or if the files of the lease cannot be created.
     pub fn lease(&self, clock: Clock, watch: Watch<'_>) -> Result<Lease, StoreError> {
-        // The last run of others holds the lease alone while it removes what they shared: a moment.
+        // The last run holds the lease exclusively for a moment, while it removes what the runs shared.
         const PATIENCE: Duration = Duration::from_secs(20);
         self.create()?;
-        // Before we share the lease ourselves, for beside us nobody can be alone with it.
+        // Must come before taking the shared lock, because it needs the lock exclusively.
         if remove_damaged_of_nobody(&self.directory) {
             watch(&Step::Swept);
         }
@@ -63,8 +67,8 @@ impl Store {
         Ok(Lease { store: self.clone(), shared, directory, owner })
     }
 
-    /// Makes the run's directory under a name that no sweep looks at, locks its owner file, and only then shows it.
-    /// One that is never shown holds nothing secret, and goes with the last run.
+    /// Creates the run's directory under a hidden name that sweeps ignore, locks its owner file, and then renames it. A
+    /// directory that was never renamed contains no secret, and is removed after the last run.
     fn new_run(&self, watch: Watch<'_>) -> Result<(PathBuf, File), StoreError> {
         let runs = self.directory.join(RUNS);
         private_file::private_directory(&runs)?;
@@ -79,23 +83,29 @@ impl Store {
 }
 
 impl Lease {
-    /// The run's own directory, 0700, removed with the lease.
+    /// Returns the run's own directory. It has mode 0700 and is removed with the lease.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// Whether the run's own directory is as it was laid out, and not removed by somebody.
+    /// Returns whether the run's own directory still exists.
     pub fn is_in_place(&self) -> bool {
         self.directory.join(OWNER).exists()
     }
 
-    /// Removes the run's own directory, and what others may hold on to not at all.
+    /// Removes the run's own directory. Keeps everything that other runs may use.
+    ///
+    /// # Errors
+    /// Fails if the directory cannot be removed.
     pub fn remove_directory(&self) -> Result<(), StoreError> {
         Ok(private_file::remove(&self.directory)?)
     }
 
-    /// Takes the lease once more where somebody has removed the directory of this living run: lays it out anew, and
-    /// claims it when it is whole. Tells whether that was so.
+    /// Recreates the run's directory if another process removed it: creates the files, and takes the lock when they are
+    /// complete. Returns whether the directory was recreated.
+    ///
+    /// # Errors
+    /// Fails if the directory, its files or the ledger cannot be written.
     pub fn restore<E: From<StoreError>>(
         &mut self,
         lay_out: impl FnOnce() -> Result<(), E>,
@@ -108,7 +118,7 @@ impl Lease {
         self.store.create()?;
         Ledger::at(&self.store.root).restore(clock, watch)?;
         let path = self.store.directory.join(LEASE);
-        // Another run that ends is alone with it for a moment; the next look comes soon.
+        // A run that ends holds the lease exclusively for a moment. The next check retries soon.
         let Some(shared) = share(&path)? else { return Ok(false) };
         self.shared = shared;
         private_file::private_directory(&self.directory).map_err(StoreError::from)?;
@@ -117,16 +127,19 @@ impl Lease {
         Ok(true)
     }
 
-    /// Gives the lease up. Whoever is last does `afterwards` with the credential; the others leave it alone.
-    /// `None` is returned to those, and what was done to the last one.
+    /// Ends the lease. For the last run, `afterwards` decides what happens to the credential, and the decision is
+    /// returned. For any other run, the credential stays and the result is `None`.
+    ///
+    /// # Errors
+    /// Fails if a lock cannot be used, or if the run's directory or the credential cannot be removed.
     pub fn end(self, afterwards: impl FnOnce() -> Afterwards) -> Result<Option<Afterwards>, StoreError> {
         let removed = self.remove_directory();
-        // Between letting go and trying alone another run may come; then that one is the last, and not we.
+        // Another run may start between the unlock and the exclusive lock. Then that run is the last one.
         self.shared.unlock().map_err(|source| failed("unlock", &self.store.directory, source))?;
         let Some(_alone) = FileLock::try_acquire(&self.store.directory.join(LEASE))? else {
             return removed.map(|()| None);
         };
-        // Every living run of this key shares the lease, so whatever is left of others is of the dead.
+        // Every living run of this key shares the lease, so all remaining directories belong to dead runs.
         drop(private_file::remove(&self.store.directory.join(RUNS)));
         remove_unfinished_of_nobody(&self.store.directory);
         let afterwards = afterwards();
@@ -136,7 +149,7 @@ impl Lease {
         removed.map(|()| Some(afterwards))
     }
 
-    /// Whether other runs share the credential at this moment.
+    /// Returns whether other runs currently share the credential.
     pub fn is_shared(&self) -> bool {
         let runs = self.store.directory.join(RUNS);
         let others = fs::read_dir(runs).into_iter().flatten().flatten().map(|entry| entry.path());
@@ -144,7 +157,7 @@ impl Lease {
     }
 }
 
-/// Shares the lease, unless somebody is alone with it.
+/// Takes the shared lock, unless another process holds it exclusively.
 fn share(path: &Path) -> Result<Option<File>, StoreError> {
     let file = private_file::open_in_place(path)?;
     match file.try_lock_shared() {
@@ -154,8 +167,8 @@ fn share(path: &Path) -> Result<Option<File>, StoreError> {
     }
 }
 
-/// Says in this directory that it is ours, for as long as the returned file is open. Nothing of a run is synced: whose
-/// owner a power cut took is known by that ([`remove_damaged_of_nobody`]).
+/// Marks this directory as owned by this process while the returned file is open. Nothing of a run is synced: a run
+/// without a valid owner file was lost in a power failure ([`remove_damaged_of_nobody`]).
 fn own(run: &Path, watch: Watch<'_>) -> Result<File, StoreError> {
     let path = run.join(OWNER);
     let text = serde_json::to_vec(&Owner::current()).expect("texts and numbers become JSON");
@@ -165,16 +178,16 @@ fn own(run: &Path, watch: Watch<'_>) -> Result<File, StoreError> {
     Ok(file)
 }
 
-/// Whether the run with this directory still lives.
+/// Returns whether the run with this directory is alive.
 pub fn is_alive(run: &Path) -> bool {
     FileLock::is_held(&run.join(OWNER))
 }
 
-/// Removes what killed runs left behind, under all keys of this state directory. A run is dead when its lock is free
-/// *and* no process of its number and start time lives. The credential of a key goes with its last run, unless its
-/// source cannot be asked again; an expired one goes in any case.
+/// Removes what killed runs left behind, under all keys of this state directory. A run is dead if its lock is free
+/// *and* no living process has its pid and start time. The credential of a key is removed with its last run, unless its
+/// source cannot issue another token. An expired credential is always removed.
 ///
-/// It is a courtesy to the user and no duty: what cannot be removed now is left to the next start.
+/// Best effort: what cannot be removed is left for the next start.
 pub fn sweep(root: &Path, clock: Clock, watch: Watch<'_>) {
     for key in keys(root).unwrap_or_default() {
         remove_unfinished_of_nobody(&key);
@@ -198,9 +211,9 @@ fn sweep_run(run: &Path) -> Result<bool, StoreError> {
     Ok(true)
 }
 
-/// Removes the runs that do not tell whose they are, because a power cut took that: a run is shown with its owner in
-/// place, and one that is laid out anew shares the lease. Who is alone with the lease knows that they are nobody's. Says
-/// whether there was any.
+/// Removes runs without a valid owner file, which was lost in a power failure. A run is only renamed into place with
+/// its owner file, and a run that recreates its directory shares the lease. So with the exclusive lease, such runs are
+/// known to be dead. Returns whether there were any.
 fn remove_damaged_of_nobody(key: &Path) -> bool {
     let runs = subdirectories(&key.join(RUNS));
     let is_damaged = |run: &&PathBuf| !is_unborn(run) && matches!(owner_of(run), Ok(None));
@@ -212,7 +225,7 @@ fn remove_damaged_of_nobody(key: &Path) -> bool {
     damaged.into_iter().filter(|run| private_file::remove(run).is_ok()).count() > 0
 }
 
-/// Whose run it is; `None` where that is not there, or not to be understood.
+/// Returns the owner of a run; `None` if the owner file is missing or invalid.
 fn owner_of(run: &Path) -> Result<Option<Owner>, StoreError> {
     let text = private_file::read(&run.join(OWNER))?;
     Ok(text.and_then(|text| serde_json::from_slice(&text).ok()))
@@ -229,7 +242,7 @@ fn remove_credential_of_nobody(key: &Path, last_run_was_killed: bool, clock: Clo
     if !is_to_go() {
         return Ok(false);
     }
-    // Alone, and while nobody replaces it; then look again, for somebody may have just done so.
+    // Take both locks, so that the credential is neither used nor replaced, and check again.
     let (Some(_alone), Some(_turn)) =
         (FileLock::try_acquire(&key.join(LEASE))?, FileLock::try_acquire(&key.join(LOCK))?)
     else {
@@ -242,12 +255,12 @@ fn remove_credential_of_nobody(key: &Path, last_run_was_killed: bool, clock: Clo
     Ok(true)
 }
 
-/// Removes what nobody lives for, the credential included: of these keys, or of all where none is named. What living
-/// runs share stays. Tells whether nothing had to stay.
+/// Removes everything that no living run uses, including credentials: of these keys, or of all keys. Keeps what living
+/// runs share. Returns whether nothing had to stay.
 ///
 /// # Errors
 ///
-/// If the state directory is not this user's alone, or something in it cannot be removed.
+/// Fails if the state directory is not private, or if something in it cannot be removed.
 pub fn clear(root: &Path, keys: Option<&[PathBuf]>, clock: Clock, watch: Watch<'_>) -> Result<bool, StoreError> {
     let mut is_clear = true;
     let found = self::keys(root)?;
@@ -267,24 +280,24 @@ pub fn clear(root: &Path, keys: Option<&[PathBuf]>, clock: Clock, watch: Watch<'
     Ok(is_clear)
 }
 
-/// What a killed process was writing: whoever has the key's lock knows that nobody writes.
+/// Removes temporary files of killed processes. The key's lock ensures that no process is writing.
 fn remove_unfinished_of_nobody(key: &Path) {
     if let Ok(Some(_alone)) = FileLock::try_acquire(&key.join(LOCK)) {
         private_file::remove_unfinished(key);
     }
 }
 
-/// The directories of all identity keys of this state directory; none where it does not exist.
+/// Returns the directories of all identity keys in this state directory; none if it does not exist.
 ///
 /// # Errors
 ///
-/// If it is not this user's alone, or cannot be read.
+/// Fails if the directory is not private, or cannot be read.
 pub fn keys(root: &Path) -> Result<Vec<PathBuf>, StoreError> {
     private_file::verify_if_there(root)?;
     keys_unverified(root)
 }
 
-/// The same, whoever can read the directory.
+/// Like [`keys`], even if other users can read the directory.
 pub(super) fn keys_unverified(root: &Path) -> Result<Vec<PathBuf>, StoreError> {
     Ok(list(root)?.into_iter().filter(|path| is_key(path)).collect())
 }
@@ -293,7 +306,7 @@ pub(super) fn subdirectories(path: &Path) -> Vec<PathBuf> {
     list(path).unwrap_or_default()
 }
 
-/// The directories in this one; none where it does not exist.
+/// Returns the subdirectories of a directory; none if it does not exist.
 pub(super) fn list(path: &Path) -> Result<Vec<PathBuf>, StoreError> {
     let entries = match fs::read_dir(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -307,7 +320,7 @@ pub(super) fn is_unborn(run: &Path) -> bool {
     run.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'))
 }
 
-/// Whether a directory is named as a key is; anything else in the state directory is not ours.
+/// Returns whether a directory is named like a key. Any other entry in the state directory is not wifshare's.
 pub(super) fn is_key(path: &Path) -> bool {
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     name.len() == 32 && name.bytes().all(|byte| byte.is_ascii_hexdigit())

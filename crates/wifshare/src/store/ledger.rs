@@ -1,7 +1,8 @@
-//! The spent identity tokens of this machine's user: written and synced before the first byte of a token leaves.
+//! The ledger of spent identity tokens of this user on this machine. An entry is written and synced before the first
+//! byte of the token is sent.
 //!
-//! One ledger for all identity keys. A token's single use is counted by the server for its issuer and `jti`, whatever
-//! rule or workspace it is sent with, so two keys that read one token file must know of each other.
+//! All identity keys share one ledger. The server counts uses per issuer and `jti`, whatever rule or workspace the
+//! token is sent with, so two keys that read the same token file must know each other's entries.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
@@ -22,43 +23,43 @@ use crate::step::Watch;
 const FILE: &str = "spent";
 const LOCK: &str = "spent.lock";
 
-/// The longest line that is read in one piece. An entry has about 250 bytes.
+/// Maximum length of a line that is read at once. An entry has about 250 bytes.
 const LONGEST_LINE: u64 = 16 * 1024;
 
-/// What this process has written down, with the directory of each: a directory can be removed under a living process,
-/// which knows what it sent all the same.
+/// The entries that this process wrote, with their directories. Another process may remove the directory of a living
+/// process, which must still know what it sent.
 static OURS: Mutex<Vec<(PathBuf, Spent)>> = Mutex::new(Vec::new());
 
-/// What became of an identity token.
+/// How an identity token was used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Use {
-    /// We sent it to the token endpoint, or were about to when we died.
+    /// wifshare sent it to the token endpoint, or was about to when it was killed.
     Sent,
-    /// It was handed to the children in a file; they may send it.
+    /// It was delivered to the children in a file. They may send it.
     HandedOut,
 }
 
-/// A spent identity token: never its text, only its fingerprint.
+/// The ledger entry of a spent identity token. Contains its fingerprint, never its text.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spent {
     version: u32,
     fingerprint: String,
-    /// What for.
+    /// How it was used.
     pub used: Use,
-    /// By whom.
+    /// The process that used it.
     pub owner: Owner,
     /// When, in seconds since the epoch.
     pub at: u64,
-    /// When it may be forgotten, in seconds since the epoch: the server refuses it then for its age.
+    /// When the entry may be removed, in seconds since the epoch. The server then rejects the token for its age.
     forget_at: u64,
-    /// When, in seconds since the boot of its owner. The wall clock may be ahead when somebody looks, this one is not.
+    /// When, in seconds since the owner's boot. Unlike the wall clock, this clock cannot be ahead for a later reader.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     since_boot: Option<u64>,
 }
 
 impl Spent {
-    /// "taken for an exchange by pid 4711, 12 s ago".
+    /// Formats the entry, such as "taken for an exchange by pid 4711, 12 s ago".
     pub fn story(&self, now: SystemTime) -> String {
         let ago = epoch_seconds(now).saturating_sub(self.at);
         match self.used {
@@ -67,8 +68,8 @@ impl Spent {
         }
     }
 
-    /// Whether the server refuses the token for its age, by both clocks: the wall clock, and the time that has passed
-    /// since it was spent for certain.
+    /// Returns whether the server rejects the token for its age. Both the wall clock and the time that has certainly
+    /// passed since then must agree.
     fn is_outdated(&self, clock: Clock) -> bool {
         let uptime = (clock.monotonic)().as_secs();
         let passed = match self.owner.is_of_this_boot() {
@@ -87,11 +88,11 @@ pub(super) struct Ledger {
     root: PathBuf,
 }
 
-/// Whether a token could be written down.
+/// The result of recording a token.
 pub(super) enum Written {
-    /// It is there now, and synced.
+    /// The entry was written and synced.
     New(Spent),
-    /// It was there before: the token must not be used.
+    /// The entry already existed: the token must not be used.
     Before(Spent),
 }
 
@@ -100,11 +101,11 @@ impl Ledger {
         Ledger { root: root.to_owned() }
     }
 
-    /// Writes this token down as spent and syncs, unless it is there already. After an error it is not there, as far as
-    /// that could be had.
+    /// Records this token as spent and syncs, unless it is already recorded. After an error, the entry is removed if
+    /// possible.
     ///
-    /// The lock is held for the write alone. The sync may take seconds on a slow disk, and many processes can wait for
-    /// theirs at the same time.
+    /// The lock is held only for the write. A sync may take seconds on a slow disk, and many processes can sync at the
+    /// same time.
     pub(super) fn spend(
         &self,
         token: &IdentityToken,
@@ -138,15 +139,15 @@ impl Ledger {
         match file.sync_all() {
             Ok(()) => Ok(Written::New(entry)),
             Err(source) => {
-                // Nothing was sent. Where the entry cannot be taken back, the token stays spent.
+                // Nothing was sent. If the entry cannot be removed, the token stays spent.
                 drop(self.take_back(&entry, clock, watch));
                 Err(self.failed("write", source).into())
             }
         }
     }
 
-    /// Removes an entry of this process, for a token that has not left: its line is blanked, which needs no space on
-    /// the disk, and synced.
+    /// Removes an entry of this process, for a token that was not sent. Overwrites its line with blanks, which needs no
+    /// disk space, and syncs.
     pub(super) fn take_back(&self, entry: &Spent, clock: Clock, watch: Watch<'_>) -> Result<(), StoreError> {
         let _lock = self.lock(clock, watch)?;
         let line = entry.line();
@@ -167,13 +168,13 @@ impl Ledger {
         Ok(())
     }
 
-    /// What stands there about this token, or what this process knows of it. Needs no lock: entries are only ever added,
-    /// blanked or replaced whole.
+    /// Returns the entry for this token, from the file or from this process's own entries. Needs no lock: entries are
+    /// only added, blanked or replaced whole.
     pub(super) fn find(&self, token: &IdentityToken) -> Result<Option<Spent>, StoreError> {
         self.search(&token.fingerprint().to_string())
     }
 
-    /// Writes what this process has spent into a ledger that lacks it, because somebody removed the one of before.
+    /// Adds this process's own entries to a ledger that lacks them because the previous one was removed.
     pub(super) fn restore(&self, clock: Clock, watch: Watch<'_>) -> Result<(), StoreError> {
         if ours().iter().all(|(root, _)| *root != self.root) {
             return Ok(());
@@ -184,15 +185,15 @@ impl Ledger {
         Ok(file.sync_all().map_err(|source| self.failed("write", source))?)
     }
 
-    /// Reads the whole of it, and says whether each line is what it should be.
+    /// Reads the whole ledger and fails at the first invalid line.
     pub(super) fn check(&self) -> Result<(), StoreError> {
         private_file::open_to_read(&self.root.join(LOCK))?;
         self.each_entry(|_| {})
     }
 
     fn lock(&self, clock: Clock, watch: Watch<'_>) -> Result<FileLock, StoreError> {
-        // It is held for one write, or, now and then, for as long as it takes to write the ledger anew. A longer wait
-        // means that its holder is stopped; as long as one holder follows another, it is waited for on.
+        // The lock is held for one write, or sometimes for a rewrite of the ledger. A longer wait means that its holder
+        // is stopped. The wait continues while holders change.
         const FOR_ONE_HOLDER: Duration = Duration::from_secs(20);
         let patience = Patience { for_one_holder: FOR_ONE_HOLDER, in_all: PATIENCE };
         FileLock::acquire(&self.root.join(LOCK), patience, clock, watch)
@@ -209,8 +210,8 @@ impl Ledger {
         Ok(found)
     }
 
-    /// Opens the file to append to it. A new one is synced into its directory before anybody writes into it, so that
-    /// whoever syncs an entry has synced enough.
+    /// Opens the file for appending. A new file is synced into its directory before the first write, so that syncing
+    /// the file is enough to keep an entry.
     fn open(&self) -> Result<File, StoreError> {
         let path = self.root.join(FILE);
         let file = private_file::open_in_place(&path)?;
@@ -222,10 +223,10 @@ impl Ledger {
 
     fn append(&self, file: &mut File, entry: &Spent) -> Result<(), StoreError> {
         let length = file.seek(SeekFrom::End(0)).map_err(|source| self.failed("write", source))?;
-        // On a line of its own, whatever a crash left in front of it.
+        // Starts a new line, because a crash may have left an incomplete one.
         let line = [if length == 0 { &b""[..] } else { b"\n" }, &entry.line()].concat();
         file.write_all(&line).map_err(|source| {
-            // Half a line is of no use to anybody, and nobody else writes while we have the lock.
+            // Remove an incomplete line. No other process writes while this one holds the lock.
             drop(file.set_len(length));
             self.failed("write", source).into()
         })
@@ -241,7 +242,7 @@ impl Ledger {
         missing.iter().try_for_each(|entry| self.append(file, entry))
     }
 
-    /// Drops what the server would refuse for its age, once there is enough of it.
+    /// Removes entries of tokens that the server rejects for their age, once there are enough of them.
     fn forget(&self, clock: Clock, watch: Watch<'_>) -> Result<(), StoreError> {
         const WORTH_IT: usize = 512;
         let (mut all, mut outdated) = (0, 0);
@@ -275,7 +276,7 @@ impl Ledger {
         })
     }
 
-    /// Reads the file line by line, as far as it goes now; tells where each line begins.
+    /// Reads the current lines of the file, each with its offset.
     fn each_line(&self, see: impl FnMut(u64, &[u8]) -> Result<(), StoreError>) -> Result<(), StoreError> {
         match private_file::open_to_read(&self.root.join(FILE))? {
             Some((file, length)) => {
@@ -307,7 +308,7 @@ fn each_line(
     let (mut line, mut offset) = (Vec::new(), 0);
     loop {
         line.clear();
-        // A longer line is none of ours, and seen in parts.
+        // A longer line is not an entry, and is passed on in parts.
         let length = reader.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line).map_err(&failed)? as u64;
         if length == 0 {
             return Ok(());
@@ -317,19 +318,19 @@ fn each_line(
     }
 }
 
-/// The entries that these bytes hold, one a line.
+/// Parses entries, one per line.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn parse(bytes: &[u8], path: &Path) -> Result<Vec<Spent>, StoreError> {
     let lines = bytes.split(|byte| *byte == b'\n').zip(1..);
     lines.filter_map(|(line, number)| parse_line(line, number, path).transpose()).collect()
 }
 
-/// The entry on this line; `None` where there is none: an empty or blanked line, or what a crash left of one.
+/// Parses a line. Returns `None` for a line without an entry: empty, blanked, or left incomplete by a crash.
 fn parse_line(line: &[u8], number: u64, path: &Path) -> Result<Option<Spent>, StoreError> {
     const BEGINNING: &[u8] = br#"{"version":1,"fingerprint":""#;
     match serde_json::from_slice::<Spent>(line) {
         Ok(entry) if entry.version == FORMAT => return Ok(Some(entry)),
-        // A newer entry may look otherwise, and has its version all the same.
+        // A newer entry may have other fields, but always a version.
         _ => match serde_json::from_slice::<Version>(line) {
             Ok(Version { version }) if version != u64::from(FORMAT) => {
                 return Err(StoreError::Newer { path: path.to_owned(), version });
@@ -337,14 +338,15 @@ fn parse_line(line: &[u8], number: u64, path: &Path) -> Result<Option<Spent>, St
             _ => {}
         },
     }
-    // A line that a crash tore or filled with zeros was never synced, so its token never left. Anything else was an
+    // A line that a crash cut or filled with zeros was never synced, so its token was never sent. Anything else was an
     // entry once, or hides some.
     let is_torn = line.starts_with(BEGINNING) || BEGINNING.starts_with(line.trim_ascii_end()) || line.contains(&0);
     if is_torn { Ok(None) } else { Err(StoreError::Damaged { path: path.to_owned(), line: number }) }
 }
 
-/// An hour after its end, or a day from now where it does not say when it ends: the clocks of this machine and of the
-/// server may differ. Where this clock is ahead, its life as the issuer tells it counts.
+/// Returns when the entry may be removed: an hour after the token's expiry, or a day from now if it has none, because
+/// the clocks of machine and server may differ. If this machine's clock is ahead, the lifetime that the issuer states
+/// counts from now.
 fn forget_at(token: &IdentityToken, now: SystemTime) -> u64 {
     const HOUR: u64 = 3600;
     let claims = token.claims();

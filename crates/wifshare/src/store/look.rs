@@ -1,4 +1,4 @@
-//! What stands in a state directory at this moment, for people who want to know: read only, and without waiting.
+//! A read-only snapshot of a state directory, taken without waiting.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,7 @@ use crate::clock::Clock;
 use crate::credential::Credential;
 use crate::private_file;
 
-/// The state of one identity key, as somebody sees it who takes no part.
+/// The state of one identity key.
 #[derive(Debug)]
 pub struct Look {
     /// The identity key.
@@ -19,22 +19,25 @@ pub struct Look {
     pub directory: PathBuf,
     /// The stored credential, fresh or not.
     pub credential: Option<Credential>,
-    /// Where its identity tokens come from, in words.
+    /// Description of the identity source.
     pub source: Option<String>,
-    /// Whether that source can be asked again at any time.
+    /// Whether the source can issue a new token at any time.
     pub remintable: bool,
-    /// A failure that still counts.
+    /// The cached failure, if it still applies.
     pub refusal: Option<Refusal>,
-    /// Who has the lock and what for: "pid 4711, exchanging since 2 s".
+    /// The lock holder's description of itself: "pid 4711, exchanging since 2 s".
     pub holder: Option<String>,
-    /// The runs that live.
+    /// The living runs.
     pub runs: Vec<Owner>,
-    /// What could not be read.
+    /// The error if the credential could not be read.
     pub unreadable: Option<StoreError>,
 }
 
-/// Looks at every identity key of this state directory, in the order of their names. Where there is no directory there
-/// are none.
+/// Returns a snapshot of every identity key in this state directory, sorted by key. Returns none if the directory does
+/// not exist.
+///
+/// # Errors
+/// Fails if the directory is not private, or cannot be read.
 pub fn look(root: &Path, clock: Clock) -> Result<Vec<Look>, StoreError> {
     let mut keys = keys(root)?;
     keys.sort();

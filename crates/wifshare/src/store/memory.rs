@@ -1,11 +1,11 @@
-//! A credential that is in no file.
+//! A credential that is kept in memory only.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::clock::Moment;
 use crate::credential::Credential;
 
-/// A place for one credential in this process's memory; its copies are the same place.
+/// Holds one credential in this process's memory. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Memory(Arc<Mutex<Option<(Credential, Moment)>>>);
 

@@ -1,4 +1,4 @@
-//! Which process this is, told so that another one can find out later whether it still lives.
+//! Identifies a process, so that another process can check later whether it is alive.
 
 use std::fmt;
 use std::io::Read;
@@ -7,41 +7,40 @@ use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
-/// A process, distinguished from a later one that was given the same number.
+/// A process, distinguished from a later process with the same pid.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owner {
     /// Its process id, in its own pid namespace.
     pub pid: u32,
-    /// When it started, in the kernel's ticks since boot; unknown where there is no `/proc`.
+    /// When it started, in the kernel's ticks since boot; unknown without `/proc`.
     pub start_time: Option<u64>,
-    /// Which boot of the machine that was.
+    /// The boot id of the machine at that time.
     pub boot: Option<String>,
 }
 
 impl Owner {
-    /// This process.
+    /// Returns this process.
     pub fn current() -> Owner {
         static START_TIME: OnceLock<Option<u64>> = OnceLock::new();
         let pid = std::process::id();
         Owner { pid, start_time: *START_TIME.get_or_init(|| start_time(pid)), boot: boot() }
     }
 
-    /// The living process of this number; `None` where there is none, or where there is no `/proc` to tell.
+    /// Returns the living process with this pid; `None` if it does not exist, or without `/proc`.
     pub fn of(pid: u32) -> Option<Owner> {
         Some(Owner { pid, start_time: Some(start_time(pid)?), boot: boot() })
     }
 
-    /// Whether the machine has not been started anew since; `false` where that is not known.
+    /// Returns whether the machine has not rebooted since then; `false` if unknown.
     pub(super) fn is_of_this_boot(&self) -> bool {
         self.boot.is_some() && self.boot == boot()
     }
 
-    /// Whether it is known to have ended. A doubt counts as alive: what is left behind is swept another time.
+    /// Returns whether the process has ended. Without `/proc`, this is always `true`, and the lock alone decides.
     pub fn is_dead(&self) -> bool {
         match (self.start_time, &self.boot) {
             (Some(_), Some(then)) if boot().is_some_and(|now| now != *then) => true,
             (Some(then), Some(_)) => start_time(self.pid) != Some(then),
-            // Without /proc the lock alone has to tell.
             _ => true,
         }
     }
@@ -58,7 +57,8 @@ fn start_time(pid: u32) -> Option<u64> {
 }
 
 pub(crate) fn start_time_in(stat: &str) -> Option<u64> {
-    // The command name stands in parentheses and may hold anything; field 22 counts from behind it (proc_pid_stat(5)).
+    // The command name is in parentheses and may contain anything, so field 22 is counted from after it
+    // (proc_pid_stat(5)).
     let after_name = &stat[stat.rfind(')')? + 1..];
     after_name.split_ascii_whitespace().nth(19)?.parse().ok()
 }

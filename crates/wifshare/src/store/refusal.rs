@@ -1,5 +1,5 @@
-//! A refusal, remembered for a short while, so that a hundred processes fail at once with one clear reason instead of
-//! knocking a hundred times.
+//! Caches a failed exchange for a short time, so that a hundred processes fail at once with one clear reason instead of
+//! sending a hundred requests.
 
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -15,7 +15,7 @@ use crate::step::Watch;
 
 pub(super) const FILE: &str = "refusal.json";
 
-/// A refusal that nobody can have meant to last longer than this.
+/// Maximum lifetime of a cached failure, whatever its file says.
 pub(crate) const LONGEST: Duration = Duration::from_secs(60);
 
 /// Why the last exchange failed, in texts that are safe to show.
@@ -25,19 +25,19 @@ pub struct Refusal {
     pub code: String,
     /// The error and its causes.
     pub message: String,
-    /// The cure.
+    /// An instruction for the user.
     pub hint: Option<String>,
-    /// What could be told of it beside.
+    /// Likely causes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub diagnosis: Option<Diagnosis>,
-    /// What the source had given, as a hash: where it gives something else now, that is not refused.
+    /// A hash of what the source provided. The failure does not apply if the source provides something else now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub given: Option<String>,
-    /// Who was refused.
+    /// The process whose exchange failed.
     pub owner: Owner,
-    /// When, in seconds since the epoch.
+    /// When it failed, in seconds since the epoch.
     pub at: u64,
-    /// Until when it counts, in seconds since the epoch.
+    /// When it expires, in seconds since the epoch.
     until: u64,
 }
 
@@ -49,27 +49,27 @@ struct Versioned {
 }
 
 impl Refusal {
-    /// A refusal of this process, at this moment, that counts for so long.
+    /// Creates a failure of this process at this moment, which expires after `lasting`.
     pub fn new(code: &str, message: String, hint: Option<String>, now: SystemTime, lasting: Duration) -> Refusal {
         let at = epoch_seconds(now);
         let (code, until) = (code.to_owned(), at + lasting.as_secs());
         Refusal { code, message, hint, diagnosis: None, given: None, owner: Owner::current(), at, until }
     }
 
-    /// The same with what could be told of it beside.
+    /// Adds likely causes.
     pub fn with_diagnosis(mut self, diagnosis: Option<Diagnosis>) -> Refusal {
         self.diagnosis = diagnosis;
         self
     }
 
-    /// The same for what the source had given.
+    /// Adds the hash of what the source provided.
     pub fn of_given(mut self, given: Option<String>) -> Refusal {
         self.given = given;
         self
     }
 
-    /// How much longer it counts; `None` when it no longer does. A clock that was stepped back ends it too, and none
-    /// counts longer than a bound of ours, whatever its file says.
+    /// Returns how much longer the failure applies; `None` if it has expired. A clock that was set back ends it too. A
+    /// fixed maximum applies, whatever the file says.
     pub fn remaining(&self, now: SystemTime) -> Option<Duration> {
         let begun = from_epoch_seconds(self.at) <= now + Duration::from_secs(1);
         let until = from_epoch_seconds(self.until).min(from_epoch_seconds(self.at) + LONGEST);
@@ -77,7 +77,7 @@ impl Refusal {
     }
 }
 
-/// What is remembered in this directory, if it still counts. One that cannot be read counts as none.
+/// Reads the cached failure of this directory, if it still applies. An unreadable one counts as missing.
 pub(super) fn read(directory: &Path, now: SystemTime) -> Result<Option<Refusal>, StoreError> {
     let bytes = private_file::read(&directory.join(FILE))?;
     Ok(bytes.and_then(|bytes| parse(&bytes)).filter(|refusal| refusal.remaining(now).is_some()))
@@ -91,7 +91,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Option<Refusal> {
 pub(super) fn remember(directory: &Path, refusal: &Refusal, watch: Watch<'_>) -> Result<(), StoreError> {
     let versioned = Versioned { version: FORMAT, refusal: refusal.clone() };
     let bytes = serde_json::to_vec_pretty(&versioned).expect("texts and numbers become JSON");
-    // It counts for seconds; whoever starts after a power cut finds out anew.
+    // No sync: it expires within seconds, and after a power failure the next process simply tries.
     Ok(private_file::replace_unsynced(directory, FILE, &bytes, watch)?)
 }
 
