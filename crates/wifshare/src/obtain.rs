@@ -1,4 +1,4 @@
-//! The obtain journey: returns a usable credential, and exchanges an identity token if there is none.
+//! The obtain journey: returns the stored credential if usable, or else exchanges an identity token.
 //!
 //! The order is: check the store, lock, check again, check for a cached failure, request an identity token just in
 //! time, connect, record the token as spent, send it once, parse the response, store the credential.

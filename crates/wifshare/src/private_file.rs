@@ -30,7 +30,7 @@ pub enum PrivateFileError {
         #[source]
         source: io::Error,
     },
-    /// A symbolic link stands where a real file or directory is needed.
+    /// The path is a symbolic link instead of a real file or directory.
     #[error("{} is a symbolic link, and a link could lead anywhere", .0.display())]
     Link(PathBuf),
     /// The path is not of the expected kind.

@@ -240,7 +240,7 @@ impl ObtainError {
                     .to_owned(),
             ),
             ObtainError::MaybeSent { reissue, .. } => Some(how_to_go_on(*reissue)),
-            // A job with only one identity token cannot retry with another.
+            // Unless the source issues tokens on demand, there is no other token for a retry.
             ObtainError::Token { source: TokenError::Busy { .. }, reissue, .. } if *reissue != Reissue::OnDemand => {
                 Some(how_to_go_on(*reissue))
             }
@@ -313,8 +313,8 @@ impl ObtainError {
     }
 
     /// Returns how long to cache the failure for other processes: the more certain it is that they would fail in the
-    /// same way, the longer. A failure that may affect only this process, such as an unreachable network or a missing
-    /// command, is not cached.
+    /// same way, the longer. A failure that may affect only this process, such as an unreachable network or a command
+    /// that cannot be started, is not cached.
     pub(super) fn is_worth_remembering_for(&self) -> Option<Duration> {
         const PASSING: Duration = Duration::from_secs(5);
         const LASTING: Duration = Duration::from_secs(30);
