@@ -120,9 +120,19 @@ fn system_limits_are_named() {
         assert_eq!(ended.code, 125, "{limit} {command}: {}", ended.stderr);
         assert!(ended.stderr.contains(words), "{limit} {command}: {}", ended.stderr);
         assert!(!ended.stderr.contains("make it writable"), "{limit} {command}: {}", ended.stderr);
+        assert!(!ended.stderr.contains("trying again"), "{limit} {command}: {}", ended.stderr);
         let later = job.token(&[]);
         assert_eq!(later.code, 0, "{limit} {command}: {}", later.stderr);
     }
+}
+
+#[test]
+fn missing_directory_of_a_socket_is_named() {
+    let job = Job::new(settings());
+    let ended = job.run(&["gateway", "--unix", "/nonexistent/socket"]);
+    assert_eq!(ended.code, 125, "{}", ended.stderr);
+    assert!(ended.stderr.contains("the directory /nonexistent does not exist"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("hint: create that directory"), "{}", ended.stderr);
 }
 
 #[test]

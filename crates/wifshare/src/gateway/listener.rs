@@ -216,6 +216,10 @@ impl Socket {
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, error));
         }
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        if !parent.is_dir() {
+            let error = format!("the directory {} does not exist", parent.display());
+            return Err(io::Error::new(io::ErrorKind::NotFound, error));
+        }
         let closed = std::os::unix::fs::PermissionsExt::from_mode(0o700);
         let nest = tempfile::Builder::new().prefix(".ws").rand_bytes(4).permissions(closed).tempdir_in(parent)?;
         let unborn = nest.path().join("s");

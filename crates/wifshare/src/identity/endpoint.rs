@@ -13,6 +13,7 @@ use crate::backoff::Backoff;
 use crate::clock::Clock;
 use crate::identity_token::Claims;
 use crate::message::{Body, Request, Response, is_secure, retry_after, safe_text, whole_message};
+use crate::resource;
 use crate::secret::Secret;
 use crate::step::{Step, Watch};
 
@@ -166,7 +167,8 @@ impl Endpoint {
                         source: Box::new(error),
                     };
                     let budget = match self.network {
-                        _ if failure.certificate().is_some() => Duration::ZERO,
+                        // The same again: the fault is not on the network.
+                        _ if failure.certificate().is_some() || is_local_limit(&failure) => Duration::ZERO,
                         Network::Routed => PATIENCE,
                         Network::LinkLocal => SHORT_PATIENCE,
                     };
@@ -303,6 +305,11 @@ fn message(response: &Response) -> Option<String> {
         error => Some(error.get("message")?.as_str()?.to_owned()),
     });
     message.or(error_description).or(error)
+}
+
+/// Whether this process ran into a limit of its own, such as too many open files.
+fn is_local_limit(failure: &IdentityError) -> bool {
+    resource::cure_in(&whole_message(failure)).is_some()
 }
 
 /// Whether the response says that a retry may succeed.

@@ -256,6 +256,9 @@ impl ObtainError {
             ObtainError::Gateway(error) if error.kind() == std::io::ErrorKind::InvalidFilename => {
                 Some("choose a shorter path with --unix, or leave it out to listen on loopback".to_owned())
             }
+            ObtainError::Gateway(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                Some("create that directory, or choose another path with --unix".to_owned())
+            }
             ObtainError::Gateway(_) => Some(
                 "choose another address with --listen (it has to be of this machine alone) or another path with --unix; \
                  what is at the place already is left alone"
@@ -285,7 +288,10 @@ impl ObtainError {
     /// Returns whether a retry with a new identity token may succeed.
     pub(super) fn may_pass(&self) -> bool {
         match self {
-            ObtainError::NotSent(NotSent { certificate, .. }) => certificate.is_none(),
+            // Neither a refused certificate nor a limit of this process is different the next time.
+            ObtainError::NotSent(NotSent { certificate, cause, .. }) => {
+                certificate.is_none() && resource::cure_in(cause).is_none()
+            }
             ObtainError::MaybeSent { .. } | ObtainError::Spent { .. } => true,
             ObtainError::Token { source, .. } => matches!(source, TokenError::Busy { .. }),
             ObtainError::Store(_)
