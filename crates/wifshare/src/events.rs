@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use crate::event::Event;
-use crate::private_file;
+use crate::private_file::{self, PrivateFileError};
 
 const FILE: &str = "events.jsonl";
 const BEFORE: &str = "events.before.jsonl";
@@ -77,6 +77,17 @@ impl EventLog {
         let files = [BEFORE, FILE].map(|name| private_file::read(&self.directory.join(name)).ok().flatten());
         let lines = files.iter().flatten().flat_map(|bytes| bytes.split(|byte| *byte == b'\n'));
         lines.filter_map(|line| serde_json::from_slice(line).ok()).collect()
+    }
+
+    /// Opens the files of the log and reads nothing.
+    ///
+    /// # Errors
+    /// One of them is not a private file of this user.
+    pub fn check(&self) -> Result<(), PrivateFileError> {
+        for name in [BEFORE, FILE] {
+            private_file::open_to_read(&self.directory.join(name))?;
+        }
+        Ok(())
     }
 
     /// Returns whether events may be missing because the log was full.

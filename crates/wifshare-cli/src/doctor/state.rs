@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use wifshare::{Config, ConfigError, Credential, Enclosing, Environment, ObtainError, Refusal, StoreError};
+use wifshare::{Config, ConfigError, Credential, Enclosing, Environment, EventLog, ObtainError, Refusal, StoreError};
 
 use super::finding::Finding;
 use crate::clock::clock;
@@ -34,6 +34,10 @@ pub(super) fn look(config: &Config) -> (Vec<Finding>, Option<Credential>) {
             findings.push(failed(error));
             return (findings, None);
         }
+    }
+    if let Err(error) = EventLog::of(store.directory()).check() {
+        let message = format!("{}; `report` and `status` cannot show what happened", wifshare::whole_message(&error));
+        findings.push(Finding::warning("event log", message, error.hint()));
     }
     match store.read(clock()) {
         Ok(Some(credential)) if credential.is_usable(clock().now()) => {

@@ -69,6 +69,16 @@ fn special_file_in_the_state_directory_blocks_no_command() {
 }
 
 #[test]
+fn doctor_names_an_event_log_that_is_no_file() {
+    let mut job = Job::new(settings());
+    assert_eq!(job.token(&[]).code, 0);
+    let log = crate::job::files(&job.state()).into_iter().find(|path| path.ends_with("events.jsonl")).unwrap();
+    put(KINDS[0], &log);
+    let ended = job.run(&["doctor"]);
+    assert!(ended.stdout.contains("warning  event log"), "{}{}", ended.stdout, ended.stderr);
+}
+
+#[test]
 fn special_file_named_by_a_variable_or_option_blocks_no_command() {
     let names = [
         "ANTHROPIC_IDENTITY_TOKEN_FILE",
