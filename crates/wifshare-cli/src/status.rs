@@ -373,6 +373,9 @@ mod watch {
             if signals::pause(PACE).is_err() {
                 return Ok(signals::code_of_interruption().unwrap_or(0));
             }
+            if crate::terminal::reader_has_gone() {
+                return Ok(0);
+            }
         }
     }
 

@@ -74,6 +74,24 @@ pub(crate) fn size_of_data() -> (usize, usize) {
     (side(size.map(|size| size.ws_col), 80), side(size.map(|size| size.ws_row), 24))
 }
 
+/// Whether the reader of standard output has closed it, as `head` does. A pipe tells this without a write.
+#[cfg(unix)]
+pub(crate) fn reader_has_gone() -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+    let stdout = std::io::stdout();
+    let mut fds = [PollFd::new(&stdout, PollFlags::empty())];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let is_known = poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0);
+    is_known && fds[0].revents().intersects(PollFlags::ERR | PollFlags::HUP)
+}
+
+/// Not run by us: the next write finds out.
+#[cfg(not(unix))]
+pub(crate) fn reader_has_gone() -> bool {
+    false
+}
+
 /// The alternate screen of the terminal. Dropping it restores the previous screen.
 #[cfg(unix)]
 pub(crate) struct AlternateScreen;

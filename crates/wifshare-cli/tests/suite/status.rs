@@ -116,6 +116,15 @@ fn status_reports_a_killed_run_as_gone() {
 }
 
 #[test]
+fn watch_ends_when_its_reader_has_gone() {
+    let mut job = Job::new(settings());
+    assert_eq!(job.token(&[]).code, 0);
+    let script = "{ timeout 60 \"$WIFSHARE\" status --watch --json; echo $? >&2; } | head -c 1";
+    let ended = crate::job::finish(job.command("sh", &["-c", script]).spawn().unwrap());
+    assert_eq!(ended.stderr.trim(), "0");
+}
+
+#[test]
 fn status_watch_prints_each_change_and_ends_on_a_signal() {
     let mut job = Job::new(settings());
     let mut watch = job.wifshare(&["status", "--watch", "--json"]).spawn().unwrap();
