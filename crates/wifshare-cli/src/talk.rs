@@ -14,6 +14,7 @@ use wifshare::{Environment, Step, moment};
 
 use crate::catalogue::code;
 use crate::clock::clock;
+use crate::explain::wrapped;
 use crate::failure::Failure;
 use crate::progress;
 use crate::signals;
@@ -212,7 +213,18 @@ impl Talk {
             }
             text
         };
-        say(&text(&|colour, word| self.coloured(colour, word)));
+        match self.terminal.is_live {
+            // The escape codes have no width, so they come last.
+            true => {
+                let (head, text) = (
+                    format!("error[{}]:", failure.name),
+                    folded_at(&text(&|_, word| word.to_owned()), self.terminal.width),
+                );
+                let text = text.replacen(&head, &self.coloured(RED, &head), 1);
+                say(&text.replacen("\n  hint:", &format!("\n  {}", self.coloured(CYAN, "hint:")), 1));
+            }
+            false => say(&text(&|colour, word| self.coloured(colour, word))),
+        }
         if self.github {
             say(&format!("::error title=wifshare::{}", escape(&text(&|_, word| word.to_owned()))));
         }
@@ -394,6 +406,21 @@ impl Talk {
     }
 }
 
+/// These lines for a terminal of this width. What is between backticks is to be copied, and stays in one piece.
+fn folded_at(text: &str, width: usize) -> String {
+    const UNBROKEN: &str = "\u{e000}";
+    let mut lines = String::new();
+    for line in text.lines() {
+        let spans = line.split('`').enumerate();
+        let spans =
+            spans.map(|(number, span)| if number % 2 == 1 { span.replace(' ', UNBROKEN) } else { span.to_owned() });
+        let line = spans.collect::<Vec<_>>().join("`");
+        let indent = &line[..line.len() - line.trim_start().len()];
+        lines += &wrapped(line.trim_start(), indent, "    ", width);
+    }
+    lines.trim_end().replace(UNBROKEN, " ")
+}
+
 /// The cause of the last retry.
 fn last_cause() -> MutexGuard<'static, Option<String>> {
     static LAST: Mutex<Option<String>> = Mutex::new(None);
@@ -469,6 +496,15 @@ pub(crate) fn whole(time: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn error_on_a_terminal_breaks_between_words_and_in_no_command() {
+        let text = "error[a]: one two three four\n  hint: run `wifshare start --format env` and five more words";
+        let folded = folded_at(text, 24);
+        let expected = "error[a]: one two three\n    four\n  hint: run\n    `wifshare start --format env`\n    and five more words";
+        assert_eq!(folded, expected);
+        assert_eq!(folded_at(text, 200), text);
+    }
 
     #[test]
     fn masks_are_written_only_to_the_runner_log() {

@@ -120,7 +120,7 @@ fn watch_ends_when_its_reader_has_gone() {
     let mut job = Job::new(settings());
     assert_eq!(job.token(&[]).code, 0);
     let script = "{ timeout 60 \"$WIFSHARE\" status --watch --json; echo $? >&2; } | head -c 1";
-    let ended = crate::job::finish(job.command("sh", &["-c", script]).spawn().unwrap());
+    let ended = finish(job.command("sh", &["-c", script]).spawn().unwrap());
     assert_eq!(ended.stderr.trim(), "0");
 }
 
