@@ -57,7 +57,6 @@ mod store;
 mod config;
 mod holder;
 mod obtain;
-mod purchase;
 mod renew;
 mod run;
 

@@ -15,12 +15,13 @@ use crate::identity::{IdentityError, IdentitySource, Reissue, TokenVariable};
 use crate::identity_token::IdentityToken;
 use crate::message::{answered_at, safe_text, whole_message};
 use crate::principal::Principal;
-use crate::purchase::{Act, Heard, Purchase};
 use crate::step::{Step, Watch};
 use crate::store::{PATIENCE, Refusal, Spent, StoreError, Turn};
+use plan::{Action, Outcome, Plan};
 
 mod error;
 mod evidence;
+mod plan;
 
 pub use error::ObtainError;
 use evidence::Evidence;
@@ -139,8 +140,8 @@ pub(crate) fn replace_unless(
         Reissue::Rotated => false,
         Reissue::Limited(_) => tokens_left(config, clock) > 1,
     };
-    let purchase = Purchase::by_exchange(can_be_asked_again);
-    carry_out(purchase, None, acceptable, may_keep, config, transport, patience, clock, watch)
+    let plan = Plan::by_exchange(can_be_asked_again);
+    execute(plan, None, acceptable, may_keep, config, transport, patience, clock, watch)
 }
 
 /// Stores a credential that a child obtained as the shared one, unless an acceptable one is stored.
@@ -153,15 +154,15 @@ pub(crate) fn adopt_unless(
     clock: Clock,
     watch: Watch<'_>,
 ) -> Result<Credential, ObtainError> {
-    let purchase = Purchase::by_adoption();
-    carry_out(purchase, Some(found), acceptable, may_keep, config, transport, &|| Ok(PATIENCE), clock, watch)
+    let plan = Plan::by_adoption();
+    execute(plan, Some(found), acceptable, may_keep, config, transport, &|| Ok(PATIENCE), clock, watch)
 }
 
 /// Executes the actions of a purchase, one by one. An error of the store ends it at once: before the token is in the
 /// ledger, nothing is spent. A new credential is returned even if it cannot be stored.
 #[expect(clippy::too_many_arguments, reason = "all that a journey is handed, passed on once")]
-fn carry_out(
-    mut purchase: Purchase,
+fn execute(
+    mut plan: Plan,
     mut bought: Option<Credential>,
     acceptable: impl Fn(&Credential) -> bool,
     may_keep: impl FnOnce() -> Result<(), ObtainError>,
@@ -175,12 +176,12 @@ fn carry_out(
     const ENOUGH: Duration = Duration::from_secs(60);
     let start = (clock.monotonic)();
     let mut failure = None;
-    if purchase.act() == Act::Prove {
+    if plan.action() == Action::Prove {
         let proven = prove(config, transport, clock, watch);
         if let Err(error) = &proven {
-            tell(error, Act::Prove, watch);
+            tell(error, Action::Prove, watch);
         }
-        purchase = purchase.after(if proven.is_ok() { Heard::Done } else { Heard::Final });
+        plan = plan.after(if proven.is_ok() { Outcome::Done } else { Outcome::Final });
         failure = proven.err();
     }
     // The store depends on the principal, which is known only now.
@@ -194,13 +195,13 @@ fn carry_out(
     let mut may_keep = Some(may_keep);
     let look = || Ok::<_, StoreError>(store.read_with_principal(clock)?.filter(|(stored, _)| acceptable(stored)));
     loop {
-        let done: Result<Heard, ObtainError> = match (purchase.act(), &mut turn) {
-            (Act::Prove, _) => unreachable!("it was the first act"),
-            (Act::Look | Act::LookAgain, _) => {
+        let done: Result<Outcome, ObtainError> = match (plan.action(), &mut turn) {
+            (Action::Prove, _) => unreachable!("it was the first act"),
+            (Action::Look | Action::LookAgain, _) => {
                 found = look()?;
-                Ok(if found.is_some() { Heard::Acceptable } else { Heard::Unacceptable })
+                Ok(if found.is_some() { Outcome::Acceptable } else { Outcome::Unacceptable })
             }
-            (Act::Lock, turn) => {
+            (Action::Lock, turn) => {
                 let mut refused = None;
                 let settled = || {
                     found = look()?;
@@ -213,80 +214,80 @@ fn carry_out(
                 *turn = store.lock_unless(settled, patience()?, clock, watch)?;
                 match refused {
                     Some(refusal) => Err(ObtainError::Remembered(Box::new(refusal), clock.now())),
-                    None if turn.is_none() => Ok(Heard::Acceptable),
-                    None => Ok(Heard::Done),
+                    None if turn.is_none() => Ok(Outcome::Acceptable),
+                    None => Ok(Outcome::Done),
                 }
             }
-            (Act::Recall, Some(turn)) => {
+            (Action::Recall, Some(turn)) => {
                 turn.announce();
                 match turn.remembered_refusal()?.filter(|refusal| concerns(refusal, config)) {
                     Some(refusal) => Err(ObtainError::Remembered(Box::new(refusal), clock.now())),
-                    None => Ok(Heard::Done),
+                    None => Ok(Outcome::Done),
                 }
             }
-            (Act::Ask, Some(turn)) => {
+            (Action::Ask, Some(turn)) => {
                 turn.doing("asking for an identity token");
                 unspent_token(turn, config, transport, clock, watch).map(|token| {
                     buyer = Some(Principal::of(&token));
                     given = given_by(config, Some(&token));
                     identity_token = Some(token);
-                    Heard::Done
+                    Outcome::Done
                 })
             }
-            (Act::Connect, Some(turn)) => {
+            (Action::Connect, Some(turn)) => {
                 turn.doing("connecting to the token endpoint");
                 let transport = transport.clone().interrupted_by(clock);
                 let opened = transport.connect(&config.grant.token_endpoint);
                 opened.map_err(|error| unless_interrupted(ObtainError::NotSent(error), clock)).map(|opened| {
                     watch(&Step::Connected);
                     connection = Some(opened);
-                    Heard::Done
+                    Outcome::Done
                 })
             }
-            (Act::Spend, Some(turn)) => {
+            (Action::Spend, Some(turn)) => {
                 let identity_token = identity_token.as_ref().expect("asked before");
                 match turn.spend(identity_token)? {
                     Some(spent) if !may_be_sent_again(identity_token, config) => {
                         Err(already_spent(spent, config, clock.now()))
                     }
-                    _ => Ok(Heard::Done),
+                    _ => Ok(Outcome::Done),
                 }
             }
-            (Act::Send, Some(turn)) => {
+            (Action::Send, Some(turn)) => {
                 turn.doing("exchanging");
                 let connection = connection.take().expect("connected before");
                 let identity_token = identity_token.take().expect("asked before");
                 send(connection, identity_token, config, clock, watch).map(|credential| {
                     bought = Some(credential);
-                    Heard::Done
+                    Outcome::Done
                 })
             }
-            (Act::TakeBack, Some(turn)) => {
+            (Action::TakeBack, Some(turn)) => {
                 // Report the original failure. If the entry cannot be removed, the token stays spent.
                 let taken_back = turn.take_back();
                 drop(taken_back);
                 Err(failure.take().expect("a failure came before"))
             }
-            (Act::Keep, Some(turn)) => {
+            (Action::Keep, Some(turn)) => {
                 may_keep.take().expect("kept once")()?;
                 buyer.take().into_iter().for_each(|buyer| config.principal.learn(buyer));
                 bought = bought.map(|credential| turn.keep(credential));
-                Ok(Heard::Done)
+                Ok(Outcome::Done)
             }
-            (Act::Pause, Some(turn)) => {
+            (Action::Pause, Some(turn)) => {
                 let cause = failure.as_ref().expect("a pause follows a failure");
-                let pause = ObtainError::pause_after(cause, purchase.failures());
+                let pause = ObtainError::pause_after(cause, plan.failures());
                 watch(&Step::Retrying { cause: whole_message(cause), pause });
                 turn.doing("waiting to try again");
                 (clock.pause)(pause)?;
-                Ok(Heard::Done)
+                Ok(Outcome::Done)
             }
-            (Act::Remember, Some(turn)) => {
+            (Action::Remember, Some(turn)) => {
                 let failure = failure.as_ref().expect("there is a failure to remember");
                 remember(failure, given.take(), turn, clock);
-                Ok(Heard::Done)
+                Ok(Outcome::Done)
             }
-            (Act::Serve, _) => {
+            (Action::Serve, _) => {
                 if let Some((found, principal)) = found {
                     watch(&Step::Found(&found));
                     principal.into_iter().for_each(|principal| config.principal.learn(principal));
@@ -294,37 +295,37 @@ fn carry_out(
                 }
                 return Ok(bought.expect("found or bought before"));
             }
-            (Act::Fail, _) => return Err(failure.expect("a failure ends it")),
+            (Action::Fail, _) => return Err(failure.expect("a failure ends it")),
             (_, None) => unreachable!("the lock is taken before anything that needs it"),
         };
         if let Err(error) = &done
-            && purchase.act() != Act::TakeBack
+            && plan.action() != Action::TakeBack
         {
-            tell(error, purchase.act(), watch);
+            tell(error, plan.action(), watch);
         }
         let is_late = (clock.monotonic)().saturating_sub(start) > ENOUGH;
-        let heard = match &done {
-            Ok(heard) => *heard,
-            Err(ObtainError::NotSent(_)) if purchase.act() == Act::Send => Heard::Unsent,
-            Err(_) if is_late => Heard::Final,
-            Err(ObtainError::Spent { .. }) => Heard::AlreadySpent,
-            Err(error) if error.may_pass() => Heard::Passing,
-            Err(_) => Heard::Final,
+        let outcome = match &done {
+            Ok(outcome) => *outcome,
+            Err(ObtainError::NotSent(_)) if plan.action() == Action::Send => Outcome::Unsent,
+            Err(_) if is_late => Outcome::Final,
+            Err(ObtainError::Spent { .. }) => Outcome::AlreadySpent,
+            Err(error) if error.may_pass() => Outcome::Passing,
+            Err(_) => Outcome::Final,
         };
         failure = done.err().or(failure);
-        purchase = purchase.after(heard);
+        plan = plan.after(outcome);
     }
 }
 
 /// Reports a failure. Skips failures that were already reported, and interruptions.
-fn tell(error: &ObtainError, act: Act, watch: Watch<'_>) {
+fn tell(error: &ObtainError, action: Action, watch: Watch<'_>) {
     let code = error.code().to_owned();
     match error {
         ObtainError::Interrupted(_) | ObtainError::Spent { .. } => {}
         ObtainError::Remembered(..) => watch(&Step::Remembered { code }),
         _ => {
             let request_id = error.request_id().map(str::to_owned);
-            let sent = act == Act::Send && !matches!(error, ObtainError::NotSent(_));
+            let sent = action == Action::Send && !matches!(error, ObtainError::NotSent(_));
             watch(&Step::Failed { code, message: whole_message(error), request_id, sent });
         }
     }

@@ -28,7 +28,7 @@ const VOCABULARY: [&str; 20] = [
     "wrapping",
 ];
 const ROOMS: [&str; 8] = ["child", "delivery", "descendants", "events", "exchange", "gateway", "identity", "store"];
-const JOURNEYS: [&str; 8] = ["config", "purchase", "obtain", "renew", "holder", "run", "lib", "fuzzing"];
+const JOURNEYS: [&str; 7] = ["config", "obtain", "renew", "holder", "run", "lib", "fuzzing"];
 
 /// Returns the modules of this crate that a text names with `crate::`, in `use` lines and elsewhere.
 fn named_in(text: &str) -> BTreeSet<String> {

@@ -65,10 +65,10 @@ pub(super) struct Process {
     pub(super) principal: Principal,
     /// The store that this process uses.
     pub(super) store: Principal,
-    pub(super) purchase: Purchase,
+    pub(super) plan: Plan,
     pub(super) token: Option<u8>,
     /// The response that is under way. A crash may come before it.
-    pub(super) answer: Option<Heard>,
+    pub(super) answer: Option<Outcome>,
     /// A ledger entry that is not synced.
     pub(super) unsynced: Option<u8>,
 }
@@ -107,12 +107,12 @@ pub(super) struct Stored {
 
 impl Process {
     fn new(principal: Principal, can_be_asked_again: bool) -> Self {
-        let purchase = Purchase::by_exchange(can_be_asked_again);
-        Process { principal, store: 0, purchase, token: None, answer: None, unsynced: None }
+        let plan = Plan::by_exchange(can_be_asked_again);
+        Process { principal, store: 0, plan, token: None, answer: None, unsynced: None }
     }
 
     pub(super) fn is_over(self) -> bool {
-        matches!(self.purchase.act(), Act::Serve | Act::Fail)
+        matches!(self.plan.action(), Action::Serve | Action::Fail)
     }
 }
 
@@ -135,59 +135,59 @@ impl<const PROCESSES: usize, const TOKENS: usize> World<PROCESSES, TOKENS> {
     }
 
     /// Returns the possible outcomes of the next action, each with the resulting world.
-    fn outcomes(&self, number: usize, can_be_asked_again: bool, removed: Removed) -> Vec<(Self, Heard)> {
+    fn outcomes(&self, number: usize, can_be_asked_again: bool, removed: Removed) -> Vec<(Self, Outcome)> {
         let world = || self.clone();
         let process = self.processes[number];
-        let with = |change: &dyn Fn(&mut Self), heard| {
+        let with = |change: &dyn Fn(&mut Self), outcome| {
             let mut world = self.clone();
             change(&mut world);
-            (world, heard)
+            (world, outcome)
         };
         let key = usize::from(process.store);
         let stored = self.stores[key];
-        let looked = if stored.credential.is_some() { Heard::Acceptable } else { Heard::Unacceptable };
-        match process.purchase.act() {
-            Act::Prove => {
+        let looked = if stored.credential.is_some() { Outcome::Acceptable } else { Outcome::Unacceptable };
+        match process.plan.action() {
+            Action::Prove => {
                 let shown = if removed == Removed::Proof { 0 } else { process.principal };
-                let proven = with(&|world| world.processes[number].store = shown, Heard::Done);
+                let proven = with(&|world| world.processes[number].store = shown, Outcome::Done);
                 // If the key identifies the principal, the proof cannot fail.
-                let failed = (self.principals > 1).then(|| (world(), Heard::Final));
+                let failed = (self.principals > 1).then(|| (world(), Outcome::Final));
                 std::iter::once(proven).chain(failed).collect()
             }
-            Act::Look => vec![(world(), looked)],
-            Act::LookAgain if removed == Removed::SecondLook => vec![(world(), Heard::Unacceptable)],
-            Act::LookAgain => vec![(world(), looked)],
-            Act::Lock if removed == Removed::Lock => vec![(world(), Heard::Done)],
-            Act::Lock if stored.lock.is_none() => {
-                vec![with(&|world| world.stores[key].lock = Some(number), Heard::Done)]
+            Action::Look => vec![(world(), looked)],
+            Action::LookAgain if removed == Removed::SecondLook => vec![(world(), Outcome::Unacceptable)],
+            Action::LookAgain => vec![(world(), looked)],
+            Action::Lock if removed == Removed::Lock => vec![(world(), Outcome::Done)],
+            Action::Lock if stored.lock.is_none() => {
+                vec![with(&|world| world.stores[key].lock = Some(number), Outcome::Done)]
             }
             // The lock holder may have stored a credential or cached a failure before it releases the lock, or the
             // state is older.
-            Act::Lock => {
-                let answered = stored.credential.map(|_| (world(), Heard::Acceptable));
-                let refused = stored.refusal.then(|| (world(), Heard::Final));
+            Action::Lock => {
+                let answered = stored.credential.map(|_| (world(), Outcome::Acceptable));
+                let refused = stored.refusal.then(|| (world(), Outcome::Final));
                 answered.into_iter().chain(refused).collect()
             }
-            Act::Recall if removed == Removed::Recall => vec![(world(), Heard::Done)],
-            Act::Recall if stored.refusal => vec![(world(), Heard::Final)],
-            Act::Recall | Act::Pause => vec![(world(), Heard::Done)],
-            Act::Ask => {
+            Action::Recall if removed == Removed::Recall => vec![(world(), Outcome::Done)],
+            Action::Recall if stored.refusal => vec![(world(), Outcome::Final)],
+            Action::Recall | Action::Pause => vec![(world(), Outcome::Done)],
+            Action::Ask => {
                 if let (Removed::NewToken, Some(_)) = (removed, process.token) {
-                    return vec![(world(), Heard::Done)];
+                    return vec![(world(), Outcome::Done)];
                 }
                 // A new token while there are any, the previous one again, as platforms do, or none.
                 let newest = if can_be_asked_again { TOKENS as u8 } else { 1 };
                 let fresh = (self.issued < newest).then_some(self.issued);
                 let again = self.issued.checked_sub(1);
-                let mut outcomes = vec![(world(), Heard::Final)];
+                let mut outcomes = vec![(world(), Outcome::Final)];
                 let fresh = fresh.into_iter().flat_map(|token| (0..self.principals).map(move |about| (token, about)));
                 let again = again.map(|token| (token, self.about[token as usize]));
                 for (token, about) in fresh.chain(again) {
                     let is_spent = self.ledger[token as usize] && removed != Removed::LedgerLook;
-                    let heard = match is_spent {
-                        _ if about != process.principal && removed != Removed::SamePrincipal => Heard::Final,
-                        true => Heard::AlreadySpent,
-                        false => Heard::Done,
+                    let outcome = match is_spent {
+                        _ if about != process.principal && removed != Removed::SamePrincipal => Outcome::Final,
+                        true => Outcome::AlreadySpent,
+                        false => Outcome::Done,
                     };
                     outcomes.push(with(
                         &|world| {
@@ -195,64 +195,64 @@ impl<const PROCESSES: usize, const TOKENS: usize> World<PROCESSES, TOKENS> {
                             world.about[token as usize] = about;
                             world.processes[number].token = Some(token);
                         },
-                        heard,
+                        outcome,
                     ));
                 }
                 outcomes
             }
-            Act::Connect => vec![(world(), Heard::Done), (world(), Heard::Passing)],
-            Act::Spend => {
+            Action::Connect => vec![(world(), Outcome::Done), (world(), Outcome::Passing)],
+            Action::Spend => {
                 let token = process.token.expect("asked before");
                 match removed {
-                    Removed::LedgerWrite => vec![(world(), Heard::Done)],
+                    Removed::LedgerWrite => vec![(world(), Outcome::Done)],
                     Removed::LedgerLook | Removed::NewToken => {
-                        vec![with(&|world| world.ledger[token as usize] = true, Heard::Done)]
+                        vec![with(&|world| world.ledger[token as usize] = true, Outcome::Done)]
                     }
-                    _ if self.ledger[token as usize] => vec![(world(), Heard::AlreadySpent)],
+                    _ if self.ledger[token as usize] => vec![(world(), Outcome::AlreadySpent)],
                     Removed::LedgerSync => vec![with(
                         &|world| {
                             world.ledger[token as usize] = true;
                             world.processes[number].unsynced = Some(token);
                         },
-                        Heard::Done,
+                        Outcome::Done,
                     )],
                     _ => {
-                        let spent = with(&|world| world.ledger[token as usize] = true, Heard::Done);
+                        let spent = with(&|world| world.ledger[token as usize] = true, Outcome::Done);
                         // The sync can also fail. Then the entry is withdrawn, or stays.
                         let failing = |is_spent: bool| {
                             let change = |world: &mut Self| {
                                 world.mishaps_left -= 1;
                                 world.ledger[token as usize] = is_spent;
                             };
-                            with(&change, Heard::Final)
+                            with(&change, Outcome::Final)
                         };
                         let failed = (self.mishaps_left > 0).then(|| [failing(true), failing(false)]);
                         [spent].into_iter().chain(failed.into_iter().flatten()).collect()
                     }
                 }
             }
-            Act::TakeBack => {
+            Action::TakeBack => {
                 let token = process.token.expect("asked before");
-                vec![with(&|world| world.ledger[token as usize] = false, Heard::Passing), (world(), Heard::Passing)]
+                vec![with(&|world| world.ledger[token as usize] = false, Outcome::Passing), (world(), Outcome::Passing)]
             }
-            Act::Send => match process.answer {
+            Action::Send => match process.answer {
                 // The response arrives. A crash may come before it.
-                Some(heard) => vec![with(&|world| world.processes[number].answer = None, heard)],
+                Some(outcome) => vec![with(&|world| world.processes[number].answer = None, outcome)],
                 None => vec![],
             },
-            Act::Keep if removed == Removed::Keeping => vec![(world(), Heard::Done)],
-            Act::Keep => {
+            Action::Keep if removed == Removed::Keeping => vec![(world(), Outcome::Done)],
+            Action::Keep => {
                 let bought = self.about[process.token.expect("sent before") as usize];
-                vec![with(&|world| world.stores[key].credential = Some(bought), Heard::Done)]
+                vec![with(&|world| world.stores[key].credential = Some(bought), Outcome::Done)]
             }
-            Act::Remember => vec![with(
+            Action::Remember => vec![with(
                 &|world| {
                     world.stores[key].was_refused = true;
                     world.stores[key].refusal = removed != Removed::Remembering;
                 },
-                Heard::Done,
+                Outcome::Done,
             )],
-            Act::Serve | Act::Fail => vec![],
+            Action::Serve | Action::Fail => vec![],
         }
     }
 
@@ -267,20 +267,20 @@ impl<const PROCESSES: usize, const TOKENS: usize> World<PROCESSES, TOKENS> {
     pub(super) fn steps(&self, can_be_asked_again: bool, removed: Removed) -> Vec<Self> {
         let mut successors = Vec::new();
         for (number, process) in self.processes.iter().enumerate().filter(|(_, process)| !process.is_over()) {
-            if process.purchase.act() == Act::Send && process.answer.is_none() {
+            if process.plan.action() == Action::Send && process.answer.is_none() {
                 if self.mishaps_left > 0 {
                     // The token is not sent.
                     let mut world = self.clone();
                     world.mishaps_left -= 1;
-                    world.processes[number].answer = Some(Heard::Unsent);
+                    world.processes[number].answer = Some(Outcome::Unsent);
                     world.sent[process.token.expect("spent before") as usize] +=
                         u8::from(removed == Removed::Certainty);
                     successors.push(world);
                 }
                 // The token is sent, and the server's response is under way.
-                let answers: &[Heard] = match self.sent[process.token.expect("spent before") as usize] {
-                    0 => &[Heard::Done, Heard::Passing, Heard::Final],
-                    _ => &[Heard::Final],
+                let answers: &[Outcome] = match self.sent[process.token.expect("spent before") as usize] {
+                    0 => &[Outcome::Done, Outcome::Passing, Outcome::Final],
+                    _ => &[Outcome::Final],
                 };
                 for answer in answers {
                     let mut world = self.clone();
@@ -289,15 +289,15 @@ impl<const PROCESSES: usize, const TOKENS: usize> World<PROCESSES, TOKENS> {
                     successors.push(world);
                 }
             }
-            for (mut world, heard) in self.outcomes(number, can_be_asked_again, removed) {
+            for (mut world, outcome) in self.outcomes(number, can_be_asked_again, removed) {
                 let store = usize::from(world.processes[number].store);
                 let credential = world.stores[store].credential;
-                world.is_lost |= process.purchase.act() == Act::Keep && credential.is_none();
-                let is_given = heard == Heard::Acceptable || process.purchase.act() == Act::Keep;
+                world.is_lost |= process.plan.action() == Action::Keep && credential.is_none();
+                let is_given = outcome == Outcome::Acceptable || process.plan.action() == Action::Keep;
                 world.is_crossed |= is_given && credential.is_some_and(|whose| whose != process.principal);
                 let next = &mut world.processes[number];
-                next.purchase = next.purchase.after(heard);
-                let lets_go = removed == Removed::LockToTheEnd && process.purchase.act() == Act::LookAgain;
+                next.plan = next.plan.after(outcome);
+                let lets_go = removed == Removed::LockToTheEnd && process.plan.action() == Action::LookAgain;
                 if (next.is_over() || lets_go) && world.stores[store].lock == Some(number) {
                     world.stores[store].lock = None;
                 }
@@ -344,9 +344,9 @@ impl<const PROCESSES: usize, const TOKENS: usize> World<PROCESSES, TOKENS> {
     /// Returns the promise that is broken in this world.
     pub(super) fn broken_promise(&self) -> Option<&'static str> {
         let past_the_lock = |process: &Process| {
-            !process.is_over() && !matches!(process.purchase.act(), Act::Prove | Act::Look | Act::Lock)
+            !process.is_over() && !matches!(process.plan.action(), Action::Prove | Action::Look | Action::Lock)
         };
-        let knocks = |process: &Process| matches!(process.purchase.act(), Act::Ask | Act::Connect | Act::Send);
+        let knocks = |process: &Process| matches!(process.plan.action(), Action::Ask | Action::Connect | Action::Send);
         if self.sent.iter().any(|count| *count > 1) {
             return Some("an identity token was sent twice");
         }
@@ -357,7 +357,7 @@ impl<const PROCESSES: usize, const TOKENS: usize> World<PROCESSES, TOKENS> {
         if (0..PRINCIPALS as u8).any(|store| have_the_turn(store) > 1) {
             return Some("two processes had the turn at once");
         }
-        let exchanges = |process: &&Process| process.purchase.act() == Act::Spend;
+        let exchanges = |process: &&Process| process.plan.action() == Action::Spend;
         if self.processes.iter().filter(exchanges).any(|process| store_of(process).credential.is_some()) {
             return Some("an exchange began beside a usable credential");
         }
@@ -370,7 +370,7 @@ impl<const PROCESSES: usize, const TOKENS: usize> World<PROCESSES, TOKENS> {
         if self.processes.iter().any(|process| store_of(process).was_refused && knocks(process)) {
             return Some("somebody knocked although all had been refused");
         }
-        if self.processes.iter().any(|process| process.purchase.failures() >= u32::from(TRIES * DUPLICATES)) {
+        if self.processes.iter().any(|process| process.plan.failures() >= u32::from(TRIES * DUPLICATES)) {
             return Some("somebody tried without end");
         }
         None

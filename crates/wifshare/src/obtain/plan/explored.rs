@@ -48,16 +48,16 @@ impl<const PROCESSES: usize, const TOKENS: usize> World<PROCESSES, TOKENS> {
         let token = |token: Option<u8>| token.map_or(0, |token| u128::from(token) + 1);
         let mut processes = [0; PROCESSES];
         for (number, process) in self.processes.iter().enumerate() {
-            let Purchase { act, kind, tries, duplicates } = process.purchase;
+            let Plan { action, kind, tries, duplicates } = process.plan;
             processes[number] = digits(&[
-                (act as u128, 15),
+                (action as u128, 15),
                 (process.principal.into(), 2),
                 (process.store.into(), 2),
                 (kind as u128, 3),
                 (tries.into(), 4),
                 (duplicates.into(), 5),
                 (token(process.token), TOKENS as u128 + 1),
-                (process.answer.map_or(0, |heard| heard as u128 + 1), 8),
+                (process.answer.map_or(0, |outcome| outcome as u128 + 1), 8),
                 (token(process.unsynced), TOKENS as u128 + 1),
                 ((self.stores[usize::from(process.store)].lock == Some(number)).into(), 2),
             ]);
@@ -122,11 +122,11 @@ fn each_guard_between_principals_is_needed() {
 
 #[test]
 fn adoption_looks_twice_and_stores_under_the_lock() {
-    let mut purchase = Purchase::by_adoption();
-    let mut acts = vec![purchase.act()];
-    for heard in [Heard::Unacceptable, Heard::Done, Heard::Unacceptable, Heard::Done] {
-        purchase = purchase.after(heard);
-        acts.push(purchase.act());
+    let mut plan = Plan::by_adoption();
+    let mut actions = vec![plan.action()];
+    for outcome in [Outcome::Unacceptable, Outcome::Done, Outcome::Unacceptable, Outcome::Done] {
+        plan = plan.after(outcome);
+        actions.push(plan.action());
     }
-    assert_eq!(acts, [Act::Look, Act::Lock, Act::LookAgain, Act::Keep, Act::Serve]);
+    assert_eq!(actions, [Action::Look, Action::Lock, Action::LookAgain, Action::Keep, Action::Serve]);
 }

@@ -1,11 +1,11 @@
 //! The decisions on the way to a credential, as a state machine without I/O.
 //!
-//! [`Purchase`] says what to do next and takes the outcome; `obtain` executes it. The explorer in the tests runs the
+//! [`Plan`] says what to do next and takes the outcome; `obtain` executes it. The explorer in the tests runs the
 //! same machine in a small model, in every order of three processes and with a crash between any two actions.
 
 /// The next action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Act {
+pub(crate) enum Action {
     /// Prove the principal, if the identity key does not include it: read or request a token, without spending it.
     Prove,
     /// Check whether the stored credential is acceptable.
@@ -41,7 +41,7 @@ pub(crate) enum Act {
 
 /// The outcome of an action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Heard {
+pub(crate) enum Outcome {
     /// It succeeded.
     Done,
     /// A lookup, or a wait for the lock, found an acceptable credential.
@@ -60,8 +60,8 @@ pub(crate) enum Heard {
 
 /// The state of one process on its way to a credential.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Purchase {
-    act: Act,
+pub(crate) struct Plan {
+    action: Action,
     kind: Kind,
     /// Exchanges started.
     tries: u8,
@@ -85,28 +85,28 @@ const TRIES: u8 = 3;
 /// Maximum number of spent tokens that are accepted from the source in a row.
 const DUPLICATES: u8 = 4;
 
-impl Purchase {
+impl Plan {
     /// Starts an exchange. There is more than one try only if the source `can_be_asked_again`, because a failure may
     /// have spent the token.
     pub(crate) fn by_exchange(can_be_asked_again: bool) -> Self {
         let kind = if can_be_asked_again { Kind::Remintable } else { Kind::Single };
-        Purchase { act: Act::Prove, kind, tries: 0, duplicates: 0 }
+        Plan { action: Action::Prove, kind, tries: 0, duplicates: 0 }
     }
 
     /// Starts the adoption of an existing credential.
     pub(crate) fn by_adoption() -> Self {
-        Purchase { act: Act::Look, kind: Kind::Adoption, tries: 0, duplicates: 0 }
+        Plan { action: Action::Look, kind: Kind::Adoption, tries: 0, duplicates: 0 }
     }
 
     /// Returns the next action.
-    pub(crate) fn act(self) -> Act {
-        self.act
+    pub(crate) fn action(self) -> Action {
+        self.action
     }
 
     /// Returns the state after this outcome of the current action.
-    pub(crate) fn after(self, heard: Heard) -> Self {
-        use {Act as A, Heard as H};
-        let act = match (self.act, heard) {
+    pub(crate) fn after(self, outcome: Outcome) -> Self {
+        use {Action as A, Outcome as H};
+        let action = match (self.action, outcome) {
             (A::Prove, H::Done) => A::Look,
             (A::Look | A::Lock | A::LookAgain, H::Acceptable) => A::Serve,
             (A::Look, H::Unacceptable) => A::Lock,
@@ -114,26 +114,26 @@ impl Purchase {
             (A::LookAgain, H::Unacceptable) => A::Recall,
             (A::Lock, H::Done) => A::LookAgain,
             (A::Recall | A::Pause, H::Done) => A::Ask,
-            (A::Ask, H::Done) => return Purchase { act: A::Connect, duplicates: 0, ..self },
+            (A::Ask, H::Done) => return Plan { action: A::Connect, duplicates: 0, ..self },
             (A::Connect, H::Done) => A::Spend,
             (A::Spend, H::Done) => A::Send,
             (A::Send, H::Done) => A::Keep,
             (A::Keep, H::Done) => A::Serve,
             (A::Ask, H::AlreadySpent) if self.kind == Kind::Remintable && self.duplicates + 1 < DUPLICATES => {
-                return Purchase { act: A::Pause, duplicates: self.duplicates + 1, ..self };
+                return Plan { action: A::Pause, duplicates: self.duplicates + 1, ..self };
             }
             (A::Send, H::Unsent) => A::TakeBack,
             // Whatever happened to this token, the next try uses a new one.
             (A::Connect | A::Spend | A::Send | A::TakeBack, H::Passing | H::AlreadySpent)
                 if self.kind == Kind::Remintable && self.tries + 1 < TRIES =>
             {
-                return Purchase { act: A::Pause, tries: self.tries + 1, ..self };
+                return Plan { action: A::Pause, tries: self.tries + 1, ..self };
             }
             (A::Ask | A::Connect | A::Spend | A::Send | A::TakeBack, _) => A::Remember,
             // After `Remember`, or a cached failure, there is nothing new to cache.
             _ => A::Fail,
         };
-        Purchase { act, ..self }
+        Plan { action, ..self }
     }
 
     /// Returns the number of failed tries, which determines the length of a pause.
@@ -152,49 +152,49 @@ mod sampled;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use {Act as A, Heard as H};
+    use {Action as A, Outcome as H};
 
-    const TO_THE_SOURCE: [Heard; 5] = [H::Done, H::Unacceptable, H::Done, H::Unacceptable, H::Done];
+    const TO_THE_SOURCE: [Outcome; 5] = [H::Done, H::Unacceptable, H::Done, H::Unacceptable, H::Done];
 
     /// Returns the actions of one process for these outcomes.
-    fn acts(mut purchase: Purchase, heard: &[Heard]) -> (Vec<Act>, Purchase) {
-        let step = |heard: &Heard| {
-            purchase = purchase.after(*heard);
-            purchase.act()
+    fn actions(mut plan: Plan, outcome: &[Outcome]) -> (Vec<Action>, Plan) {
+        let step = |outcome: &Outcome| {
+            plan = plan.after(*outcome);
+            plan.action()
         };
-        let acts = heard.iter().map(step).collect();
-        (acts, purchase)
+        let actions = outcome.iter().map(step).collect();
+        (actions, plan)
     }
 
     #[test]
     fn spent_token_is_requested_four_times_or_once_by_source() {
-        let (acts_of_it, purchase) = acts(Purchase::by_exchange(true), &TO_THE_SOURCE);
+        let (acts_of_it, plan) = actions(Plan::by_exchange(true), &TO_THE_SOURCE);
         assert_eq!(acts_of_it, [A::Look, A::Lock, A::LookAgain, A::Recall, A::Ask]);
         let again = [H::AlreadySpent, H::Done, H::AlreadySpent, H::Done, H::AlreadySpent, H::Done];
-        let (paused, purchase) = acts(purchase, &again);
+        let (paused, plan) = actions(plan, &again);
         assert_eq!(paused, [A::Pause, A::Ask].repeat(3));
-        assert_eq!(purchase.failures(), 3);
-        assert_eq!(acts(purchase, &[H::AlreadySpent, H::Done]).0, [A::Remember, A::Fail]);
+        assert_eq!(plan.failures(), 3);
+        assert_eq!(actions(plan, &[H::AlreadySpent, H::Done]).0, [A::Remember, A::Fail]);
         // Another token restarts the count. An attempt that failed with it is counted separately.
-        let (ended, purchase) = acts(purchase, &[H::Done, H::Passing, H::Done]);
-        assert_eq!((ended, purchase.failures()), (vec![A::Connect, A::Pause, A::Ask], 1));
-        assert_eq!(acts(purchase, &again).0, [A::Pause, A::Ask].repeat(3));
+        let (ended, plan) = actions(plan, &[H::Done, H::Passing, H::Done]);
+        assert_eq!((ended, plan.failures()), (vec![A::Connect, A::Pause, A::Ask], 1));
+        assert_eq!(actions(plan, &again).0, [A::Pause, A::Ask].repeat(3));
 
-        let (_, single) = acts(Purchase::by_exchange(false), &TO_THE_SOURCE);
-        assert_eq!(acts(single, &[H::AlreadySpent]).0, [A::Remember]);
+        let (_, single) = actions(Plan::by_exchange(false), &TO_THE_SOURCE);
+        assert_eq!(actions(single, &[H::AlreadySpent]).0, [A::Remember]);
     }
 
     #[test]
     fn process_without_proof_of_identity_reads_nothing() {
-        assert_eq!(Purchase::by_exchange(true).act(), A::Prove);
-        for heard in [H::Final, H::Passing, H::AlreadySpent] {
-            assert_eq!(acts(Purchase::by_exchange(true), &[heard]).0, [A::Fail]);
+        assert_eq!(Plan::by_exchange(true).action(), A::Prove);
+        for outcome in [H::Final, H::Passing, H::AlreadySpent] {
+            assert_eq!(actions(Plan::by_exchange(true), &[outcome]).0, [A::Fail]);
         }
     }
 
     #[test]
     fn adopted_credential_is_stored_under_lock_without_request() {
-        let heard = [H::Unacceptable, H::Done, H::Unacceptable, H::Done];
-        assert_eq!(acts(Purchase::by_adoption(), &heard).0, [A::Lock, A::LookAgain, A::Keep, A::Serve]);
+        let outcome = [H::Unacceptable, H::Done, H::Unacceptable, H::Done];
+        assert_eq!(actions(Plan::by_adoption(), &outcome).0, [A::Lock, A::LookAgain, A::Keep, A::Serve]);
     }
 }
