@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use wifshare::{Event, EventLog, Owner, Step, What};
+use wifshare::{Event, EventLog, ProcessIdentity, Step, What};
 
 use crate::clock::clock;
 
@@ -17,7 +17,7 @@ pub(crate) struct EventWriter {
 impl EventWriter {
     /// Creates the writer of a process that runs for a while.
     pub(crate) fn of_a_run(directory: &Path) -> EventWriter {
-        EventWriter { started: Owner::current().start_time, ..EventWriter::of_a_moment(directory) }
+        EventWriter { started: ProcessIdentity::current().start_time, ..EventWriter::of_a_moment(directory) }
     }
 
     /// Creates the writer of a short process such as `token`. It leaves out the start time, because looking it up would

@@ -3,18 +3,18 @@
 //! The shell of a step ends with the step, so the nearest parents do not help. Two kinds of processes do: the one that
 //! a CI starts for each job, and the session leader of a terminal, which is the user's shell.
 
-use wifshare::Owner;
+use wifshare::ProcessIdentity;
 
 /// Processes that live as long as one job: the runners of GitHub, Gitea and Azure start one for each job, and Buildkite
 /// runs `buildkite-agent bootstrap`.
 const JOBS: [&str; 3] = ["Runner.Worker", "Agent.Worker", "buildkite-agent"];
 
 /// The process of the enclosing job, if it can be found.
-pub(crate) fn around_us() -> Option<Owner> {
+pub(crate) fn around_us() -> Option<ProcessIdentity> {
     let parents = parents();
     let job = parents.iter().find(|parent| JOBS.contains(&parent.name.as_str()));
     let shell = || parents.iter().find(|parent| parent.leads_a_terminal);
-    Owner::of(job.or_else(shell)?.pid)
+    ProcessIdentity::of(job.or_else(shell)?.pid)
 }
 
 struct Parent {

@@ -14,7 +14,9 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
-use wifshare::{Delivery, Environment, GatewayOptions, IdentitySource, Owner, Provision, Purpose, Run, resolve_for};
+use wifshare::{
+    Delivery, Environment, GatewayOptions, IdentitySource, ProcessIdentity, Provision, Purpose, Run, resolve_for,
+};
 
 use crate::arguments::IdentityArguments;
 use crate::background::{Thread, no_thread};
@@ -45,7 +47,7 @@ pub(crate) struct Orders {
     pub(crate) keep: Vec<String>,
     pub(crate) api_key: bool,
     /// The process whose end ends the keeper.
-    pub(crate) watched: Option<Owner>,
+    pub(crate) watched: Option<ProcessIdentity>,
     pub(crate) longest: Duration,
     pub(crate) verbose: bool,
 }
@@ -235,7 +237,7 @@ enum Waited {
 
 /// A handle of the watched process, or `None` if it has ended.
 #[cfg(target_os = "linux")]
-fn watched(owner: &Owner) -> Option<std::os::fd::OwnedFd> {
+fn watched(owner: &ProcessIdentity) -> Option<std::os::fd::OwnedFd> {
     use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
     let pid = Pid::from_raw(i32::try_from(owner.pid).ok()?)?;
@@ -247,7 +249,7 @@ fn watched(owner: &Owner) -> Option<std::os::fd::OwnedFd> {
 /// Not tested: a thread polls on systems whose kernel has no process handles.
 #[cfg(not(target_os = "linux"))]
 #[expect(clippy::disallowed_methods, reason = "a thread of the binary's own that waits")]
-fn watched(owner: &Owner) -> Option<PipeReader> {
+fn watched(owner: &ProcessIdentity) -> Option<PipeReader> {
     use rustix::process::{Pid, test_kill_process};
 
     let pid = Pid::from_raw(i32::try_from(owner.pid).ok()?)?;

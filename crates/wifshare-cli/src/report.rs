@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::SystemTime;
 
-use wifshare::{Environment, EventLog, Look, look};
+use wifshare::{Environment, EventLog, Snapshot, look};
 
 mod html;
 mod job_report;
@@ -55,7 +55,7 @@ pub(crate) fn report(arguments: &ReportArguments, environment: &Environment) -> 
 }
 
 /// Creates the report of this state directory, or `None` if its logs are empty.
-pub(crate) fn job_report(root: &Path, looks: &[Look], extent: Extent, now: SystemTime) -> Option<JobReport> {
+pub(crate) fn job_report(root: &Path, looks: &[Snapshot], extent: Extent, now: SystemTime) -> Option<JobReport> {
     let logs = EventLog::below(root).into_iter().map(|(key, log)| {
         let alive = looks.iter().filter(|look| look.key == key).flat_map(|look| &look.runs);
         let alive: BTreeSet<_> = alive.map(|run| run.pid).collect();

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use wifshare::{
-    Config, Delivery, EXCHANGE_GRACE, Environment, HttpClient, Keeper, Owner, PATIENCE, Provision, delivery_around,
-    prove,
+    Config, Delivery, EXCHANGE_GRACE, Environment, HttpClient, Keeper, PATIENCE, ProcessIdentity, Provision,
+    delivery_around, prove,
 };
 
 use crate::arguments::{HandOver, StartArguments, Watched};
@@ -148,7 +148,7 @@ fn begin(arguments: &StartArguments, format: HandOver, environment: &Environment
 }
 
 /// Reports who is signed in, and how long the keeper lives.
-fn announce(verb: &str, keeper: &Keeper, watched: Option<&Owner>, format: HandOver, talk: Talk) {
+fn announce(verb: &str, keeper: &Keeper, watched: Option<&ProcessIdentity>, format: HandOver, talk: Talk) {
     let id = |name: &str| keeper.identity.get(name).map(|id| wifshare::safe_text(id));
     let rule = id("ANTHROPIC_FEDERATION_RULE_ID").filter(|rule| !rule.is_empty());
     let rule = rule.map(|rule| format!(" for rule {rule}")).unwrap_or_default();
@@ -170,10 +170,10 @@ fn announce(verb: &str, keeper: &Keeper, watched: Option<&Owner>, format: HandOv
 ///
 /// # Errors
 /// Returns a usage error if the process of `--watch-pid` does not exist.
-fn watched(arguments: &StartArguments) -> Result<Option<Owner>, Failure> {
+fn watched(arguments: &StartArguments) -> Result<Option<ProcessIdentity>, Failure> {
     Ok(match arguments.watch_pid {
         Some(Watched::None) => None,
-        Some(Watched::Pid(pid)) => Some(Owner::of(pid).ok_or_else(|| {
+        Some(Watched::Pid(pid)) => Some(ProcessIdentity::of(pid).ok_or_else(|| {
             Failure::usage(
                 format!("there is no process {pid} to watch"),
                 "give --watch-pid a living process, or `none`",
@@ -184,7 +184,7 @@ fn watched(arguments: &StartArguments) -> Result<Option<Owner>, Failure> {
 }
 
 /// Default lifetime of a keeper: a day if it ends with a process, else the time limit of the job, else an hour.
-fn usual_life(watched: Option<&Owner>, environment: &Environment) -> Duration {
+fn usual_life(watched: Option<&ProcessIdentity>, environment: &Environment) -> Duration {
     const DAY: Duration = Duration::from_secs(86_400);
     const HOUR: Duration = Duration::from_secs(3600);
     const WEEK: u64 = 7 * 86_400;
@@ -312,7 +312,7 @@ fn launch(
     config: &Config,
     provision: Provision,
     arguments: &StartArguments,
-    watched: Option<Owner>,
+    watched: Option<ProcessIdentity>,
     life: Duration,
     environment: &Environment,
     talk: Talk,
@@ -437,7 +437,7 @@ mod tests {
 
     #[test]
     fn keeper_life_without_process_follows_the_job_timeout() {
-        let ours = Owner::current();
+        let ours = ProcessIdentity::current();
         let hours = |hours: u64| Duration::from_secs(hours * 3600);
         for (watched, variables, life) in [
             (Some(&ours), &[("CI_JOB_TIMEOUT", "7200")][..], hours(24)),

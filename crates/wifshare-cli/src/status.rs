@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
-use wifshare::{Credential, Environment, Freshness, Look, look, moment};
+use wifshare::{Credential, Environment, Freshness, Snapshot, look, moment};
 
 use crate::arguments::StatusArguments;
 use crate::clock::clock;
@@ -163,7 +163,7 @@ impl Status {
     }
 }
 
-fn shared<'a>(look: Look, told: &impl Fn(&str) -> Option<&'a Identity>, now: SystemTime) -> Shared {
+fn shared<'a>(look: Snapshot, told: &impl Fn(&str) -> Option<&'a Identity>, now: SystemTime) -> Shared {
     let identity = told(&look.key);
     let processes: &[Process] = identity.map_or(&[], |identity| &identity.processes);
     let mut last_served: Vec<_> = processes.iter().filter_map(|it| Some((it.served?, it))).collect();
@@ -219,7 +219,7 @@ fn held(credential: &Credential, renewable: bool, now: SystemTime) -> Held {
 }
 
 /// Living runs, and dead ones that logged no end.
-fn runs(look: &Look, processes: &[Process], now: SystemTime) -> Vec<Run> {
+fn runs(look: &Snapshot, processes: &[Process], now: SystemTime) -> Vec<Run> {
     let told = |pid: u32| processes.iter().rev().find(|it| it.role == Role::Run && it.pid == pid);
     let run = |pid: u32, health: &'static str| {
         let process = told(pid);

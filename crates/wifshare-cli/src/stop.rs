@@ -175,7 +175,7 @@ mod platform {
 
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-    use wifshare::Owner;
+    use wifshare::ProcessIdentity;
 
     use super::*;
 
@@ -183,7 +183,7 @@ mod platform {
 
     impl Process {
         /// Opens a handle of exactly this process, or returns `None` if that cannot be verified.
-        pub(super) fn of(owner: &Owner) -> Option<Process> {
+        pub(super) fn of(owner: &ProcessIdentity) -> Option<Process> {
             let pid = Pid::from_raw(i32::try_from(owner.pid).ok()?)?;
             let handle = pidfd_open(pid, PidfdFlags::empty()).ok()?;
             // Check after opening: the handle is used only if it belongs to the recorded process.
@@ -214,14 +214,14 @@ mod platform {
 /// Not tested: without a handle, the process id may have been reused, so a keeper is ended by removing its directory.
 #[cfg(not(target_os = "linux"))]
 mod platform {
-    use wifshare::Owner;
+    use wifshare::ProcessIdentity;
 
     use super::*;
 
     pub(super) struct Process;
 
     impl Process {
-        pub(super) fn of(_owner: &Owner) -> Option<Process> {
+        pub(super) fn of(_owner: &ProcessIdentity) -> Option<Process> {
             None
         }
 

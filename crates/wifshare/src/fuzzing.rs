@@ -21,7 +21,7 @@ use crate::identity_token::{IdentityToken, LARGEST, Malformed};
 use crate::message::{Body, Response, is_secure, safe_text, whole_message};
 use crate::run::parse_inputs;
 use crate::secret::Secret;
-use crate::store::{Owner, Refusal, StoreError, parsers};
+use crate::store::{CachedFailure, ProcessIdentity, StoreError, parsers};
 
 /// A property of any bytes. It panics if the property does not hold.
 pub type Target = fn(&[u8]);
@@ -232,7 +232,7 @@ pub fn ledger(bytes: &[u8]) {
 
 /// `refusal.json`.
 pub fn refusal(bytes: &[u8]) {
-    let Some(refusal): Option<Refusal> = parsers::refusal(bytes) else { return };
+    let Some(refusal): Option<CachedFailure> = parsers::refusal(bytes) else { return };
     for now in [SystemTime::UNIX_EPOCH, CLOCK.now(), moment(refusal.at), moment(u64::MAX)] {
         let longest = parsers::LONGEST_REFUSAL + Duration::from_secs(1);
         assert!(refusal.remaining(now).unwrap_or_default() <= longest, "nothing is remembered for ever");
@@ -241,8 +241,8 @@ pub fn refusal(bytes: &[u8]) {
 
 /// `owner` in a run's directory.
 pub fn owner(bytes: &[u8]) {
-    let Ok(owner) = serde_json::from_slice::<Owner>(bytes) else { return };
-    let it_is_we = owner == Owner::current();
+    let Ok(owner) = serde_json::from_slice::<ProcessIdentity>(bytes) else { return };
+    let it_is_we = owner == ProcessIdentity::current();
     assert!(!it_is_we || !owner.is_dead());
     assert_fit_to_show(&owner.to_string(), 14);
 }

@@ -110,8 +110,8 @@ pub use run::{
 pub use secret::Secret;
 pub use step::{Step, Watch};
 pub use store::{
-    Afterwards, Keeper, Lease, Location, Look, Memory, Owner, PATIENCE, Refusal, Spent, Starting, Store, StoreError,
-    Turn, Use, clear, extend, is_alive, keepers, look, sweep, until,
+    CachedFailure, Keeper, Lease, Location, LockedStore, Memory, OnLastRun, PATIENCE, ProcessIdentity, Snapshot, Spent,
+    StartLock, Store, StoreError, Use, clear, extend, is_alive, keepers, look, sweep, until,
 };
 pub use subject::SubjectPattern;
 

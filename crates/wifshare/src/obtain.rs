@@ -16,7 +16,7 @@ use crate::identity_token::IdentityToken;
 use crate::message::{answered_at, safe_text, whole_message};
 use crate::principal::Principal;
 use crate::step::{Step, Watch};
-use crate::store::{PATIENCE, Refusal, Spent, StoreError, Turn};
+use crate::store::{CachedFailure, LockedStore, PATIENCE, Spent, StoreError};
 use plan::{Action, Outcome, Plan};
 
 mod error;
@@ -187,7 +187,7 @@ fn execute(
     // The store depends on the principal, which is known only now.
     let store = config.store();
     let mut found = None;
-    let mut turn: Option<Turn<'_>> = None;
+    let mut locked: Option<LockedStore<'_>> = None;
     let mut identity_token = None;
     let mut buyer = None;
     let mut given = None;
@@ -195,13 +195,13 @@ fn execute(
     let mut may_keep = Some(may_keep);
     let look = || Ok::<_, StoreError>(store.read_with_principal(clock)?.filter(|(stored, _)| acceptable(stored)));
     loop {
-        let done: Result<Outcome, ObtainError> = match (plan.action(), &mut turn) {
+        let done: Result<Outcome, ObtainError> = match (plan.action(), &mut locked) {
             (Action::Prove, _) => unreachable!("it was the first act"),
-            (Action::Look | Action::LookAgain, _) => {
+            (Action::Snapshot | Action::LookAgain, _) => {
                 found = look()?;
                 Ok(if found.is_some() { Outcome::Acceptable } else { Outcome::Unacceptable })
             }
-            (Action::Lock, turn) => {
+            (Action::Lock, locked) => {
                 let mut refused = None;
                 let settled = || {
                     found = look()?;
@@ -211,31 +211,31 @@ fn execute(
                     }
                     Ok(found.is_some() || refused.is_some())
                 };
-                *turn = store.lock_unless(settled, patience()?, clock, watch)?;
+                *locked = store.lock_unless(settled, patience()?, clock, watch)?;
                 match refused {
                     Some(refusal) => Err(ObtainError::Remembered(Box::new(refusal), clock.now())),
-                    None if turn.is_none() => Ok(Outcome::Acceptable),
+                    None if locked.is_none() => Ok(Outcome::Acceptable),
                     None => Ok(Outcome::Done),
                 }
             }
-            (Action::Recall, Some(turn)) => {
-                turn.announce();
-                match turn.remembered_refusal()?.filter(|refusal| concerns(refusal, config)) {
+            (Action::Recall, Some(locked)) => {
+                locked.announce();
+                match locked.remembered_refusal()?.filter(|refusal| concerns(refusal, config)) {
                     Some(refusal) => Err(ObtainError::Remembered(Box::new(refusal), clock.now())),
                     None => Ok(Outcome::Done),
                 }
             }
-            (Action::Ask, Some(turn)) => {
-                turn.doing("asking for an identity token");
-                unspent_token(turn, config, transport, clock, watch).map(|token| {
+            (Action::Ask, Some(locked)) => {
+                locked.doing("asking for an identity token");
+                unspent_token(locked, config, transport, clock, watch).map(|token| {
                     buyer = Some(Principal::of(&token));
                     given = given_by(config, Some(&token));
                     identity_token = Some(token);
                     Outcome::Done
                 })
             }
-            (Action::Connect, Some(turn)) => {
-                turn.doing("connecting to the token endpoint");
+            (Action::Connect, Some(locked)) => {
+                locked.doing("connecting to the token endpoint");
                 let transport = transport.clone().interrupted_by(clock);
                 let opened = transport.connect(&config.grant.token_endpoint);
                 opened.map_err(|error| unless_interrupted(ObtainError::NotSent(error), clock)).map(|opened| {
@@ -244,17 +244,17 @@ fn execute(
                     Outcome::Done
                 })
             }
-            (Action::Spend, Some(turn)) => {
+            (Action::Spend, Some(locked)) => {
                 let identity_token = identity_token.as_ref().expect("asked before");
-                match turn.spend(identity_token)? {
+                match locked.spend(identity_token)? {
                     Some(spent) if !may_be_sent_again(identity_token, config) => {
                         Err(already_spent(spent, config, clock.now()))
                     }
                     _ => Ok(Outcome::Done),
                 }
             }
-            (Action::Send, Some(turn)) => {
-                turn.doing("exchanging");
+            (Action::Send, Some(locked)) => {
+                locked.doing("exchanging");
                 let connection = connection.take().expect("connected before");
                 let identity_token = identity_token.take().expect("asked before");
                 send(connection, identity_token, config, clock, watch).map(|credential| {
@@ -262,29 +262,29 @@ fn execute(
                     Outcome::Done
                 })
             }
-            (Action::TakeBack, Some(turn)) => {
+            (Action::TakeBack, Some(locked)) => {
                 // Report the original failure. If the entry cannot be removed, the token stays spent.
-                let taken_back = turn.take_back();
+                let taken_back = locked.take_back();
                 drop(taken_back);
                 Err(failure.take().expect("a failure came before"))
             }
-            (Action::Keep, Some(turn)) => {
+            (Action::Keep, Some(locked)) => {
                 may_keep.take().expect("kept once")()?;
                 buyer.take().into_iter().for_each(|buyer| config.principal.learn(buyer));
-                bought = bought.map(|credential| turn.keep(credential));
+                bought = bought.map(|credential| locked.keep(credential));
                 Ok(Outcome::Done)
             }
-            (Action::Pause, Some(turn)) => {
+            (Action::Pause, Some(locked)) => {
                 let cause = failure.as_ref().expect("a pause follows a failure");
                 let pause = ObtainError::pause_after(cause, plan.failures());
                 watch(&Step::Retrying { cause: whole_message(cause), pause });
-                turn.doing("waiting to try again");
+                locked.doing("waiting to try again");
                 (clock.pause)(pause)?;
                 Ok(Outcome::Done)
             }
-            (Action::Remember, Some(turn)) => {
+            (Action::Remember, Some(locked)) => {
                 let failure = failure.as_ref().expect("there is a failure to remember");
-                remember(failure, given.take(), turn, clock);
+                remember(failure, given.take(), locked, clock);
                 Ok(Outcome::Done)
             }
             (Action::Serve, _) => {
@@ -333,7 +333,7 @@ fn tell(error: &ObtainError, action: Action, watch: Watch<'_>) {
 
 /// Requests a token just in time, and checks the ledger: a platform may return the same token twice.
 fn unspent_token(
-    turn: &mut Turn<'_>,
+    locked: &mut LockedStore<'_>,
     config: &Config,
     transport: &HttpClient,
     clock: Clock,
@@ -349,7 +349,7 @@ fn unspent_token(
         }
     };
     let now = clock.now();
-    if let Some(spent) = turn.find(&identity_token)?.filter(|_| !may_be_sent_again(&identity_token, config)) {
+    if let Some(spent) = locked.find(&identity_token)?.filter(|_| !may_be_sent_again(&identity_token, config)) {
         watch(&Step::AlreadySpent);
         return Err(already_spent(spent, config, now));
     }
@@ -424,7 +424,7 @@ fn given_by(config: &Config, token: Option<&IdentityToken>) -> Option<String> {
 
 /// Returns whether a cached failure applies to this process. It does not apply if the token was replaced meanwhile. A
 /// source that cannot be asked for free is assumed to provide the same.
-fn concerns(refusal: &Refusal, config: &Config) -> bool {
+fn concerns(refusal: &CachedFailure, config: &Config) -> bool {
     let now = given_by(config, None);
     match config.source {
         IdentitySource::Variables(_) | IdentitySource::File { .. } => refusal.given.is_none() || refusal.given == now,
@@ -434,11 +434,11 @@ fn concerns(refusal: &Refusal, config: &Config) -> bool {
     }
 }
 
-fn remember(failure: &ObtainError, given: Option<String>, turn: &Turn<'_>, clock: Clock) {
+fn remember(failure: &ObtainError, given: Option<String>, locked: &LockedStore<'_>, clock: Clock) {
     if let Some(lasting) = failure.is_worth_remembering_for() {
         let (message, hint) = (whole_message(failure), failure.hint());
-        let refusal = Refusal::new(failure.code(), message, hint, clock.now(), lasting);
-        turn.remember(&refusal.with_diagnosis(failure.diagnosis().cloned()).of_given(given));
+        let refusal = CachedFailure::new(failure.code(), message, hint, clock.now(), lasting);
+        locked.remember(&refusal.with_diagnosis(failure.diagnosis().cloned()).of_given(given));
     }
 }
 
@@ -523,10 +523,10 @@ mod tests {
         let (config, _holder) = configured(END);
         let transport = HttpClient::new(&Environment::default());
         let store = config.store();
-        let mut turn = store.lock(Duration::ZERO, CLOCK, &|_| {}).unwrap();
+        let mut locked = store.lock(Duration::ZERO, CLOCK, &|_| {}).unwrap();
         let mut asked_at = |moment| {
             NOW.set(moment);
-            unspent_token(&mut turn, &config, &transport, CLOCK, &|_| {}).map(drop)
+            unspent_token(&mut locked, &config, &transport, CLOCK, &|_| {}).map(drop)
         };
         let forgiven = from_epoch_seconds(END + 30);
         assert!(asked_at(forgiven).is_ok());
@@ -587,14 +587,14 @@ mod tests {
             generation: 0,
         };
         let store = config.store();
-        let turn = store.lock(Duration::ZERO, clock, &|_| {}).unwrap();
-        turn.remember(&Refusal::new("exchange-refused", "no".to_owned(), None, now, Duration::from_secs(60)));
+        let locked = store.lock(Duration::ZERO, clock, &|_| {}).unwrap();
+        locked.remember(&CachedFailure::new("exchange-refused", "no".to_owned(), None, now, Duration::from_secs(60)));
         std::thread::scope(|scope| {
             let adopted =
                 scope.spawn(|| adopt_unless(|_| false, bought.clone(), || Ok(()), &config, &transport, clock, &|_| {}));
             // Long enough for the waiting thread to check the cached failure.
             (clock.pause)(Duration::from_millis(300)).unwrap();
-            drop(turn);
+            drop(locked);
             assert_eq!(adopted.join().unwrap().unwrap().access_token, bought.access_token);
         });
         assert_eq!(config.store().read(clock).unwrap().unwrap().access_token, bought.access_token);

@@ -23,7 +23,7 @@ use crate::obtain::{self, ObtainError};
 use crate::private_file::{self, PrivateFileError};
 use crate::secret::Secret;
 use crate::step::{Step, Watch};
-use crate::store::{self, Afterwards, Keeper, Lease, Memory, Owner, PATIENCE, StoreError};
+use crate::store::{self, Keeper, Lease, Memory, OnLastRun, PATIENCE, ProcessIdentity, StoreError};
 
 mod gateway;
 mod inside;
@@ -262,7 +262,7 @@ impl Run {
         }
         let keeper = Keeper {
             directory: self.directory.clone(),
-            owner: Owner::current(),
+            owner: ProcessIdentity::current(),
             provides: self.provision.to_string(),
             identity: self.identity_variables().into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
             takes: taken.into_iter().filter(|name| !left.has(name)).collect(),
@@ -380,8 +380,8 @@ impl Run {
         Ok(match (lease.end(|| self.afterwards())?, held) {
             (None, _) => Ending::Shared,
             (Some(_), None) => Ending::Nothing,
-            (Some(Afterwards::Remove), Some(_)) => Ending::Removed,
-            (Some(Afterwards::Keep), Some(held)) => Ending::Kept(held.expires_at),
+            (Some(OnLastRun::Remove), Some(_)) => Ending::Removed,
+            (Some(OnLastRun::Keep), Some(held)) => Ending::Kept(held.expires_at),
         })
     }
 
@@ -500,22 +500,22 @@ impl Run {
     }
 
     /// What to do with the credential after the last run: keep it if its source cannot issue another token.
-    fn afterwards(&self) -> Afterwards {
+    fn afterwards(&self) -> OnLastRun {
         if !self.config.store().has_file() {
-            return Afterwards::Remove;
+            return OnLastRun::Remove;
         }
         if let Supplier::TheRunAround(_) = self.supplier {
             // The outer run ended first. Its stored credential records whether its source can issue more.
-            return if self.config.location.remintable { Afterwards::Remove } else { Afterwards::Keep };
+            return if self.config.location.remintable { OnLastRun::Remove } else { OnLastRun::Keep };
         }
         match self.config.source.reissue() {
-            Reissue::OnDemand => Afterwards::Remove,
-            Reissue::Limited(_) => Afterwards::Keep,
+            Reissue::OnDemand => OnLastRun::Remove,
+            Reissue::Limited(_) => OnLastRun::Keep,
             Reissue::Rotated => {
                 let token = obtain::ask(&self.config, &self.transport, self.clock, &|_| {});
                 match token.ok().and_then(|token| self.config.store().spent(&token).ok()) {
-                    Some(Some(_spent)) => Afterwards::Keep,
-                    _ => Afterwards::Remove,
+                    Some(Some(_spent)) => OnLastRun::Keep,
+                    _ => OnLastRun::Remove,
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! The store of one credential per identity key on this machine. Only one process at a time replaces it.
 //!
 //! Readers need no lock, because a replacement is a rename. Operations that need the lock are methods of the lock
-//! guard, [`Turn`].
+//! guard, [`LockedStore`].
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -18,24 +18,24 @@ use crate::secret::Secret;
 use crate::step::{Step, Watch};
 
 mod check;
+mod failure_cache;
 mod file_lock;
 mod keepers;
 mod lease;
 mod ledger;
-mod look;
 mod memory;
 mod owner;
-mod refusal;
+mod snapshot;
 
+pub use failure_cache::CachedFailure;
 use file_lock::FileLock;
-pub use keepers::{Keeper, Starting, extend, keepers, until};
-pub use lease::{Afterwards, Lease, clear, is_alive, keys, sweep};
+pub use keepers::{Keeper, StartLock, extend, keepers, until};
+pub use lease::{Lease, OnLastRun, clear, is_alive, keys, sweep};
 use ledger::{Ledger, Written};
 pub use ledger::{Spent, Use};
-pub use look::{Look, look};
 pub use memory::Memory;
-pub use owner::Owner;
-pub use refusal::Refusal;
+pub use owner::ProcessIdentity;
+pub use snapshot::{Snapshot, look};
 
 const CREDENTIAL: &str = "credential.json";
 const LOCK: &str = "lock";
@@ -77,7 +77,7 @@ pub struct Store {
 }
 
 /// The lock guard of a store: operations that need the lock are methods of this type.
-pub struct Turn<'a> {
+pub struct LockedStore<'a> {
     store: &'a Store,
     /// `None` after release.
     lock: Option<FileLock>,
@@ -243,9 +243,14 @@ impl Store {
     ///
     /// # Errors
     /// Fails on timeout or interruption, or if the lock file cannot be used.
-    pub fn lock<'a>(&'a self, patience: Duration, clock: Clock, watch: Watch<'a>) -> Result<Turn<'a>, StoreError> {
-        let turn = self.lock_unless(|| Ok(false), patience, clock, watch)?;
-        Ok(turn.expect("nothing settles it but the lock"))
+    pub fn lock<'a>(
+        &'a self,
+        patience: Duration,
+        clock: Clock,
+        watch: Watch<'a>,
+    ) -> Result<LockedStore<'a>, StoreError> {
+        let locked = self.lock_unless(|| Ok(false), patience, clock, watch)?;
+        Ok(locked.expect("nothing settles it but the lock"))
     }
 
     /// Like [`lock`](Self::lock), but returns `None` if `settled` becomes true while waiting. `settled` is called while
@@ -259,13 +264,14 @@ impl Store {
         patience: Duration,
         clock: Clock,
         watch: Watch<'a>,
-    ) -> Result<Option<Turn<'a>>, StoreError> {
+    ) -> Result<Option<LockedStore<'a>>, StoreError> {
         self.create()?;
         let lock = FileLock::acquire_unless(settled, &self.directory.join(LOCK), patience, clock, watch)?;
         Ok(lock.map(|lock| {
-            let mut turn = Turn { store: self, lock: Some(lock), is_announced: false, recorded: None, clock, watch };
-            turn.doing("looking");
-            turn
+            let mut locked =
+                LockedStore { store: self, lock: Some(lock), is_announced: false, recorded: None, clock, watch };
+            locked.doing("looking");
+            locked
         }))
     }
 
@@ -273,8 +279,8 @@ impl Store {
     ///
     /// # Errors
     /// Fails if the file cannot be read or is not private.
-    pub fn remembered_refusal(&self, now: SystemTime) -> Result<Option<Refusal>, StoreError> {
-        refusal::read(&self.directory, now)
+    pub fn remembered_refusal(&self, now: SystemTime) -> Result<Option<CachedFailure>, StoreError> {
+        failure_cache::read(&self.directory, now)
     }
 
     /// Removes the credential. Keeps the ledger, a cached failure, and a file of a newer format.
@@ -342,7 +348,7 @@ impl Store {
     }
 }
 
-impl Turn<'_> {
+impl LockedStore<'_> {
     /// Stores this credential as the next generation, and returns it with that number. If it cannot be written, it is
     /// returned anyway and [`Step::NotKept`] is reported: losing it would waste the identity token.
     pub fn keep(&mut self, mut credential: Credential) -> Credential {
@@ -355,7 +361,7 @@ impl Turn<'_> {
         (self.watch)(&Step::Exchanged(&credential));
         match written {
             // The new credential outdates a cached failure. If that cannot be removed, it expires soon.
-            Ok(()) => drop(refusal::forget(&self.store.directory)),
+            Ok(()) => drop(failure_cache::forget(&self.store.directory)),
             Err(error) => (self.watch)(&Step::NotKept(whole_message(&error))),
         }
         credential
@@ -365,13 +371,13 @@ impl Turn<'_> {
     ///
     /// # Errors
     /// Fails if the file cannot be read or is not private.
-    pub fn remembered_refusal(&self) -> Result<Option<Refusal>, StoreError> {
+    pub fn remembered_refusal(&self) -> Result<Option<CachedFailure>, StoreError> {
         self.store.remembered_refusal(self.clock.now())
     }
 
     /// Caches a failure for waiting processes. Best effort: without it, they fail by themselves.
-    pub fn remember(&self, refusal: &Refusal) {
-        drop(refusal::remember(&self.store.directory, refusal, self.watch));
+    pub fn remember(&self, refusal: &CachedFailure) {
+        drop(failure_cache::remember(&self.store.directory, refusal, self.watch));
     }
 
     /// Returns the ledger's entry for this token, if any. Writes nothing.
@@ -423,7 +429,7 @@ impl Turn<'_> {
     }
 }
 
-impl Drop for Turn<'_> {
+impl Drop for LockedStore<'_> {
     fn drop(&mut self) {
         drop(self.lock.take());
         if self.is_announced {
@@ -435,10 +441,10 @@ impl Drop for Turn<'_> {
 /// The parsers of files in a state directory, for fuzzing.
 #[cfg(any(test, fuzzing))]
 pub(crate) mod parsers {
+    pub(crate) use super::failure_cache::{LONGEST as LONGEST_REFUSAL, parse as refusal};
     pub(crate) use super::file_lock::describe as holder;
     pub(crate) use super::ledger::parse as ledger;
     pub(crate) use super::owner::start_time_in as start_time;
-    pub(crate) use super::refusal::{LONGEST as LONGEST_REFUSAL, parse as refusal};
     use super::*;
 
     pub(crate) fn credential(bytes: &[u8]) -> Result<Option<Credential>, StoreError> {
@@ -606,12 +612,12 @@ mod tests {
         Credential { access_token: Secret::new(text.to_owned()), expires_at, obtained_at: now, generation: 0 }
     }
 
-    fn turn(store: &Store) -> Turn<'_> {
+    fn locked(store: &Store) -> LockedStore<'_> {
         store.lock(PATIENCE, Clock::system(), &|_| {}).unwrap()
     }
 
     fn keep(store: &Store, text: &str) -> Credential {
-        turn(store).keep(credential(text))
+        locked(store).keep(credential(text))
     }
 
     #[test]
@@ -651,9 +657,9 @@ mod tests {
             for number in 0..100 {
                 let (store, inside) = (store.clone(), &inside);
                 scope.spawn(move || {
-                    let mut turn = turn(&store);
+                    let mut locked = locked(&store);
                     assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0, "nobody else is inside");
-                    turn.keep(credential(&number.to_string()));
+                    locked.keep(credential(&number.to_string()));
                     inside.fetch_sub(1, Ordering::SeqCst);
                 });
             }
@@ -689,13 +695,13 @@ mod tests {
         let token = IdentityToken::parse(&Secret::new("eyJhbGciOiJSUzI1NiJ9.e30.YQ".to_owned())).unwrap();
         assert_eq!(store.spent(&token).unwrap(), None);
         assert_eq!(store.hand_out(&token, Clock::system(), &|_| {}).unwrap(), None);
-        let mut turn = turn(&store);
-        assert_eq!(turn.spend(&token).unwrap().map(|spent| spent.used), Some(Use::HandedOut));
-        assert_eq!(turn.find(&token).unwrap().map(|spent| spent.used), Some(Use::HandedOut));
-        assert_eq!(turn.remembered_refusal().unwrap(), None);
+        let mut locked = locked(&store);
+        assert_eq!(locked.spend(&token).unwrap().map(|spent| spent.used), Some(Use::HandedOut));
+        assert_eq!(locked.find(&token).unwrap().map(|spent| spent.used), Some(Use::HandedOut));
+        assert_eq!(locked.remembered_refusal().unwrap(), None);
         let now = Clock::system().now();
-        turn.remember(&Refusal::new("code", "message".to_owned(), None, now, Duration::from_secs(30)));
-        assert_eq!(turn.remembered_refusal().unwrap().map(|refusal| refusal.message), Some("message".to_owned()));
+        locked.remember(&CachedFailure::new("code", "message".to_owned(), None, now, Duration::from_secs(30)));
+        assert_eq!(locked.remembered_refusal().unwrap().map(|refusal| refusal.message), Some("message".to_owned()));
     }
 
     #[test]
@@ -705,7 +711,7 @@ mod tests {
         store.create().unwrap();
         private_file::replace(&store.directory, CREDENTIAL, br#"{"version":3,"x":1}"#, &|_| {}).unwrap();
         assert!(matches!(store.read(Clock::system()), Err(StoreError::Newer { version: 3, .. })));
-        assert_eq!(turn(&store).keep(credential("x")).access_token.expose(), "x", "what was bought is not lost");
+        assert_eq!(locked(&store).keep(credential("x")).access_token.expose(), "x", "what was bought is not lost");
         assert!(store.remove().is_err());
         let left = private_file::read(&store.directory.join(CREDENTIAL)).unwrap().unwrap();
         assert_eq!(left.as_slice(), br#"{"version":3,"x":1}"#);
@@ -740,14 +746,14 @@ mod tests {
         let (one, two) = (lease(), lease());
         keep(&store, "shared");
         assert!(one.is_shared());
-        assert_eq!(one.end(|| Afterwards::Remove).unwrap(), None);
+        assert_eq!(one.end(|| OnLastRun::Remove).unwrap(), None);
         assert!(store.read(Clock::system()).unwrap().is_some(), "one run's end takes nothing from another");
         assert!(!two.is_shared());
         let directory = two.directory().to_owned();
-        assert_eq!(two.end(|| Afterwards::Keep).unwrap(), Some(Afterwards::Keep));
+        assert_eq!(two.end(|| OnLastRun::Keep).unwrap(), Some(OnLastRun::Keep));
         assert!(!directory.exists());
         assert!(store.read(Clock::system()).unwrap().is_some());
-        assert_eq!(lease().end(|| Afterwards::Remove).unwrap(), Some(Afterwards::Remove));
+        assert_eq!(lease().end(|| OnLastRun::Remove).unwrap(), Some(OnLastRun::Remove));
         assert!(store.read(Clock::system()).unwrap().is_none());
     }
 
@@ -797,8 +803,8 @@ mod tests {
         let second = store.lease(Clock::system(), &|_| {}).unwrap();
         assert_eq!(left(&location), 3);
         assert!(lease.is_in_place() && second.is_in_place());
-        second.end(|| Afterwards::Keep).unwrap();
-        lease.end(|| Afterwards::Keep).unwrap();
+        second.end(|| OnLastRun::Keep).unwrap();
+        lease.end(|| OnLastRun::Keep).unwrap();
         assert_eq!(left(&location), 0);
     }
 

@@ -315,7 +315,7 @@ fn lock_wait_is_short_with_a_usable_credential_and_long_without() {
         what();
         (AHEAD.get() - before).as_secs()
     };
-    let turn = store.lock(seconds(1), CLOCK, &|_| {}).unwrap();
+    let locked = store.lock(seconds(1), CLOCK, &|_| {}).unwrap();
     let held = waited(&|| {
         let error = world.obtain().unwrap_err();
         assert!(matches!(&error, ObtainError::Store(StoreError::Held { .. })), "{error}");
@@ -323,16 +323,16 @@ fn lock_wait_is_short_with_a_usable_credential_and_long_without() {
         assert!(error.hint().is_some_and(|hint| hint.contains("end it and try again")));
     });
     assert_eq!(held, 180);
-    drop(turn);
+    drop(locked);
     let first = world.obtain().unwrap();
     pass_until_left(&first, 140);
-    let turn = store.lock(seconds(1), CLOCK, &|_| {}).unwrap();
+    let locked = store.lock(seconds(1), CLOCK, &|_| {}).unwrap();
     assert_eq!(waited(&|| assert_eq!(world.obtain().unwrap(), first)), 2, "it is usable, and served");
     // The held credential expires during the wait, so the short wait is not enough any more.
     pass_until_left(&first, 31);
     let held = waited(&|| assert_eq!(code(world.obtain()), "lock-held"));
     assert!(held >= 180, "{held} s");
-    drop(turn);
+    drop(locked);
     assert_eq!(world.exchanges(), (1, 1));
 }
 

@@ -8,7 +8,8 @@ use std::sync::{Arc, Barrier};
 use std::time::{Duration, SystemTime};
 
 use wifshare::{
-    Clock, Config, Credential, Environment, Holder, HttpClient, Inputs, ObtainError, Refusal, Secret, obtain, resolve,
+    CachedFailure, Clock, Config, Credential, Environment, Holder, HttpClient, Inputs, ObtainError, Secret, obtain,
+    resolve,
 };
 use wifshare_sandbox::{Fault, Sandbox, Settings};
 
@@ -42,7 +43,7 @@ fn waiter_takes_a_stored_credential_before_the_lock_is_released() {
     let sandbox = sandbox(Settings::default());
     let (config, transport) = configured(&sandbox, &holder.path().join("state"));
     let store = config.store();
-    let mut turn = store.lock(patience(), Clock::system(), &|_| {}).unwrap();
+    let mut locked = store.lock(patience(), Clock::system(), &|_| {}).unwrap();
     let waiter = waiter(&config, &transport);
     let now = SystemTime::now();
     let bought = Credential {
@@ -51,10 +52,10 @@ fn waiter_takes_a_stored_credential_before_the_lock_is_released() {
         obtained_at: now,
         generation: 0,
     };
-    turn.keep(bought);
+    locked.keep(bought);
     let taken = waiter.recv_timeout(patience()).expect("the turn is still held").unwrap();
     assert_eq!(taken.access_token.expose(), "bought");
-    drop(turn);
+    drop(locked);
     assert_eq!(sandbox.counters().exchanges_received, 0);
 }
 
@@ -64,12 +65,12 @@ fn waiter_receives_a_refusal_before_the_lock_is_released() {
     let sandbox = sandbox(Settings::default());
     let (config, transport) = configured(&sandbox, &holder.path().join("state"));
     let store = config.store();
-    let turn = store.lock(patience(), Clock::system(), &|_| {}).unwrap();
+    let locked = store.lock(patience(), Clock::system(), &|_| {}).unwrap();
     let waiter = waiter(&config, &transport);
-    turn.remember(&Refusal::new("refused", "no".to_owned(), None, SystemTime::now(), Duration::from_secs(30)));
+    locked.remember(&CachedFailure::new("refused", "no".to_owned(), None, SystemTime::now(), Duration::from_secs(30)));
     let heard = waiter.recv_timeout(patience()).expect("the turn is still held");
     assert!(matches!(heard, Err(ObtainError::Remembered(..))), "{heard:?}");
-    drop(turn);
+    drop(locked);
     assert_eq!(sandbox.counters().exchanges_received, 0);
 }
 

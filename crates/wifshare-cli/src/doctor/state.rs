@@ -3,7 +3,9 @@
 use std::path::Path;
 use std::time::Duration;
 
-use wifshare::{Config, ConfigError, Credential, Enclosing, Environment, EventLog, ObtainError, Refusal, StoreError};
+use wifshare::{
+    CachedFailure, Config, ConfigError, Credential, Enclosing, Environment, EventLog, ObtainError, StoreError,
+};
 
 use super::finding::Finding;
 use crate::clock::clock;
@@ -16,12 +18,12 @@ pub(super) fn look(config: &Config) -> (Vec<Finding>, Option<Credential>) {
     let root = &config.location.root;
     let mut findings = Vec::new();
     match store.lock(Duration::ZERO, clock(), &|_| {}) {
-        Ok(turn) => {
+        Ok(locked) => {
             findings.push(Finding::ok("state directory", described(root)));
-            if let Ok(Some(refusal)) = turn.remembered_refusal() {
+            if let Ok(Some(refusal)) = locked.remembered_refusal() {
                 findings.push(remembered(&refusal));
             }
-            drop(turn);
+            drop(locked);
             findings.extend(store.check().into_iter().map(failed));
         }
         Err(StoreError::Held { holder, .. }) => {
@@ -101,7 +103,7 @@ pub(super) fn gone(environment: &Environment, unconfigured: Option<&ConfigError>
 }
 
 /// Reports a cached failure. While it is valid, an exchange with the same inputs is not retried.
-fn remembered(refusal: &Refusal) -> Finding {
+fn remembered(refusal: &CachedFailure) -> Finding {
     let likeliest = refusal.diagnosis.as_ref().and_then(|diagnosis| diagnosis.likely.first());
     let evidence = format!(
         "remembered for {} s more: error[{}]: {}{}",

@@ -11,7 +11,7 @@ use crate::http::{MaybeSent, NotSent};
 use crate::identity::{IdentityError, Reissue};
 use crate::private_file::PrivateFileError;
 use crate::resource;
-use crate::store::{Refusal, Spent, StoreError};
+use crate::store::{CachedFailure, Spent, StoreError};
 
 /// Why there is no credential.
 #[derive(Debug, thiserror::Error)]
@@ -97,7 +97,7 @@ pub enum ObtainError {
     #[error("{} (asked by {} {} s ago; the answer is remembered for {} s more)",
         .0.message, .0.owner, epoch_seconds(*.1).saturating_sub(.0.at),
         .0.remaining(*.1).unwrap_or_default().as_secs() + 1)]
-    Remembered(Box<Refusal>, SystemTime),
+    Remembered(Box<CachedFailure>, SystemTime),
     /// The rule's credentials are too short-lived for the request.
     #[error("a credential of this federation rule lives {} s, and {} s were asked for", lifetime.as_secs(), asked.as_secs())]
     ShortLived {

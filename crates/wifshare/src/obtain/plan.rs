@@ -9,7 +9,7 @@ pub(crate) enum Action {
     /// Prove the principal, if the identity key does not include it: read or request a token, without spending it.
     Prove,
     /// Check whether the stored credential is acceptable.
-    Look,
+    Snapshot,
     /// Wait for the lock, and hold it until the end. While another process holds it, check whether that process
     /// obtained a credential or was refused.
     Lock,
@@ -95,7 +95,7 @@ impl Plan {
 
     /// Starts the adoption of an existing credential.
     pub(crate) fn by_adoption() -> Self {
-        Plan { action: Action::Look, kind: Kind::Adoption, tries: 0, duplicates: 0 }
+        Plan { action: Action::Snapshot, kind: Kind::Adoption, tries: 0, duplicates: 0 }
     }
 
     /// Returns the next action.
@@ -107,9 +107,9 @@ impl Plan {
     pub(crate) fn after(self, outcome: Outcome) -> Self {
         use {Action as A, Outcome as H};
         let action = match (self.action, outcome) {
-            (A::Prove, H::Done) => A::Look,
-            (A::Look | A::Lock | A::LookAgain, H::Acceptable) => A::Serve,
-            (A::Look, H::Unacceptable) => A::Lock,
+            (A::Prove, H::Done) => A::Snapshot,
+            (A::Snapshot | A::Lock | A::LookAgain, H::Acceptable) => A::Serve,
+            (A::Snapshot, H::Unacceptable) => A::Lock,
             (A::LookAgain, H::Unacceptable) if self.kind == Kind::Adoption => A::Keep,
             (A::LookAgain, H::Unacceptable) => A::Recall,
             (A::Lock, H::Done) => A::LookAgain,
@@ -169,7 +169,7 @@ mod tests {
     #[test]
     fn spent_token_is_requested_four_times_or_once_by_source() {
         let (acts_of_it, plan) = actions(Plan::by_exchange(true), &TO_THE_SOURCE);
-        assert_eq!(acts_of_it, [A::Look, A::Lock, A::LookAgain, A::Recall, A::Ask]);
+        assert_eq!(acts_of_it, [A::Snapshot, A::Lock, A::LookAgain, A::Recall, A::Ask]);
         let again = [H::AlreadySpent, H::Done, H::AlreadySpent, H::Done, H::AlreadySpent, H::Done];
         let (paused, plan) = actions(plan, &again);
         assert_eq!(paused, [A::Pause, A::Ask].repeat(3));

@@ -151,7 +151,7 @@ mod tests {
     use super::*;
     use crate::clock::{Clock, epoch_seconds, from_epoch_seconds};
     use crate::credential::Credential;
-    use crate::store::{Afterwards, Location};
+    use crate::store::{Location, OnLastRun};
 
     #[test]
     fn living_run_is_joined_by_the_same_identity() {
@@ -205,7 +205,7 @@ mod tests {
             assert_eq!(joins(&credentials.into_iter().chain(more).collect::<Vec<_>>()), *joined, "{more:?}");
         }
         assert_eq!(joins(&[("ANTHROPIC_API_KEY", "c"), (DELIVERED_VARIABLE, &mark)]), ours, "as an API key alone");
-        lease.end(|| Afterwards::Keep).unwrap();
+        lease.end(|| OnLastRun::Keep).unwrap();
         assert_eq!(joins(&[]), None, "it is over");
     }
 

@@ -2,7 +2,7 @@
 
 use super::lease::{LEASE, RUNS};
 use super::ledger::Ledger;
-use super::{LOCK, Store, StoreError, keepers, read_file, refusal};
+use super::{LOCK, Store, StoreError, failure_cache, keepers, read_file};
 use crate::private_file;
 
 impl Store {
@@ -17,7 +17,7 @@ impl Store {
             open(keepers::START),
             private_file::verify_if_there(&self.directory.join(RUNS)).map_err(StoreError::from),
             read_file(&self.directory).map(drop),
-            open(refusal::FILE),
+            open(failure_cache::FILE),
         ];
         checks.into_iter().filter_map(Result::err).collect()
     }
@@ -41,7 +41,7 @@ mod tests {
         let key = store.directory();
         let places = ["spent", "spent.lock"].map(|name| root.join(name));
         let of_the_key =
-            [LOCK, LEASE, keepers::START, RUNS, "credential.json", refusal::FILE].map(|name| key.join(name));
+            [LOCK, LEASE, keepers::START, RUNS, "credential.json", failure_cache::FILE].map(|name| key.join(name));
         for place in places.iter().chain(&of_the_key) {
             let fifo = || {
                 let kind = rustix::fs::FileType::Fifo;

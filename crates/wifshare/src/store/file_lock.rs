@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use super::StoreError;
-use super::owner::Owner;
+use super::owner::ProcessIdentity;
 use crate::clock::{Clock, epoch_seconds};
 use crate::private_file::{self, PrivateFileError};
 use crate::step::{Step, Watch};
@@ -34,7 +34,7 @@ impl From<Duration> for Patience {
 /// The holder's description of itself, stored in the lock file.
 #[derive(Serialize, Deserialize)]
 struct Holder {
-    owner: Owner,
+    owner: ProcessIdentity,
     doing: String,
     /// Seconds since the epoch.
     since: u64,
@@ -132,7 +132,8 @@ impl FileLock {
     /// Writes the current operation to the lock file, for waiting processes. Best effort: the lock does not depend on
     /// it.
     pub(super) fn doing(&mut self, doing: &str, clock: Clock) {
-        let holder = Holder { owner: Owner::current(), doing: doing.to_owned(), since: epoch_seconds(clock.now()) };
+        let holder =
+            Holder { owner: ProcessIdentity::current(), doing: doing.to_owned(), since: epoch_seconds(clock.now()) };
         let text = serde_json::to_vec(&holder).unwrap_or_default();
         let _ = self.file.set_len(0).and_then(|()| self.file.rewind()).and_then(|()| self.file.write_all(&text));
     }

@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 
 use super::file_lock::FileLock;
 use super::lease::{RUNS, is_alive, is_unborn, keys_unverified, list, subdirectories};
-use super::owner::Owner;
+use super::owner::ProcessIdentity;
 use super::{Store, StoreError};
 use crate::clock::{Clock, epoch_seconds, from_epoch_seconds};
 use crate::environment::Environment;
@@ -27,7 +27,7 @@ pub struct Keeper {
     /// The run's own directory.
     pub directory: PathBuf,
     /// The keeper's process.
-    pub owner: Owner,
+    pub owner: ProcessIdentity,
     /// What it provides, as the name of its delivery.
     pub provides: String,
     /// Its identity: the variables that configure it, with their values.
@@ -39,14 +39,14 @@ pub struct Keeper {
 }
 
 /// The start lock, held while looking for a keeper and starting a missing one.
-pub struct Starting {
+pub struct StartLock {
     // Kept for its lock only.
     _lock: FileLock,
 }
 
 #[derive(Serialize, Deserialize)]
 struct KeeperFile {
-    owner: Owner,
+    owner: ProcessIdentity,
     provides: String,
     identity: BTreeMap<String, String>,
     gives: BTreeMap<String, String>,
@@ -144,11 +144,11 @@ impl Store {
     ///
     /// # Errors
     /// Fails on timeout or interruption, or if the lock file cannot be used.
-    pub fn starting(&self, patience: Duration, clock: Clock, watch: Watch<'_>) -> Result<Starting, StoreError> {
+    pub fn starting(&self, patience: Duration, clock: Clock, watch: Watch<'_>) -> Result<StartLock, StoreError> {
         self.create()?;
         let mut lock = FileLock::acquire(&self.directory.join(START), patience, clock, watch)?;
         lock.doing("starting a keeper", clock);
-        Ok(Starting { _lock: lock })
+        Ok(StartLock { _lock: lock })
     }
 
     /// Returns the living keepers of this key.
@@ -197,7 +197,7 @@ pub fn keepers(root: &Path) -> (Vec<Keeper>, Result<(), StoreError>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{Afterwards, Location};
+    use crate::store::{Location, OnLastRun};
 
     #[test]
     fn keeper_is_found_while_alive_and_compared_by_identity() {
@@ -209,7 +209,7 @@ mod tests {
         assert!(store.keepers().is_empty(), "a run that keeps nothing for others");
         let keeper = Keeper {
             directory: lease.directory().to_owned(),
-            owner: Owner::current(),
+            owner: ProcessIdentity::current(),
             provides: "profile".to_owned(),
             identity: BTreeMap::from([("RULE".to_owned(), "fdrl_1".to_owned())]),
             gives: Environment::from_iter([("A", "b")]),
@@ -229,7 +229,7 @@ mod tests {
             assert!(contradicts("RULE", "fdrl_2") && !contradicts("RULE", "fdrl_1") && !contradicts("JOB", "1"));
         }
         let directory = lease.directory().to_owned();
-        lease.end(|| Afterwards::Remove).unwrap();
+        lease.end(|| OnLastRun::Remove).unwrap();
         assert!(Keeper::of_run(&directory).is_none() && keepers(&root).0.is_empty());
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::file_lock::FileLock;
 use super::ledger::Ledger;
-use super::owner::Owner;
+use super::owner::ProcessIdentity;
 use super::{CREDENTIAL, LOCK, Store, StoreError, read_credential, read_file};
 use crate::clock::Clock;
 use crate::private_file::{self, PrivateFileError};
@@ -31,7 +31,7 @@ pub struct Lease {
 
 /// What happens to the credential after the last run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Afterwards {
+pub enum OnLastRun {
     /// It is removed: its source can issue another token.
     Remove,
     /// It stays until it expires: its source cannot issue another token.
@@ -72,7 +72,7 @@ impl Store {
     fn new_run(&self, watch: Watch<'_>) -> Result<(PathBuf, File), StoreError> {
         let runs = self.directory.join(RUNS);
         private_file::private_directory(&runs)?;
-        let owner = Owner::current();
+        let owner = ProcessIdentity::current();
         let name = format!("{}-{:08x}", owner.pid, fastrand::u32(..));
         let (unborn, born) = (runs.join(format!(".new-{name}")), runs.join(name));
         private_file::private_directory(&unborn)?;
@@ -132,7 +132,7 @@ impl Lease {
     ///
     /// # Errors
     /// Fails if a lock cannot be used, or if the run's directory or the credential cannot be removed.
-    pub fn end(self, afterwards: impl FnOnce() -> Afterwards) -> Result<Option<Afterwards>, StoreError> {
+    pub fn end(self, afterwards: impl FnOnce() -> OnLastRun) -> Result<Option<OnLastRun>, StoreError> {
         let removed = self.remove_directory();
         // Another run may start between the unlock and the exclusive lock. Then that run is the last one.
         self.shared.unlock().map_err(|source| failed("unlock", &self.store.directory, source))?;
@@ -143,7 +143,7 @@ impl Lease {
         drop(private_file::remove(&self.store.directory.join(RUNS)));
         remove_unfinished_of_nobody(&self.store.directory);
         let afterwards = afterwards();
-        if afterwards == Afterwards::Remove {
+        if afterwards == OnLastRun::Remove {
             self.store.remove()?;
         }
         removed.map(|()| Some(afterwards))
@@ -171,7 +171,7 @@ fn share(path: &Path) -> Result<Option<File>, StoreError> {
 /// without a valid owner file was lost in a power failure ([`remove_damaged_of_nobody`]).
 fn own(run: &Path, watch: Watch<'_>) -> Result<File, StoreError> {
     let path = run.join(OWNER);
-    let text = serde_json::to_vec(&Owner::current()).expect("texts and numbers become JSON");
+    let text = serde_json::to_vec(&ProcessIdentity::current()).expect("texts and numbers become JSON");
     private_file::replace_unsynced(run, OWNER, &text, watch)?;
     let file = private_file::open_in_place(&path)?;
     file.try_lock().map_err(|error| failed("lock", &path, error.into()))?;
@@ -226,7 +226,7 @@ fn remove_damaged_of_nobody(key: &Path) -> bool {
 }
 
 /// Returns the owner of a run; `None` if the owner file is missing or invalid.
-fn owner_of(run: &Path) -> Result<Option<Owner>, StoreError> {
+fn owner_of(run: &Path) -> Result<Option<ProcessIdentity>, StoreError> {
     let text = private_file::read(&run.join(OWNER))?;
     Ok(text.and_then(|text| serde_json::from_slice(&text).ok()))
 }
@@ -353,7 +353,7 @@ mod tests {
     fn dead_run(runs: &Path, name: &str) -> PathBuf {
         let run = runs.join(name);
         private_file::private_directory(&run).unwrap();
-        let owner = Owner { pid: u32::MAX, start_time: Some(1), ..Owner::current() };
+        let owner = ProcessIdentity { pid: u32::MAX, start_time: Some(1), ..ProcessIdentity::current() };
         private_file::replace(&run, OWNER, &serde_json::to_vec(&owner).unwrap(), &|_| {}).unwrap();
         run
     }
@@ -411,7 +411,7 @@ mod tests {
         assert!(!directory.exists() && !lease.is_in_place() && !is_alive(&directory));
         assert!(lease.restore(lay_out, Clock::system(), &|_| {}).unwrap());
         assert!(lease.is_in_place() && is_alive(&directory));
-        lease.end(|| Afterwards::Remove).unwrap();
+        lease.end(|| OnLastRun::Remove).unwrap();
         assert!(!is_alive(&directory));
     }
 
@@ -447,7 +447,7 @@ mod tests {
         store.lock(Duration::from_secs(1), clock, &|_| {}).unwrap().keep(bought);
         assert!(!clear(None), "somebody lives");
         assert!(store.has_file());
-        assert_eq!(lease.end(|| Afterwards::Keep).unwrap(), Some(Afterwards::Keep));
+        assert_eq!(lease.end(|| OnLastRun::Keep).unwrap(), Some(OnLastRun::Keep));
         assert!(clear(Some(&[])) && store.has_file(), "no key is meant");
         assert!(clear(Some(std::slice::from_ref(&store.directory))) && !store.has_file());
     }

@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use super::file_lock::{FileLock, Patience};
-use super::owner::Owner;
+use super::owner::ProcessIdentity;
 use super::{FORMAT, PATIENCE, StoreError, Version};
 use crate::clock::{Clock, epoch_seconds};
 use crate::identity_token::IdentityToken;
@@ -48,7 +48,7 @@ pub struct Spent {
     /// How it was used.
     pub used: Use,
     /// The process that used it.
-    pub owner: Owner,
+    pub owner: ProcessIdentity,
     /// When, in seconds since the epoch.
     pub at: u64,
     /// When the entry may be removed, in seconds since the epoch. The server then rejects the token for its age.
@@ -128,7 +128,7 @@ impl Ledger {
             version: FORMAT,
             fingerprint,
             used,
-            owner: Owner::current(),
+            owner: ProcessIdentity::current(),
             at: epoch_seconds(now),
             forget_at: forget_at(token, now),
             since_boot: Some((clock.monotonic)().as_secs()),
@@ -408,7 +408,7 @@ mod tests {
     const UPTIME: u64 = 50_000;
 
     fn entry(number: usize, forget_at: u64) -> Spent {
-        let (fingerprint, owner) = (number.to_string(), Owner::current());
+        let (fingerprint, owner) = (number.to_string(), ProcessIdentity::current());
         let (used, at, since_boot) = (Use::Sent, END - 300, Some(UPTIME - 300));
         Spent { version: FORMAT, fingerprint, used, owner, at, forget_at, since_boot }
     }
@@ -511,7 +511,10 @@ mod tests {
         assert!(!outdated_at(END + 86_400, UPTIME - 1, &entry), "300 s have not passed");
         assert!(!outdated_at(END - 1, UPTIME + 86_400, &entry), "the wall clock was stepped back");
         // After another boot, only the uptime is known to have passed.
-        let before = Spent { owner: Owner { boot: Some("another".to_owned()), ..Owner::current() }, ..entry.clone() };
+        let before = Spent {
+            owner: ProcessIdentity { boot: Some("another".to_owned()), ..ProcessIdentity::current() },
+            ..entry.clone()
+        };
         assert!(!outdated_at(END, 299, &before) && outdated_at(END, 300, &before));
         let of_an_older_version = Spent { since_boot: None, ..entry };
         assert!(!outdated_at(END, UPTIME, &of_an_older_version));

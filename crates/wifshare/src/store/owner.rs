@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 /// A process, distinguished from a later process with the same pid.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Owner {
+pub struct ProcessIdentity {
     /// Its process id, in its own pid namespace.
     pub pid: u32,
     /// When it started, in the kernel's ticks since boot; unknown without `/proc`.
@@ -18,17 +18,17 @@ pub struct Owner {
     pub boot: Option<String>,
 }
 
-impl Owner {
+impl ProcessIdentity {
     /// Returns this process.
-    pub fn current() -> Owner {
+    pub fn current() -> ProcessIdentity {
         static START_TIME: OnceLock<Option<u64>> = OnceLock::new();
         let pid = std::process::id();
-        Owner { pid, start_time: *START_TIME.get_or_init(|| start_time(pid)), boot: boot() }
+        ProcessIdentity { pid, start_time: *START_TIME.get_or_init(|| start_time(pid)), boot: boot() }
     }
 
     /// Returns the living process with this pid; `None` if it does not exist, or without `/proc`.
-    pub fn of(pid: u32) -> Option<Owner> {
-        Some(Owner { pid, start_time: Some(start_time(pid)?), boot: boot() })
+    pub fn of(pid: u32) -> Option<ProcessIdentity> {
+        Some(ProcessIdentity { pid, start_time: Some(start_time(pid)?), boot: boot() })
     }
 
     /// Returns whether the machine has not rebooted since then; `false` if unknown.
@@ -46,7 +46,7 @@ impl Owner {
     }
 }
 
-impl fmt::Display for Owner {
+impl fmt::Display for ProcessIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "pid {}", self.pid)
     }
@@ -82,20 +82,20 @@ mod tests {
 
     #[test]
     fn current_process_is_alive_and_its_lookalikes_are_dead() {
-        let ours = Owner::current();
+        let ours = ProcessIdentity::current();
         assert!(!ours.is_dead());
-        assert!(Owner { start_time: ours.start_time.map(|time| time + 1), ..ours.clone() }.is_dead());
-        assert!(Owner { boot: Some("another".to_owned()), ..ours.clone() }.is_dead());
-        assert!(Owner { pid: u32::MAX, ..ours.clone() }.is_dead());
+        assert!(ProcessIdentity { start_time: ours.start_time.map(|time| time + 1), ..ours.clone() }.is_dead());
+        assert!(ProcessIdentity { boot: Some("another".to_owned()), ..ours.clone() }.is_dead());
+        assert!(ProcessIdentity { pid: u32::MAX, ..ours.clone() }.is_dead());
         assert_eq!(ours.to_string(), format!("pid {}", std::process::id()));
         assert!(ours.start_time.is_some_and(|ticks| ticks > 1));
     }
 
     #[test]
     fn living_process_is_found_by_its_pid() {
-        let ours = Owner::current();
-        assert_eq!(Owner::of(ours.pid), Some(ours.clone()));
-        assert_eq!(Owner::of(u32::MAX), None);
+        let ours = ProcessIdentity::current();
+        assert_eq!(ProcessIdentity::of(ours.pid), Some(ours.clone()));
+        assert_eq!(ProcessIdentity::of(u32::MAX), None);
         let boot = std::fs::File::open("/proc/sys/kernel/random/boot_id").and_then(std::io::read_to_string).unwrap();
         assert_eq!(ours.boot.as_deref(), Some(boot.trim()));
     }

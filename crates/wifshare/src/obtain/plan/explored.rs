@@ -128,5 +128,5 @@ fn adoption_looks_twice_and_stores_under_the_lock() {
         plan = plan.after(outcome);
         actions.push(plan.action());
     }
-    assert_eq!(actions, [Action::Look, Action::Lock, Action::LookAgain, Action::Keep, Action::Serve]);
+    assert_eq!(actions, [Action::Snapshot, Action::Lock, Action::LookAgain, Action::Keep, Action::Serve]);
 }

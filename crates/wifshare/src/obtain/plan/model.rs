@@ -154,7 +154,7 @@ impl<const PROCESSES: usize, const TOKENS: usize> World<PROCESSES, TOKENS> {
                 let failed = (self.principals > 1).then(|| (world(), Outcome::Final));
                 std::iter::once(proven).chain(failed).collect()
             }
-            Action::Look => vec![(world(), looked)],
+            Action::Snapshot => vec![(world(), looked)],
             Action::LookAgain if removed == Removed::SecondLook => vec![(world(), Outcome::Unacceptable)],
             Action::LookAgain => vec![(world(), looked)],
             Action::Lock if removed == Removed::Lock => vec![(world(), Outcome::Done)],
@@ -344,7 +344,7 @@ impl<const PROCESSES: usize, const TOKENS: usize> World<PROCESSES, TOKENS> {
     /// Returns the promise that is broken in this world.
     pub(super) fn broken_promise(&self) -> Option<&'static str> {
         let past_the_lock = |process: &Process| {
-            !process.is_over() && !matches!(process.plan.action(), Action::Prove | Action::Look | Action::Lock)
+            !process.is_over() && !matches!(process.plan.action(), Action::Prove | Action::Snapshot | Action::Lock)
         };
         let knocks = |process: &Process| matches!(process.plan.action(), Action::Ask | Action::Connect | Action::Send);
         if self.sent.iter().any(|count| *count > 1) {

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::owner::Owner;
+use super::owner::ProcessIdentity;
 use super::{FORMAT, StoreError};
 use crate::clock::{epoch_seconds, from_epoch_seconds};
 use crate::diagnosis::Diagnosis;
@@ -20,7 +20,7 @@ pub(crate) const LONGEST: Duration = Duration::from_secs(60);
 
 /// Why the last exchange failed, in texts that are safe to show.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Refusal {
+pub struct CachedFailure {
     /// The stable code of the error.
     pub code: String,
     /// The error and its causes.
@@ -34,7 +34,7 @@ pub struct Refusal {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub given: Option<String>,
     /// The process whose exchange failed.
-    pub owner: Owner,
+    pub owner: ProcessIdentity,
     /// When it failed, in seconds since the epoch.
     pub at: u64,
     /// When it expires, in seconds since the epoch.
@@ -45,25 +45,34 @@ pub struct Refusal {
 struct Versioned {
     version: u32,
     #[serde(flatten)]
-    refusal: Refusal,
+    refusal: CachedFailure,
 }
 
-impl Refusal {
+impl CachedFailure {
     /// Creates a failure of this process at this moment, which expires after `lasting`.
-    pub fn new(code: &str, message: String, hint: Option<String>, now: SystemTime, lasting: Duration) -> Refusal {
+    pub fn new(code: &str, message: String, hint: Option<String>, now: SystemTime, lasting: Duration) -> CachedFailure {
         let at = epoch_seconds(now);
         let (code, until) = (code.to_owned(), at + lasting.as_secs());
-        Refusal { code, message, hint, diagnosis: None, given: None, owner: Owner::current(), at, until }
+        CachedFailure {
+            code,
+            message,
+            hint,
+            diagnosis: None,
+            given: None,
+            owner: ProcessIdentity::current(),
+            at,
+            until,
+        }
     }
 
     /// Adds likely causes.
-    pub fn with_diagnosis(mut self, diagnosis: Option<Diagnosis>) -> Refusal {
+    pub fn with_diagnosis(mut self, diagnosis: Option<Diagnosis>) -> CachedFailure {
         self.diagnosis = diagnosis;
         self
     }
 
     /// Adds the hash of what the source provided.
-    pub fn of_given(mut self, given: Option<String>) -> Refusal {
+    pub fn of_given(mut self, given: Option<String>) -> CachedFailure {
         self.given = given;
         self
     }
@@ -78,17 +87,17 @@ impl Refusal {
 }
 
 /// Reads the cached failure of this directory, if it still applies. An unreadable one counts as missing.
-pub(super) fn read(directory: &Path, now: SystemTime) -> Result<Option<Refusal>, StoreError> {
+pub(super) fn read(directory: &Path, now: SystemTime) -> Result<Option<CachedFailure>, StoreError> {
     let bytes = private_file::read(&directory.join(FILE))?;
     Ok(bytes.and_then(|bytes| parse(&bytes)).filter(|refusal| refusal.remaining(now).is_some()))
 }
 
-pub(crate) fn parse(bytes: &[u8]) -> Option<Refusal> {
+pub(crate) fn parse(bytes: &[u8]) -> Option<CachedFailure> {
     let parsed = serde_json::from_slice::<Versioned>(bytes).ok()?;
     (parsed.version == FORMAT).then_some(parsed.refusal)
 }
 
-pub(super) fn remember(directory: &Path, refusal: &Refusal, watch: Watch<'_>) -> Result<(), StoreError> {
+pub(super) fn remember(directory: &Path, refusal: &CachedFailure, watch: Watch<'_>) -> Result<(), StoreError> {
     let versioned = Versioned { version: FORMAT, refusal: refusal.clone() };
     let bytes = serde_json::to_vec_pretty(&versioned).expect("texts and numbers become JSON");
     // No sync: it expires within seconds, and after a power failure the next process simply tries.
@@ -106,7 +115,7 @@ mod tests {
     #[test]
     fn cached_failure_is_valid_until_its_end() {
         let at = from_epoch_seconds(1000);
-        let refusal = Refusal::new("c", "m".to_owned(), None, at, Duration::from_secs(30));
+        let refusal = CachedFailure::new("c", "m".to_owned(), None, at, Duration::from_secs(30));
         for (moment, counts) in [(998, false), (999, true), (1000, true), (1029, true), (1030, false), (2000, false)] {
             assert_eq!(refusal.remaining(from_epoch_seconds(moment)).is_some(), counts, "at {moment}");
         }
