@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use wifshare::{Caller, Event, Served, What};
+use wifshare::{Caller, Event, EventKind, Served};
 
 use crate::clock::clock;
 use crate::event_writer::EventWriter;
@@ -54,7 +54,7 @@ impl AccessLog {
             return;
         }
         let bytes = (served.bytes_in, served.bytes_out);
-        let what = What::request(served.method, served.path, served.status, served.took, bytes, None);
+        let what = EventKind::request(served.method, served.path, served.status, served.took, bytes, None);
         self.desk.put((self.desk.events.event(what), Arc::clone(served.caller)));
     }
 
@@ -123,7 +123,7 @@ impl Desk {
 }
 
 fn with_sender((mut event, caller): (Event, Arc<Caller>)) -> Event {
-    if let What::RequestServed { process, .. } = &mut event.what {
+    if let EventKind::RequestServed { process, .. } = &mut event.what {
         *process = caller.process();
     }
     event

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use wifshare::{Event, EventLog, ProcessIdentity, Step, What};
+use wifshare::{Event, EventKind, EventLog, ProcessIdentity, Step};
 
 use crate::clock::clock;
 
@@ -26,7 +26,7 @@ impl EventWriter {
         EventWriter { log: EventLog::of(directory), pid: std::process::id(), started: None }
     }
 
-    pub(crate) fn note(&self, what: What) {
+    pub(crate) fn note(&self, what: EventKind) {
         self.log.append(&self.event(what));
     }
 
@@ -36,12 +36,12 @@ impl EventWriter {
     }
 
     /// Creates an event with the current time, for [`note_all`](Self::note_all).
-    pub(crate) fn event(&self, what: What) -> Event {
+    pub(crate) fn event(&self, what: EventKind) -> Event {
         Event { time: clock().now(), pid: self.pid, started: self.started, what }
     }
 
     pub(crate) fn step(&self, step: &Step<'_>) {
-        if let Some(what) = What::of(step) {
+        if let Some(what) = EventKind::of(step) {
             self.note(what);
         }
     }

@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
-use wifshare::{Child, Environment, SpawnError, Step, Streams, What, exit_code, program_name};
+use wifshare::{Child, Environment, EventKind, SpawnError, Step, Streams, exit_code, program_name};
 
 use crate::arguments::ExecArguments;
 use crate::catalogue::code;
@@ -48,7 +48,7 @@ pub(crate) fn run(
     })?;
     let mut running = Running { _passing_on: signals::pass_on_to(&child), child };
     let child = &mut running.child;
-    tracker.note(What::ChildStarted { process: child.id(), program: name.to_owned() });
+    tracker.note(EventKind::ChildStarted { process: child.id(), program: name.to_owned() });
     let following = tracker.follow(child.id());
     panic_if_told_to("child-started");
     // From here on the command uses the terminal.
@@ -59,7 +59,7 @@ pub(crate) fn run(
     let ended = ended
         .map_err(|error| Failure::new(code!("child-lost"), format!("lost track of the command: {error}"), None))?;
     let code = exit_code(ended);
-    tracker.note(What::ChildEnded { process: child.id(), code });
+    tracker.note(EventKind::ChildEnded { process: child.id(), code });
     Ok(code)
 }
 

@@ -7,7 +7,7 @@
 
 use std::path::Path;
 
-use wifshare::{Environment, What};
+use wifshare::{Environment, EventKind};
 
 use crate::event_writer::EventWriter;
 
@@ -35,7 +35,7 @@ impl ProcessTracker {
     }
 
     /// Records an event that needs no scan.
-    pub(crate) fn note(&self, what: What) {
+    pub(crate) fn note(&self, what: EventKind) {
         if let Some(events) = &self.events {
             events.note(what);
         }
@@ -66,7 +66,7 @@ mod platform {
 
     use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
     use rustix::fs::inotify;
-    use wifshare::{Descendants, Sighting, What};
+    use wifshare::{Descendants, EventKind, Sighting};
 
     use super::EventWriter;
 
@@ -139,7 +139,7 @@ mod platform {
             sightings.into_iter().for_each(|sighting| events.note(what(sighting)));
             let times = openings.as_ref().map_or(0, Openings::count);
             if times > 0 {
-                events.note(What::CredentialOpened { times });
+                events.note(EventKind::CredentialOpened { times });
             }
             if is_over(end, openings.as_ref(), pause) {
                 descendants.look().into_iter().for_each(|sighting| events.note(what(sighting)));
@@ -163,12 +163,12 @@ mod platform {
         fds[0].revents().contains(PollFlags::IN)
     }
 
-    fn what(sighting: Sighting) -> What {
+    fn what(sighting: Sighting) -> EventKind {
         match sighting {
             Sighting::Seen { pid, started, parent, program } => {
-                What::ProcessSeen { process: pid, process_started: started, parent, program }
+                EventKind::ProcessSeen { process: pid, process_started: started, parent, program }
             }
-            Sighting::Gone { pid, started } => What::ProcessEnded { process: pid, process_started: started },
+            Sighting::Gone { pid, started } => EventKind::ProcessEnded { process: pid, process_started: started },
         }
     }
 

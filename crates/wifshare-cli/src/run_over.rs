@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use wifshare::{ConfigError, Environment, EventLog, RUN_VARIABLE, What, is_alive};
+use wifshare::{ConfigError, Environment, EventKind, EventLog, RUN_VARIABLE, is_alive};
 
 use crate::catalogue::code;
 use crate::failure::Failure;
@@ -101,7 +101,7 @@ fn last_of(key: &Path, run: &Path) -> Last {
     let pid = run.file_name().and_then(|name| name.to_str()?.split('-').next()?.parse::<u32>().ok());
     let events = EventLog::of(key).read();
     match events.iter().rev().find(|event| Some(event.pid) == pid) {
-        Some(event) if matches!(event.what, What::RunEnded { .. }) => Last::Ended(event.time),
+        Some(event) if matches!(event.what, EventKind::RunEnded { .. }) => Last::Ended(event.time),
         Some(event) => Last::HeardOf(event.time),
         None => Last::Unknown,
     }

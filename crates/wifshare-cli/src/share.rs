@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use wifshare::{
     Claims, Config, ConfigError, DELIVERED_TOKENS, DELIVERED_VARIABLE, Delivery, Enclosing, Ending, Environment,
-    ExistingAuth, GatewayOptions, HttpClient, Living, Provision, Purpose, RUN_VARIABLE, Reissue, RenewalOutlook, Run,
-    Step, StoreError, What, delivered, delivered_token, delivery_around, existing_auth, prove, remove_token_variables,
-    resolve_for, variables_of_the_cis,
+    EventKind, ExistingAuth, GatewayOptions, HttpClient, Living, Provision, Purpose, RUN_VARIABLE, Reissue,
+    RenewalOutlook, Run, Step, StoreError, delivered, delivered_token, delivery_around, existing_auth, prove,
+    remove_token_variables, resolve_for, variables_of_the_cis,
 };
 
 use crate::access_log::AccessLog;
@@ -97,7 +97,7 @@ fn run_inside(
     talk.detail(&format!("inside a run of wifshare: serving its credential by --delivery {delivery}"));
     let is_kept = joined::keeper_around(environment).is_some();
     let events = EventWriter::of_a_run(around.directory());
-    events.note(What::RunJoined { command: command.to_owned() });
+    events.note(EventKind::RunJoined { command: command.to_owned() });
     let directory = Path::new(environment.os(RUN_VARIABLE).unwrap_or_default());
     let access_log = AccessLog::of(events.clone());
     let record = Box::new(move |served: &wifshare::Served<'_>| access_log.take_down(served));
@@ -134,7 +134,7 @@ fn join(
 ) -> Result<(Environment, Option<EventWriter>), Failure> {
     talk.detail("inside a run of wifshare: joining it");
     let events = EventWriter::of_a_run(around.directory());
-    events.note(What::RunJoined { command: command.to_owned() });
+    events.note(EventKind::RunJoined { command: command.to_owned() });
     let mut joined = environment.clone();
     let is_kept = joined::keeper_around(environment).is_some();
     if is_kept {
@@ -412,8 +412,8 @@ fn show_claims(claims: &Claims, talk: Talk) {
 }
 
 /// The event for the start of a run. Ids are not secret. The organisation's is left out because it is not needed.
-fn began(command: &str, config: &Config, provision: Provision) -> What {
-    What::RunBegan {
+fn began(command: &str, config: &Config, provision: Provision) -> EventKind {
+    EventKind::RunBegan {
         command: command.to_owned(),
         delivery: match provision {
             Provision::Credential(delivery) => delivery.to_string(),
@@ -427,14 +427,14 @@ fn began(command: &str, config: &Config, provision: Provision) -> What {
 }
 
 /// The event for the end of a run.
-pub(crate) fn ended(ending: &Result<Ending, StoreError>) -> What {
+pub(crate) fn ended(ending: &Result<Ending, StoreError>) -> EventKind {
     let credential = match ending {
         Ok(Ending::Shared) => "shared",
         Ok(Ending::Removed) => "removed",
         Ok(Ending::Kept(_)) | Err(_) => "kept",
         Ok(Ending::Nothing) => "nothing",
     };
-    What::RunEnded { credential: credential.to_owned() }
+    EventKind::RunEnded { credential: credential.to_owned() }
 }
 
 fn tell_how_long(run: &Run, provision: Provision, reissue: Reissue, source: &str, talk: Talk) {

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::SystemTime;
 
-use wifshare::{Environment, EventLog, What};
+use wifshare::{Environment, EventKind, EventLog};
 
 use crate::appended::AppendedFile;
 use crate::report;
@@ -11,7 +11,7 @@ use crate::talk::Talk;
 
 /// When the run of this process began, from the log of its identity key.
 pub(crate) fn beginning_of(key: &Path, pid: u32) -> Option<SystemTime> {
-    let began = |what: &What| matches!(what, What::RunBegan { .. });
+    let began = |what: &EventKind| matches!(what, EventKind::RunBegan { .. });
     EventLog::of(key).read().iter().rev().find(|event| event.pid == pid && began(&event.what)).map(|event| event.time)
 }
 

@@ -21,14 +21,14 @@ pub struct Event {
     pub started: Option<u64>,
     /// The kind of event with its data.
     #[serde(flatten)]
-    pub what: What,
+    pub what: EventKind,
 }
 
 /// The kinds of events. In JSON, the name is in `event`, next to the other fields.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 #[non_exhaustive]
-pub enum What {
+pub enum EventKind {
     /// A run acquired its lease.
     RunBegan {
         /// The wifshare command that began the run.
@@ -212,49 +212,49 @@ pub enum What {
     },
 }
 
-impl What {
+impl EventKind {
     /// Returns the event for a step, or `None` if the step is not logged.
-    pub fn of(step: &Step<'_>) -> Option<What> {
+    pub fn of(step: &Step<'_>) -> Option<EventKind> {
         let end = |credential: &Credential| (credential.generation, credential.expires_at);
         Some(match step {
-            Step::Waited { holder, time } => What::LockWaited { holder: holder.clone(), ms: milliseconds(*time) },
+            Step::Waited { holder, time } => EventKind::LockWaited { holder: holder.clone(), ms: milliseconds(*time) },
             Step::Found(credential) => {
                 let (generation, expires_at) = end(credential);
-                What::Found { generation, expires_at }
+                EventKind::Found { generation, expires_at }
             }
-            Step::Asking => What::IdentityAsked,
-            Step::AlreadySpent => What::IdentityRepeated,
-            Step::Sending => What::ExchangeSent,
+            Step::Asking => EventKind::IdentityAsked,
+            Step::AlreadySpent => EventKind::IdentityRepeated,
+            Step::Sending => EventKind::ExchangeSent,
             Step::Exchanged(credential) => {
                 let (generation, expires_at) = end(credential);
-                What::ExchangeAccepted { generation, expires_at }
+                EventKind::ExchangeAccepted { generation, expires_at }
             }
-            Step::Remembered { code } => What::RefusalHeard { code: code.clone() },
-            Step::Failed { code, message, request_id, sent: true } => What::ExchangeFailed {
+            Step::Remembered { code } => EventKind::RefusalHeard { code: code.clone() },
+            Step::Failed { code, message, request_id, sent: true } => EventKind::ExchangeFailed {
                 code: code.clone(),
                 message: safe_text(message),
                 request_id: request_id.as_deref().map(safe_text),
             },
             Step::Failed { code, message, sent: false, .. } => {
-                What::ObtainFailed { code: code.clone(), message: safe_text(message) }
+                EventKind::ObtainFailed { code: code.clone(), message: safe_text(message) }
             }
-            Step::Retrying { pause, .. } => What::Retrying { ms: milliseconds(*pause) },
-            Step::NotKept(message) => What::NotKept { message: safe_text(message) },
-            Step::Swept => What::Swept,
+            Step::Retrying { pause, .. } => EventKind::Retrying { ms: milliseconds(*pause) },
+            Step::NotKept(message) => EventKind::NotKept { message: safe_text(message) },
+            Step::Swept => EventKind::Swept,
             Step::Adopted(credential) => {
                 let (generation, expires_at) = end(credential);
-                What::Adopted { generation, expires_at }
+                EventKind::Adopted { generation, expires_at }
             }
-            Step::NotRenewed { cause, .. } => What::NotRenewed { message: safe_text(cause) },
-            Step::NotHandedOut { cause, .. } => What::IdentityNotHandedOut { message: safe_text(cause) },
-            Step::Ended { cause } => What::CredentialEnded { message: safe_text(cause) },
-            Step::NotObtained { cause, .. } => What::NotRenewed { message: safe_text(cause) },
+            Step::NotRenewed { cause, .. } => EventKind::NotRenewed { message: safe_text(cause) },
+            Step::NotHandedOut { cause, .. } => EventKind::IdentityNotHandedOut { message: safe_text(cause) },
+            Step::Ended { cause } => EventKind::CredentialEnded { message: safe_text(cause) },
+            Step::NotObtained { cause, .. } => EventKind::NotRenewed { message: safe_text(cause) },
             Step::Obtained(credential) | Step::Renewed(credential) => {
                 let (generation, expires_at) = end(credential);
-                What::Renewed { generation, expires_at }
+                EventKind::Renewed { generation, expires_at }
             }
-            Step::ConnectionFault => What::ConnectionFault,
-            Step::Replaced("identity-token") => What::IdentityHandedOut,
+            Step::ConnectionFault => EventKind::ConnectionFault,
+            Step::Replaced("identity-token") => EventKind::IdentityHandedOut,
             // No step carries the data of a run. The code that begins the run writes that event.
             Step::Begun
             | Step::Lingering { .. }
@@ -280,24 +280,24 @@ impl What {
         took: Duration,
         bytes: (u64, u64),
         process: Option<u32>,
-    ) -> What {
+    ) -> EventKind {
         const LONGEST: usize = 120;
         let short = |text: &str| safe_text(text).chars().take(LONGEST).collect();
         let (method, path, ms) = (short(method), short(path), milliseconds(took));
-        What::RequestServed { method, path, status, ms, bytes_in: bytes.0, bytes_out: bytes.1, process }
+        EventKind::RequestServed { method, path, status, ms, bytes_in: bytes.0, bytes_out: bytes.1, process }
     }
 
     /// Returns whether a job can produce very many of these. The log reserves space for the other kinds.
     pub fn is_one_of_many(&self) -> bool {
         matches!(
             self,
-            What::ProcessSeen { .. }
-                | What::ProcessEnded { .. }
-                | What::CredentialOpened { .. }
-                | What::RequestServed { .. }
-                | What::ConnectionFault
-                | What::Found { .. }
-                | What::RunJoined { .. }
+            EventKind::ProcessSeen { .. }
+                | EventKind::ProcessEnded { .. }
+                | EventKind::CredentialOpened { .. }
+                | EventKind::RequestServed { .. }
+                | EventKind::ConnectionFault
+                | EventKind::Found { .. }
+                | EventKind::RunJoined { .. }
         )
     }
 }
@@ -333,14 +333,14 @@ mod tests {
     use super::*;
     use crate::clock::from_epoch_seconds;
 
-    fn event(what: What) -> Event {
+    fn event(what: EventKind) -> Event {
         Event { time: from_epoch_seconds(1_000_000_000) + Duration::from_micros(7_400), pid: 7, started: None, what }
     }
 
     #[test]
     fn event_is_one_flat_object_with_milliseconds() {
         let expires_at = from_epoch_seconds(1_000_000_600);
-        let text = serde_json::to_string(&event(What::Found { generation: 2, expires_at })).expect("JSON");
+        let text = serde_json::to_string(&event(EventKind::Found { generation: 2, expires_at })).expect("JSON");
         assert_eq!(
             text,
             r#"{"time":"2001-09-09T01:46:40.007Z","pid":7,"event":"found","generation":2,"expires_at":"2001-09-09T01:56:40.000Z"}"#
@@ -350,7 +350,7 @@ mod tests {
     #[test]
     fn event_survives_its_json() {
         let time = from_epoch_seconds(1_000_000_000) + Duration::from_millis(7);
-        for what in [What::Swept, What::ChildEnded { process: 3, code: 143 }] {
+        for what in [EventKind::Swept, EventKind::ChildEnded { process: 3, code: 143 }] {
             let event = Event { time, started: Some(4), ..event(what) };
             let text = serde_json::to_string(&event).expect("JSON");
             assert_eq!(serde_json::from_str::<Event>(&text).expect(&text), event);
@@ -361,7 +361,7 @@ mod tests {
     fn reflected_token_in_a_message_is_redacted() {
         let message = format!("bad assertion eyJ{}", "a".repeat(60));
         let step = Step::Failed { code: "c".to_owned(), message, request_id: Some("sk-ant-x".to_owned()), sent: true };
-        let text = serde_json::to_string(&event(What::of(&step).expect("an event"))).expect("JSON");
+        let text = serde_json::to_string(&event(EventKind::of(&step).expect("an event"))).expect("JSON");
         assert!(!text.contains("eyJ") && !text.contains("sk-ant"), "{text}");
     }
 }

@@ -149,7 +149,7 @@ mod tests {
 
     use super::*;
     use crate::clock::{Clock, from_epoch_seconds};
-    use crate::event::What;
+    use crate::event::EventKind;
 
     fn log() -> (tempfile::TempDir, EventLog) {
         let directory = tempfile::tempdir().unwrap();
@@ -157,7 +157,7 @@ mod tests {
         (directory, log)
     }
 
-    fn event(pid: u32, what: What) -> Event {
+    fn event(pid: u32, what: EventKind) -> Event {
         Event { time: from_epoch_seconds(1_000_000_000), pid, started: None, what }
     }
 
@@ -175,7 +175,7 @@ mod tests {
         std::thread::scope(|scope| {
             for pid in 0..8 {
                 let log = &log;
-                scope.spawn(move || (0..200).for_each(|_| log.append(&event(pid, What::Swept))));
+                scope.spawn(move || (0..200).for_each(|_| log.append(&event(pid, EventKind::Swept))));
             }
         });
         let events = log.read();
@@ -187,26 +187,26 @@ mod tests {
     #[test]
     fn damaged_line_and_unknown_event_are_skipped() {
         let (_directory, log) = log();
-        log.append(&event(1, What::Swept));
+        log.append(&event(1, EventKind::Swept));
         add(
             &log,
             b"{\"time\":\"2001-\n\xff\xfe\n\n{\"time\":\"2001-09-09T01:46:40Z\",\"pid\":3,\"event\":\"of-tomorrow\"}\n",
         );
-        log.append(&event(2, What::Swept));
+        log.append(&event(2, EventKind::Swept));
         assert_eq!(log.read().iter().map(|event| event.pid).collect::<Vec<_>>(), [1, 2]);
     }
 
     #[test]
     fn log_limit_stops_frequent_events_first() {
         let (_directory, log) = log();
-        let found = || What::Found { generation: 1, expires_at: from_epoch_seconds(0) };
+        let found = || EventKind::Found { generation: 1, expires_at: from_epoch_seconds(0) };
         let fill = |to: u64| add(&log, &vec![b'\n'; (to - size(&path(&log)).unwrap_or(0)) as usize]);
         fill(LARGEST_FOR_MANY - 10);
         log.append(&event(1, found()));
-        log.append(&event(2, What::Swept));
+        log.append(&event(2, EventKind::Swept));
         assert!(log.is_full());
         fill(LARGEST - 10);
-        log.append(&event(3, What::Swept));
+        log.append(&event(3, EventKind::Swept));
         assert_eq!(log.read().iter().map(|event| event.pid).collect::<Vec<_>>(), [2]);
     }
 
@@ -214,7 +214,7 @@ mod tests {
     fn large_log_is_rotated_once_and_an_old_one_removed() {
         let (_directory, log) = log();
         let now = Clock::system().now();
-        log.append(&event(1, What::Swept));
+        log.append(&event(1, EventKind::Swept));
         log.tidy(now);
         assert!(!log.directory.join(BEFORE).exists());
         add(&log, &vec![b'\n'; LARGE as usize]);
@@ -225,7 +225,7 @@ mod tests {
         drop(writer);
         log.tidy(now);
         assert!(log.directory.join(BEFORE).exists());
-        log.append(&event(2, What::Swept));
+        log.append(&event(2, EventKind::Swept));
         log.tidy(now);
         assert_eq!(log.read().iter().map(|event| event.pid).collect::<Vec<_>>(), [1, 2]);
         log.tidy(now + LONGEST_KEPT + Duration::from_secs(60));
@@ -238,18 +238,18 @@ mod tests {
         let victim = log.directory.join("victim");
         fs::File::create(&victim).unwrap();
         symlink(&victim, path(&log)).unwrap();
-        log.append(&event(1, What::Swept));
+        log.append(&event(1, EventKind::Swept));
         assert_eq!(size(&victim), Some(0), "nothing is written through a link");
         assert!(log.read().is_empty());
-        EventLog::of(Path::new("/nonexistent")).append(&event(1, What::Swept));
+        EventLog::of(Path::new("/nonexistent")).append(&event(1, EventKind::Swept));
     }
 
     #[test]
     fn each_log_limit_is_exact_to_the_byte() {
         let length = |what| serde_json::to_vec(&event(1, what)).unwrap().len() as u64 + 1;
         let set_size = |log: &EventLog, size| private_file::open_in_place(&path(log)).unwrap().set_len(size).unwrap();
-        let found = || What::Found { generation: 1, expires_at: from_epoch_seconds(0) };
-        for (limit, what) in [(LARGEST_FOR_MANY, found()), (LARGEST, What::Swept)] {
+        let found = || EventKind::Found { generation: 1, expires_at: from_epoch_seconds(0) };
+        for (limit, what) in [(LARGEST_FOR_MANY, found()), (LARGEST, EventKind::Swept)] {
             let (_directory, log) = log();
             let just = limit - length(what.clone());
             set_size(&log, just + 1);
@@ -259,16 +259,27 @@ mod tests {
             assert_eq!(size(&path(&log)), Some(limit));
         }
         let (_directory, log) = log();
-        let of_text = |count| What::ObtainFailed { code: "c".to_owned(), message: "x".repeat(count) };
+        let of_text = |count| EventKind::ObtainFailed { code: "c".to_owned(), message: "x".repeat(count) };
         let longest = LONGEST_LINE - length(of_text(0)) as usize;
         assert!(log.append_all(&[event(1, of_text(longest))]));
-        assert!(!log.append_all(&[event(2, What::Swept), event(3, of_text(longest + 1)), event(4, What::Swept)]));
+        assert!(!log.append_all(&[
+            event(2, EventKind::Swept),
+            event(3, of_text(longest + 1)),
+            event(4, EventKind::Swept)
+        ]));
         assert_eq!(log.read().iter().map(|event| event.pid).collect::<Vec<_>>(), [1, 2, 4]);
-        assert!(log.append_all(&vec![event(4, What::Swept); 200]), "each is as long as it is, however many there are");
+        assert!(
+            log.append_all(&vec![event(4, EventKind::Swept); 200]),
+            "each is as long as it is, however many there are"
+        );
         // A skipped event uses no space and frees none.
-        let swept = length(What::Swept);
+        let swept = length(EventKind::Swept);
         set_size(&log, LARGEST - swept);
-        assert!(!log.append_all(&[event(5, of_text(longest + 1)), event(6, What::Swept), event(7, What::Swept)]));
+        assert!(!log.append_all(&[
+            event(5, of_text(longest + 1)),
+            event(6, EventKind::Swept),
+            event(7, EventKind::Swept)
+        ]));
         assert_eq!(size(&path(&log)), Some(LARGEST));
 
         let room_for_one = LARGEST_FOR_MANY - LONGEST_LINE as u64;
@@ -287,7 +298,7 @@ mod tests {
     #[test]
     fn log_unused_for_over_a_week_is_removed() {
         let (_directory, log) = log();
-        log.append(&event(1, What::Swept));
+        log.append(&event(1, EventKind::Swept));
         let (_, written) = log.mark().unwrap();
         log.tidy(written + LONGEST_KEPT);
         assert_eq!(log.read().len(), 1);

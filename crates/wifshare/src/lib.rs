@@ -80,7 +80,7 @@ pub use delivery::{Delivery, UnknownDelivery, remove_token_variables};
 pub use descendants::{Descendants, Living, Sighting, living_with, program_name};
 pub use diagnosis::Diagnosis;
 pub use environment::Environment;
-pub use event::{Event, What, moment};
+pub use event::{Event, EventKind, moment};
 pub use events::EventLog;
 pub use exchange::{Grant, TokenError};
 pub use gateway::{

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
 use serde::{Serialize, Serializer};
-use wifshare::{Event, What, moment};
+use wifshare::{Event, EventKind, moment};
 
 /// A new job begins after this time without events and with no run alive.
 const QUIET: Duration = Duration::from_secs(3600);
@@ -244,7 +244,7 @@ impl Identity {
             request_id: request_id.cloned(),
         };
         match &event.what {
-            What::RunBegan { command, delivery, source, rule, service_account, workspace } => {
+            EventKind::RunBegan { command, delivery, source, rule, service_account, workspace } => {
                 self.rule = Some(rule.clone()).filter(|rule| !rule.is_empty());
                 self.service_account.clone_from(service_account);
                 self.workspace.clone_from(workspace);
@@ -254,9 +254,9 @@ impl Identity {
                 process.role = Role::Run;
                 process.delivery = Some(delivery.clone());
             }
-            What::RunJoined { command } => self.process(event).name = format!("wifshare {command}"),
-            What::RunEnded { .. } => self.process(event).end = Some(time),
-            What::LockWaited { ms, .. } => {
+            EventKind::RunJoined { command } => self.process(event).name = format!("wifshare {command}"),
+            EventKind::RunEnded { .. } => self.process(event).end = Some(time),
+            EventKind::LockWaited { ms, .. } => {
                 let process = self.process(event);
                 let begin = time - Duration::from_millis(*ms);
                 process.begin = process.begin.min(begin);
@@ -264,66 +264,66 @@ impl Identity {
                 process.waits.push((begin, time));
                 self.numbers.longest_wait_ms = self.numbers.longest_wait_ms.max(*ms);
             }
-            What::Found { expires_at, .. } => {
+            EventKind::Found { expires_at, .. } => {
                 self.process(event).served = Some(time);
                 self.numbers.shared += 1;
                 self.numbers.signed_in_until = self.numbers.signed_in_until.max(Some(*expires_at));
             }
-            What::ExchangeSent => {
+            EventKind::ExchangeSent => {
                 self.process(event);
                 self.numbers.exchanges += 1;
                 self.exchanges.push(Exchange { pid, sent: time, answered: None, outcome: Outcome::Unknown });
             }
-            What::ExchangeAccepted { generation, expires_at } => {
+            EventKind::ExchangeAccepted { generation, expires_at } => {
                 self.process(event);
                 self.numbers.accepted += 1;
                 self.numbers.signed_in_until = self.numbers.signed_in_until.max(Some(*expires_at));
                 self.answer(pid, time, Outcome::Accepted { generation: *generation, expires_at: *expires_at });
             }
-            What::ExchangeFailed { code, message, request_id } => {
+            EventKind::ExchangeFailed { code, message, request_id } => {
                 self.process(event);
                 self.numbers.failed += 1;
                 self.incidents.push(incident(Some(code), message, request_id.as_ref()));
                 let (code, message, request_id) = (code.clone(), message.clone(), request_id.clone());
                 self.answer(pid, time, Outcome::Failed { code, message, request_id });
             }
-            What::ObtainFailed { code, message } => {
+            EventKind::ObtainFailed { code, message } => {
                 self.process(event);
                 self.incidents.push(incident(Some(code), message, None));
             }
-            What::RefusalHeard { .. } => {
+            EventKind::RefusalHeard { .. } => {
                 self.process(event);
                 self.numbers.refusals_heard += 1;
             }
-            What::Renewed { expires_at, .. } | What::Adopted { expires_at, .. } => {
+            EventKind::Renewed { expires_at, .. } | EventKind::Adopted { expires_at, .. } => {
                 self.process(event).renewals.push(time);
                 self.numbers.renewals += 1;
                 self.numbers.signed_in_until = self.numbers.signed_in_until.max(Some(*expires_at));
             }
-            What::NotKept { message }
-            | What::NotRenewed { message }
-            | What::IdentityNotHandedOut { message }
-            | What::CredentialEnded { message } => {
+            EventKind::NotKept { message }
+            | EventKind::NotRenewed { message }
+            | EventKind::IdentityNotHandedOut { message }
+            | EventKind::CredentialEnded { message } => {
                 self.process(event);
                 self.incidents.push(incident(None, message, None));
             }
-            What::IdentityRepeated => {
+            EventKind::IdentityRepeated => {
                 self.process(event);
                 self.incidents.push(incident(None, "the source handed out a token that was spent before", None));
             }
-            What::ChildStarted { process, program } => {
+            EventKind::ChildStarted { process, program } => {
                 self.process(event);
                 let child = self.somebody(*process, None, time, Role::Command);
                 child.name.clone_from(program);
                 child.parent = Some(pid);
             }
-            What::ChildEnded { process, code } => {
+            EventKind::ChildEnded { process, code } => {
                 self.process(event);
                 let child = self.somebody(*process, None, time, Role::Command);
                 child.end = Some(time);
                 child.exit_code = Some(*code);
             }
-            What::ProcessSeen { process, process_started, parent, program } => {
+            EventKind::ProcessSeen { process, process_started, parent, program } => {
                 let descendant = self.somebody(*process, Some(*process_started), time, Role::Descendant);
                 // A wifshare process has reported more about itself than its name.
                 if descendant.role == Role::Descendant {
@@ -331,10 +331,10 @@ impl Identity {
                 }
                 descendant.parent = Some(*parent);
             }
-            What::ProcessEnded { process, process_started } => {
+            EventKind::ProcessEnded { process, process_started } => {
                 self.somebody(*process, Some(*process_started), time, Role::Descendant).end = Some(time);
             }
-            What::RequestServed { process, status, .. } => {
+            EventKind::RequestServed { process, status, .. } => {
                 self.process(event);
                 self.numbers.requests += 1;
                 self.numbers.requests_failed += u64::from(!(100..400).contains(status));
@@ -342,12 +342,12 @@ impl Identity {
                     self.somebody(*process, None, time, Role::Descendant).requests += 1;
                 }
             }
-            What::CredentialOpened { times } => self.numbers.opened += times,
-            What::IdentityAsked
-            | What::IdentityHandedOut
-            | What::Retrying { .. }
-            | What::Swept
-            | What::ConnectionFault => {
+            EventKind::CredentialOpened { times } => self.numbers.opened += times,
+            EventKind::IdentityAsked
+            | EventKind::IdentityHandedOut
+            | EventKind::Retrying { .. }
+            | EventKind::Swept
+            | EventKind::ConnectionFault => {
                 self.process(event);
             }
             // Events of a newer version of the library.
@@ -507,8 +507,8 @@ fn spans_of_runs(log: &Log, now: SystemTime) -> Vec<(SystemTime, SystemTime)> {
     let mut spans = Vec::new();
     for event in &log.events {
         match &event.what {
-            What::RunBegan { .. } => drop(open.insert(event.pid, event.time)),
-            What::RunEnded { .. } => spans.extend(open.remove(&event.pid).map(|begin| (begin, event.time))),
+            EventKind::RunBegan { .. } => drop(open.insert(event.pid, event.time)),
+            EventKind::RunEnded { .. } => spans.extend(open.remove(&event.pid).map(|begin| (begin, event.time))),
             _ => {}
         }
     }
@@ -535,12 +535,12 @@ pub(crate) mod tests {
         SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000 + seconds)
     }
 
-    pub(crate) fn event(seconds: u64, pid: u32, what: What) -> Event {
+    pub(crate) fn event(seconds: u64, pid: u32, what: EventKind) -> Event {
         Event { time: at(seconds), pid, started: None, what }
     }
 
-    pub(crate) fn began() -> What {
-        What::RunBegan {
+    pub(crate) fn began() -> EventKind {
+        EventKind::RunBegan {
             command: "exec".to_owned(),
             delivery: "profile".to_owned(),
             source: "GitHub Actions".to_owned(),
@@ -550,30 +550,30 @@ pub(crate) mod tests {
         }
     }
 
-    pub(crate) fn seen(process: u32, parent: u32, program: &str) -> What {
-        What::ProcessSeen { process, process_started: u64::from(process), parent, program: program.to_owned() }
+    pub(crate) fn seen(process: u32, parent: u32, program: &str) -> EventKind {
+        EventKind::ProcessSeen { process, process_started: u64::from(process), parent, program: program.to_owned() }
     }
 
-    pub(crate) fn ended() -> What {
-        What::RunEnded { credential: "removed".to_owned() }
+    pub(crate) fn ended() -> EventKind {
+        EventKind::RunEnded { credential: "removed".to_owned() }
     }
 
     /// A run with one exchange. Its command starts two clients.
     pub(crate) fn events() -> Vec<Event> {
-        let accepted = What::ExchangeAccepted { generation: 1, expires_at: at(600) };
+        let accepted = EventKind::ExchangeAccepted { generation: 1, expires_at: at(600) };
         vec![
             event(0, 10, began()),
-            event(0, 10, What::ExchangeSent),
+            event(0, 10, EventKind::ExchangeSent),
             event(1, 10, accepted),
-            event(1, 10, What::ChildStarted { process: 11, program: "job.sh".to_owned() }),
+            event(1, 10, EventKind::ChildStarted { process: 11, program: "job.sh".to_owned() }),
             event(2, 10, seen(12, 11, "claude")),
             event(2, 10, seen(13, 11, "python3")),
-            event(3, 10, What::CredentialOpened { times: 2 }),
-            event(5, 20, What::LockWaited { holder: None, ms: 1500 }),
-            event(5, 20, What::Found { generation: 1, expires_at: at(600) }),
-            event(6, 10, What::ProcessEnded { process: 12, process_started: 12 }),
-            event(7, 10, What::ProcessEnded { process: 13, process_started: 13 }),
-            event(8, 10, What::ChildEnded { process: 11, code: 0 }),
+            event(3, 10, EventKind::CredentialOpened { times: 2 }),
+            event(5, 20, EventKind::LockWaited { holder: None, ms: 1500 }),
+            event(5, 20, EventKind::Found { generation: 1, expires_at: at(600) }),
+            event(6, 10, EventKind::ProcessEnded { process: 12, process_started: 12 }),
+            event(7, 10, EventKind::ProcessEnded { process: 13, process_started: 13 }),
+            event(8, 10, EventKind::ChildEnded { process: 11, code: 0 }),
             event(8, 10, ended()),
         ]
     }
@@ -609,13 +609,13 @@ pub(crate) mod tests {
     fn processes_of_later_steps_are_not_counted_after_start() {
         let started = |delivery: &str| {
             let mut began = began();
-            if let What::RunBegan { command, delivery: chosen, .. } = &mut began {
+            if let EventKind::RunBegan { command, delivery: chosen, .. } = &mut began {
                 "start".clone_into(command);
                 delivery.clone_into(chosen);
             }
-            let request = What::request("POST", "/v1/messages", 200, Duration::from_millis(5), (1, 2), Some(12));
+            let request = EventKind::request("POST", "/v1/messages", 200, Duration::from_millis(5), (1, 2), Some(12));
             let told = if delivery == "gateway" { vec![event(2, 10, request)] } else { Vec::new() };
-            report([vec![event(0, 10, began), event(0, 10, What::ExchangeSent)], told].concat()).numbers
+            report([vec![event(0, 10, began), event(0, 10, EventKind::ExchangeSent)], told].concat()).numbers
         };
         assert_eq!((started("profile").exchanges_without, started("profile").refusals_avoided), (None, None));
         assert_eq!(started("gateway").exchanges_without, Some(1), "who asked it is known");
@@ -631,17 +631,17 @@ pub(crate) mod tests {
 
     #[test]
     fn exchange_outcome_comes_from_its_own_process() {
-        let failed = What::ExchangeFailed {
+        let failed = EventKind::ExchangeFailed {
             code: "exchange-refused".to_owned(),
             message: "no".to_owned(),
             request_id: Some("req_1".to_owned()),
         };
-        let accepted = What::ExchangeAccepted { generation: 1, expires_at: at(600) };
+        let accepted = EventKind::ExchangeAccepted { generation: 1, expires_at: at(600) };
         let report = report(vec![
-            event(0, 1, What::ExchangeSent),
-            event(0, 2, What::ExchangeSent),
+            event(0, 1, EventKind::ExchangeSent),
+            event(0, 2, EventKind::ExchangeSent),
             event(1, 1, failed),
-            event(2, 1, What::ExchangeSent),
+            event(2, 1, EventKind::ExchangeSent),
             event(3, 1, accepted),
         ]);
         let outcomes: Vec<_> = report.identities[0].exchanges.iter().map(|it| (it.pid, &it.outcome)).collect();
@@ -654,10 +654,11 @@ pub(crate) mod tests {
 
     #[test]
     fn gateway_requests_identify_their_processes() {
-        let answered =
-            |status, process| What::request("POST", "/v1/messages", status, Duration::from_millis(5), (1, 2), process);
+        let answered = |status, process| {
+            EventKind::request("POST", "/v1/messages", status, Duration::from_millis(5), (1, 2), process)
+        };
         let request = |process| answered(200, process);
-        let child = What::ChildStarted { process: 11, program: "job.sh".to_owned() };
+        let child = EventKind::ChildStarted { process: 11, program: "job.sh".to_owned() };
         let told = vec![
             event(0, 10, began()),
             event(1, 10, child),
@@ -676,8 +677,8 @@ pub(crate) mod tests {
 
     #[test]
     fn reused_pid_is_another_process() {
-        let gone = What::ProcessEnded { process: 12, process_started: 12 };
-        let again = What::ProcessSeen { process: 12, process_started: 99, parent: 11, program: "git".to_owned() };
+        let gone = EventKind::ProcessEnded { process: 12, process_started: 12 };
+        let again = EventKind::ProcessSeen { process: 12, process_started: 99, parent: 11, program: "git".to_owned() };
         let report = report(vec![event(0, 10, seen(12, 11, "sh")), event(1, 10, gone), event(5, 10, again)]);
         assert_eq!(report.numbers.processes, 2);
     }

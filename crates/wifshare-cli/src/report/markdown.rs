@@ -146,7 +146,7 @@ fn cell(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use wifshare::What;
+    use wifshare::EventKind;
 
     use super::super::job_report::tests::{event, events, report, seen};
     use super::*;
@@ -170,8 +170,8 @@ mod tests {
     fn program_name_cannot_break_the_markdown_chart_or_table() {
         let evil = "a:b;c\n```\n<img src=x>|#@everyone";
         let message = format!("no | {evil}");
-        let failed = What::ExchangeFailed { code: "c".to_owned(), message, request_id: None };
-        let more = vec![event(3, 10, What::ExchangeSent), event(3, 10, failed), event(4, 10, seen(14, 11, evil))];
+        let failed = EventKind::ExchangeFailed { code: "c".to_owned(), message, request_id: None };
+        let more = vec![event(3, 10, EventKind::ExchangeSent), event(3, 10, failed), event(4, 10, seen(14, 11, evil))];
         let page = page(&report([events(), more].concat()));
         assert_eq!(page.matches("```").count(), 2, "{page}");
         assert!(!page.contains("<img") && !page.contains("@everyone"), "{page}");
