@@ -22,7 +22,6 @@
 //! A room (a module about one thing) imports no other room. A journey calls the rooms in order. Start with [`obtain`].
 
 // -- vocabulary --
-mod alarm;
 mod backoff;
 mod clock;
 mod code;
@@ -42,6 +41,7 @@ mod resource;
 mod secret;
 mod step;
 mod subject;
+mod wakeup;
 mod wrapping;
 // -- rooms --
 mod child;

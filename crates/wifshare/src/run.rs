@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, SystemTime};
 
-use crate::alarm::Alarm;
 use crate::clock::{Clock, Interrupted, Moment};
 use crate::config::{Config, DEFAULT_BASE_URL};
 use crate::credential::{Credential, Freshness};
@@ -24,6 +23,7 @@ use crate::private_file::{self, PrivateFileError};
 use crate::secret::Secret;
 use crate::step::{Step, Watch};
 use crate::store::{self, Keeper, Lease, Memory, OnLastRun, PATIENCE, ProcessIdentity, StoreError};
+use crate::wakeup::Wakeup;
 
 mod gateway;
 mod inside;
@@ -66,7 +66,7 @@ pub struct Run {
     /// Never notified. The end of the run polls for the end of a renewal.
     idle: Condvar,
     /// Wakes up the thread in `keep_fresh`.
-    alarm: Arc<Alarm>,
+    wakeup: Arc<Wakeup>,
     /// The credential that the gateway reported as invalid.
     rejected: Arc<Mutex<Option<Credential>>>,
     /// Held during a renewal.
@@ -192,7 +192,7 @@ impl Run {
             handed_out: None,
             desk: Mutex::new(desk),
             idle: Condvar::new(),
-            alarm: Arc::new(Alarm::new()),
+            wakeup: Arc::new(Wakeup::new()),
             gateway: None,
             rejected: Arc::default(),
             renewing: Mutex::new(()),
@@ -352,7 +352,7 @@ impl Run {
             desk.is_over = true;
             desk.lease.take()
         };
-        self.alarm.ring();
+        self.wakeup.ring();
         self.close_gateway(Duration::ZERO);
         let Some(lease) = lease else { return Ok(Ending::Nothing) };
         // First remove what children can read. The lease retries, and reports an error.

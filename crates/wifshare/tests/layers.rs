@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 const VOCABULARY: [&str; 20] = [
-    "alarm",
+    "wakeup",
     "backoff",
     "clock",
     "code",

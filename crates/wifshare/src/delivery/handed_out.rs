@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::alarm::{Eye, Unwatched};
 use crate::identity_token::IdentityToken;
 use crate::private_file::{self, PrivateFileError};
 use crate::step::Watch;
+use crate::wakeup::{ExtraFd, Unwatched};
 
 const FILE: &str = "identity-token";
 
@@ -46,7 +46,7 @@ impl HandedOutToken {
     }
 
     /// Becomes readable when the file may have been opened. [`was_read`](Self::was_read) drains it.
-    pub fn news(&self) -> Option<Eye<'_>> {
+    pub fn news(&self) -> Option<ExtraFd<'_>> {
         self.readers.news()
     }
 
@@ -85,7 +85,7 @@ mod readers {
     use rustix::fs::inotify;
     use rustix::io::Errno;
 
-    use crate::alarm::{Eye, Unwatched};
+    use crate::wakeup::{ExtraFd, Unwatched};
 
     #[derive(Debug)]
     pub(super) struct Readers(Result<OwnedFd, Unwatched>);
@@ -106,7 +106,7 @@ mod readers {
             self.0.as_ref().map(drop).map_err(|unwatched| *unwatched)
         }
 
-        pub(super) fn news(&self) -> Option<Eye<'_>> {
+        pub(super) fn news(&self) -> Option<ExtraFd<'_>> {
             self.0.as_ref().ok().map(AsFd::as_fd)
         }
 
@@ -130,7 +130,7 @@ mod readers {
 mod readers {
     use std::path::Path;
 
-    use crate::alarm::{Eye, Unwatched};
+    use crate::wakeup::{ExtraFd, Unwatched};
 
     #[derive(Debug)]
     pub(super) struct Readers;
@@ -144,7 +144,7 @@ mod readers {
             Err(Unwatched::Otherwise)
         }
 
-        pub(super) fn news(&self) -> Option<Eye<'_>> {
+        pub(super) fn news(&self) -> Option<ExtraFd<'_>> {
             None
         }
 
@@ -158,9 +158,9 @@ mod readers {
 #[cfg(target_os = "linux")]
 mod tests {
     use super::*;
-    use crate::alarm::Alarm;
     use crate::clock::Clock;
     use crate::secret::Secret;
+    use crate::wakeup::Wakeup;
 
     #[test]
     fn token_read_is_noticed_once_and_own_writes_are_not() {
@@ -173,7 +173,7 @@ mod tests {
         assert_eq!(read.as_slice(), b"eyJhbGciOiJSUzI1NiJ9.e30.YQ");
         let long = std::time::Duration::from_secs(60);
         let (begun, monotonic) = ((Clock::system().monotonic)(), Clock::system().monotonic);
-        Alarm::new().wait(None, long, file.news());
+        Wakeup::new().wait(None, long, file.news());
         assert!(monotonic() - begun < long / 2, "who waits for news hears of it");
         assert!(file.was_read());
         assert!(!file.was_read(), "told once");

@@ -49,10 +49,10 @@ impl Run {
         let capability = gateway::new_capability().map_err(failed)?;
         let publisher = CredentialPublisher::new();
         let watch = Arc::clone(&self.watch);
-        let (place, alarm) = (Arc::clone(&self.rejected), Arc::clone(&self.alarm));
+        let (place, wakeup) = (Arc::clone(&self.rejected), Arc::clone(&self.wakeup));
         let reject = move |rejected: &Credential| {
             *lock(&place) = Some(rejected.clone());
-            alarm.ring();
+            wakeup.ring();
         };
         let config = GatewayConfig {
             upstream: self.config.base_url.parse().expect("the border has parsed it"),

@@ -9,7 +9,6 @@ use super::inside::Supplier;
 use super::request::Request;
 use super::schedule::Schedule;
 use super::{Provision, Run, lock};
-use crate::alarm::{Happening, Unwatched};
 use crate::backoff::Backoff;
 use crate::clock::{Interrupted, epoch_seconds, from_epoch_seconds};
 use crate::credential::{Credential, Freshness};
@@ -20,6 +19,7 @@ use crate::message::whole_message;
 use crate::obtain::{self, ObtainError};
 use crate::renew::renew_if;
 use crate::step::Step;
+use crate::wakeup::{DirEvent, Unwatched};
 
 impl Run {
     /// Keeps the delivered credential fresh until the run ends, or, if that ends it, until its directory is removed.
@@ -42,7 +42,7 @@ impl Run {
             }
             let (moment, longest) = schedule.next(self, is_watched);
             let longest = if age < watched_from { longest.min(Self::SOON) } else { longest };
-            self.alarm.wait(moment, longest, self.handed_out.as_ref().and_then(HandedOutToken::news));
+            self.wakeup.wait(moment, longest, self.handed_out.as_ref().and_then(HandedOutToken::news));
         }
     }
 
@@ -409,8 +409,8 @@ impl Run {
         let adopted = self.profile.as_ref().filter(|_| self.provision == Provision::Credential(Delivery::Federation));
         let on_request = Some(&self.directory).filter(|_| self.renews_on_request());
         let arrivals = adopted.map(ProfileDirectory::credentials).into_iter().chain(on_request.cloned());
-        let mut watched: Vec<_> = arrivals.map(|directory| self.alarm.watch(&directory, Happening::Arrival)).collect();
-        watched.push(self.alarm.watch(&self.directory, Happening::Removal));
+        let mut watched: Vec<_> = arrivals.map(|directory| self.wakeup.watch(&directory, DirEvent::Arrival)).collect();
+        watched.push(self.wakeup.watch(&self.directory, DirEvent::Removal));
         watched.extend(self.handed_out.as_ref().map(HandedOutToken::watched));
         let unwatched = watched.into_iter().find_map(Result::err);
         if let Some(Unwatched::Limit(limit)) = unwatched
@@ -592,7 +592,7 @@ mod tests {
         let clock = Clock::system();
         let start = (clock.monotonic)();
         profile.publish(&another("of-a-child"), &|_| {}).expect("written");
-        run.alarm.wait(None, Duration::from_secs(60), None);
+        run.wakeup.wait(None, Duration::from_secs(60), None);
         assert!((clock.monotonic)() - start < Duration::from_secs(30), "nobody waits for what has come");
         assert!(run.adopt().expect("adopted"));
         assert!(!run.adopt().expect("nothing new"));

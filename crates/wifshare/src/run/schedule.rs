@@ -124,7 +124,7 @@ impl Schedule {
                 Provision::Credential(Delivery::Profile | Delivery::Gateway) => LOOK_NOW_AND_THEN,
             });
         }
-        if !run.alarm.knows_the_wall_clock() {
+        if !run.wakeup.knows_the_wall_clock() {
             longest = longest.min(LOOK_NOW_AND_THEN);
         }
         match moment {

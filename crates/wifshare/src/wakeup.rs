@@ -5,13 +5,13 @@ use std::time::{Duration, SystemTime};
 
 /// An additional file descriptor that ends a wait when it becomes readable. Its owner drains it.
 #[cfg(unix)]
-pub type Eye<'a> = std::os::fd::BorrowedFd<'a>;
+pub type ExtraFd<'a> = std::os::fd::BorrowedFd<'a>;
 #[cfg(not(unix))]
-pub type Eye<'a> = std::marker::PhantomData<&'a ()>;
+pub type ExtraFd<'a> = std::marker::PhantomData<&'a ()>;
 
 /// A change in a directory that ends a wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Happening {
+pub enum DirEvent {
     /// A file was put in place or rewritten.
     Arrival,
     /// A file, or the directory itself, was removed or moved away.
@@ -29,12 +29,12 @@ pub enum Unwatched {
 
 /// Lets one thread wait for several events at once.
 #[derive(Debug)]
-pub struct Alarm(platform::Alarm);
+pub struct Wakeup(platform::Wakeup);
 
-impl Alarm {
+impl Wakeup {
     /// Creates an alarm that watches nothing yet.
-    pub fn new() -> Alarm {
-        Alarm(platform::Alarm::new())
+    pub fn new() -> Wakeup {
+        Wakeup(platform::Wakeup::new())
     }
 
     /// Ends the current wait, or the next one if no thread waits.
@@ -47,13 +47,13 @@ impl Alarm {
     ///
     /// # Errors
     /// Fails if the system cannot watch directories, or if the user's inotify instances or watches are used up.
-    pub fn watch(&self, directory: &Path, happening: Happening) -> Result<(), Unwatched> {
+    pub fn watch(&self, directory: &Path, happening: DirEvent) -> Result<(), Unwatched> {
         self.0.watch(directory, happening)
     }
 
     /// Waits until `moment` by the wall clock, until `longest` has passed by the monotonic clock, or until an event.
     /// The wait may end spuriously.
-    pub fn wait(&self, moment: Option<SystemTime>, longest: Duration, eye: Option<Eye<'_>>) {
+    pub fn wait(&self, moment: Option<SystemTime>, longest: Duration, eye: Option<ExtraFd<'_>>) {
         self.0.wait(moment, longest, eye);
     }
 
@@ -78,7 +78,7 @@ mod platform {
 
     /// Each descriptor is optional. Without one, the caller falls back to periodic checks, as on other systems.
     #[derive(Debug)]
-    pub(super) struct Alarm {
+    pub(super) struct Wakeup {
         bell: Option<OwnedFd>,
         timer: Option<OwnedFd>,
         watches: Result<OwnedFd, Unwatched>,
@@ -104,11 +104,11 @@ mod platform {
         }
     }
 
-    impl Alarm {
-        pub(super) fn new() -> Alarm {
+    impl Wakeup {
+        pub(super) fn new() -> Wakeup {
             let quiet = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
             let timer_flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
-            Alarm {
+            Wakeup {
                 bell: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).ok(),
                 // A timer that cannot detect clock changes is not used; the caller then checks the clock periodically.
                 timer: timerfd_create(TimerfdClockId::Realtime, timer_flags)
@@ -124,13 +124,13 @@ mod platform {
             }
         }
 
-        pub(super) fn watch(&self, directory: &Path, happening: Happening) -> Result<(), Unwatched> {
+        pub(super) fn watch(&self, directory: &Path, happening: DirEvent) -> Result<(), Unwatched> {
             use inotify::WatchFlags as On;
 
             let watches = self.watches.as_ref().map_err(|unwatched| *unwatched)?;
             let on = match happening {
-                Happening::Arrival => On::MOVED_TO | On::CLOSE_WRITE,
-                Happening::Removal => On::DELETE | On::MOVED_FROM | On::DELETE_SELF | On::MOVE_SELF,
+                DirEvent::Arrival => On::MOVED_TO | On::CLOSE_WRITE,
+                DirEvent::Removal => On::DELETE | On::MOVED_FROM | On::DELETE_SELF | On::MOVE_SELF,
             };
             inotify::add_watch(watches, directory, on | On::ONLYDIR | On::MASK_ADD).map(drop).map_err(Unwatched::by)
         }
@@ -139,7 +139,7 @@ mod platform {
             self.timer.is_some()
         }
 
-        pub(super) fn wait(&self, moment: Option<SystemTime>, longest: Duration, eye: Option<Eye<'_>>) {
+        pub(super) fn wait(&self, moment: Option<SystemTime>, longest: Duration, eye: Option<ExtraFd<'_>>) {
             // Without the eventfd, `ring` cannot end a wait.
             const LOOK_FOR_A_RING: Duration = Duration::from_millis(100);
             let longest = if self.bell.is_some() { longest } else { longest.min(LOOK_FOR_A_RING) };
@@ -199,14 +199,14 @@ mod platform {
     use super::*;
 
     #[derive(Debug, Default)]
-    pub(super) struct Alarm {
+    pub(super) struct Wakeup {
         rung: Mutex<bool>,
         bell: Condvar,
     }
 
-    impl Alarm {
-        pub(super) fn new() -> Alarm {
-            Alarm::default()
+    impl Wakeup {
+        pub(super) fn new() -> Wakeup {
+            Wakeup::default()
         }
 
         pub(super) fn ring(&self) {
@@ -214,7 +214,7 @@ mod platform {
             self.bell.notify_all();
         }
 
-        pub(super) fn watch(&self, _directory: &Path, _happening: Happening) -> Result<(), Unwatched> {
+        pub(super) fn watch(&self, _directory: &Path, _happening: DirEvent) -> Result<(), Unwatched> {
             Err(Unwatched::Otherwise)
         }
 
@@ -222,7 +222,7 @@ mod platform {
             false
         }
 
-        pub(super) fn wait(&self, _moment: Option<SystemTime>, longest: Duration, _eye: Option<Eye<'_>>) {
+        pub(super) fn wait(&self, _moment: Option<SystemTime>, longest: Duration, _eye: Option<ExtraFd<'_>>) {
             let rung = self.rung.lock().unwrap_or_else(PoisonError::into_inner);
             let waited = self.bell.wait_timeout_while(rung, longest, |rung| !*rung);
             let (mut rung, _) = waited.unwrap_or_else(PoisonError::into_inner);
@@ -249,19 +249,19 @@ mod tests {
 
     #[test]
     fn ring_ends_only_the_next_wait() {
-        let alarm = Alarm::new();
-        alarm.ring();
-        assert!(taken(|| alarm.wait(None, LONG, None)) < LONG / 2);
+        let wakeup = Wakeup::new();
+        wakeup.ring();
+        assert!(taken(|| wakeup.wait(None, LONG, None)) < LONG / 2);
         let moment = Duration::from_millis(50);
-        assert!(taken(|| alarm.wait(None, moment, None)) >= moment);
+        assert!(taken(|| wakeup.wait(None, moment, None)) >= moment);
     }
 
     #[test]
     fn wall_clock_deadline_ends_the_wait() {
-        let (alarm, clock) = (Alarm::new(), Clock::system());
-        assert!(alarm.knows_the_wall_clock());
+        let (wakeup, clock) = (Wakeup::new(), Clock::system());
+        assert!(wakeup.knows_the_wall_clock());
         let moment = clock.now() + Duration::from_millis(50);
-        assert!(taken(|| alarm.wait(Some(moment), LONG, None)) < LONG / 2);
+        assert!(taken(|| wakeup.wait(Some(moment), LONG, None)) < LONG / 2);
         assert!(clock.now() >= moment);
     }
 
@@ -273,19 +273,19 @@ mod tests {
             std::fs::create_dir(directory).expect("created");
         }
         let file = std::fs::File::create(removals.join("old")).expect("created");
-        let alarm = Alarm::new();
-        assert_eq!(alarm.watch(&arrivals, Happening::Arrival), Ok(()));
-        assert_eq!(alarm.watch(&removals, Happening::Removal), Ok(()));
+        let wakeup = Wakeup::new();
+        assert_eq!(wakeup.watch(&arrivals, DirEvent::Arrival), Ok(()));
+        assert_eq!(wakeup.watch(&removals, DirEvent::Removal), Ok(()));
         std::fs::File::create(removals.join("new")).expect("created");
         drop(file);
         let moment = Duration::from_millis(50);
-        assert!(taken(|| alarm.wait(None, moment, None)) >= moment);
+        assert!(taken(|| wakeup.wait(None, moment, None)) >= moment);
         std::fs::rename(removals.join("old"), arrivals.join("new")).expect("renamed");
-        assert!(taken(|| alarm.wait(None, LONG, None)) < LONG / 2);
-        assert!(taken(|| alarm.wait(None, moment, None)) >= moment, "told once");
+        assert!(taken(|| wakeup.wait(None, LONG, None)) < LONG / 2);
+        assert!(taken(|| wakeup.wait(None, moment, None)) >= moment, "told once");
         std::fs::remove_dir_all(&removals).expect("removed");
-        assert!(taken(|| alarm.wait(None, LONG, None)) < LONG / 2);
-        assert_eq!(alarm.watch(&removals, Happening::Removal), Err(Unwatched::Otherwise));
+        assert!(taken(|| wakeup.wait(None, LONG, None)) < LONG / 2);
+        assert_eq!(wakeup.watch(&removals, DirEvent::Removal), Err(Unwatched::Otherwise));
     }
 
     #[test]
@@ -300,31 +300,31 @@ mod tests {
             create(file);
         }
         let watching = |directory: &str, happening| {
-            let alarm = Alarm::new();
-            assert_eq!(alarm.watch(&inside(directory), happening), Ok(()));
-            alarm
+            let wakeup = Wakeup::new();
+            assert_eq!(wakeup.watch(&inside(directory), happening), Ok(()));
+            wakeup
         };
-        let ends = |alarm: &Alarm, what: &str| {
-            assert!(taken(|| alarm.wait(None, LONG, None)) < LONG / 2, "{what}");
+        let ends = |wakeup: &Wakeup, what: &str| {
+            assert!(taken(|| wakeup.wait(None, LONG, None)) < LONG / 2, "{what}");
         };
         let rename = |from: &str, to: &str| std::fs::rename(inside(from), inside(to)).expect("renamed");
 
-        let alarm = watching("arrivals", Happening::Arrival);
+        let wakeup = watching("arrivals", DirEvent::Arrival);
         rename("one", "arrivals/one");
-        ends(&alarm, "a file that is moved there");
+        ends(&wakeup, "a file that is moved there");
         create("arrivals/four");
-        ends(&alarm, "a file that is written there");
+        ends(&wakeup, "a file that is written there");
 
-        let alarm = watching("removals", Happening::Removal);
+        let wakeup = watching("removals", DirEvent::Removal);
         std::fs::remove_file(inside("removals/two")).expect("removed");
-        ends(&alarm, "a file that is removed");
+        ends(&wakeup, "a file that is removed");
         rename("removals/three", "three");
-        ends(&alarm, "a file that is moved away");
+        ends(&wakeup, "a file that is moved away");
         std::fs::remove_dir(inside("removals")).expect("removed");
-        ends(&alarm, "the directory's own end");
+        ends(&wakeup, "the directory's own end");
 
-        let alarm = watching("moved", Happening::Removal);
+        let wakeup = watching("moved", DirEvent::Removal);
         rename("moved", "elsewhere");
-        ends(&alarm, "a directory that has another name");
+        ends(&wakeup, "a directory that has another name");
     }
 }
