@@ -62,7 +62,7 @@ pub struct Run {
     handed_out: Option<HandedOutToken>,
     gateway: Option<RunGateway>,
     /// Guards everything that a run writes. Only the holder may write, and only until the run is over.
-    desk: Mutex<Desk>,
+    state: Mutex<State>,
     /// Never notified. The end of the run polls for the end of a renewal.
     idle: Condvar,
     /// Wakes up the thread in `keep_fresh`.
@@ -77,7 +77,7 @@ pub struct Run {
     limit_was_told: AtomicBool,
 }
 
-struct Desk {
+struct State {
     lease: Option<Lease>,
     held: Option<Held>,
     /// Whether the held credential was delivered. A full disk can delay this.
@@ -172,7 +172,7 @@ impl Run {
         EventLog::below(&config.location.root).iter().for_each(|(_, log)| log.tidy(clock.now()));
         watch(&Step::Begun);
         let directory = lease.directory().to_owned();
-        let desk = Desk {
+        let state = State {
             lease: Some(lease),
             held: None,
             is_delivered: true,
@@ -190,7 +190,7 @@ impl Run {
             directory,
             profile: None,
             handed_out: None,
-            desk: Mutex::new(desk),
+            state: Mutex::new(state),
             idle: Condvar::new(),
             wakeup: Arc::new(Wakeup::new()),
             gateway: None,
@@ -236,7 +236,7 @@ impl Run {
 
     /// Whether the run's own directory still exists.
     pub fn is_in_place(&self) -> bool {
-        self.desk().lease.as_ref().is_some_and(Lease::is_in_place)
+        self.state().lease.as_ref().is_some_and(Lease::is_in_place)
     }
 
     /// Writes what later commands need to join the run: its keeper, the variables that it sets, and those that it
@@ -310,7 +310,7 @@ impl Run {
     /// The credential that the run holds now.
     pub fn held(&self) -> Option<Credential> {
         let now = self.clock.moment();
-        self.desk().held.as_ref().map(|held| held.at(now))
+        self.state().held.as_ref().map(|held| held.at(now))
     }
 
     /// How long the job can stay signed in, as far as the source knows; `None` if no credential is held.
@@ -348,9 +348,9 @@ impl Run {
         const LONGEST: Duration = PATIENCE;
         self.over.store(true, Ordering::SeqCst);
         let lease = {
-            let mut desk = self.desk();
-            desk.is_over = true;
-            desk.lease.take()
+            let mut state = self.state();
+            state.is_over = true;
+            state.lease.take()
         };
         self.wakeup.ring();
         self.close_gateway(Duration::ZERO);
@@ -369,14 +369,14 @@ impl Run {
                         break None;
                     }
                     // A pause of the clock would return at once after a signal, and make this a busy loop.
-                    drop(self.idle.wait_timeout(self.desk(), Duration::from_millis(10)));
+                    drop(self.idle.wait_timeout(self.state(), Duration::from_millis(10)));
                 }
             }
         };
         // From here on, a renewal in flight must not store its result, because no run needs it.
-        self.desk().is_abandoned = true;
+        self.state().is_abandoned = true;
         let held = self.held();
-        self.desk().held = None;
+        self.state().held = None;
         Ok(match (lease.end(|| self.afterwards())?, held) {
             (None, _) => Ending::Shared,
             (Some(_), None) => Ending::Nothing,
@@ -426,7 +426,7 @@ impl Run {
                 profile.publish(&held, watch)?;
             }
             self.profile = profile;
-            self.desk().held = Some(Held::new(held, self.clock.moment()));
+            self.state().held = Some(Held::new(held, self.clock.moment()));
         }
         let wants_identity_token = match self.provision {
             Provision::IdentityToken | Provision::Credential(Delivery::Federation) => true,
@@ -471,31 +471,31 @@ impl Run {
 
     /// Returns the lock that is needed to store a credential. The run cannot end while it is held. Thus the end of the run
     /// either sees the stored credential or prevents storing it. Fails if the run was abandoned.
-    fn permit(&self) -> Result<MutexGuard<'_, Desk>, ObtainError> {
-        let desk = self.desk();
-        if desk.is_abandoned { Err(Interrupted.into()) } else { Ok(desk) }
+    fn permit(&self) -> Result<MutexGuard<'_, State>, ObtainError> {
+        let state = self.state();
+        if state.is_abandoned { Err(Interrupted.into()) } else { Ok(state) }
     }
 
     fn publish(&self, credential: Credential) -> Result<(), ObtainError> {
-        let mut desk = self.desk();
-        if desk.is_over {
+        let mut state = self.state();
+        if state.is_over {
             return Err(Interrupted.into());
         }
         // Hold it first, so that a failed delivery does not lead to another exchange.
-        desk.held = Some(Held::new(credential.clone(), self.clock.moment()));
-        self.deliver(&mut desk, &credential)
+        state.held = Some(Held::new(credential.clone(), self.clock.moment()));
+        self.deliver(&mut state, &credential)
     }
 
     /// Writes the credential to the files and the gateway that children use.
-    fn deliver(&self, desk: &mut Desk, credential: &Credential) -> Result<(), ObtainError> {
-        desk.is_delivered = false;
+    fn deliver(&self, state: &mut State, credential: &Credential) -> Result<(), ObtainError> {
+        state.is_delivered = false;
         if let Some(profile) = &self.profile {
             profile.publish(credential, self.watch())?;
         }
         if let Some(gateway) = &self.gateway {
             gateway.publisher.hold(credential);
         }
-        desk.is_delivered = true;
+        state.is_delivered = true;
         Ok(())
     }
 
@@ -546,8 +546,8 @@ impl Run {
         &*self.watch
     }
 
-    fn desk(&self) -> MutexGuard<'_, Desk> {
-        lock(&self.desk)
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
     }
 }
 

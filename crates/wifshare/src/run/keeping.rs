@@ -158,16 +158,16 @@ impl Run {
     fn follow_the_wall_clock(&self, schedule: &mut Schedule) {
         const DIFFERENCE: Duration = Duration::from_secs(2);
         let now = self.clock.moment();
-        let mut desk = self.desk();
-        let Some(held) = desk.held.as_mut().filter(|_| !self.over.load(Ordering::SeqCst)) else { return };
+        let mut state = self.state();
+        let Some(held) = state.held.as_mut().filter(|_| !self.over.load(Ordering::SeqCst)) else { return };
         let by = held.since.set_back(now);
         if by.abs_diff(held.delivered_back) <= DIFFERENCE {
             return;
         }
         held.delivered_back = by;
         let moved = held.at(now);
-        let delivered = self.deliver(&mut desk, &moved);
-        drop(desk);
+        let delivered = self.deliver(&mut state, &moved);
+        drop(state);
         match delivered {
             Ok(()) => schedule.succeeded(self),
             Err(_) => drop(schedule.failed(self)),
@@ -203,9 +203,9 @@ impl Run {
     }
 
     fn lay_out_again(&self) -> Result<bool, ObtainError> {
-        let mut desk = self.desk();
+        let mut state = self.state();
         let now = self.clock.moment();
-        let held = desk.held.as_ref().map(|held| held.at(now));
+        let held = state.held.as_ref().map(|held| held.at(now));
         let lay_out = || {
             self.write_inputs()?;
             if let (Some(profile), Some(held)) = (&self.profile, &held) {
@@ -215,7 +215,7 @@ impl Run {
             Ok(())
         };
         // The end of the run takes the lease out. Files written after that would remain.
-        match &mut desk.lease {
+        match &mut state.lease {
             Some(lease) => lease.restore(lay_out, self.clock, self.watch()),
             None => Ok(false),
         }
@@ -229,7 +229,7 @@ impl Run {
         credential: Credential,
     ) -> Result<Credential, ObtainError> {
         let mut permission = None;
-        let may_keep = || self.permit().map(|desk| permission = Some(desk));
+        let may_keep = || self.permit().map(|state| permission = Some(state));
         let watch = self.watch();
         let shared =
             obtain::adopt_unless(acceptable, credential, may_keep, &self.config, &self.transport, self.clock, watch);
@@ -256,7 +256,7 @@ impl Run {
         }
         let Some(handed_out) = &self.handed_out else { return };
         schedule.token_was_read |= handed_out.was_read();
-        let aged = self.desk().token_due.is_none_or(|due| due.is_reached(self.clock.moment()));
+        let aged = self.state().token_due.is_none_or(|due| due.is_reached(self.clock.moment()));
         if (schedule.token_was_read || aged) && schedule.may_ask_again(self.clock) {
             match self.hand_out_token() {
                 Ok(()) => schedule.token_was_read = false,
@@ -279,12 +279,12 @@ impl Run {
             let token = obtain::ask(&self.config, &self.transport, self.clock, watch)?;
             watch(&Step::Identified(&token));
             let now = self.clock.now();
-            let mut desk = self.desk();
-            if desk.is_over {
+            let mut state = self.state();
+            if state.is_over {
                 return Err(Interrupted.into());
             }
             if let Some(spent) = self.config.store().hand_out(&token, self.clock, watch)? {
-                drop(desk);
+                drop(state);
                 watch(&Step::AlreadySpent);
                 if tries == TRIES {
                     let (origin, reissue) = (self.config.source.description(), self.config.source.reissue());
@@ -293,7 +293,7 @@ impl Run {
                 (self.clock.pause)(pauses.pause(Duration::ZERO, Duration::MAX, None).unwrap_or_default())?;
                 continue;
             }
-            desk.token_due = Some(self.clock.moment().after(patience_with(&token, now)));
+            state.token_due = Some(self.clock.moment().after(patience_with(&token, now)));
             return Ok(handed_out.replace(token, watch)?);
         }
         unreachable!("the loop ends by returning")
@@ -306,7 +306,7 @@ impl Run {
         let Provision::Credential(Delivery::Federation) = self.provision else { return Ok(false) };
         let Some(profile) = &self.profile else { return Ok(false) };
         // The last credential could not be written, so the file still contains an older one.
-        let Some(held) = self.held().filter(|_| self.desk().is_delivered) else { return Ok(false) };
+        let Some(held) = self.held().filter(|_| self.state().is_delivered) else { return Ok(false) };
         let Some(in_place) = profile.in_place().filter(|found| found.access_token != held.access_token) else {
             return Ok(false);
         };
@@ -360,7 +360,7 @@ impl Run {
     fn renew(&self, schedule: &mut Schedule) {
         let renewing = lock(&self.renewing);
         let Some(held) = self.held().filter(|_| !self.over.load(Ordering::SeqCst)) else { return };
-        let is_delivered = self.desk().is_delivered;
+        let is_delivered = self.state().is_delivered;
         if !is_delivered && held.freshness(self.clock.now()) == Freshness::Fresh {
             return match self.publish(held) {
                 Ok(()) => schedule.succeeded(self),
@@ -368,7 +368,7 @@ impl Run {
             };
         }
         let mut permission = None;
-        let may_keep = || self.permit().map(|desk| permission = Some(desk));
+        let may_keep = || self.permit().map(|state| permission = Some(state));
         let renewed = renew_if(may_keep, &held, &self.config, &self.transport, self.clock, self.watch());
         drop(permission);
         drop(renewing);
@@ -423,7 +423,7 @@ impl Run {
 
     /// Whether the run has ended.
     fn is_over(&self) -> bool {
-        self.desk().is_over || (self.ends_with_its_directory && !self.is_in_place())
+        self.state().is_over || (self.ends_with_its_directory && !self.is_in_place())
     }
 
     /// Reports a failure, once for each error code, so that a long job's log is not full of it.
@@ -572,12 +572,12 @@ mod tests {
         let mut schedule = Schedule::new(&run, 0.0);
         let held = run.held().expect("a credential");
         run.profile.as_ref().expect("a profile").publish(&another("of-before"), &|_| {}).expect("written");
-        run.desk().is_delivered = false;
+        run.state().is_delivered = false;
         run.renew(&mut schedule);
         assert_eq!((delivered(&run), sandbox.counters().exchanges_accepted), (held.access_token.clone(), 1));
         // A stale credential is renewed, whether it was delivered or not.
         pass(Duration::from_secs(195));
-        run.desk().is_delivered = false;
+        run.state().is_delivered = false;
         run.renew(&mut schedule);
         assert_eq!(sandbox.counters().exchanges_accepted, 2);
         assert_ne!(delivered(&run), held.access_token);

@@ -102,7 +102,7 @@ impl Schedule {
             (longest, moment) = (Duration::MAX, None);
         }
         if run.handed_out.is_some() {
-            match run.desk().token_due {
+            match run.state().token_due {
                 Some(due) if !self.token_was_read && !due.is_reached(run.clock.moment()) => {
                     moment = Some(moment.map_or(due.wall, |it| it.min(due.wall)));
                     longest = longest.min(due.monotonic.saturating_sub(now));
@@ -369,7 +369,7 @@ pub(super) mod tests {
     fn next_wakeup_follows_the_spare_token() {
         let (run, ..) = run_of(Provision::Credential(Delivery::Federation), 3600);
         let mut schedule = Schedule::new(&run, 0.0);
-        let due = run.desk().token_due.expect("handed out");
+        let due = run.state().token_due.expect("handed out");
         assert!(due.wall > CLOCK.now() && due.wall < schedule.due_wall);
         let behind = due.wall - Duration::from_secs(3600);
         assert!(due.is_reached(Moment { wall: behind, ..due }), "a clock that was set back makes nothing later");
@@ -381,7 +381,7 @@ pub(super) mod tests {
         assert_eq!(schedule.next(&run, true).1, ms(150), "it was just asked for");
         schedule.token_was_read = false;
         assert_eq!(schedule.next(&run, true).0, Some(due.wall));
-        run.desk().token_due = Some(CLOCK.moment());
+        run.state().token_due = Some(CLOCK.moment());
         assert_eq!(schedule.next(&run, true), (Some(schedule.due_wall), ms(150)), "it is due itself");
     }
 
