@@ -14,8 +14,8 @@ mod rule;
 mod state;
 
 use wifshare::{
-    Config, ConfigError, Environment, ExistingAuth, HttpClient, Principal, Proof, Purpose, Step, existing_auth, obtain,
-    resolve_for,
+    Config, ConfigError, Environment, ExistingAuth, HttpClient, Principal, Progress, Proof, Purpose, existing_auth,
+    obtain, resolve_for,
 };
 
 use crate::arguments::DoctorArguments;
@@ -126,7 +126,7 @@ fn examine_config(
 
 /// Signs in. The only check that uses up an identity token, and only with `--exchange`.
 fn exchange(config: &Config, transport: &HttpClient, talk: Talk) -> Finding {
-    let watch = |step: &Step<'_>| talk.step(step);
+    let watch = |step: &Progress<'_>| talk.step(step);
     match obtain(config, transport, clock(), &watch) {
         Ok(credential) => {
             talk.mask(credential.access_token.expose());

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use wifshare::{Event, EventKind, EventLog, ProcessIdentity, Step};
+use wifshare::{Event, EventKind, EventLog, ProcessIdentity, Progress};
 
 use crate::clock::clock;
 
@@ -40,7 +40,7 @@ impl EventWriter {
         Event { time: clock().now(), pid: self.pid, started: self.started, what }
     }
 
-    pub(crate) fn step(&self, step: &Step<'_>) {
+    pub(crate) fn step(&self, step: &Progress<'_>) {
         if let Some(what) = EventKind::of(step) {
             self.note(what);
         }

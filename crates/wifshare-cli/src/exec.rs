@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
-use wifshare::{Child, Environment, EventKind, SpawnError, Step, Streams, exit_code, program_name};
+use wifshare::{Child, Environment, EventKind, Progress, SpawnError, Streams, exit_code, program_name};
 
 use crate::arguments::ExecArguments;
 use crate::catalogue::code;
@@ -104,18 +104,18 @@ pub(crate) fn warn_of_bare_claude(argv: &[OsString], environment: &Environment, 
 /// For tests, only in debug builds: kills this process at the step that `WIFSHARE_TEST_DIE_AT` names.
 #[cfg(all(debug_assertions, unix))]
 #[expect(clippy::disallowed_methods, reason = "a switch of debug builds, for tests that kill this process")]
-pub(crate) fn die_if_told_to(step: &Step<'_>) {
+pub(crate) fn die_if_told_to(step: &Progress<'_>) {
     let name = match step {
-        Step::Locked => "locked",
-        Step::Asking => "asking",
-        Step::Identified(_) => "identified",
-        Step::Connected => "connected",
-        Step::Recorded => "recorded",
-        Step::Sending => "sending",
-        Step::Answered => "answered",
-        Step::Exchanged(_) => "exchanged",
-        Step::Written("credential.json") => "written",
-        Step::Replaced("credential.json") => "replaced",
+        Progress::Locked => "locked",
+        Progress::Asking => "asking",
+        Progress::Identified(_) => "identified",
+        Progress::Connected => "connected",
+        Progress::Recorded => "recorded",
+        Progress::Sending => "sending",
+        Progress::Answered => "answered",
+        Progress::Exchanged(_) => "exchanged",
+        Progress::Written("credential.json") => "written",
+        Progress::Replaced("credential.json") => "replaced",
         _ => return,
     };
     panic_if_told_to(name);
@@ -125,7 +125,7 @@ pub(crate) fn die_if_told_to(step: &Step<'_>) {
 }
 
 #[cfg(not(all(debug_assertions, unix)))]
-pub(crate) fn die_if_told_to(_step: &Step<'_>) {}
+pub(crate) fn die_if_told_to(_step: &Progress<'_>) {}
 
 /// For tests, only in debug builds: panics at the place that `WIFSHARE_TEST_PANIC_AT` names.
 #[cfg(debug_assertions)]

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use wifshare::{
     Claims, Config, ConfigError, DELIVERED_TOKENS, DELIVERED_VARIABLE, Delivery, Enclosing, Ending, Environment,
-    EventKind, ExistingAuth, GatewayOptions, HttpClient, Living, Provision, Purpose, RUN_VARIABLE, Reissue,
-    RenewalOutlook, Run, Step, StoreError, delivered, delivered_token, delivery_around, existing_auth, prove,
+    EventKind, ExistingAuth, GatewayOptions, HttpClient, Living, Progress, Provision, Purpose, RUN_VARIABLE, Reissue,
+    RenewalOutlook, Run, StoreError, delivered, delivered_token, delivery_around, existing_auth, prove,
     remove_token_variables, resolve_for, variables_of_the_cis,
 };
 
@@ -103,7 +103,7 @@ fn run_inside(
     let record = Box::new(move |served: &wifshare::Served<'_>| access_log.take_down(served));
     let options = GatewayOptions { api_key: arguments.api_key, record, ..GatewayOptions::default() };
     let own = joined::without_a_run(environment);
-    let watch = Arc::new(move |step: &Step<'_>| talk.step(step));
+    let watch = Arc::new(move |step: &Progress<'_>| talk.step(step));
     let threads = Threads::prepare()?;
     let run = Run::begin_inside(directory, delivery, options, HttpClient::new(&own), clock(), watch)?;
     if let Some(held) = run.held() {
@@ -382,13 +382,13 @@ pub(crate) fn begin_at(
     prove(&config, &transport, clock(), &|step| talk.step(step))?;
     let events = EventWriter::of_a_run(config.store().directory());
     let (pen, began) = (events.clone(), began(command, &config, provision));
-    let watch = Arc::new(move |step: &Step<'_>| {
+    let watch = Arc::new(move |step: &Progress<'_>| {
         talk.step(step);
-        if let (Step::Identified(token), "start") = (step, command) {
+        if let (Progress::Identified(token), "start") = (step, command) {
             show_claims(token.claims(), talk);
         }
         match step {
-            Step::Begun => pen.note(began.clone()),
+            Progress::Begun => pen.note(began.clone()),
             step => pen.step(step),
         }
         crate::exec::die_if_told_to(step);

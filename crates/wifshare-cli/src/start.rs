@@ -113,7 +113,7 @@ fn begin(arguments: &StartArguments, format: HandOver, environment: &Environment
     };
     refuse_a_path_that_is_no_text(&config.location.root)?;
     let own = joined::without_a_run(environment);
-    let watch = |step: &wifshare::Step<'_>| talk.step(step);
+    let watch = |step: &wifshare::Progress<'_>| talk.step(step);
     // A keeper serves one identity. A process that joins it must prove the same identity.
     prove(&config, &HttpClient::new(&own), clock(), &watch)?;
     let store = config.store();

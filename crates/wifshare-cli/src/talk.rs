@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use serde_json::json;
-use wifshare::{Environment, Step, moment};
+use wifshare::{Environment, Progress, moment};
 
 use crate::catalogue::code;
 use crate::clock::clock;
@@ -291,30 +291,30 @@ impl Talk {
     }
 
     /// Reports a step, if it is worth reporting.
-    pub(crate) fn step(self, step: &Step<'_>) {
+    pub(crate) fn step(self, step: &Progress<'_>) {
         if ends_what_took_its_time(step) {
             progress::end(self);
             // Something was obtained, which has to be cleaned up at the end.
             signals::end_at_the_next(false);
         }
         match step {
-            Step::Locked => stderr::locked(),
-            Step::Unlocked => stderr::unlocked(),
+            Progress::Locked => stderr::locked(),
+            Progress::Unlocked => stderr::unlocked(),
             _ => {}
         }
         match step {
-            Step::Identified(token) => {
+            Progress::Identified(token) => {
                 self.mask(token.expose());
                 self.detail("got an identity token");
             }
-            Step::Exchanged(credential) | Step::Adopted(credential) => {
+            Progress::Exchanged(credential) | Progress::Adopted(credential) => {
                 self.mask(credential.access_token.expose());
                 self.detail(&format!("generation {} lives {}", credential.generation, whole(credential.lifetime())));
             }
-            Step::Waiting { holder, since } => {
+            Progress::Waiting { holder, since } => {
                 progress::waiting(self, holder.as_deref().unwrap_or("another process"), *since);
             }
-            Step::Retrying { cause, pause } => {
+            Progress::Retrying { cause, pause } => {
                 let text = format!("{cause}; trying again in {:.1} s", pause.as_secs_f32());
                 // A source may be retried for 20 s. A repeated message is shown only in verbose output.
                 match last_cause().replace(cause.clone()) == Some(cause.clone()) {
@@ -322,7 +322,7 @@ impl Talk {
                     false => self.progress(&text),
                 }
             }
-            Step::Lingering { at_most } => {
+            Progress::Lingering { at_most } => {
                 progress::end(self);
                 self.progress(&format!(
                     "asked to end: waiting up to {} s for the exchange that is under way; a second signal ends it at once",
@@ -330,19 +330,19 @@ impl Talk {
                 ));
                 signals::end_at_the_next(true);
             }
-            Step::AlreadySpent => self.detail("the source handed out an identity token that was spent before"),
-            Step::NotKept(cause) => self.warning(&format!(
+            Progress::AlreadySpent => self.detail("the source handed out an identity token that was spent before"),
+            Progress::NotKept(cause) => self.warning(&format!(
                 "the credential was obtained and could not be stored, so no other process can use it: {cause}"
             )),
-            Step::NotRenewed { cause, .. } => self
+            Progress::NotRenewed { cause, .. } => self
                 .warning(&format!("the credential could not be renewed; the one in use stays until it ends: {cause}")),
-            Step::NotHandedOut { cause, .. } => self.warning(&format!(
+            Progress::NotHandedOut { cause, .. } => self.warning(&format!(
                 "no unspent identity token could be put in place for clients that federate by themselves: {cause}"
             )),
-            Step::Ended { cause } => self.warning(&format!(
+            Progress::Ended { cause } => self.warning(&format!(
                 "the credential has ended and could not be renewed; requests will be refused: {cause}"
             )),
-            Step::Obtained(credential) => {
+            Progress::Obtained(credential) => {
                 self.mask(credential.access_token.expose());
                 self.detail(&format!(
                     "signed in; generation {} lives {}",
@@ -350,43 +350,43 @@ impl Talk {
                     whole(credential.lifetime())
                 ));
             }
-            Step::NotObtained { cause, hint, .. } => {
+            Progress::NotObtained { cause, hint, .. } => {
                 let hint = hint.as_ref().map(|hint| format!("\n  hint: {hint}")).unwrap_or_default();
                 self.warning(&format!(
                     "no credential could be had, and requests are refused until there is one: {cause}{hint}"
                 ));
             }
-            Step::NotWatched { limit } => {
+            Progress::NotWatched { limit } => {
                 self.warning(&format!("changes of the run's files are polled for, because {limit}"));
             }
-            Step::ConnectionFault => {
+            Progress::ConnectionFault => {
                 self.warning("an internal error ended one connection to the gateway; the others go on");
             }
-            Step::Swept => self.detail("removed what a killed run had left behind"),
-            Step::Renewed(credential) => {
+            Progress::Swept => self.detail("removed what a killed run had left behind"),
+            Progress::Renewed(credential) => {
                 // Another run may have obtained it, and this log has no mask for it.
                 self.mask(credential.access_token.expose());
                 self.detail(&format!("renewed: generation {}", credential.generation));
             }
-            Step::Asking => {
+            Progress::Asking => {
                 last_cause().take();
                 self.detail("asking for an identity token");
                 progress::begin(self, "asking for an identity token");
             }
-            Step::Sending => {
+            Progress::Sending => {
                 self.detail("exchanging it");
                 progress::begin(self, "exchanging the identity token");
             }
-            Step::Begun => self.fine_detail("the run has its lease"),
-            Step::Waited { time, .. } => self.fine_detail(&format!("waited {} ms for the lock", time.as_millis())),
-            Step::Locked => self.fine_detail("the lock is ours, and there is no usable credential"),
-            Step::Found(credential) => {
+            Progress::Begun => self.fine_detail("the run has its lease"),
+            Progress::Waited { time, .. } => self.fine_detail(&format!("waited {} ms for the lock", time.as_millis())),
+            Progress::Locked => self.fine_detail("the lock is ours, and there is no usable credential"),
+            Progress::Found(credential) => {
                 self.fine_detail(&format!("generation {} is there and usable", credential.generation));
             }
-            Step::Connected => self.fine_detail("connected to the token endpoint"),
-            Step::Recorded => self.fine_detail("the identity token stands in the ledger as spent"),
-            Step::Answered => self.fine_detail("the token endpoint has answered"),
-            Step::Replaced(name) => self.fine_detail(&format!("wrote {name}")),
+            Progress::Connected => self.fine_detail("connected to the token endpoint"),
+            Progress::Recorded => self.fine_detail("the identity token stands in the ledger as spent"),
+            Progress::Answered => self.fine_detail("the token endpoint has answered"),
+            Progress::Replaced(name) => self.fine_detail(&format!("wrote {name}")),
             _ => {}
         }
     }
@@ -428,19 +428,19 @@ fn last_cause() -> MutexGuard<'static, Option<String>> {
 }
 
 /// Whether this step ends the current operation or wait.
-fn ends_what_took_its_time(step: &Step<'_>) -> bool {
+fn ends_what_took_its_time(step: &Progress<'_>) -> bool {
     matches!(
         step,
-        Step::Waited { .. }
-            | Step::Found(_)
-            | Step::Locked
-            | Step::Asking
-            | Step::Identified(_)
-            | Step::Sending
-            | Step::Answered
-            | Step::Failed { .. }
-            | Step::Remembered { .. }
-            | Step::Retrying { .. }
+        Progress::Waited { .. }
+            | Progress::Found(_)
+            | Progress::Locked
+            | Progress::Asking
+            | Progress::Identified(_)
+            | Progress::Sending
+            | Progress::Answered
+            | Progress::Failed { .. }
+            | Progress::Remembered { .. }
+            | Progress::Retrying { .. }
     )
 }
 

@@ -4,8 +4,8 @@ use std::io::Write;
 use std::time::SystemTime;
 
 use wifshare::{
-    Clock, Credential, Environment, ExistingAuth, HttpClient, Interrupted, ObtainError, Step, existing_auth, obtain,
-    obtain_lasting, prove, resolve,
+    Clock, Credential, Environment, ExistingAuth, HttpClient, Interrupted, ObtainError, Progress, existing_auth,
+    obtain, obtain_lasting, prove, resolve,
 };
 use zeroize::Zeroizing;
 
@@ -32,7 +32,7 @@ fn obtain_and_print(arguments: &TokenArguments, environment: &Environment, talk:
     let credential = match joined::run_to_join(&arguments.identity, environment) {
         Some(around) => {
             let credential = joined::shared_by(&around, arguments.min_life, clock)?;
-            EventWriter::of_a_moment(around.directory()).step(&Step::Found(&credential));
+            EventWriter::of_a_moment(around.directory()).step(&Progress::Found(&credential));
             credential
         }
         None => shared(arguments, environment, talk, clock)?,
@@ -62,9 +62,9 @@ fn shared(
     let transport = HttpClient::new(own);
     prove(&config, &transport, clock, &|step| talk.step(step))?;
     let events = EventWriter::of_a_moment(config.store().directory());
-    let watch = |step: &Step<'_>| {
+    let watch = |step: &Progress<'_>| {
         // From the lock on, a signal must not end this process between the exchange and the write to the cache.
-        if matches!(step, Step::Locked | Step::Waiting { .. }) {
+        if matches!(step, Progress::Locked | Progress::Waiting { .. }) {
             // Without a thread for that, a signal has its default action.
             let _ = signals::listen();
         }

@@ -20,7 +20,7 @@ pub fn share(command: &[OsString], environment: &Environment) -> Result<u8, Box<
     let provision = Provision::Credential(Delivery::Profile);
     let transport = HttpClient::new(environment);
     let run =
-        Arc::new(Run::begin(config, provision, transport, Clock::system(), Arc::new(|_: &wifshare::Step<'_>| {}))?);
+        Arc::new(Run::begin(config, provision, transport, Clock::system(), Arc::new(|_: &wifshare::Progress<'_>| {}))?);
     let keeper = Arc::clone(&run);
     // The thread ends with the run. It is not joined, because a hanging request must not delay a finished command.
     if let Err(error) = std::thread::Builder::new().spawn(move || keeper.keep_fresh(0.0)) {

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::credential::Credential;
 use crate::message::safe_text;
-use crate::step::Step;
+use crate::progress::Progress;
 
 /// One event.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -214,60 +214,62 @@ pub enum EventKind {
 
 impl EventKind {
     /// Returns the event for a step, or `None` if the step is not logged.
-    pub fn of(step: &Step<'_>) -> Option<EventKind> {
+    pub fn of(step: &Progress<'_>) -> Option<EventKind> {
         let end = |credential: &Credential| (credential.generation, credential.expires_at);
         Some(match step {
-            Step::Waited { holder, time } => EventKind::LockWaited { holder: holder.clone(), ms: milliseconds(*time) },
-            Step::Found(credential) => {
+            Progress::Waited { holder, time } => {
+                EventKind::LockWaited { holder: holder.clone(), ms: milliseconds(*time) }
+            }
+            Progress::Found(credential) => {
                 let (generation, expires_at) = end(credential);
                 EventKind::Found { generation, expires_at }
             }
-            Step::Asking => EventKind::IdentityAsked,
-            Step::AlreadySpent => EventKind::IdentityRepeated,
-            Step::Sending => EventKind::ExchangeSent,
-            Step::Exchanged(credential) => {
+            Progress::Asking => EventKind::IdentityAsked,
+            Progress::AlreadySpent => EventKind::IdentityRepeated,
+            Progress::Sending => EventKind::ExchangeSent,
+            Progress::Exchanged(credential) => {
                 let (generation, expires_at) = end(credential);
                 EventKind::ExchangeAccepted { generation, expires_at }
             }
-            Step::Remembered { code } => EventKind::RefusalHeard { code: code.clone() },
-            Step::Failed { code, message, request_id, sent: true } => EventKind::ExchangeFailed {
+            Progress::Remembered { code } => EventKind::RefusalHeard { code: code.clone() },
+            Progress::Failed { code, message, request_id, sent: true } => EventKind::ExchangeFailed {
                 code: code.clone(),
                 message: safe_text(message),
                 request_id: request_id.as_deref().map(safe_text),
             },
-            Step::Failed { code, message, sent: false, .. } => {
+            Progress::Failed { code, message, sent: false, .. } => {
                 EventKind::ObtainFailed { code: code.clone(), message: safe_text(message) }
             }
-            Step::Retrying { pause, .. } => EventKind::Retrying { ms: milliseconds(*pause) },
-            Step::NotKept(message) => EventKind::NotKept { message: safe_text(message) },
-            Step::Swept => EventKind::Swept,
-            Step::Adopted(credential) => {
+            Progress::Retrying { pause, .. } => EventKind::Retrying { ms: milliseconds(*pause) },
+            Progress::NotKept(message) => EventKind::NotKept { message: safe_text(message) },
+            Progress::Swept => EventKind::Swept,
+            Progress::Adopted(credential) => {
                 let (generation, expires_at) = end(credential);
                 EventKind::Adopted { generation, expires_at }
             }
-            Step::NotRenewed { cause, .. } => EventKind::NotRenewed { message: safe_text(cause) },
-            Step::NotHandedOut { cause, .. } => EventKind::IdentityNotHandedOut { message: safe_text(cause) },
-            Step::Ended { cause } => EventKind::CredentialEnded { message: safe_text(cause) },
-            Step::NotObtained { cause, .. } => EventKind::NotRenewed { message: safe_text(cause) },
-            Step::Obtained(credential) | Step::Renewed(credential) => {
+            Progress::NotRenewed { cause, .. } => EventKind::NotRenewed { message: safe_text(cause) },
+            Progress::NotHandedOut { cause, .. } => EventKind::IdentityNotHandedOut { message: safe_text(cause) },
+            Progress::Ended { cause } => EventKind::CredentialEnded { message: safe_text(cause) },
+            Progress::NotObtained { cause, .. } => EventKind::NotRenewed { message: safe_text(cause) },
+            Progress::Obtained(credential) | Progress::Renewed(credential) => {
                 let (generation, expires_at) = end(credential);
                 EventKind::Renewed { generation, expires_at }
             }
-            Step::ConnectionFault => EventKind::ConnectionFault,
-            Step::Replaced("identity-token") => EventKind::IdentityHandedOut,
+            Progress::ConnectionFault => EventKind::ConnectionFault,
+            Progress::Replaced("identity-token") => EventKind::IdentityHandedOut,
             // No step carries the data of a run. The code that begins the run writes that event.
-            Step::Begun
-            | Step::Lingering { .. }
-            | Step::Waiting { .. }
-            | Step::Locked
-            | Step::Unlocked
-            | Step::Identified(_)
-            | Step::Connected
-            | Step::Recorded
-            | Step::Answered
-            | Step::NotWatched { .. }
-            | Step::Written(_)
-            | Step::Replaced(_) => return None,
+            Progress::Begun
+            | Progress::Lingering { .. }
+            | Progress::Waiting { .. }
+            | Progress::Locked
+            | Progress::Unlocked
+            | Progress::Identified(_)
+            | Progress::Connected
+            | Progress::Recorded
+            | Progress::Answered
+            | Progress::NotWatched { .. }
+            | Progress::Written(_)
+            | Progress::Replaced(_) => return None,
         })
     }
 
@@ -360,7 +362,8 @@ mod tests {
     #[test]
     fn reflected_token_in_a_message_is_redacted() {
         let message = format!("bad assertion eyJ{}", "a".repeat(60));
-        let step = Step::Failed { code: "c".to_owned(), message, request_id: Some("sk-ant-x".to_owned()), sent: true };
+        let step =
+            Progress::Failed { code: "c".to_owned(), message, request_id: Some("sk-ant-x".to_owned()), sent: true };
         let text = serde_json::to_string(&event(EventKind::of(&step).expect("an event"))).expect("JSON");
         assert!(!text.contains("eyJ") && !text.contains("sk-ant"), "{text}");
     }

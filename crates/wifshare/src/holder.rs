@@ -10,8 +10,8 @@ use crate::credential::Credential;
 use crate::http::HttpClient;
 use crate::message::whole_message;
 use crate::obtain::{ObtainError, obtain};
+use crate::progress::Progress;
 use crate::renew::renew;
-use crate::step::Step;
 
 /// The shared credential, cached for all threads of one process.
 ///
@@ -40,7 +40,7 @@ pub struct Holder {
     config: Config,
     transport: HttpClient,
     clock: Clock,
-    watch: Arc<dyn Fn(&Step<'_>) + Send + Sync>,
+    observer: Arc<dyn Fn(&Progress<'_>) + Send + Sync>,
     held: RwLock<Option<Held>>,
     /// Held by the thread that obtains or renews. The value is the monotonic time before which a failed attempt is not
     /// retried.
@@ -64,9 +64,9 @@ impl Holder {
         config: Config,
         transport: HttpClient,
         clock: Clock,
-        watch: Arc<dyn Fn(&Step<'_>) + Send + Sync>,
+        observer: Arc<dyn Fn(&Progress<'_>) + Send + Sync>,
     ) -> Holder {
-        Holder { config, transport, clock, watch, held: RwLock::new(None), journey: Mutex::new(None) }
+        Holder { config, transport, clock, observer, held: RwLock::new(None), journey: Mutex::new(None) }
     }
 
     /// Returns a credential that is usable now.
@@ -89,7 +89,7 @@ impl Holder {
         match self.usable().filter(|held| **held != *rejected) {
             // Another thread has already renewed it.
             Some(successor) => Ok(successor),
-            None => renew(rejected, &self.config, &self.transport, self.clock, &*self.watch).map(|it| self.hold(it)),
+            None => renew(rejected, &self.config, &self.transport, self.clock, &*self.observer).map(|it| self.hold(it)),
         }
     }
 
@@ -107,14 +107,14 @@ impl Holder {
         if let Some(usable) = self.usable().filter(|_| again_at.is_some_and(|moment| now < moment)) {
             return Ok(usable);
         }
-        let obtained = obtain(&self.config, &self.transport, self.clock, &*self.watch).map(|it| self.hold(it));
+        let obtained = obtain(&self.config, &self.transport, self.clock, &*self.observer).map(|it| self.hold(it));
         *again_at = match self.fresh() {
             Some(_) => None,
             None => Some((self.clock.monotonic)() + PAUSE),
         };
         match (obtained, self.usable()) {
             (Err(error), Some(usable)) if !matches!(error, ObtainError::Interrupted(_)) => {
-                (self.watch)(&Step::NotRenewed { cause: whole_message(&error), pause: PAUSE });
+                (self.observer)(&Progress::NotRenewed { cause: whole_message(&error), pause: PAUSE });
                 Ok(usable)
             }
             (obtained, _) => obtained,

@@ -11,9 +11,9 @@ use crate::http::CertificateFault;
 use crate::identity_token::{self, IdentityToken, Malformed};
 use crate::message::{Request, Response, status_text, whole_message};
 use crate::private_file;
+use crate::progress::Observer;
 use crate::resource;
 use crate::secret::Secret;
-use crate::step::Watch;
 
 mod answer;
 mod command;
@@ -366,11 +366,11 @@ impl IdentitySource {
         is_spent: impl Fn(&IdentityToken) -> bool,
         send: impl Fn(Request) -> Result<Response, E>,
         clock: Clock,
-        watch: Watch<'_>,
+        observer: Observer<'_>,
     ) -> Result<IdentityToken, IdentityError> {
         let text = match self {
-            IdentitySource::Endpoint(endpoint) => endpoint.ask(send, clock, watch)?,
-            IdentitySource::Command(program) => program.token(clock, watch)?,
+            IdentitySource::Endpoint(endpoint) => endpoint.ask(send, clock, observer)?,
+            IdentitySource::Command(program) => program.token(clock, observer)?,
             IdentitySource::File { path, hint } => {
                 read(path).map_err(|source| IdentityError::File { path: path.clone(), hint, source })?
             }

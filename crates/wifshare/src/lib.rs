@@ -37,9 +37,9 @@ mod identity_token;
 mod message;
 mod principal;
 mod private_file;
+mod progress;
 mod resource;
 mod secret;
-mod step;
 mod subject;
 mod wakeup;
 mod wrapping;
@@ -100,6 +100,7 @@ pub use message::{Request, Response, answered_at, safe_text, whole_message};
 pub use obtain::{EXCHANGE_GRACE, ObtainError, obtain, obtain_lasting, prove};
 pub use principal::{OwnPrincipal, Principal};
 pub use private_file::{PrivateFileError, open_regular, open_to_append};
+pub use progress::{Observer, Progress};
 pub use renew::renew;
 pub use resource::cure as cure_of_limit;
 pub use run::{
@@ -108,7 +109,6 @@ pub use run::{
     enclosing, is_gateway, renews_on_request,
 };
 pub use secret::Secret;
-pub use step::{Step, Watch};
 pub use store::{
     CachedFailure, Keeper, Lease, Location, LockedStore, Memory, OnLastRun, PATIENCE, ProcessIdentity, Snapshot, Spent,
     StartLock, Store, StoreError, Use, clear, extend, is_alive, keepers, look, sweep, until,

@@ -15,7 +15,7 @@ use crate::identity::{IdentityError, IdentitySource, Reissue, TokenVariable};
 use crate::identity_token::IdentityToken;
 use crate::message::{answered_at, safe_text, whole_message};
 use crate::principal::Principal;
-use crate::step::{Step, Watch};
+use crate::progress::{Observer, Progress};
 use crate::store::{CachedFailure, LockedStore, PATIENCE, Spent, StoreError};
 use plan::{Action, Outcome, Plan};
 
@@ -40,7 +40,7 @@ pub fn obtain(
     config: &Config,
     transport: &HttpClient,
     clock: Clock,
-    watch: Watch<'_>,
+    observer: Observer<'_>,
 ) -> Result<Credential, ObtainError> {
     // A process that has a usable credential waits only this long for a better one.
     const MOMENT: Duration = Duration::from_secs(2);
@@ -49,7 +49,7 @@ pub fn obtain(
         || Ok::<_, StoreError>(config.store().read(clock)?.is_some_and(|stored| stored.is_usable(clock.now())));
     let patience = || Ok(if has_one()? { MOMENT } else { PATIENCE });
     let fresh_within = |patience: &dyn Fn() -> Result<Duration, StoreError>| {
-        replace_unless(fresh, || Ok(()), config, transport, patience, clock, watch)
+        replace_unless(fresh, || Ok(()), config, transport, patience, clock, observer)
     };
     let obtained = match fresh_within(&patience) {
         // The usable credential expired meanwhile, so wait with the full timeout.
@@ -65,7 +65,7 @@ pub fn obtain(
                 if let ObtainError::Store(StoreError::Held { .. }) = error {
                     return Ok(stored);
                 }
-                watch(&Step::NotRenewed { cause: whole_message(&error), pause: Duration::ZERO });
+                observer(&Progress::NotRenewed { cause: whole_message(&error), pause: Duration::ZERO });
                 Ok(stored)
             }
             _ => Err(error),
@@ -83,18 +83,18 @@ pub fn obtain(
 /// # Errors
 /// Fails if no identity token is available. Then no stored credential is returned, because it may belong to another
 /// principal.
-pub fn prove(config: &Config, transport: &HttpClient, clock: Clock, watch: Watch<'_>) -> Result<(), ObtainError> {
+pub fn prove(config: &Config, transport: &HttpClient, clock: Clock, observer: Observer<'_>) -> Result<(), ObtainError> {
     if config.proof() == Proof::Key || config.principal.known().is_some() {
         return Ok(());
     }
     let is_file = matches!(config.source, IdentitySource::File { .. });
     if !is_file {
-        watch(&Step::Asking);
+        observer(&Progress::Asking);
     }
-    let token = ask(config, transport, clock, watch)?;
+    let token = ask(config, transport, clock, observer)?;
     config.principal.learn(Principal::of(&token));
     if !is_file {
-        watch(&Step::Identified(&token));
+        observer(&Progress::Identified(&token));
         config.principal.keep_unspent(token);
     }
     Ok(())
@@ -109,18 +109,18 @@ pub fn obtain_lasting(
     config: &Config,
     transport: &HttpClient,
     clock: Clock,
-    watch: Watch<'_>,
+    observer: Observer<'_>,
 ) -> Result<Credential, ObtainError> {
     let lasting =
         |credential: &Credential| credential.is_usable(clock.now()) && credential.remaining(clock.now()) >= asked;
     let too_short = |credential: &Credential| ObtainError::ShortLived { lifetime: credential.lifetime(), asked };
     // If the stored credential was too short-lived even when it was new, another exchange would be wasted.
-    prove(config, transport, clock, watch)?;
+    prove(config, transport, clock, observer)?;
     let hopeless = |stored: &Credential| stored.is_usable(clock.now()) && stored.lifetime() < asked;
     if let Some(stored) = config.store().read(clock)?.filter(hopeless) {
         return Err(too_short(&stored));
     }
-    let credential = replace_unless(lasting, || Ok(()), config, transport, &|| Ok(PATIENCE), clock, watch)?;
+    let credential = replace_unless(lasting, || Ok(()), config, transport, &|| Ok(PATIENCE), clock, observer)?;
     if credential.remaining(clock.now()) < asked { Err(too_short(&credential)) } else { Ok(credential) }
 }
 
@@ -133,7 +133,7 @@ pub(crate) fn replace_unless(
     transport: &HttpClient,
     patience: &dyn Fn() -> Result<Duration, StoreError>,
     clock: Clock,
-    watch: Watch<'_>,
+    observer: Observer<'_>,
 ) -> Result<Credential, ObtainError> {
     let can_be_asked_again = match config.source.reissue() {
         Reissue::OnDemand => true,
@@ -141,7 +141,7 @@ pub(crate) fn replace_unless(
         Reissue::Limited(_) => tokens_left(config, clock) > 1,
     };
     let plan = Plan::by_exchange(can_be_asked_again);
-    execute(plan, None, acceptable, may_keep, config, transport, patience, clock, watch)
+    execute(plan, None, acceptable, may_keep, config, transport, patience, clock, observer)
 }
 
 /// Stores a credential that a child obtained as the shared one, unless an acceptable one is stored.
@@ -152,10 +152,10 @@ pub(crate) fn adopt_unless(
     config: &Config,
     transport: &HttpClient,
     clock: Clock,
-    watch: Watch<'_>,
+    observer: Observer<'_>,
 ) -> Result<Credential, ObtainError> {
     let plan = Plan::by_adoption();
-    execute(plan, Some(found), acceptable, may_keep, config, transport, &|| Ok(PATIENCE), clock, watch)
+    execute(plan, Some(found), acceptable, may_keep, config, transport, &|| Ok(PATIENCE), clock, observer)
 }
 
 /// Executes the actions of a purchase, one by one. An error of the store ends it at once: before the token is in the
@@ -170,16 +170,16 @@ fn execute(
     transport: &HttpClient,
     patience: &dyn Fn() -> Result<Duration, StoreError>,
     clock: Clock,
-    watch: Watch<'_>,
+    observer: Observer<'_>,
 ) -> Result<Credential, ObtainError> {
     /// No new try starts after this time, so that waiting processes know the maximum duration ([`PATIENCE`]).
     const ENOUGH: Duration = Duration::from_secs(60);
     let start = (clock.monotonic)();
     let mut failure = None;
     if plan.action() == Action::Prove {
-        let proven = prove(config, transport, clock, watch);
+        let proven = prove(config, transport, clock, observer);
         if let Err(error) = &proven {
-            tell(error, Action::Prove, watch);
+            tell(error, Action::Prove, observer);
         }
         plan = plan.after(if proven.is_ok() { Outcome::Done } else { Outcome::Final });
         failure = proven.err();
@@ -211,7 +211,7 @@ fn execute(
                     }
                     Ok(found.is_some() || refused.is_some())
                 };
-                *locked = store.lock_unless(settled, patience()?, clock, watch)?;
+                *locked = store.lock_unless(settled, patience()?, clock, observer)?;
                 match refused {
                     Some(refusal) => Err(ObtainError::Remembered(Box::new(refusal), clock.now())),
                     None if locked.is_none() => Ok(Outcome::Acceptable),
@@ -227,7 +227,7 @@ fn execute(
             }
             (Action::Ask, Some(locked)) => {
                 locked.doing("asking for an identity token");
-                unspent_token(locked, config, transport, clock, watch).map(|token| {
+                unspent_token(locked, config, transport, clock, observer).map(|token| {
                     buyer = Some(Principal::of(&token));
                     given = given_by(config, Some(&token));
                     identity_token = Some(token);
@@ -239,7 +239,7 @@ fn execute(
                 let transport = transport.clone().interrupted_by(clock);
                 let opened = transport.connect(&config.grant.token_endpoint);
                 opened.map_err(|error| unless_interrupted(ObtainError::NotSent(error), clock)).map(|opened| {
-                    watch(&Step::Connected);
+                    observer(&Progress::Connected);
                     connection = Some(opened);
                     Outcome::Done
                 })
@@ -257,7 +257,7 @@ fn execute(
                 locked.doing("exchanging");
                 let connection = connection.take().expect("connected before");
                 let identity_token = identity_token.take().expect("asked before");
-                send(connection, identity_token, config, clock, watch).map(|credential| {
+                send(connection, identity_token, config, clock, observer).map(|credential| {
                     bought = Some(credential);
                     Outcome::Done
                 })
@@ -277,7 +277,7 @@ fn execute(
             (Action::Pause, Some(locked)) => {
                 let cause = failure.as_ref().expect("a pause follows a failure");
                 let pause = ObtainError::pause_after(cause, plan.failures());
-                watch(&Step::Retrying { cause: whole_message(cause), pause });
+                observer(&Progress::Retrying { cause: whole_message(cause), pause });
                 locked.doing("waiting to try again");
                 (clock.pause)(pause)?;
                 Ok(Outcome::Done)
@@ -289,7 +289,7 @@ fn execute(
             }
             (Action::Serve, _) => {
                 if let Some((found, principal)) = found {
-                    watch(&Step::Found(&found));
+                    observer(&Progress::Found(&found));
                     principal.into_iter().for_each(|principal| config.principal.learn(principal));
                     return Ok(found);
                 }
@@ -301,7 +301,7 @@ fn execute(
         if let Err(error) = &done
             && plan.action() != Action::TakeBack
         {
-            tell(error, plan.action(), watch);
+            tell(error, plan.action(), observer);
         }
         let is_late = (clock.monotonic)().saturating_sub(start) > ENOUGH;
         let outcome = match &done {
@@ -318,15 +318,15 @@ fn execute(
 }
 
 /// Reports a failure. Skips failures that were already reported, and interruptions.
-fn tell(error: &ObtainError, action: Action, watch: Watch<'_>) {
+fn tell(error: &ObtainError, action: Action, observer: Observer<'_>) {
     let code = error.code().to_owned();
     match error {
         ObtainError::Interrupted(_) | ObtainError::Spent { .. } => {}
-        ObtainError::Remembered(..) => watch(&Step::Remembered { code }),
+        ObtainError::Remembered(..) => observer(&Progress::Remembered { code }),
         _ => {
             let request_id = error.request_id().map(str::to_owned);
             let sent = action == Action::Send && !matches!(error, ObtainError::NotSent(_));
-            watch(&Step::Failed { code, message: whole_message(error), request_id, sent });
+            observer(&Progress::Failed { code, message: whole_message(error), request_id, sent });
         }
     }
 }
@@ -337,20 +337,20 @@ fn unspent_token(
     config: &Config,
     transport: &HttpClient,
     clock: Clock,
-    watch: Watch<'_>,
+    observer: Observer<'_>,
 ) -> Result<IdentityToken, ObtainError> {
     let identity_token = match config.principal.take_unspent(clock.now()) {
         Some(shown_before) => shown_before,
         None => {
-            watch(&Step::Asking);
-            let token = ask(config, transport, clock, watch)?;
-            watch(&Step::Identified(&token));
+            observer(&Progress::Asking);
+            let token = ask(config, transport, clock, observer)?;
+            observer(&Progress::Identified(&token));
             token
         }
     };
     let now = clock.now();
     if let Some(spent) = locked.find(&identity_token)?.filter(|_| !may_be_sent_again(&identity_token, config)) {
-        watch(&Step::AlreadySpent);
+        observer(&Progress::AlreadySpent);
         return Err(already_spent(spent, config, now));
     }
     match identity_token.claims().expires_at.and_then(|end| now.duration_since(end).ok()) {
@@ -372,18 +372,18 @@ fn send(
     identity_token: IdentityToken,
     config: &Config,
     clock: Clock,
-    watch: Watch<'_>,
+    observer: Observer<'_>,
 ) -> Result<Credential, ObtainError> {
     let evidence = Evidence::of(&identity_token);
     let sent_at = clock.now();
-    watch(&Step::Sending);
+    observer(&Progress::Sending);
     let request = exchange::request(&config.grant, identity_token);
-    let lingers = || watch(&Step::Lingering { at_most: EXCHANGE_GRACE });
+    let lingers = || observer(&Progress::Lingering { at_most: EXCHANGE_GRACE });
     let response = connection.send_with_grace(request, EXCHANGE_GRACE, lingers).map_err(|error| match error {
         SendError::NotSent(source) => ObtainError::NotSent(source),
         SendError::MaybeSent(source) => ObtainError::MaybeSent { reissue: config.source.reissue(), source },
     })?;
-    watch(&Step::Answered);
+    observer(&Progress::Answered);
     let (endpoint, reissue) = (config.grant.token_endpoint.to_string(), config.source.reissue());
     exchange::parse(&response, sent_at).map_err(|source| {
         let is_about_the_token = response.status() == http::StatusCode::UNAUTHORIZED;
@@ -447,12 +447,12 @@ pub(crate) fn ask(
     config: &Config,
     transport: &HttpClient,
     clock: Clock,
-    watch: Watch<'_>,
+    observer: Observer<'_>,
 ) -> Result<IdentityToken, ObtainError> {
     let transport = config.way_to_the_source(transport).interrupted_by(clock);
     let is_spent = |token: &IdentityToken| is_spent(token, config);
     let origin = || config.source.description();
-    let asked = config.source.token(is_spent, |request| transport.send(request), clock, watch);
+    let asked = config.source.token(is_spent, |request| transport.send(request), clock, observer);
     let token = asked.map_err(|error| match error {
         IdentityError::Interrupted(interrupted) => ObtainError::Interrupted(interrupted),
         error => unless_interrupted(ObtainError::Identity { origin: origin(), source: error }, clock),
@@ -546,15 +546,15 @@ mod tests {
         std::thread::spawn(move || drop(endpoint.accept()));
         let transport = HttpClient::new(&Environment::default());
         let is_sent = AtomicBool::new(false);
-        let watch = |step: &Step<'_>| match step {
-            Step::Connected => {
+        let observer = |step: &Progress<'_>| match step {
+            Progress::Connected => {
                 let token = ask(&config, &transport, clock, &|_| {}).unwrap();
                 assert!(config.store().hand_out(&token, clock, &|_| {}).unwrap().is_none(), "it was free until now");
             }
-            Step::Sending => is_sent.store(true, Ordering::SeqCst),
+            Progress::Sending => is_sent.store(true, Ordering::SeqCst),
             _ => {}
         };
-        let obtained = obtain(&config, &transport, clock, &watch);
+        let obtained = obtain(&config, &transport, clock, &observer);
         assert!(matches!(obtained, Err(ObtainError::Spent { .. })), "{obtained:?}");
         assert!(!is_sent.load(Ordering::SeqCst));
     }

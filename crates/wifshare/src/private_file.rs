@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
+use crate::progress::{Observer, Progress};
 use crate::resource;
-use crate::step::{Step, Watch};
 
 /// The largest private file that is read, in bytes. wifshare's own are far smaller.
 const LARGEST: u64 = 4 << 20;
@@ -186,8 +186,13 @@ fn open_if_there(options: &mut OpenOptions, path: &Path) -> Result<Option<(File,
 ///
 /// # Errors
 /// Fails if the file cannot be written, synced or renamed.
-pub fn replace(directory: &Path, name: &'static str, bytes: &[u8], watch: Watch<'_>) -> Result<(), PrivateFileError> {
-    replace_synced_by(File::sync_all, directory, name, bytes, watch)?;
+pub fn replace(
+    directory: &Path,
+    name: &'static str,
+    bytes: &[u8],
+    observer: Observer<'_>,
+) -> Result<(), PrivateFileError> {
+    replace_synced_by(File::sync_all, directory, name, bytes, observer)?;
     sync_directory(directory)
 }
 
@@ -199,9 +204,9 @@ pub fn replace_unsynced(
     directory: &Path,
     name: &'static str,
     bytes: &[u8],
-    watch: Watch<'_>,
+    observer: Observer<'_>,
 ) -> Result<(), PrivateFileError> {
-    replace_synced_by(|_| Ok(()), directory, name, bytes, watch)
+    replace_synced_by(|_| Ok(()), directory, name, bytes, observer)
 }
 
 fn replace_synced_by(
@@ -209,7 +214,7 @@ fn replace_synced_by(
     directory: &Path,
     name: &'static str,
     bytes: &[u8],
-    watch: Watch<'_>,
+    observer: Observer<'_>,
 ) -> Result<(), PrivateFileError> {
     let path = directory.join(name);
     let mut file = tempfile::Builder::new()
@@ -219,9 +224,9 @@ fn replace_synced_by(
     // With a umask of 0777, the file would be unreadable even for its owner.
     make_private(file.as_file()).map_err(PrivateFileError::io("set the mode of a file in", directory))?;
     file.write_all(bytes).and_then(|()| sync(file.as_file())).map_err(PrivateFileError::io("write", &path))?;
-    watch(&Step::Written(name));
+    observer(&Progress::Written(name));
     file.persist(&path).map_err(|error| PrivateFileError::io("replace", &path)(error.error))?;
-    watch(&Step::Replaced(name));
+    observer(&Progress::Replaced(name));
     Ok(())
 }
 

@@ -5,7 +5,7 @@ use crate::config::Config;
 use crate::credential::Credential;
 use crate::http::HttpClient;
 use crate::obtain::{ObtainError, replace_unless};
-use crate::step::Watch;
+use crate::progress::Observer;
 use crate::store::PATIENCE;
 
 /// Replaces a held credential, or returns its successor if another process already replaced it.
@@ -19,9 +19,9 @@ pub fn renew(
     config: &Config,
     transport: &HttpClient,
     clock: Clock,
-    watch: Watch<'_>,
+    observer: Observer<'_>,
 ) -> Result<Credential, ObtainError> {
-    renew_if(|| Ok(()), held, config, transport, clock, watch)
+    renew_if(|| Ok(()), held, config, transport, clock, observer)
 }
 
 /// Like [`renew`], with a final check before the new credential is stored.
@@ -31,8 +31,8 @@ pub(crate) fn renew_if(
     config: &Config,
     transport: &HttpClient,
     clock: Clock,
-    watch: Watch<'_>,
+    observer: Observer<'_>,
 ) -> Result<Credential, ObtainError> {
     let successor = |stored: &Credential| stored != held && stored.is_usable(clock.now());
-    replace_unless(successor, may_keep, config, transport, &|| Ok(PATIENCE), clock, watch)
+    replace_unless(successor, may_keep, config, transport, &|| Ok(PATIENCE), clock, observer)
 }

@@ -20,8 +20,8 @@ use crate::identity_token::IdentityToken;
 use crate::message::whole_message;
 use crate::obtain::{self, ObtainError};
 use crate::private_file::{self, PrivateFileError};
+use crate::progress::{Observer, Progress};
 use crate::secret::Secret;
-use crate::step::{Step, Watch};
 use crate::store::{self, Keeper, Lease, Memory, OnLastRun, PATIENCE, ProcessIdentity, StoreError};
 use crate::wakeup::Wakeup;
 
@@ -55,7 +55,7 @@ pub struct Run {
     supplier: Supplier,
     transport: HttpClient,
     clock: Clock,
-    watch: Arc<dyn Fn(&Step<'_>) + Send + Sync>,
+    observer: Arc<dyn Fn(&Progress<'_>) + Send + Sync>,
     provision: Provision,
     directory: PathBuf,
     profile: Option<ProfileDirectory>,
@@ -133,9 +133,9 @@ impl Run {
         provision: Provision,
         transport: HttpClient,
         clock: Clock,
-        watch: Arc<dyn Fn(&Step<'_>) + Send + Sync>,
+        observer: Arc<dyn Fn(&Progress<'_>) + Send + Sync>,
     ) -> Result<Run, ObtainError> {
-        Run::begin_with(config, provision, GatewayOptions::default(), transport, clock, watch)
+        Run::begin_with(config, provision, GatewayOptions::default(), transport, clock, observer)
     }
 
     /// Like `begin`, with options for the gateway of [`Delivery::Gateway`].
@@ -148,9 +148,9 @@ impl Run {
         options: GatewayOptions,
         transport: HttpClient,
         clock: Clock,
-        watch: Arc<dyn Fn(&Step<'_>) + Send + Sync>,
+        observer: Arc<dyn Fn(&Progress<'_>) + Send + Sync>,
     ) -> Result<Run, ObtainError> {
-        Run::begin_as(Supplier::Itself, config, provision, options, transport, clock, watch)
+        Run::begin_as(Supplier::Itself, config, provision, options, transport, clock, observer)
     }
 
     fn begin_as(
@@ -160,17 +160,17 @@ impl Run {
         options: GatewayOptions,
         transport: HttpClient,
         clock: Clock,
-        watch: Arc<dyn Fn(&Step<'_>) + Send + Sync>,
+        observer: Arc<dyn Fn(&Progress<'_>) + Send + Sync>,
     ) -> Result<Run, ObtainError> {
         if provision == Provision::Credential(Delivery::Gateway) {
             config.memory = Some(Memory::default());
         }
         // The lease depends on the identity key, which must be known first.
-        obtain::prove(&config, &transport, clock, &*watch)?;
-        let lease = config.store().lease(clock, &*watch)?;
-        store::sweep(&config.location.root, clock, &*watch);
+        obtain::prove(&config, &transport, clock, &*observer)?;
+        let lease = config.store().lease(clock, &*observer)?;
+        store::sweep(&config.location.root, clock, &*observer);
         EventLog::below(&config.location.root).iter().for_each(|(_, log)| log.tidy(clock.now()));
-        watch(&Step::Begun);
+        observer(&Progress::Begun);
         let directory = lease.directory().to_owned();
         let state = State {
             lease: Some(lease),
@@ -185,7 +185,7 @@ impl Run {
             supplier,
             transport,
             clock,
-            watch,
+            observer,
             provision,
             directory,
             profile: None,
@@ -268,7 +268,7 @@ impl Run {
             takes: taken.into_iter().filter(|name| !left.has(name)).collect(),
             gives,
         };
-        Ok(keeper.announce(self.watch())?)
+        Ok(keeper.announce(self.observer())?)
     }
 
     /// The environment for a child of this run, based on `parent`. Variables in `keep` are not removed.
@@ -392,7 +392,7 @@ impl Run {
             self.gateway = Some(self.open_gateway(options)?);
             return Ok(self.write_inputs()?);
         }
-        let watch = self.watch();
+        let observer = self.observer();
         self.write_inputs()?;
         if let Provision::Credential(delivery) = self.provision {
             let profile = match delivery {
@@ -412,7 +412,7 @@ impl Run {
                 Delivery::Environment | Delivery::Gateway => None,
             };
             if let Some(profile) = &profile {
-                profile.create(&self.config.base_url, watch)?;
+                profile.create(&self.config.base_url, observer)?;
                 // Do not exchange if the result cannot be delivered. If no exchange is needed, nothing can be lost.
                 let fresh = |stored: &Credential| stored.freshness(self.clock.now()) == Freshness::Fresh;
                 if self.supplier == Supplier::Itself
@@ -423,7 +423,7 @@ impl Run {
             }
             let held = self.first_credential()?;
             if let Some(profile) = &profile {
-                profile.publish(&held, watch)?;
+                profile.publish(&held, observer)?;
             }
             self.profile = profile;
             self.state().held = Some(Held::new(held, self.clock.moment()));
@@ -440,7 +440,7 @@ impl Run {
                 (Ok(()), _) => {}
                 // The credential was delivered, and the identity token is only a fallback. `keep_fresh` retries.
                 (Err(error), Provision::Credential(_)) if !matches!(error, ObtainError::Interrupted(_)) => {
-                    (self.watch)(&Step::NotHandedOut { cause: whole_message(&error), pause: Duration::ZERO });
+                    (self.observer)(&Progress::NotHandedOut { cause: whole_message(&error), pause: Duration::ZERO });
                 }
                 (Err(error), _) => return Err(error),
             }
@@ -451,7 +451,7 @@ impl Run {
     /// The first credential of a run: from the store, by an exchange, or from the outer run.
     fn first_credential(&self) -> Result<Credential, ObtainError> {
         match &self.supplier {
-            Supplier::Itself => obtain::obtain(&self.config, &self.transport, self.clock, self.watch()),
+            Supplier::Itself => obtain::obtain(&self.config, &self.transport, self.clock, self.observer()),
             Supplier::TheRunAround(around) => self.credential_of_the_run_around(around),
         }
     }
@@ -466,7 +466,7 @@ impl Run {
         let delivery = (DELIVERY, self.provision.to_string());
         let inputs: BTreeMap<_, _> = self.identity_variables().into_iter().chain(gateway).chain([delivery]).collect();
         let inputs = serde_json::to_vec(&inputs).expect("texts become JSON");
-        private_file::replace_unsynced(&self.directory, INPUTS, &inputs, self.watch())
+        private_file::replace_unsynced(&self.directory, INPUTS, &inputs, self.observer())
     }
 
     /// Returns the lock that is needed to store a credential. The run cannot end while it is held. Thus the end of the run
@@ -490,7 +490,7 @@ impl Run {
     fn deliver(&self, state: &mut State, credential: &Credential) -> Result<(), ObtainError> {
         state.is_delivered = false;
         if let Some(profile) = &self.profile {
-            profile.publish(credential, self.watch())?;
+            profile.publish(credential, self.observer())?;
         }
         if let Some(gateway) = &self.gateway {
             gateway.publisher.hold(credential);
@@ -542,8 +542,8 @@ impl Run {
         .collect()
     }
 
-    fn watch(&self) -> Watch<'_> {
-        &*self.watch
+    fn observer(&self) -> Observer<'_> {
+        &*self.observer
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

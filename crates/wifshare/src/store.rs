@@ -14,8 +14,8 @@ use crate::identity_token::IdentityToken;
 use crate::message::whole_message;
 use crate::principal::{OwnPrincipal, Principal};
 use crate::private_file::{self, PrivateFileError};
+use crate::progress::{Observer, Progress};
 use crate::secret::Secret;
-use crate::step::{Step, Watch};
 
 mod check;
 mod failure_cache;
@@ -81,12 +81,12 @@ pub struct LockedStore<'a> {
     store: &'a Store,
     /// `None` after release.
     lock: Option<FileLock>,
-    /// Whether the observer received [`Step::Locked`].
+    /// Whether the observer received [`Progress::Locked`].
     is_announced: bool,
     /// The last entry that this guard wrote to the ledger.
     recorded: Option<Spent>,
     clock: Clock,
-    watch: Watch<'a>,
+    observer: Observer<'a>,
 }
 
 /// Why the store could not be read or replaced.
@@ -247,9 +247,9 @@ impl Store {
         &'a self,
         patience: Duration,
         clock: Clock,
-        watch: Watch<'a>,
+        observer: Observer<'a>,
     ) -> Result<LockedStore<'a>, StoreError> {
-        let locked = self.lock_unless(|| Ok(false), patience, clock, watch)?;
+        let locked = self.lock_unless(|| Ok(false), patience, clock, observer)?;
         Ok(locked.expect("nothing settles it but the lock"))
     }
 
@@ -263,13 +263,13 @@ impl Store {
         settled: impl FnMut() -> Result<bool, StoreError>,
         patience: Duration,
         clock: Clock,
-        watch: Watch<'a>,
+        observer: Observer<'a>,
     ) -> Result<Option<LockedStore<'a>>, StoreError> {
         self.create()?;
-        let lock = FileLock::acquire_unless(settled, &self.directory.join(LOCK), patience, clock, watch)?;
+        let lock = FileLock::acquire_unless(settled, &self.directory.join(LOCK), patience, clock, observer)?;
         Ok(lock.map(|lock| {
             let mut locked =
-                LockedStore { store: self, lock: Some(lock), is_announced: false, recorded: None, clock, watch };
+                LockedStore { store: self, lock: Some(lock), is_announced: false, recorded: None, clock, observer };
             locked.doing("looking");
             locked
         }))
@@ -307,9 +307,14 @@ impl Store {
     ///
     /// # Errors
     /// Fails if the ledger cannot be read, written or synced.
-    pub fn hand_out(&self, token: &IdentityToken, clock: Clock, watch: Watch<'_>) -> Result<Option<Spent>, StoreError> {
+    pub fn hand_out(
+        &self,
+        token: &IdentityToken,
+        clock: Clock,
+        observer: Observer<'_>,
+    ) -> Result<Option<Spent>, StoreError> {
         self.create()?;
-        match Ledger::at(&self.root).spend(token, Use::HandedOut, clock, watch)? {
+        match Ledger::at(&self.root).spend(token, Use::HandedOut, clock, observer)? {
             Written::New(_) => Ok(None),
             Written::Before(entry) => Ok(Some(entry)),
         }
@@ -326,7 +331,7 @@ impl Store {
         Ok(private_file::private_directory(&self.directory)?)
     }
 
-    fn write(&self, credential: &Credential, clock: Clock, watch: Watch<'_>) -> Result<(), StoreError> {
+    fn write(&self, credential: &Credential, clock: Clock, observer: Observer<'_>) -> Result<(), StoreError> {
         if let Some(memory) = &self.memory {
             memory.set(credential, clock.moment());
             return Ok(());
@@ -344,25 +349,25 @@ impl Store {
         };
         let mut bytes = zeroize::Zeroizing::new(Vec::with_capacity(2 * file.access_token.len() + 4096));
         serde_json::to_writer_pretty(&mut *bytes, &file).expect("texts and numbers become JSON");
-        Ok(private_file::replace(&self.directory, CREDENTIAL, &bytes, watch)?)
+        Ok(private_file::replace(&self.directory, CREDENTIAL, &bytes, observer)?)
     }
 }
 
 impl LockedStore<'_> {
     /// Stores this credential as the next generation, and returns it with that number. If it cannot be written, it is
-    /// returned anyway and [`Step::NotKept`] is reported: losing it would waste the identity token.
+    /// returned anyway and [`Progress::NotKept`] is reported: losing it would waste the identity token.
     pub fn keep(&mut self, mut credential: Credential) -> Credential {
         private_file::remove_unfinished(&self.store.directory);
         let stored = self.store.read(self.clock);
         credential.generation = stored.as_ref().map_or(0, |stored| stored.as_ref().map_or(0, |it| it.generation)) + 1;
         self.doing("storing");
-        let written = stored.and_then(|_| self.store.write(&credential, self.clock, self.watch));
+        let written = stored.and_then(|_| self.store.write(&credential, self.clock, self.observer));
         // Store first: the observer may be slow, and waiting processes should not wait for it.
-        (self.watch)(&Step::Exchanged(&credential));
+        (self.observer)(&Progress::Exchanged(&credential));
         match written {
             // The new credential outdates a cached failure. If that cannot be removed, it expires soon.
             Ok(()) => drop(failure_cache::forget(&self.store.directory)),
-            Err(error) => (self.watch)(&Step::NotKept(whole_message(&error))),
+            Err(error) => (self.observer)(&Progress::NotKept(whole_message(&error))),
         }
         credential
     }
@@ -377,7 +382,7 @@ impl LockedStore<'_> {
 
     /// Caches a failure for waiting processes. Best effort: without it, they fail by themselves.
     pub fn remember(&self, refusal: &CachedFailure) {
-        drop(failure_cache::remember(&self.store.directory, refusal, self.watch));
+        drop(failure_cache::remember(&self.store.directory, refusal, self.observer));
     }
 
     /// Returns the ledger's entry for this token, if any. Writes nothing.
@@ -394,10 +399,10 @@ impl LockedStore<'_> {
     /// # Errors
     /// Fails if the ledger cannot be read, written or synced.
     pub fn spend(&mut self, token: &IdentityToken) -> Result<Option<Spent>, StoreError> {
-        match Ledger::at(&self.store.root).spend(token, Use::Sent, self.clock, self.watch)? {
+        match Ledger::at(&self.store.root).spend(token, Use::Sent, self.clock, self.observer)? {
             Written::New(entry) => {
                 self.recorded = Some(entry);
-                (self.watch)(&Step::Recorded);
+                (self.observer)(&Progress::Recorded);
                 Ok(None)
             }
             Written::Before(entry) => Ok(Some(entry)),
@@ -410,7 +415,7 @@ impl LockedStore<'_> {
     /// Fails if the ledger cannot be read, written or synced.
     pub fn take_back(&mut self) -> Result<(), StoreError> {
         match self.recorded.take() {
-            Some(entry) => Ledger::at(&self.store.root).take_back(&entry, self.clock, self.watch),
+            Some(entry) => Ledger::at(&self.store.root).take_back(&entry, self.clock, self.observer),
             None => Ok(()),
         }
     }
@@ -425,7 +430,7 @@ impl LockedStore<'_> {
     /// Reports to the observer that the lock is held. Its release is then reported too.
     pub(crate) fn announce(&mut self) {
         self.is_announced = true;
-        (self.watch)(&Step::Locked);
+        (self.observer)(&Progress::Locked);
     }
 }
 
@@ -433,7 +438,7 @@ impl Drop for LockedStore<'_> {
     fn drop(&mut self) {
         drop(self.lock.take());
         if self.is_announced {
-            (self.watch)(&Step::Unlocked);
+            (self.observer)(&Progress::Unlocked);
         }
     }
 }

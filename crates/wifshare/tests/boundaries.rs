@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use wifshare::{
-    Clock, Config, Credential, Environment, Holder, HttpClient, Inputs, Interrupted, ObtainError, Step, StoreError,
+    Clock, Config, Credential, Environment, Holder, HttpClient, Inputs, Interrupted, ObtainError, Progress, StoreError,
     obtain, obtain_lasting, renew, resolve,
 };
 use wifshare_sandbox::{Fault, Sandbox, Settings};
@@ -138,8 +138,8 @@ fn failed_renewal_serves_the_credential_only_while_usable() {
     let first = world.obtain().unwrap();
     pass_until_left(&first, 100);
     let told = Mutex::new(Vec::new());
-    let watch = |step: &Step<'_>| {
-        if let Step::NotRenewed { cause, .. } = step {
+    let watch = |step: &Progress<'_>| {
+        if let Progress::NotRenewed { cause, .. } = step {
             told.lock().unwrap().push(cause.clone());
         }
     };
@@ -341,8 +341,8 @@ fn holder(world: &World, clock: Clock) -> (Holder, Arc<Mutex<u32>>) {
     let failures = Arc::new(Mutex::new(0));
     let watch = {
         let failures = Arc::clone(&failures);
-        move |step: &Step<'_>| {
-            if let Step::NotRenewed { .. } = step {
+        move |step: &Progress<'_>| {
+            if let Progress::NotRenewed { .. } = step {
                 *failures.lock().unwrap() += 1;
             }
         }
@@ -409,10 +409,10 @@ fn given_tokens_are_tried_in_order_and_each_once() {
     let faults = vec![status(503, None), Fault::None, status(503, None)];
     let world = World::with_all(settings(faults), |sandbox| (0..3).map(|_| sandbox.issue_identity_token()).collect());
     let told = Mutex::new(Vec::new());
-    let watch = |step: &Step<'_>| match step {
-        Step::AlreadySpent => told.lock().unwrap().push("spent"),
-        Step::Failed { .. } => told.lock().unwrap().push("failed"),
-        Step::Retrying { .. } => told.lock().unwrap().push("again"),
+    let watch = |step: &Progress<'_>| match step {
+        Progress::AlreadySpent => told.lock().unwrap().push("spent"),
+        Progress::Failed { .. } => told.lock().unwrap().push("failed"),
+        Progress::Retrying { .. } => told.lock().unwrap().push("again"),
         _ => {}
     };
     let obtain = || obtain(&world.config, &world.transport, CLOCK, &watch);

@@ -23,7 +23,7 @@ const VOCABULARY: [&str; 20] = [
     "private_file",
     "resource",
     "secret",
-    "step",
+    "progress",
     "http",
     "wrapping",
 ];

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use wifshare::{
-    Clock, Config, Delivery, Ending, Environment, HttpClient, Inputs, Interrupted, ObtainError, Provision, Run, Step,
-    resolve,
+    Clock, Config, Delivery, Ending, Environment, HttpClient, Inputs, Interrupted, ObtainError, Progress, Provision,
+    Run, resolve,
 };
 use wifshare_sandbox::{Fault, Sandbox, Settings};
 
@@ -142,7 +142,7 @@ fn failing_gateway_renewal_backs_off() {
     let (config, transport) = configured(&sandbox, &holder.path().join("state"));
     let steps = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&steps);
-    let watch = Arc::new(move |_: &Step<'_>| {
+    let watch = Arc::new(move |_: &Progress<'_>| {
         count.fetch_add(1, Ordering::SeqCst);
     });
     let provision = Provision::Credential(Delivery::Gateway);

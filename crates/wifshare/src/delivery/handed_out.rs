@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::identity_token::IdentityToken;
 use crate::private_file::{self, PrivateFileError};
-use crate::step::Watch;
+use crate::progress::Observer;
 use crate::wakeup::{ExtraFd, Unwatched};
 
 const FILE: &str = "identity-token";
@@ -39,10 +39,10 @@ impl HandedOutToken {
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn replace(&self, token: IdentityToken, watch: Watch<'_>) -> Result<(), PrivateFileError> {
+    pub fn replace(&self, token: IdentityToken, observer: Observer<'_>) -> Result<(), PrivateFileError> {
         // The directory may have been removed. Then the watch is lost, and only the access time shows readers.
         private_file::private_directory(&self.directory)?;
-        private_file::replace_unsynced(&self.directory, FILE, token.expose().as_bytes(), watch)
+        private_file::replace_unsynced(&self.directory, FILE, token.expose().as_bytes(), observer)
     }
 
     /// Becomes readable when the file may have been opened. [`was_read`](Self::was_read) drains it.
@@ -96,10 +96,10 @@ mod readers {
         }
 
         fn watch(directory: &Path) -> Result<OwnedFd, Errno> {
-            let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
+            let observer = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
             // Watch the directory, because the file is replaced by rename.
-            inotify::add_watch(&watch, directory, inotify::WatchFlags::OPEN)?;
-            Ok(watch)
+            inotify::add_watch(&observer, directory, inotify::WatchFlags::OPEN)?;
+            Ok(observer)
         }
 
         pub(super) fn watched(&self) -> Result<(), Unwatched> {
@@ -111,9 +111,9 @@ mod readers {
         }
 
         pub(super) fn opened(&self, name: &str) -> bool {
-            let Ok(watch) = &self.0 else { return false };
+            let Ok(observer) = &self.0 else { return false };
             let mut buffer = [MaybeUninit::uninit(); 4096];
-            let mut events = inotify::Reader::new(watch, &mut buffer);
+            let mut events = inotify::Reader::new(observer, &mut buffer);
             let mut opened = false;
             // Read all events. Any other error ends the loop too, and does not change the result.
             while let Ok(event) = events.next() {

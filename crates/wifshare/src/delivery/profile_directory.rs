@@ -13,8 +13,8 @@ use crate::credential::{Credential, is_bearer_token};
 use crate::environment::Environment;
 use crate::hexadecimal::hexadecimal;
 use crate::private_file::{self, PrivateFileError};
+use crate::progress::Observer;
 use crate::secret::Secret;
-use crate::step::Watch;
 
 /// A directory with `configs/<profile>.json` and `credentials/<profile>.json`.
 #[derive(Clone, Debug)]
@@ -74,7 +74,7 @@ impl ProfileDirectory {
     ///
     /// # Errors
     /// The files cannot be written.
-    pub fn create(&self, base_url: &str, watch: Watch<'_>) -> Result<(), PrivateFileError> {
+    pub fn create(&self, base_url: &str, observer: Observer<'_>) -> Result<(), PrivateFileError> {
         let profile = match self.kind {
             // No workspace: the token is bound to one already, and the header for it would be wrong.
             Kind::Fixed => {
@@ -85,7 +85,7 @@ impl ProfileDirectory {
         let configs = self.path.join("configs");
         private_file::private_directory(&configs)?;
         private_file::private_directory(&self.credentials())?;
-        private_file::replace_unsynced(&configs, self.kind.file(), &pretty(&profile), watch)
+        private_file::replace_unsynced(&configs, self.kind.file(), &pretty(&profile), observer)
     }
 
     /// Replaces the credential. It always contains an expiry: without one, the SDKs would use the token until their
@@ -93,14 +93,14 @@ impl ProfileDirectory {
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn publish(&self, credential: &Credential, watch: Watch<'_>) -> Result<(), PrivateFileError> {
+    pub fn publish(&self, credential: &Credential, observer: Observer<'_>) -> Result<(), PrivateFileError> {
         let text = pretty(&json!({
             "version": "1.0",
             "type": "oauth_token",
             "access_token": credential.access_token.expose(),
             "expires_at": epoch_seconds(credential.expires_at),
         }));
-        private_file::replace_unsynced(&self.credentials(), self.kind.file(), &text, watch)
+        private_file::replace_unsynced(&self.credentials(), self.kind.file(), &text, observer)
     }
 
     /// The current credential. A child of a federation profile may have replaced it. `None` if it cannot be read.

@@ -9,9 +9,9 @@ use super::{Answer, IdentityError, text};
 use crate::backoff::Backoff;
 use crate::clock::Clock;
 use crate::environment::Environment;
+use crate::progress::{Observer, Progress};
 use crate::resource;
 use crate::secret::Secret;
-use crate::step::{Step, Watch};
 
 /// A program, which is started without a shell.
 #[derive(Clone, Debug)]
@@ -67,7 +67,7 @@ impl IdentityCommand {
     /// Runs the program, and returns the token from its output. If a platform's program fails, it is run up to three
     /// times more, with pauses of at most 14 s in total. The user's command may have side effects, so it is run only
     /// once.
-    pub(super) fn token(&self, clock: Clock, watch: Watch<'_>) -> Result<Secret, IdentityError> {
+    pub(super) fn token(&self, clock: Clock, observer: Observer<'_>) -> Result<Secret, IdentityError> {
         const RUNS: u32 = 4;
         let mut backoff = Backoff::new(Duration::from_secs(2), Duration::from_secs(8));
         let mut runs = 1;
@@ -79,7 +79,7 @@ impl IdentityCommand {
             };
             runs += 1;
             let pause = backoff.pause(Duration::ZERO, Duration::MAX, None).unwrap_or_default();
-            watch(&Step::Retrying { cause: failure.to_string(), pause });
+            observer(&Progress::Retrying { cause: failure.to_string(), pause });
             (clock.pause)(pause)?;
         };
         match self.answer {
@@ -212,11 +212,11 @@ mod tests {
         assert!(command.token(Clock::system(), &|_| {}).is_err());
         assert_eq!(runs(), 1);
         let paused = std::sync::atomic::AtomicU32::new(0);
-        let watch = |step: &Step<'_>| {
-            paused.fetch_add(u32::from(matches!(step, Step::Retrying { .. })), std::sync::atomic::Ordering::SeqCst);
+        let observer = |step: &Progress<'_>| {
+            paused.fetch_add(u32::from(matches!(step, Progress::Retrying { .. })), std::sync::atomic::Ordering::SeqCst);
         };
         let agent = IdentityCommand { platform: Some("Test CI"), ..command };
-        assert_eq!(agent.token(Clock::system(), &watch).expect("the third run").expose().trim(), "t");
+        assert_eq!(agent.token(Clock::system(), &observer).expect("the third run").expose().trim(), "t");
         assert_eq!((runs(), paused.into_inner()), (3, 1));
     }
 

@@ -13,9 +13,9 @@ use crate::backoff::Backoff;
 use crate::clock::Clock;
 use crate::identity_token::Claims;
 use crate::message::{Body, Request, Response, is_secure, retry_after, safe_text, whole_message};
+use crate::progress::{Observer, Progress};
 use crate::resource;
 use crate::secret::Secret;
-use crate::step::{Step, Watch};
 
 /// An endpoint that issues identity tokens.
 #[derive(Clone, Debug)]
@@ -149,7 +149,7 @@ impl Endpoint {
         &self,
         send: impl Fn(Request) -> Result<Response, E>,
         clock: Clock,
-        watch: Watch<'_>,
+        observer: Observer<'_>,
     ) -> Result<Secret, IdentityError> {
         let start = (clock.monotonic)();
         let mut backoff = between_questions();
@@ -179,7 +179,7 @@ impl Endpoint {
             let Some(pause) = backoff.pause(elapsed, budget, asked) else {
                 return Err(failure);
             };
-            watch(&Step::Retrying { cause: whole_message(&failure), pause });
+            observer(&Progress::Retrying { cause: whole_message(&failure), pause });
             (clock.pause)(pause)?;
         }
     }

@@ -9,8 +9,8 @@ use crate::delivery::{self, Handout};
 use crate::environment::Environment;
 use crate::gateway::{self, CredentialPublisher, Gateway, GatewayConfig, Limits, Listen, Served};
 use crate::obtain::ObtainError;
+use crate::progress::Progress;
 use crate::secret::Secret;
-use crate::step::Step;
 
 /// The gateway of a run.
 pub(super) struct RunGateway {
@@ -48,7 +48,7 @@ impl Run {
         let failed = |source| ObtainError::Gateway(source);
         let capability = gateway::new_capability().map_err(failed)?;
         let publisher = CredentialPublisher::new();
-        let watch = Arc::clone(&self.watch);
+        let observer = Arc::clone(&self.observer);
         let (place, wakeup) = (Arc::clone(&self.rejected), Arc::clone(&self.wakeup));
         let reject = move |rejected: &Credential| {
             *lock(&place) = Some(rejected.clone());
@@ -61,7 +61,7 @@ impl Run {
             credential_state: publisher.follow(),
             reject: Box::new(reject),
             record: options.record,
-            fault: Box::new(move || watch(&Step::ConnectionFault)),
+            fault: Box::new(move || observer(&Progress::ConnectionFault)),
             clock: self.clock,
             limits: Limits::default(),
         };

@@ -17,7 +17,7 @@ use crate::http::HttpClient;
 use crate::identity::{self, IdentitySource};
 use crate::obtain::ObtainError;
 use crate::principal::OwnPrincipal;
-use crate::step::Step;
+use crate::progress::Progress;
 use crate::store::Store;
 
 /// Where a run gets its credential.
@@ -42,11 +42,11 @@ impl Run {
         options: GatewayOptions,
         transport: HttpClient,
         clock: Clock,
-        watch: Arc<dyn Fn(&Step<'_>) + Send + Sync>,
+        observer: Arc<dyn Fn(&Progress<'_>) + Send + Sync>,
     ) -> Result<Run, ObtainError> {
         let config = config_of(around).ok_or(ObtainError::RunNotRenewed { left: Duration::ZERO })?;
         let provision = Provision::Credential(delivery);
-        Run::begin_as(Supplier::TheRunAround(around.to_owned()), config, provision, options, transport, clock, watch)
+        Run::begin_as(Supplier::TheRunAround(around.to_owned()), config, provision, options, transport, clock, observer)
     }
 
     /// The credential of the outer run. Waits for a new one if it has expired.

@@ -17,8 +17,8 @@ use crate::identity::Reissue;
 use crate::identity_token::IdentityToken;
 use crate::message::whole_message;
 use crate::obtain::{self, ObtainError};
+use crate::progress::Progress;
 use crate::renew::renew_if;
-use crate::step::Step;
 use crate::wakeup::{DirEvent, Unwatched};
 
 impl Run {
@@ -91,7 +91,7 @@ impl Run {
         if let Some(gateway) = &self.gateway {
             gateway.publisher.refuse(cause.clone(), true);
         }
-        (self.watch)(&Step::NotRenewed { cause, pause });
+        (self.observer)(&Progress::NotRenewed { cause, pause });
         // A signal can end the pause early. The caller checks for the end of the run next.
         let _ = (self.clock.pause)(pause);
     }
@@ -111,7 +111,7 @@ impl Run {
         }
         let obtained = self.first_credential()?;
         drop(renewing);
-        (self.watch)(&Step::Obtained(&obtained));
+        (self.observer)(&Progress::Obtained(&obtained));
         self.publish(obtained)
     }
 
@@ -126,7 +126,7 @@ impl Run {
                 }
                 self.publish_failure(&error);
                 let hint = error.hint();
-                self.tell(schedule, &error, |cause| Step::NotObtained { cause, hint, pause });
+                self.tell(schedule, &error, |cause| Progress::NotObtained { cause, hint, pause });
             }
         }
     }
@@ -197,7 +197,7 @@ impl Run {
             Ok(()) | Err(ObtainError::Interrupted(_)) => {}
             Err(error) => {
                 let pause = Schedule::RESTORE_AFTER;
-                self.tell(schedule, &error, |cause| Step::NotRenewed { cause, pause });
+                self.tell(schedule, &error, |cause| Progress::NotRenewed { cause, pause });
             }
         }
     }
@@ -209,14 +209,14 @@ impl Run {
         let lay_out = || {
             self.write_inputs()?;
             if let (Some(profile), Some(held)) = (&self.profile, &held) {
-                profile.create(&self.config.base_url, self.watch())?;
-                profile.publish(held, self.watch())?;
+                profile.create(&self.config.base_url, self.observer())?;
+                profile.publish(held, self.observer())?;
             }
             Ok(())
         };
         // The end of the run takes the lease out. Files written after that would remain.
         match &mut state.lease {
-            Some(lease) => lease.restore(lay_out, self.clock, self.watch()),
+            Some(lease) => lease.restore(lay_out, self.clock, self.observer()),
             None => Ok(false),
         }
     }
@@ -230,9 +230,9 @@ impl Run {
     ) -> Result<Credential, ObtainError> {
         let mut permission = None;
         let may_keep = || self.permit().map(|state| permission = Some(state));
-        let watch = self.watch();
+        let observer = self.observer();
         let shared =
-            obtain::adopt_unless(acceptable, credential, may_keep, &self.config, &self.transport, self.clock, watch);
+            obtain::adopt_unless(acceptable, credential, may_keep, &self.config, &self.transport, self.clock, observer);
         drop(permission);
         let shared = shared?;
         self.publish(shared.clone())?;
@@ -250,7 +250,7 @@ impl Run {
                 Ok(false) | Err(ObtainError::Interrupted(_)) => {}
                 Err(error) => {
                     let pause = schedule.adopt_later(self.clock);
-                    self.tell(schedule, &error, |cause| Step::NotRenewed { cause, pause });
+                    self.tell(schedule, &error, |cause| Progress::NotRenewed { cause, pause });
                 }
             }
         }
@@ -263,7 +263,7 @@ impl Run {
                 Err(ObtainError::Interrupted(_)) => {}
                 Err(error) => {
                     let pause = schedule.pace;
-                    self.tell(schedule, &error, |cause| Step::NotHandedOut { cause, pause });
+                    self.tell(schedule, &error, |cause| Progress::NotHandedOut { cause, pause });
                 }
             }
         }
@@ -274,18 +274,18 @@ impl Run {
         const TRIES: u32 = 4;
         let Some(handed_out) = &self.handed_out else { return Ok(()) };
         let mut pauses = Backoff::new(Duration::from_millis(500), Duration::from_secs(4));
-        let watch = self.watch();
+        let observer = self.observer();
         for tries in 1.. {
-            let token = obtain::ask(&self.config, &self.transport, self.clock, watch)?;
-            watch(&Step::Identified(&token));
+            let token = obtain::ask(&self.config, &self.transport, self.clock, observer)?;
+            observer(&Progress::Identified(&token));
             let now = self.clock.now();
             let mut state = self.state();
             if state.is_over {
                 return Err(Interrupted.into());
             }
-            if let Some(spent) = self.config.store().hand_out(&token, self.clock, watch)? {
+            if let Some(spent) = self.config.store().hand_out(&token, self.clock, observer)? {
                 drop(state);
-                watch(&Step::AlreadySpent);
+                observer(&Progress::AlreadySpent);
                 if tries == TRIES {
                     let (origin, reissue) = (self.config.source.description(), self.config.source.reissue());
                     return Err(ObtainError::Spent { origin, reissue, spent: Box::new(spent), now });
@@ -294,7 +294,7 @@ impl Run {
                 continue;
             }
             state.token_due = Some(self.clock.moment().after(patience_with(&token, now)));
-            return Ok(handed_out.replace(token, watch)?);
+            return Ok(handed_out.replace(token, observer)?);
         }
         unreachable!("the loop ends by returning")
     }
@@ -322,7 +322,7 @@ impl Run {
         }
         let renewed_by_another = |stored: &Credential| *stored != held && stored.is_usable(now);
         let adopted = self.share(renewed_by_another, found)?;
-        (self.watch)(&Step::Adopted(&adopted));
+        (self.observer)(&Progress::Adopted(&adopted));
         Ok(true)
     }
 
@@ -336,7 +336,7 @@ impl Run {
         let now = self.clock.now();
         match stored {
             Ok(Some(stored)) if stored != held && stored.is_usable(now) => {
-                (self.watch)(&Step::Renewed(&stored));
+                (self.observer)(&Progress::Renewed(&stored));
                 match self.publish(stored) {
                     Ok(()) => schedule.succeeded(self),
                     Err(_) => drop(schedule.failed(self)),
@@ -369,11 +369,11 @@ impl Run {
         }
         let mut permission = None;
         let may_keep = || self.permit().map(|state| permission = Some(state));
-        let renewed = renew_if(may_keep, &held, &self.config, &self.transport, self.clock, self.watch());
+        let renewed = renew_if(may_keep, &held, &self.config, &self.transport, self.clock, self.observer());
         drop(permission);
         drop(renewing);
         match renewed.and_then(|renewed| {
-            (self.watch)(&Step::Renewed(&renewed));
+            (self.observer)(&Progress::Renewed(&renewed));
             self.publish(renewed)
         }) {
             Ok(()) => schedule.succeeded(self),
@@ -384,7 +384,7 @@ impl Run {
                 let pause = schedule.failed(self);
                 self.publish_failure(&error);
                 match held.is_usable(self.clock.now()) {
-                    true => self.tell(schedule, &error, |cause| Step::NotRenewed { cause, pause }),
+                    true => self.tell(schedule, &error, |cause| Progress::NotRenewed { cause, pause }),
                     false => self.tell_the_end(schedule, &whole_message(&error)),
                 }
             }
@@ -416,7 +416,7 @@ impl Run {
         if let Some(Unwatched::Limit(limit)) = unwatched
             && !self.limit_was_told.swap(true, Ordering::Relaxed)
         {
-            (self.watch)(&Step::NotWatched { limit });
+            (self.observer)(&Progress::NotWatched { limit });
         }
         unwatched.is_none()
     }
@@ -427,10 +427,10 @@ impl Run {
     }
 
     /// Reports a failure, once for each error code, so that a long job's log is not full of it.
-    fn tell(&self, schedule: &mut Schedule, error: &ObtainError, step: impl FnOnce(String) -> Step<'static>) {
+    fn tell(&self, schedule: &mut Schedule, error: &ObtainError, step: impl FnOnce(String) -> Progress<'static>) {
         if schedule.told.as_deref() != Some(error.code()) {
             schedule.told = Some(error.code().to_owned());
-            (self.watch)(&step(whole_message(error)));
+            (self.observer)(&step(whole_message(error)));
         }
     }
 
@@ -438,7 +438,7 @@ impl Run {
     fn tell_the_end(&self, schedule: &mut Schedule, cause: &str) {
         if !schedule.end_was_told {
             schedule.end_was_told = true;
-            (self.watch)(&Step::Ended { cause: cause.to_owned() });
+            (self.observer)(&Progress::Ended { cause: cause.to_owned() });
         }
     }
 }
@@ -519,12 +519,12 @@ mod tests {
         let (run, _sandbox, _holder) = run_of(PROFILE, 100);
         let told = Arc::new(Mutex::new(Vec::new()));
         let list = Arc::clone(&told);
-        let watch = Arc::new(move |step: &Step<'_>| match step {
-            Step::Renewed(_) => lock(&list).push("renewed"),
-            Step::Ended { .. } => lock(&list).push("ended"),
+        let observer = Arc::new(move |step: &Progress<'_>| match step {
+            Progress::Renewed(_) => lock(&list).push("renewed"),
+            Progress::Ended { .. } => lock(&list).push("ended"),
             _ => {}
         });
-        let run = Run { watch, ..run };
+        let run = Run { observer, ..run };
         let mut schedule = Schedule::new(&run, 0.0);
         run.follow(&mut schedule);
         assert!(lock(&told).is_empty(), "what is held is what is stored, and good");

@@ -11,7 +11,7 @@ use super::{FORMAT, StoreError};
 use crate::clock::{epoch_seconds, from_epoch_seconds};
 use crate::diagnosis::Diagnosis;
 use crate::private_file;
-use crate::step::Watch;
+use crate::progress::Observer;
 
 pub(super) const FILE: &str = "refusal.json";
 
@@ -97,11 +97,11 @@ pub(crate) fn parse(bytes: &[u8]) -> Option<CachedFailure> {
     (parsed.version == FORMAT).then_some(parsed.refusal)
 }
 
-pub(super) fn remember(directory: &Path, refusal: &CachedFailure, watch: Watch<'_>) -> Result<(), StoreError> {
+pub(super) fn remember(directory: &Path, refusal: &CachedFailure, observer: Observer<'_>) -> Result<(), StoreError> {
     let versioned = Versioned { version: FORMAT, refusal: refusal.clone() };
     let bytes = serde_json::to_vec_pretty(&versioned).expect("texts and numbers become JSON");
     // No sync: it expires within seconds, and after a power failure the next process simply tries.
-    Ok(private_file::replace_unsynced(directory, FILE, &bytes, watch)?)
+    Ok(private_file::replace_unsynced(directory, FILE, &bytes, observer)?)
 }
 
 pub(super) fn forget(directory: &Path) -> Result<(), StoreError> {

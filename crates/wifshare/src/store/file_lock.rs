@@ -11,7 +11,7 @@ use super::StoreError;
 use super::owner::ProcessIdentity;
 use crate::clock::{Clock, epoch_seconds};
 use crate::private_file::{self, PrivateFileError};
-use crate::step::{Step, Watch};
+use crate::progress::{Observer, Progress};
 
 /// A held lock. Released when dropped, or when the process ends for any reason.
 pub(super) struct FileLock {
@@ -46,9 +46,9 @@ impl FileLock {
         path: &Path,
         patience: impl Into<Patience>,
         clock: Clock,
-        watch: Watch<'_>,
+        observer: Observer<'_>,
     ) -> Result<FileLock, StoreError> {
-        let acquired = FileLock::acquire_unless(|| Ok(false), path, patience, clock, watch)?;
+        let acquired = FileLock::acquire_unless(|| Ok(false), path, patience, clock, observer)?;
         Ok(acquired.expect("nothing settles it but the lock"))
     }
 
@@ -59,7 +59,7 @@ impl FileLock {
         path: &Path,
         patience: impl Into<Patience>,
         clock: Clock,
-        watch: Watch<'_>,
+        observer: Observer<'_>,
     ) -> Result<Option<FileLock>, StoreError> {
         let patience: Patience = patience.into();
         let start = (clock.monotonic)();
@@ -74,7 +74,7 @@ impl FileLock {
             match file.try_lock() {
                 Ok(()) if is_still_there(&file, path)? => {
                     if was_held {
-                        watch(&Step::Waited { holder: last_holder, time: waited });
+                        observer(&Progress::Waited { holder: last_holder, time: waited });
                     }
                     return Ok(Some(FileLock { file }));
                 }
@@ -83,7 +83,7 @@ impl FileLock {
                 Err(TryLockError::WouldBlock) => {
                     if settled()? {
                         if was_held {
-                            watch(&Step::Waited { holder: last_holder, time: waited });
+                            observer(&Progress::Waited { holder: last_holder, time: waited });
                         }
                         return Ok(None);
                     }
@@ -99,7 +99,7 @@ impl FileLock {
                         if says != seen {
                             (seen, seen_since) = (says, waited);
                         }
-                        watch(&Step::Waiting { holder: last_holder.clone(), since: waited });
+                        observer(&Progress::Waiting { holder: last_holder.clone(), since: waited });
                         // Reopen the file, so that no process waits for the holder of a deleted file.
                         file = private_file::open_in_place(path)?;
                     }
@@ -321,12 +321,12 @@ mod tests {
         let _held = FileLock::try_acquire(&path).unwrap().expect("it is free");
         let patience = Duration::from_millis(10_500);
         let told = std::sync::Mutex::new(Vec::new());
-        let watch = |step: &Step<'_>| {
-            if let Step::Waiting { since, .. } = step {
+        let observer = |step: &Progress<'_>| {
+            if let Progress::Waiting { since, .. } = step {
                 told.lock().unwrap().push(since.as_secs());
             }
         };
-        let Err(error) = FileLock::acquire_unless(|| Ok(false), &path, patience, CLOCK, &watch) else {
+        let Err(error) = FileLock::acquire_unless(|| Ok(false), &path, patience, CLOCK, &observer) else {
             panic!("it is held");
         };
         assert!(matches!(error, StoreError::Held { waited, .. } if waited >= patience && waited < patience * 2));

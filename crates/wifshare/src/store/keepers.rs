@@ -15,7 +15,7 @@ use super::{Store, StoreError};
 use crate::clock::{Clock, epoch_seconds, from_epoch_seconds};
 use crate::environment::Environment;
 use crate::private_file::{self, PrivateFileError};
-use crate::step::Watch;
+use crate::progress::Observer;
 
 const KEEPER: &str = "keeper.json";
 pub(super) const START: &str = "start";
@@ -103,7 +103,7 @@ impl Keeper {
     }
 
     /// Writes the keeper's description to the run's directory, where later steps read it.
-    pub(crate) fn announce(&self, watch: Watch<'_>) -> Result<(), StoreError> {
+    pub(crate) fn announce(&self, observer: Observer<'_>) -> Result<(), StoreError> {
         let text = |(name, value): (&std::ffi::OsStr, &std::ffi::OsStr)| {
             (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned())
         };
@@ -116,7 +116,7 @@ impl Keeper {
         };
         let mut bytes = Zeroizing::new(Vec::with_capacity(16 * 1024));
         serde_json::to_writer(&mut *bytes, &file).expect("texts and numbers become JSON");
-        Ok(private_file::replace(&self.directory, KEEPER, &bytes, watch)?)
+        Ok(private_file::replace(&self.directory, KEEPER, &bytes, observer)?)
     }
 }
 
@@ -144,9 +144,9 @@ impl Store {
     ///
     /// # Errors
     /// Fails on timeout or interruption, or if the lock file cannot be used.
-    pub fn starting(&self, patience: Duration, clock: Clock, watch: Watch<'_>) -> Result<StartLock, StoreError> {
+    pub fn starting(&self, patience: Duration, clock: Clock, observer: Observer<'_>) -> Result<StartLock, StoreError> {
         self.create()?;
-        let mut lock = FileLock::acquire(&self.directory.join(START), patience, clock, watch)?;
+        let mut lock = FileLock::acquire(&self.directory.join(START), patience, clock, observer)?;
         lock.doing("starting a keeper", clock);
         Ok(StartLock { _lock: lock })
     }

@@ -14,7 +14,7 @@ use super::owner::ProcessIdentity;
 use super::{CREDENTIAL, LOCK, Store, StoreError, read_credential, read_file};
 use crate::clock::Clock;
 use crate::private_file::{self, PrivateFileError};
-use crate::step::{Step, Watch};
+use crate::progress::{Observer, Progress};
 
 pub(super) const LEASE: &str = "lease";
 const OWNER: &str = "owner";
@@ -43,13 +43,13 @@ impl Store {
     ///
     /// # Errors
     /// Fails on timeout or interruption, or if the files of the lease cannot be created.
-    pub fn lease(&self, clock: Clock, watch: Watch<'_>) -> Result<Lease, StoreError> {
+    pub fn lease(&self, clock: Clock, observer: Observer<'_>) -> Result<Lease, StoreError> {
         // The last run holds the lease exclusively for a moment, while it removes what the runs shared.
         const PATIENCE: Duration = Duration::from_secs(20);
         self.create()?;
         // Must come before taking the shared lock, because it needs the lock exclusively.
         if remove_damaged_of_nobody(&self.directory) {
-            watch(&Step::Swept);
+            observer(&Progress::Swept);
         }
         let path = self.directory.join(LEASE);
         let start = (clock.monotonic)();
@@ -63,20 +63,20 @@ impl Store {
             }
             (clock.pause)(Duration::from_millis(5))?;
         };
-        let (directory, owner) = self.new_run(watch)?;
+        let (directory, owner) = self.new_run(observer)?;
         Ok(Lease { store: self.clone(), shared, directory, owner })
     }
 
     /// Creates the run's directory under a hidden name that sweeps ignore, locks its owner file, and then renames it. A
     /// directory that was never renamed contains no secret, and is removed after the last run.
-    fn new_run(&self, watch: Watch<'_>) -> Result<(PathBuf, File), StoreError> {
+    fn new_run(&self, observer: Observer<'_>) -> Result<(PathBuf, File), StoreError> {
         let runs = self.directory.join(RUNS);
         private_file::private_directory(&runs)?;
         let owner = ProcessIdentity::current();
         let name = format!("{}-{:08x}", owner.pid, fastrand::u32(..));
         let (unborn, born) = (runs.join(format!(".new-{name}")), runs.join(name));
         private_file::private_directory(&unborn)?;
-        let file = own(&unborn, watch)?;
+        let file = own(&unborn, observer)?;
         fs::rename(&unborn, &born).map_err(|source| failed("rename", &unborn, source))?;
         Ok((born, file))
     }
@@ -110,20 +110,20 @@ impl Lease {
         &mut self,
         lay_out: impl FnOnce() -> Result<(), E>,
         clock: Clock,
-        watch: Watch<'_>,
+        observer: Observer<'_>,
     ) -> Result<bool, E> {
         if self.is_in_place() {
             return Ok(false);
         }
         self.store.create()?;
-        Ledger::at(&self.store.root).restore(clock, watch)?;
+        Ledger::at(&self.store.root).restore(clock, observer)?;
         let path = self.store.directory.join(LEASE);
         // A run that ends holds the lease exclusively for a moment. The next check retries soon.
         let Some(shared) = share(&path)? else { return Ok(false) };
         self.shared = shared;
         private_file::private_directory(&self.directory).map_err(StoreError::from)?;
         lay_out()?;
-        self.owner = own(&self.directory, watch)?;
+        self.owner = own(&self.directory, observer)?;
         Ok(true)
     }
 
@@ -169,10 +169,10 @@ fn share(path: &Path) -> Result<Option<File>, StoreError> {
 
 /// Marks this directory as owned by this process while the returned file is open. Nothing of a run is synced: a run
 /// without a valid owner file was lost in a power failure ([`remove_damaged_of_nobody`]).
-fn own(run: &Path, watch: Watch<'_>) -> Result<File, StoreError> {
+fn own(run: &Path, observer: Observer<'_>) -> Result<File, StoreError> {
     let path = run.join(OWNER);
     let text = serde_json::to_vec(&ProcessIdentity::current()).expect("texts and numbers become JSON");
-    private_file::replace_unsynced(run, OWNER, &text, watch)?;
+    private_file::replace_unsynced(run, OWNER, &text, observer)?;
     let file = private_file::open_in_place(&path)?;
     file.try_lock().map_err(|error| failed("lock", &path, error.into()))?;
     Ok(file)
@@ -188,7 +188,7 @@ pub fn is_alive(run: &Path) -> bool {
 /// source cannot issue another token. An expired credential is always removed.
 ///
 /// Best effort: what cannot be removed is left for the next start.
-pub fn sweep(root: &Path, clock: Clock, watch: Watch<'_>) {
+pub fn sweep(root: &Path, clock: Clock, observer: Observer<'_>) {
     for key in keys(root).unwrap_or_default() {
         remove_unfinished_of_nobody(&key);
         let runs = subdirectories(&key.join(RUNS));
@@ -197,7 +197,7 @@ pub fn sweep(root: &Path, clock: Clock, watch: Watch<'_>) {
         let some_swept = remove_damaged_of_nobody(&key) || swept > 0;
         let removed = remove_credential_of_nobody(&key, some_swept, clock).unwrap_or(false);
         if some_swept || removed {
-            watch(&Step::Swept);
+            observer(&Progress::Swept);
         }
     }
 }
@@ -261,10 +261,10 @@ fn remove_credential_of_nobody(key: &Path, last_run_was_killed: bool, clock: Clo
 /// # Errors
 ///
 /// Fails if the state directory is not private, or if something in it cannot be removed.
-pub fn clear(root: &Path, keys: Option<&[PathBuf]>, clock: Clock, watch: Watch<'_>) -> Result<bool, StoreError> {
+pub fn clear(root: &Path, keys: Option<&[PathBuf]>, clock: Clock, observer: Observer<'_>) -> Result<bool, StoreError> {
     let mut is_clear = true;
     let found = self::keys(root)?;
-    sweep(root, clock, watch);
+    sweep(root, clock, observer);
     for key in found.into_iter().filter(|key| keys.is_none_or(|keys| keys.contains(key))) {
         if let (Some(_alone), Some(_turn)) =
             (FileLock::try_acquire(&key.join(LEASE))?, FileLock::try_acquire(&key.join(LOCK))?)
@@ -361,12 +361,12 @@ mod tests {
     /// Sweeps, and returns the number of reports.
     fn swept(root: &Path) -> usize {
         let told = AtomicUsize::new(0);
-        let watch = |step: &Step<'_>| {
-            if let Step::Swept = step {
+        let observer = |step: &Progress<'_>| {
+            if let Progress::Swept = step {
                 told.fetch_add(1, Ordering::SeqCst);
             }
         };
-        sweep(root, Clock::system(), &watch);
+        sweep(root, Clock::system(), &observer);
         told.into_inner()
     }
 

@@ -18,7 +18,7 @@ use super::{FORMAT, PATIENCE, StoreError, Version};
 use crate::clock::{Clock, epoch_seconds};
 use crate::identity_token::IdentityToken;
 use crate::private_file::{self, PrivateFileError};
-use crate::step::Watch;
+use crate::progress::Observer;
 
 const FILE: &str = "spent";
 const LOCK: &str = "spent.lock";
@@ -111,15 +111,15 @@ impl Ledger {
         token: &IdentityToken,
         used: Use,
         clock: Clock,
-        watch: Watch<'_>,
+        observer: Observer<'_>,
     ) -> Result<Written, StoreError> {
-        let mut lock = self.lock(clock, watch)?;
+        let mut lock = self.lock(clock, observer)?;
         let fingerprint = token.fingerprint().to_string();
         if let Some(entry) = self.search(&fingerprint)? {
             return Ok(Written::Before(entry));
         }
         lock.doing("forgetting outdated entries of the ledger", clock);
-        self.forget(clock, watch)?;
+        self.forget(clock, observer)?;
         lock.doing("writing the ledger", clock);
         let mut file = self.open()?;
         self.write_what_is_missing(&mut file)?;
@@ -140,7 +140,7 @@ impl Ledger {
             Ok(()) => Ok(Written::New(entry)),
             Err(source) => {
                 // Nothing was sent. If the entry cannot be removed, the token stays spent.
-                drop(self.take_back(&entry, clock, watch));
+                drop(self.take_back(&entry, clock, observer));
                 Err(self.failed("write", source).into())
             }
         }
@@ -148,8 +148,8 @@ impl Ledger {
 
     /// Removes an entry of this process, for a token that was not sent. Overwrites its line with blanks, which needs no
     /// disk space, and syncs.
-    pub(super) fn take_back(&self, entry: &Spent, clock: Clock, watch: Watch<'_>) -> Result<(), StoreError> {
-        let _lock = self.lock(clock, watch)?;
+    pub(super) fn take_back(&self, entry: &Spent, clock: Clock, observer: Observer<'_>) -> Result<(), StoreError> {
+        let _lock = self.lock(clock, observer)?;
         let line = entry.line();
         let mut place = None;
         self.each_line(|offset, found| {
@@ -175,11 +175,11 @@ impl Ledger {
     }
 
     /// Adds this process's own entries to a ledger that lacks them because the previous one was removed.
-    pub(super) fn restore(&self, clock: Clock, watch: Watch<'_>) -> Result<(), StoreError> {
+    pub(super) fn restore(&self, clock: Clock, observer: Observer<'_>) -> Result<(), StoreError> {
         if ours().iter().all(|(root, _)| *root != self.root) {
             return Ok(());
         }
-        let _lock = self.lock(clock, watch)?;
+        let _lock = self.lock(clock, observer)?;
         let mut file = self.open()?;
         self.write_what_is_missing(&mut file)?;
         Ok(file.sync_all().map_err(|source| self.failed("write", source))?)
@@ -191,12 +191,12 @@ impl Ledger {
         self.each_entry(|_| {})
     }
 
-    fn lock(&self, clock: Clock, watch: Watch<'_>) -> Result<FileLock, StoreError> {
+    fn lock(&self, clock: Clock, observer: Observer<'_>) -> Result<FileLock, StoreError> {
         // The lock is held for one write, or sometimes for a rewrite of the ledger. A longer wait means that its holder
         // is stopped. The wait continues while holders change.
         const FOR_ONE_HOLDER: Duration = Duration::from_secs(20);
         let patience = Patience { for_one_holder: FOR_ONE_HOLDER, in_all: PATIENCE };
-        FileLock::acquire(&self.root.join(LOCK), patience, clock, watch)
+        FileLock::acquire(&self.root.join(LOCK), patience, clock, observer)
     }
 
     fn search(&self, fingerprint: &str) -> Result<Option<Spent>, StoreError> {
@@ -243,7 +243,7 @@ impl Ledger {
     }
 
     /// Removes entries of tokens that the server rejects for their age, once there are enough of them.
-    fn forget(&self, clock: Clock, watch: Watch<'_>) -> Result<(), StoreError> {
+    fn forget(&self, clock: Clock, observer: Observer<'_>) -> Result<(), StoreError> {
         const WORTH_IT: usize = 512;
         let (mut all, mut outdated) = (0, 0);
         self.each_entry(|entry| {
@@ -261,7 +261,7 @@ impl Ledger {
             }
         })?;
         ours().retain(|(root, entry)| *root != self.root || !entry.is_outdated(clock));
-        Ok(private_file::replace(&self.root, FILE, &bytes, watch)?)
+        Ok(private_file::replace(&self.root, FILE, &bytes, observer)?)
     }
 
     fn each_entry(&self, mut see: impl FnMut(Spent)) -> Result<(), StoreError> {

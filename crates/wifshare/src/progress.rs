@@ -8,7 +8,7 @@ use crate::identity_token::IdentityToken;
 /// A step that a journey has just done or is about to do, in the order of execution.
 #[derive(Debug)]
 #[non_exhaustive]
-pub enum Step<'a> {
+pub enum Progress<'a> {
     /// A run has its lease and is about to obtain a credential.
     Begun,
     /// Another process holds the lock. Reported once a second during the wait.
@@ -128,4 +128,4 @@ pub enum Step<'a> {
 }
 
 /// An observer of a journey.
-pub type Watch<'a> = &'a (dyn Fn(&Step<'_>) + Sync);
+pub type Observer<'a> = &'a (dyn Fn(&Progress<'_>) + Sync);
