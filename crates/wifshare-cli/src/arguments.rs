@@ -15,8 +15,8 @@ use wifshare::{
 use wifshare_sandbox::conformance::Case;
 
 use crate::catalogue::CATALOGUE;
+use crate::console::{LogFormat, Mask};
 use crate::failure::Failure;
-use crate::talk::{LogFormat, Mask};
 
 /// One identity token, one exchange, every process
 ///
@@ -26,14 +26,14 @@ use crate::talk::{LogFormat, Mask};
 #[command(name = NAME, version = VERSION, after_help = EXIT_CODES)]
 pub(crate) struct Arguments {
     #[command(flatten)]
-    pub(crate) talk: TalkArguments,
+    pub(crate) console: ConsoleArguments,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
 
 // Options of every command that control the messages on standard error.
 #[derive(Args, Debug)]
-pub(crate) struct TalkArguments {
+pub(crate) struct ConsoleArguments {
     /// Verbose output; repeat (-vv) for every step with timestamps
     #[arg(short, long, global = true, action = clap::ArgAction::Count, display_order = 900)]
     pub(crate) verbose: u8,
@@ -82,10 +82,10 @@ impl Arguments {
 
     /// Parses the arguments that follow the name of this command.
     fn parse_alone<A: Args>(words: &[OsString], command: fn(A) -> Command) -> Option<Arguments> {
-        let definition = TalkArguments::augment_args(A::augment_args(clap::Command::new(NAME)));
+        let definition = ConsoleArguments::augment_args(A::augment_args(clap::Command::new(NAME)));
         let mut matches = definition.no_binary_name(true).try_get_matches_from(words).ok()?;
-        let talk = TalkArguments::from_arg_matches_mut(&mut matches).ok()?;
-        Some(Arguments { talk, command: command(A::from_arg_matches_mut(&mut matches).ok()?) })
+        let console = ConsoleArguments::from_arg_matches_mut(&mut matches).ok()?;
+        Some(Arguments { console, command: command(A::from_arg_matches_mut(&mut matches).ok()?) })
     }
 }
 

@@ -10,35 +10,36 @@ use unicode_normalization::is_nfc;
 use wifshare::{Environment, Streams};
 
 use crate::arguments::ClaudeArguments;
+use crate::console::Console;
 use crate::exec::{look_for, run, warn_of_bare_claude};
 use crate::failure::Failure;
 use crate::process_tracker::ProcessTracker;
 use crate::share::share;
-use crate::talk::Talk;
 
-pub(crate) fn claude(arguments: ClaudeArguments, environment: &Environment, talk: Talk) -> Result<u8, Failure> {
+pub(crate) fn claude(arguments: ClaudeArguments, environment: &Environment, console: Console) -> Result<u8, Failure> {
     let steps = plan(&arguments, environment)?;
     look_for(std::slice::from_ref(&arguments.claude), environment)?;
     let total = steps.len();
-    share("claude", &arguments.share, environment, talk, |environment, events| {
+    share("claude", &arguments.share, environment, console, |environment, events| {
         let mut tracker = ProcessTracker::of(environment, events);
         for (number, step) in steps.iter().enumerate() {
             let argv: Vec<OsString> = [&arguments.claude].into_iter().chain(&step.arguments).cloned().collect();
             let title = format!("step {} of {total}: {}", number + 1, step.title);
             if step.is_query {
-                warn_of_bare_claude(&argv, environment, talk);
-                talk.detail(&title);
+                warn_of_bare_claude(&argv, environment, console);
+                console.detail(&title);
             } else {
-                talk.group(&title);
+                console.group(&title);
             }
             let streams = if step.is_query { Streams::Ours } else { Streams::Aside };
             let ended = run(&argv, &step.name, environment, streams, &mut tracker);
             if !step.is_query {
-                talk.end_group();
+                console.end_group();
             }
             let code = ended?;
             if code != 0 {
-                talk.warning(&format!("{title} failed with exit code {code}; what would have followed was not done"));
+                console
+                    .warning(&format!("{title} failed with exit code {code}; what would have followed was not done"));
                 return Ok(code);
             }
         }

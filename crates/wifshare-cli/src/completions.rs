@@ -4,8 +4,8 @@ use clap::{Arg, Command, CommandFactory};
 use clap_complete::Shell;
 
 use crate::arguments::{Arguments, CompletionsArguments};
+use crate::console::print;
 use crate::failure::Failure;
-use crate::talk::print;
 
 pub(crate) fn completions(arguments: &CompletionsArguments) -> Result<u8, Failure> {
     let mut whole = Arguments::command();

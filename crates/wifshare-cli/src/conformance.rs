@@ -9,16 +9,16 @@ use wifshare_sandbox::conformance::{Case, Judgement, Row, Source, Subject, try_c
 
 use crate::arguments::{ConformanceArguments, TokenSource};
 use crate::catalogue::code;
+use crate::console::Console;
 use crate::exec::look_for;
 use crate::failure::Failure;
 use crate::signals;
-use crate::talk::Talk;
 
 pub(crate) fn conformance(
     arguments: ConformanceArguments,
     command: Vec<OsString>,
     environment: &Environment,
-    talk: Talk,
+    console: Console,
 ) -> Result<u8, Failure> {
     look_for(&command, environment)?;
     signals::listen()?;
@@ -49,7 +49,7 @@ pub(crate) fn conformance(
         // Print each row at once, so that the user sees the progress.
         print(&line(&row))?;
         if row.judgement == Judgement::Broken && !row.said.is_empty() {
-            talk.detail(&format!("in the case {case} the command said:\n{}", row.said));
+            console.detail(&format!("in the case {case} the command said:\n{}", row.said));
         }
     }
     Ok(u8::from(!is_conformant))

@@ -17,15 +17,15 @@ use zeroize::Zeroizing;
 use crate::arguments::{DemoArguments, DemoChild};
 use crate::catalogue::code;
 use crate::clock::clock;
+use crate::console::Console;
 use crate::failure::Failure;
-use crate::talk::Talk;
 
 /// An exchange latency that the real endpoint sometimes has, long enough for the processes to overlap.
 const EXCHANGE_LATENCY_MS: u64 = 300;
 
-pub(crate) fn demo(arguments: &DemoArguments, environment: &Environment, talk: Talk) -> Result<u8, Failure> {
+pub(crate) fn demo(arguments: &DemoArguments, environment: &Environment, console: Console) -> Result<u8, Failure> {
     match arguments.child {
-        None => show(arguments.processes, environment, talk),
+        None => show(arguments.processes, environment, console),
         Some(DemoChild::Alone) => Ok(u8::from(alone(environment).is_none())),
         Some(DemoChild::Shared) => Ok(u8::from(shared(environment).is_none())),
         Some(DemoChild::Job) => Ok(job(arguments.processes, environment)),
@@ -40,7 +40,7 @@ struct Outcome {
     time: Duration,
 }
 
-fn show(processes: u32, environment: &Environment, talk: Talk) -> Result<u8, Failure> {
+fn show(processes: u32, environment: &Environment, console: Console) -> Result<u8, Failure> {
     let failed = |what: &str| {
         let what = what.to_owned();
         move |error: std::io::Error| Failure::new(code!("demo"), format!("could not {what}: {error}"), None)
@@ -48,7 +48,7 @@ fn show(processes: u32, environment: &Environment, talk: Talk) -> Result<u8, Fai
     let directory = tempfile::tempdir().map_err(failed("make a directory for the demo"))?;
     let sandbox = Sandbox::start(Settings { exchange_latency_ms: EXCHANGE_LATENCY_MS, ..Settings::default() })
         .map_err(failed("start the mock server on loopback"))?;
-    talk.detail(&format!("the mock server listens at {}", sandbox.base_url()));
+    console.detail(&format!("the mock server listens at {}", sandbox.base_url()));
 
     let mut job = Environment::default();
     for name in ["PATH", "HOME", "TMPDIR", "SYSTEMROOT"] {

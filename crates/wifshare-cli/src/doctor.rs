@@ -20,12 +20,12 @@ use wifshare::{
 
 use crate::arguments::DoctorArguments;
 use crate::clock::clock;
+use crate::console::{Console, print, whole};
 use crate::doctor::finding::{Finding, Verdict};
 use crate::doctor::rule::Rule;
 use crate::explain::WIDTH;
 use crate::failure::Failure;
 use crate::joined;
-use crate::talk::{Talk, print, whole};
 use crate::terminal::Terminal;
 
 /// Exit code if the job would work.
@@ -33,9 +33,9 @@ const WORKS: u8 = 0;
 /// Exit code if the job would not work.
 const FAILS: u8 = 1;
 
-pub(crate) fn doctor(arguments: &DoctorArguments, environment: &Environment, talk: Talk) -> Result<u8, Failure> {
+pub(crate) fn doctor(arguments: &DoctorArguments, environment: &Environment, console: Console) -> Result<u8, Failure> {
     let rule = arguments.rule.as_deref().map(Rule::read).transpose()?;
-    let findings = examine(arguments, rule.as_ref(), environment, talk);
+    let findings = examine(arguments, rule.as_ref(), environment, console);
     let works = findings.iter().all(|finding| finding.verdict != Verdict::Failed);
     let terminal = Terminal::of_data(environment);
     // A log keeps its lines unwrapped, so that they can be searched.
@@ -48,12 +48,17 @@ pub(crate) fn doctor(arguments: &DoctorArguments, environment: &Environment, tal
     for finding in findings.iter().filter(|it| it.verdict == Verdict::Failed || it.verdict == Verdict::Warning) {
         let cure = finding.cure.as_ref().map(|cure| format!("\n  cure: {cure}")).unwrap_or_default();
         let level = if finding.verdict == Verdict::Failed { "error" } else { "warning" };
-        talk.annotate(level, &format!("doctor, {}: {}{cure}", finding.check, finding.evidence));
+        console.annotate(level, &format!("doctor, {}: {}{cure}", finding.check, finding.evidence));
     }
     Ok(if works { WORKS } else { FAILS })
 }
 
-fn examine(arguments: &DoctorArguments, rule: Option<&Rule>, environment: &Environment, talk: Talk) -> Vec<Finding> {
+fn examine(
+    arguments: &DoctorArguments,
+    rule: Option<&Rule>,
+    environment: &Environment,
+    console: Console,
+) -> Vec<Finding> {
     if let Some(around) = joined::run_to_join(&arguments.identity, environment) {
         return [state::of_the_run(&around), clients::find(environment, arguments.delivery)].concat();
     }
@@ -81,7 +86,7 @@ fn examine(arguments: &DoctorArguments, rule: Option<&Rule>, environment: &Envir
         }
     };
     match resolved {
-        Ok(config) => findings.extend(examine_config(&config, rule, &transport, clock_there, arguments, talk)),
+        Ok(config) => findings.extend(examine_config(&config, rule, &transport, clock_there, arguments, console)),
         Err(error) => findings.push(configuration::missing(error, environment, existing_auth)),
     }
     findings.extend(clients::find(own, arguments.delivery));
@@ -98,7 +103,7 @@ fn examine_config(
     transport: &HttpClient,
     clock_there: Option<network::Date>,
     arguments: &DoctorArguments,
-    talk: Talk,
+    console: Console,
 ) -> Vec<Finding> {
     let mut findings = vec![identity::source(config)];
     let asked = identity::ask(config, transport);
@@ -119,17 +124,17 @@ fn examine_config(
     findings.extend(seen);
     findings.extend(consumers::of(&config.source));
     if arguments.exchange {
-        findings.push(exchange(config, transport, talk));
+        findings.push(exchange(config, transport, console));
     }
     findings
 }
 
 /// Signs in. The only check that uses up an identity token, and only with `--exchange`.
-fn exchange(config: &Config, transport: &HttpClient, talk: Talk) -> Finding {
-    let watch = |step: &Progress<'_>| talk.step(step);
+fn exchange(config: &Config, transport: &HttpClient, console: Console) -> Finding {
+    let watch = |step: &Progress<'_>| console.step(step);
     match obtain(config, transport, clock(), &watch) {
         Ok(credential) => {
-            talk.mask(credential.access_token.expose());
+            console.mask(credential.access_token.expose());
             let left = credential.remaining(clock().now());
             let (generation, left) = (credential.generation, whole(left));
             Finding::ok(

@@ -7,18 +7,18 @@ use wifshare::{Child, Environment, EventKind, Progress, SpawnError, Streams, exi
 
 use crate::arguments::ExecArguments;
 use crate::catalogue::code;
+use crate::console::Console;
 use crate::failure::Failure;
 use crate::process_tracker::ProcessTracker;
 use crate::progress;
 use crate::share::share;
 use crate::signals;
-use crate::talk::Talk;
 
-pub(crate) fn exec(arguments: ExecArguments, environment: &Environment, talk: Talk) -> Result<u8, Failure> {
+pub(crate) fn exec(arguments: ExecArguments, environment: &Environment, console: Console) -> Result<u8, Failure> {
     look_for(&arguments.command, environment)?;
-    share("exec", &arguments.share, environment, talk, |environment, events| {
+    share("exec", &arguments.share, environment, console, |environment, events| {
         let tracker = &mut ProcessTracker::of(environment, events);
-        warn_of_bare_claude(&arguments.command, environment, talk);
+        warn_of_bare_claude(&arguments.command, environment, console);
         let program = arguments.command.first().map_or(OsStr::new(""), OsString::as_os_str).to_string_lossy();
         run(&arguments.command, &program_name(&program), environment, Streams::Ours, tracker)
     })
@@ -87,7 +87,7 @@ pub(crate) fn look_for(argv: &[OsString], environment: &Environment) -> Result<(
 }
 
 /// Warns of `claude --bare`, which reads no profile. It would only print "Not logged in" and give no reason.
-pub(crate) fn warn_of_bare_claude(argv: &[OsString], environment: &Environment, talk: Talk) {
+pub(crate) fn warn_of_bare_claude(argv: &[OsString], environment: &Environment, console: Console) {
     let Some((program, arguments)) = argv.split_first() else { return };
     let is_claude = Path::new(program).file_name().is_some_and(|name| name.to_string_lossy().starts_with("claude"));
     let is_bare = arguments.iter().any(|argument| argument == "--bare") || environment.has("CLAUDE_CODE_SIMPLE");
@@ -95,7 +95,7 @@ pub(crate) fn warn_of_bare_claude(argv: &[OsString], environment: &Environment, 
     let has_settings = arguments.iter().any(|argument| argument.to_string_lossy().starts_with("--settings"));
     let has_key = ["ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_API_KEY"].iter().any(|name| environment.has(name));
     if is_claude && is_bare && !has_settings && !has_key && environment.has("ANTHROPIC_CONFIG_DIR") {
-        talk.warning(
+        console.warning(
             "claude --bare reads no profile and will not be logged in; use --delivery gateway or environment for it",
         );
     }

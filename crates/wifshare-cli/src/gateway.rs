@@ -11,13 +11,17 @@ use crate::arguments::{GatewayArguments, GatewayFormat};
 use crate::background::{Thread, no_thread};
 use crate::catalogue::code;
 use crate::clock::clock;
+use crate::console::Console;
 use crate::failure::Failure;
 use crate::joined;
 use crate::share;
 use crate::signals;
-use crate::talk::Talk;
 
-pub(crate) fn gateway(arguments: &GatewayArguments, environment: &Environment, talk: Talk) -> Result<u8, Failure> {
+pub(crate) fn gateway(
+    arguments: &GatewayArguments,
+    environment: &Environment,
+    console: Console,
+) -> Result<u8, Failure> {
     signals::listen()?;
     let own = &joined::without_a_run(environment);
     let config = resolve(&arguments.identity.inputs(), own);
@@ -29,24 +33,24 @@ pub(crate) fn gateway(arguments: &GatewayArguments, environment: &Environment, t
     let options = GatewayOptions { listen, api_key: arguments.api_key, ..GatewayOptions::default() };
     let provision = Provision::Credential(Delivery::Gateway);
     let freshener = Thread::prepare("renewal").map_err(|error| no_thread(&error))?;
-    let (run, events) = share::begin_at(options, "gateway", config, provision, own, talk)?;
+    let (run, events) = share::begin_at(options, "gateway", config, provision, own, console)?;
     let run = Arc::new(run);
     let keeper = Arc::clone(&run);
     freshener.begin(move || keeper.keep_fresh(fastrand::f64()));
     let (base_url, capability) = run.gateway().expect("a run with this delivery has a gateway");
-    talk.mask(capability.expose());
+    console.mask(capability.expose());
     let printed = share::guarded(&run, || {
         print(base_url, capability, arguments)?;
         // Until a signal asks this process to end.
         while (clock().pause)(Duration::from_secs(3600)).is_ok() {}
-        talk.detail("closing; what is under way may finish");
+        console.detail("closing; what is under way may finish");
         run.close_gateway(arguments.grace);
         Ok(())
     });
     let ending = run.end();
     events.note(share::ended(&ending));
     if let Err(error) = ending {
-        talk.warning(&format!("could not remove what the run left: {error}"));
+        console.warning(&format!("could not remove what the run left: {error}"));
     }
     printed.map(|()| 0)
 }

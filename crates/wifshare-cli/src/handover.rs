@@ -15,11 +15,11 @@ use crate::appended::AppendedFile;
 use crate::arguments::{HandOver, IdentityArguments};
 use crate::catalogue::code;
 use crate::clock::clock;
+use crate::console::Console;
 use crate::failure::Failure;
 use crate::joined;
 use crate::shell;
 use crate::started::{self, Started};
-use crate::talk::Talk;
 
 /// Variables that GitHub's runner sets for every step again, whatever an earlier step has written.
 const GIVEN_ANEW: [&str; 2] = ["ACTIONS_ID_TOKEN_REQUEST_URL", "ACTIONS_ID_TOKEN_REQUEST_TOKEN"];
@@ -38,12 +38,12 @@ pub(crate) fn hand_over(
     identity: &IdentityArguments,
     format: HandOver,
     environment: &Environment,
-    talk: Talk,
+    console: Console,
 ) -> Result<(), Failure> {
-    let changes = changes(keeper, identity, environment, talk)?;
+    let changes = changes(keeper, identity, environment, console)?;
     match format {
         HandOver::Github => {
-            changes.warn_of_what_stays(environment, talk);
+            changes.warn_of_what_stays(environment, console);
             let mut texts = vec![("GITHUB_ENV", changes.for_github())];
             if environment.has("GITHUB_OUTPUT") {
                 texts.push(("GITHUB_OUTPUT", changes.for_github_output()));
@@ -63,13 +63,13 @@ pub(crate) fn hand_over(
 ///
 /// # Errors
 /// Returns an error if the variables cannot be written.
-pub(crate) fn take_back(format: HandOver, environment: &Environment, talk: Talk) -> Result<(), Failure> {
+pub(crate) fn take_back(format: HandOver, environment: &Environment, console: Console) -> Result<(), Failure> {
     let mut changes = Changes::between(environment, &joined::as_before_the_run(environment));
     changes.given_back = Started::in_environment(environment).unwrap_or_default().taken;
     let is_given_anew = |name: &String| format == HandOver::Github && GIVEN_ANEW.contains(&name.as_str());
     let lost: Vec<String> = changes.given_back.iter().filter(|name| !is_given_anew(name)).cloned().collect();
     if format != HandOver::Env && !lost.is_empty() {
-        talk.notice(&format!(
+        console.notice(&format!(
             "`start` took {} and kept no copy: set it again where a later step needs it",
             lost.join(", ")
         ));
@@ -98,7 +98,7 @@ fn changes(
     keeper: &Keeper,
     identity: &IdentityArguments,
     environment: &Environment,
-    talk: Talk,
+    console: Console,
 ) -> Result<Changes, Failure> {
     let mut gives = keeper.gives.clone();
     if keeper.provides == Delivery::Environment.to_string() {
@@ -110,13 +110,13 @@ fn changes(
             )
         })?;
         let credential = credential_of_run(&keeper.directory, &store, None, clock())?;
-        talk.mask(credential.access_token.expose());
+        console.mask(credential.access_token.expose());
         gives.set("ANTHROPIC_AUTH_TOKEN", credential.access_token.expose());
         gives.set(DELIVERED_VARIABLE, delivered(&credential.access_token));
     }
     // Always a secret of the job, whichever delivery set it.
     if let Some(secret) = gives.text("ANTHROPIC_AUTH_TOKEN") {
-        talk.mask(secret);
+        console.mask(secret);
     }
     let own = joined::as_before_the_run(environment);
     // The record of the first start also contains the options of that start.
@@ -147,10 +147,10 @@ impl Changes {
     }
 
     /// Warns of a blank variable. GitHub's file cannot remove it, and some clients treat it as set.
-    fn warn_of_what_stays(&self, environment: &Environment, talk: Talk) {
+    fn warn_of_what_stays(&self, environment: &Environment, console: Console) {
         for name in self.unset.iter().filter(|name| name.starts_with("ANTHROPIC_API_KEY") && environment.is_blank(name))
         {
-            talk.warning(&format!(
+            console.warning(&format!(
                 "{name} is set and blank, which the Python SDK takes for a choice: take it out of the workflow, or run \
                  what uses that SDK by `wifshare exec`"
             ));

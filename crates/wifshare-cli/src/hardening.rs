@@ -13,8 +13,8 @@ use std::io;
 use wifshare::Environment;
 
 use crate::catalogue::code;
+use crate::console::Console;
 use crate::failure::Failure;
-use crate::talk::Talk;
 
 /// Hides this process from other processes of its user, as far as the platform supports it. Root can still read it, and
 /// so can a tracer that was attached before.
@@ -42,7 +42,7 @@ pub(crate) fn hide_this_process() -> io::Result<()> {
 /// # Errors
 ///
 /// Returns an error if the process is not hidden: a child could read the credential from its memory.
-pub(crate) fn guard_memory(hidden: io::Result<()>, environment: &Environment, talk: Talk) -> Result<(), Failure> {
+pub(crate) fn guard_memory(hidden: io::Result<()>, environment: &Environment, console: Console) -> Result<(), Failure> {
     hidden.map_err(|error| {
         Failure::new(
             code!("memory-not-hidden"),
@@ -54,7 +54,7 @@ pub(crate) fn guard_memory(hidden: io::Result<()>, environment: &Environment, ta
         )
     })?;
     if let Err(error) = begin_anew(environment) {
-        talk.warning(&format!(
+        console.warning(&format!(
             "could not start again from a copy of the program that nobody can read ({error}): a process of this user \
              that was there before and opened this one's memory in its first moment can read the credential; the command \
              cannot"

@@ -3,12 +3,12 @@
 use std::panic::{Location, PanicHookInfo};
 
 use crate::catalogue::code;
+use crate::console::Console;
 use crate::failure::Failure;
-use crate::talk::Talk;
 
 /// Reports each panic from now on as an internal error on standard error, with its location and without its message.
-pub(crate) fn report_panics(talk: Talk) {
-    std::panic::set_hook(Box::new(move |panic| talk.failure_at_once(&failure(panic))));
+pub(crate) fn report_panics(console: Console) {
+    std::panic::set_hook(Box::new(move |panic| console.failure_at_once(&failure(panic))));
 }
 
 fn failure(panic: &PanicHookInfo<'_>) -> Failure {

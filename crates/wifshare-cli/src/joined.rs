@@ -11,10 +11,10 @@ use wifshare::{
 };
 
 use crate::arguments::IdentityArguments;
+use crate::console::Console;
 use crate::failure::Failure;
 use crate::run_over::RunOver;
 use crate::started::{self, Started};
-use crate::talk::Talk;
 
 /// Returns the run to join, unless the command line names another identity.
 pub(crate) fn run_to_join(identity: &IdentityArguments, environment: &Environment) -> Option<Enclosing> {
@@ -66,9 +66,9 @@ pub(crate) fn unconfigured(error: ConfigError, environment: &Environment) -> Fai
 }
 
 /// Reports that the run of an earlier `start` cannot be joined, so that this command signs in on its own.
-pub(crate) fn tell_of_a_run_that_is_over(environment: &Environment, talk: Talk) {
+pub(crate) fn tell_of_a_run_that_is_over(environment: &Environment, console: Console) {
     if let Some(over) = RunOver::of(environment).filter(RunOver::was_started) {
-        talk.progress(&format!("{}: signing in anew", over.description()));
+        console.progress(&format!("{}: signing in anew", over.description()));
     }
 }
 

@@ -21,12 +21,12 @@ use wifshare::{
 use crate::arguments::IdentityArguments;
 use crate::background::{Thread, no_thread};
 use crate::catalogue::code;
+use crate::console::Console;
 use crate::event_writer::EventWriter;
 use crate::failure::Failure;
 use crate::hardening;
 use crate::share::{self, SignIn};
 use crate::signals;
-use crate::talk::Talk;
 use crate::terminal::Terminal;
 
 /// Its only argument. It identifies the process in `ps` and to wifshare.
@@ -109,12 +109,12 @@ pub(crate) fn keeper(hidden: io::Result<()>, environment: &Environment) -> Resul
     Ok(0)
 }
 
-fn talk_of(orders: &Orders, environment: &Environment) -> Talk {
-    Talk::new(u8::from(orders.verbose), None, None, Terminal::of_talk(environment), environment)
+fn talk_of(orders: &Orders, environment: &Environment) -> Console {
+    Console::new(u8::from(orders.verbose), None, None, Terminal::of_talk(environment), environment)
 }
 
 fn begin(orders: &Orders, environment: &Environment) -> Result<(Arc<Run>, PipeReader, EventWriter), Failure> {
-    let talk = talk_of(orders, environment);
+    let console = talk_of(orders, environment);
     let signalled = signals::listen_as_keeper()?;
     let provision: Provision = orders.provides.parse().map_err(|error: wifshare::UnknownDelivery| {
         Failure::new(code!("keeper"), format!("the keeper was told to provide something unknown: {error}"), None)
@@ -130,7 +130,7 @@ fn begin(orders: &Orders, environment: &Environment) -> Result<(Arc<Run>, PipeRe
         let _ = rustix::process::chdir("/");
     }
     let options = GatewayOptions { api_key: orders.api_key, ..GatewayOptions::default() };
-    let (run, events) = share::begin("start", config, provision, options, SignIn::First, environment, talk)?;
+    let (run, events) = share::begin("start", config, provision, options, SignIn::First, environment, console)?;
     let run = Arc::new(run.ending_with_its_directory());
     // Start now, while a limit can still be reported.
     run.watch_files();

@@ -9,6 +9,7 @@ mod claude;
 mod clock;
 mod completions;
 mod conformance;
+mod console;
 mod demo;
 mod doctor;
 mod event_writer;
@@ -37,7 +38,6 @@ mod status;
 mod stderr;
 mod stop;
 mod summary;
-mod talk;
 mod terminal;
 mod token;
 
@@ -48,8 +48,8 @@ use clap::error::ErrorKind;
 use wifshare::Environment;
 
 use crate::arguments::{Arguments, Command};
+use crate::console::{Console, LogFormat};
 use crate::failure::{FAILED, Failure};
-use crate::talk::{LogFormat, Talk};
 use crate::terminal::Terminal;
 
 fn main() -> ExitCode {
@@ -64,45 +64,45 @@ fn run() -> ExitCode {
     let environment: Environment = std::env::vars_os().collect();
     let words: Vec<OsString> = std::env::args_os().skip(1).collect();
     let terminal = Terminal::of_talk(&environment);
-    internal_error::report_panics(Talk::new(0, LogFormat::among(&words), None, terminal, &environment));
+    internal_error::report_panics(Console::new(0, LogFormat::among(&words), None, terminal, &environment));
     // `keeper` is internal and not a command for users: help, completions and man pages do not list it.
     if words == [keeper::NAME] {
-        return end(keeper::keeper(hidden, &environment), Talk::new(0, None, None, terminal, &environment));
+        return end(keeper::keeper(hidden, &environment), Console::new(0, None, None, terminal, &environment));
     }
-    let Arguments { talk, command } = match Arguments::parse(&words, || Terminal::of_data(&environment).width) {
+    let Arguments { console, command } = match Arguments::parse(&words, || Terminal::of_data(&environment).width) {
         Ok(arguments) => arguments,
         Err(said) => return not_a_command(&said, &words, terminal, &environment),
     };
-    let talk = Talk::new(talk.verbose, talk.log_format, talk.mask, terminal, &environment);
+    let console = Console::new(console.verbose, console.log_format, console.mask, terminal, &environment);
     if command.keeps_a_credential_in_memory()
-        && let Err(failure) = hardening::guard_memory(hidden, &environment, talk)
+        && let Err(failure) = hardening::guard_memory(hidden, &environment, console)
     {
-        return end(Err(failure), talk);
+        return end(Err(failure), console);
     }
     let ended = match command {
-        Command::Exec(arguments) => exec::exec(arguments, &environment, talk),
-        Command::Claude(arguments) => claude::claude(arguments, &environment, talk),
-        Command::Start(arguments) => start::start(&arguments, &environment, talk),
-        Command::Stop(arguments) => stop::stop(&arguments, &environment, talk),
-        Command::Token(arguments) => token::token(&arguments, &environment, talk),
+        Command::Exec(arguments) => exec::exec(arguments, &environment, console),
+        Command::Claude(arguments) => claude::claude(arguments, &environment, console),
+        Command::Start(arguments) => start::start(&arguments, &environment, console),
+        Command::Stop(arguments) => stop::stop(&arguments, &environment, console),
+        Command::Token(arguments) => token::token(&arguments, &environment, console),
         Command::Report(arguments) => report::report(&arguments, &environment),
         Command::Status(arguments) => status::status(&arguments, &environment),
-        Command::Gateway(arguments) => gateway::gateway(&arguments, &environment, talk),
-        Command::Sandbox(arguments) => sandbox::sandbox(arguments, &environment, talk),
+        Command::Gateway(arguments) => gateway::gateway(&arguments, &environment, console),
+        Command::Sandbox(arguments) => sandbox::sandbox(arguments, &environment, console),
         Command::Completions(arguments) => completions::completions(&arguments),
         Command::Man(arguments) => man::man(&arguments),
-        Command::Doctor(arguments) => doctor::doctor(&arguments, &environment, talk),
+        Command::Doctor(arguments) => doctor::doctor(&arguments, &environment, console),
         Command::Explain(arguments) => explain::explain(&arguments),
-        Command::Demo(arguments) => demo::demo(&arguments, &environment, talk),
+        Command::Demo(arguments) => demo::demo(&arguments, &environment, console),
     };
-    end(ended, talk)
+    end(ended, console)
 }
 
-fn end(ended: Result<u8, Failure>, talk: Talk) -> ExitCode {
+fn end(ended: Result<u8, Failure>, console: Console) -> ExitCode {
     match ended {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
-            talk.failure(&failure);
+            console.failure(&failure);
             // A signal caused the end, whatever else failed because of it.
             ExitCode::from(signals::code_of_interruption().unwrap_or(failure.exit_code()))
         }
@@ -116,10 +116,10 @@ fn not_a_command(said: &clap::Error, words: &[OsString], terminal: Terminal, env
     {
         start::fail_where_evaluated(format, u8::try_from(said.exit_code()).unwrap_or(u8::MAX));
     }
-    let talk = Talk::new(0, LogFormat::among(words), None, terminal, environment);
-    let is_help = said.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand && !talk.is_for_programs();
+    let console = Console::new(0, LogFormat::among(words), None, terminal, environment);
+    let is_help = said.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand && !console.is_for_programs();
     match said.use_stderr() && !is_help {
-        true => talk.failure(&Failure::of_arguments(said)),
+        true => console.failure(&Failure::of_arguments(said)),
         // If standard output is closed, the help cannot be shown anyway.
         false => drop(said.print()),
     }

@@ -7,8 +7,8 @@ use clap_mangen::roff::{Inline, Roff, bold, italic, roman};
 
 use crate::arguments::{Arguments, ManArguments};
 use crate::catalogue::code;
+use crate::console::print;
 use crate::failure::Failure;
-use crate::talk::print;
 
 pub(crate) fn man(arguments: &ManArguments) -> Result<u8, Failure> {
     let pages = pages();

@@ -3,7 +3,7 @@
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::talk::{Talk, whole};
+use crate::console::{Console, whole};
 use crate::terminal::cut;
 
 /// How long before the first message on a terminal.
@@ -51,36 +51,36 @@ pub(crate) fn stand_aside(is_aside: bool) {
 }
 
 /// Reports that this process has waited for another one for this long.
-pub(crate) fn waiting(talk: Talk, holder: &str, since: Duration) {
+pub(crate) fn waiting(console: Console, holder: &str, since: Duration) {
     let mut state = state();
     let text = format!("waiting since {} for {holder}", whole(since));
-    if talk.terminal().is_live && !state.is_aside {
+    if console.terminal().is_live && !state.is_aside {
         state.has_line = true;
         drop(state);
-        talk.line_in_place(&cut(&format!("wifshare: {text}"), talk.terminal().width - 1));
+        console.line_in_place(&cut(&format!("wifshare: {text}"), console.terminal().width - 1));
         return;
     }
     let is_due = state.waits_told.is_none_or(|told| since < told || since >= told + PACE_IN_A_LOG);
     if is_due {
         state.waits_told = Some(since);
         drop(state);
-        talk.progress(&text);
+        console.progress(&text);
     }
 }
 
 /// Starts an operation that may take long. If it does, a thread reports it.
-pub(crate) fn begin(talk: Talk, doing: &'static str) {
+pub(crate) fn begin(console: Console, doing: &'static str) {
     let clock = crate::clock::clock();
     let mut state = state();
     state.work = Some(Work { doing, since: (clock.monotonic)(), told: None });
     if !std::mem::replace(&mut state.has_thread, true) {
         // Without a thread there is no progress output.
-        state.has_thread = std::thread::Builder::new().spawn(move || tell(talk)).is_ok();
+        state.has_thread = std::thread::Builder::new().spawn(move || tell(console)).is_ok();
     }
 }
 
 /// The operation is done, or the wait is over.
-pub(crate) fn end(talk: Talk) {
+pub(crate) fn end(console: Console) {
     let mut state = state();
     state.waits_told = None;
     let worked = state.work.take().is_some();
@@ -90,12 +90,12 @@ pub(crate) fn end(talk: Talk) {
         BELL.notify_all();
     }
     if has_line {
-        talk.line_in_place("");
+        console.line_in_place("");
     }
 }
 
 /// Reports the current operation, and ends with it.
-fn tell(talk: Talk) {
+fn tell(console: Console) {
     let clock = crate::clock::clock();
     let mut state = state();
     loop {
@@ -104,7 +104,7 @@ fn tell(talk: Talk) {
             return;
         };
         let now = (clock.monotonic)().saturating_sub(work.since);
-        let is_live = talk.terminal().is_live && !state.is_aside;
+        let is_live = console.terminal().is_live && !state.is_aside;
         let first = if is_live { FIRST } else { FIRST_IN_A_LOG };
         let pace = if is_live { FIRST } else { FIRST_IN_A_LOG };
         let due = work.told.map_or(first, |told| told + pace);
@@ -114,9 +114,9 @@ fn tell(talk: Talk) {
             drop(state);
             let text = format!("{}, since {}", work.doing, whole(now));
             if is_live {
-                talk.line_in_place(&cut(&format!("wifshare: {text}"), talk.terminal().width - 1));
+                console.line_in_place(&cut(&format!("wifshare: {text}"), console.terminal().width - 1));
             } else {
-                talk.progress(&text);
+                console.progress(&text);
             }
             state = self::state();
             continue;

@@ -19,8 +19,8 @@ pub(crate) use job_report::{Extent, Identity, JobReport, Numbers, Process, Role}
 use crate::arguments::{ReportArguments, ReportFormat};
 use crate::catalogue::code;
 use crate::clock::clock;
+use crate::console::print;
 use crate::failure::Failure;
-use crate::talk::print;
 use crate::terminal::Terminal;
 
 pub(crate) fn report(arguments: &ReportArguments, environment: &Environment) -> Result<u8, Failure> {

@@ -9,16 +9,16 @@ use wifshare_sandbox::{Sandbox, Settings};
 use crate::arguments::{SandboxArguments, SandboxFormat};
 use crate::catalogue::code;
 use crate::conformance::conformance;
+use crate::console::Console;
 use crate::exec::{look_for, run};
 use crate::failure::Failure;
 use crate::process_tracker::ProcessTracker;
 use crate::signals;
-use crate::talk::Talk;
 use crate::token::quoted;
 
-pub(crate) fn sandbox(arguments: SandboxArguments, environment: &Environment, talk: Talk) -> Result<u8, Failure> {
+pub(crate) fn sandbox(arguments: SandboxArguments, environment: &Environment, console: Console) -> Result<u8, Failure> {
     if arguments.conformance.conformance {
-        return conformance(arguments.conformance, arguments.command, environment, talk);
+        return conformance(arguments.conformance, arguments.command, environment, console);
     }
     let settings: Settings = serde_json::from_str(&arguments.settings)
         .map_err(|error| Failure::usage(format!("invalid --settings: {error}"), "wifshare sandbox --help"))?;
@@ -55,7 +55,7 @@ pub(crate) fn sandbox(arguments: SandboxArguments, environment: &Environment, ta
     let mut stdout = std::io::stdout().lock();
     // Ignore a closed standard output: the server works without a reader.
     let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
-    talk.notice("the mock server serves until Ctrl-C (SIGINT or SIGTERM)");
+    console.notice("the mock server serves until Ctrl-C (SIGINT or SIGTERM)");
     while signals::pause(Duration::from_secs(3600)).is_ok() {}
     Ok(0)
 }

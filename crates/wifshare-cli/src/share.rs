@@ -18,12 +18,12 @@ use crate::arguments::ShareArguments;
 use crate::background::{Thread, no_thread};
 use crate::catalogue::code;
 use crate::clock::clock;
+use crate::console::{Console, whole};
 use crate::event_writer::EventWriter;
 use crate::failure::Failure;
 use crate::joined;
 use crate::signals;
 use crate::summary;
-use crate::talk::{Talk, whole};
 
 /// Runs `work` with the environment for its children.
 ///
@@ -33,19 +33,19 @@ pub(crate) fn share(
     command: &'static str,
     arguments: &ShareArguments,
     environment: &Environment,
-    talk: Talk,
+    console: Console,
     work: impl FnOnce(&Environment, Option<&EventWriter>) -> Result<u8, Failure>,
 ) -> Result<u8, Failure> {
     arguments.check()?;
     signals::listen()?;
     if let Some(around) = joined::run_to_join(&arguments.identity, environment) {
-        if let Some(delivery) = inner_delivery(arguments.delivery, environment, talk) {
-            return run_inside(command, &around, delivery, arguments, environment, talk, work);
+        if let Some(delivery) = inner_delivery(arguments.delivery, environment, console) {
+            return run_inside(command, &around, delivery, arguments, environment, console, work);
         }
-        let (joined, events) = join(command, &around, arguments, environment, talk)?;
+        let (joined, events) = join(command, &around, arguments, environment, console)?;
         return work(&joined, events.as_ref());
     }
-    match decide(arguments, environment, talk)? {
+    match decide(arguments, environment, console)? {
         Decision::AsItIs => work(environment, None),
         Decision::WithoutACredential => {
             let mut environment = environment.clone();
@@ -54,7 +54,7 @@ pub(crate) fn share(
         }
         Decision::Begin(config, provision) => {
             let environment = joined::without_a_run(environment);
-            run(command, *config, provision, arguments, &environment, talk, work)
+            run(command, *config, provision, arguments, &environment, console, work)
         }
     }
 }
@@ -72,12 +72,12 @@ pub(crate) enum Decision {
 
 /// Returns the delivery of a nested run, which a command inside a run needs if it requests less than the enclosing run
 /// gives. A request for more has no effect.
-fn inner_delivery(asked: Option<Delivery>, environment: &Environment, talk: Talk) -> Option<Delivery> {
+fn inner_delivery(asked: Option<Delivery>, environment: &Environment, console: Console) -> Option<Delivery> {
     let asked = asked?;
     // A run of another version may not record its delivery. Assume the one that gives the most.
     let outer = delivery_around(environment).unwrap_or(Delivery::Federation);
     if outer.gives_less_than(asked) {
-        talk.notice(&format!(
+        console.notice(&format!(
             "--delivery {asked} gives more than the run around this command does: its delivery, {outer}, stays"
         ));
     }
@@ -91,10 +91,10 @@ fn run_inside(
     delivery: Delivery,
     arguments: &ShareArguments,
     environment: &Environment,
-    talk: Talk,
+    console: Console,
     work: impl FnOnce(&Environment, Option<&EventWriter>) -> Result<u8, Failure>,
 ) -> Result<u8, Failure> {
-    talk.detail(&format!("inside a run of wifshare: serving its credential by --delivery {delivery}"));
+    console.detail(&format!("inside a run of wifshare: serving its credential by --delivery {delivery}"));
     let is_kept = joined::keeper_around(environment).is_some();
     let events = EventWriter::of_a_run(around.directory());
     events.note(EventKind::RunJoined { command: command.to_owned() });
@@ -103,22 +103,22 @@ fn run_inside(
     let record = Box::new(move |served: &wifshare::Served<'_>| access_log.take_down(served));
     let options = GatewayOptions { api_key: arguments.api_key, record, ..GatewayOptions::default() };
     let own = joined::without_a_run(environment);
-    let watch = Arc::new(move |step: &Progress<'_>| talk.step(step));
+    let watch = Arc::new(move |step: &Progress<'_>| console.step(step));
     let threads = Threads::prepare()?;
     let run = Run::begin_inside(directory, delivery, options, HttpClient::new(&own), clock(), watch)?;
     if let Some(held) = run.held() {
-        talk.mask(held.access_token.expose());
+        console.mask(held.access_token.expose());
     }
     events.note(began(command, run.config(), Provision::Credential(delivery)));
     let run = Arc::new(run);
     threads.keep_fresh(&run);
     let worked = guarded(&run, || work(&run.environment(&own, &arguments.keep_env), Some(&events).filter(|_| is_kept)));
-    warn_of_survivors(&run, talk);
+    warn_of_survivors(&run, console);
     run.close_gateway(Duration::from_secs(5));
     let ending = run.end();
     events.note(ended(&ending));
     if let Err(error) = ending {
-        talk.warning(&format!("could not remove what the run left: {error}"));
+        console.warning(&format!("could not remove what the run left: {error}"));
     }
     worked
 }
@@ -130,9 +130,9 @@ fn join(
     around: &Enclosing,
     arguments: &ShareArguments,
     environment: &Environment,
-    talk: Talk,
+    console: Console,
 ) -> Result<(Environment, Option<EventWriter>), Failure> {
-    talk.detail("inside a run of wifshare: joining it");
+    console.detail("inside a run of wifshare: joining it");
     let events = EventWriter::of_a_run(around.directory());
     events.note(EventKind::RunJoined { command: command.to_owned() });
     let mut joined = environment.clone();
@@ -144,7 +144,7 @@ fn join(
             && let Ok(Some(held)) = store.read(clock())
         {
             // The credential may have been renewed since the last step, and this log has no mask for it.
-            talk.mask(held.access_token.expose());
+            console.mask(held.access_token.expose());
         }
     }
     let is_own = |name: &&str| environment.has(name) && delivered_token(environment, name).is_none();
@@ -154,13 +154,13 @@ fn join(
         (Some(Delivery::Environment), _) if arguments.delivery.is_some() || !has_own_token => {
             match joined::shared_by(around, None, clock()) {
                 Ok(credential) => {
-                    talk.mask(credential.access_token.expose());
+                    console.mask(credential.access_token.expose());
                     joined.set("ANTHROPIC_AUTH_TOKEN", credential.access_token.expose());
                     joined.set(DELIVERED_VARIABLE, delivered(&credential.access_token));
                 }
                 // The command may not need the token.
                 Err(failure) if arguments.delivery.is_none() => {
-                    talk.warning(&format!("the command gets the token of before: {}", failure.message));
+                    console.warning(&format!("the command gets the token of before: {}", failure.message));
                 }
                 Err(failure) => return Err(failure),
             }
@@ -177,7 +177,11 @@ fn join(
 ///
 /// # Errors
 /// Returns an error if federation is not configured correctly, or the requested delivery cannot be given.
-pub(crate) fn decide(arguments: &ShareArguments, environment: &Environment, talk: Talk) -> Result<Decision, Failure> {
+pub(crate) fn decide(
+    arguments: &ShareArguments,
+    environment: &Environment,
+    console: Console,
+) -> Result<Decision, Failure> {
     let own = &joined::without_a_run(environment);
     let inputs = arguments.identity.inputs();
     let hides_the_credential = arguments.delivery == Some(Delivery::Gateway);
@@ -190,14 +194,14 @@ pub(crate) fn decide(arguments: &ShareArguments, environment: &Environment, talk
             ));
         }
         ExistingAuth::Shadowed(name) => {
-            talk.warning(&format!(
+            console.warning(&format!(
                 "{name} is set, and every client prefers it to federation: nothing is exchanged, and the command runs as it is"
             ));
             return Ok(Decision::AsItIs);
         }
         ExistingAuth::OwnProfile(name) => Some(name),
         ExistingAuth::UnnamedProfile => {
-            talk.warning(
+            console.warning(
                 "ANTHROPIC_CONFIG_DIR is set without ANTHROPIC_PROFILE: it names no profile, and the federation variables \
                  count; set ANTHROPIC_PROFILE if a profile of that directory is meant",
             );
@@ -209,18 +213,19 @@ pub(crate) fn decide(arguments: &ShareArguments, environment: &Environment, talk
     let config = match resolve_for(purpose, &inputs, own) {
         Ok(config) => config,
         Err(error @ (ConfigError::Unconfigured | ConfigError::NoSource { .. })) if arguments.optional => {
-            talk.notice(&format!("running the command without a credential, as --optional allows: {error}"));
+            console.notice(&format!("running the command without a credential, as --optional allows: {error}"));
             return Ok(if hides_the_credential { Decision::WithoutACredential } else { Decision::AsItIs });
         }
         Err(error) => match own_profile {
             Some(name) => {
-                talk.warning(&format!("{name} is set, and the command runs with your own profile as it is: {error}"));
+                console
+                    .warning(&format!("{name} is set, and the command runs with your own profile as it is: {error}"));
                 return Ok(Decision::AsItIs);
             }
             None => return Err(joined::unconfigured(error, environment)),
         },
     };
-    joined::tell_of_a_run_that_is_over(environment, talk);
+    joined::tell_of_a_run_that_is_over(environment, console);
     let Some(name) = own_profile else {
         let delivery = arguments.delivery.unwrap_or_default();
         return Ok(Decision::Begin(Box::new(config), Provision::Credential(delivery)));
@@ -229,7 +234,7 @@ pub(crate) fn decide(arguments: &ShareArguments, environment: &Environment, talk
         Reissue::OnDemand => "only an identity token file is provided",
         Reissue::Rotated | Reissue::Limited(_) => "the command runs as it is",
     };
-    talk.warning(&format!(
+    console.warning(&format!(
         "{name} is set, and your own profile is left as it is: nothing is exchanged, and {provided}"
     ));
     match config.source.reissue() {
@@ -244,35 +249,35 @@ fn run(
     provision: Provision,
     arguments: &ShareArguments,
     environment: &Environment,
-    talk: Talk,
+    console: Console,
     work: impl FnOnce(&Environment, Option<&EventWriter>) -> Result<u8, Failure>,
 ) -> Result<u8, Failure> {
     let source = config.source.description();
     // Times in the log have milliseconds.
     let since = clock().now() - Duration::from_millis(1);
     let threads = Threads::prepare()?;
-    let (run, events) = begin(command, config, provision, arguments.options(), SignIn::InTime, environment, talk)?;
+    let (run, events) = begin(command, config, provision, arguments.options(), SignIn::InTime, environment, console)?;
     let key = run.key_directory();
     let run = Arc::new(run);
     threads.keep_fresh(&run);
     let worked = guarded(&run, || work(&run.environment(environment, &arguments.keep_env), Some(&events)));
-    warn_of_survivors(&run, talk);
+    warn_of_survivors(&run, console);
     // A process that the command left behind may be in the middle of a response.
     run.close_gateway(Duration::from_secs(5));
     let ending = run.end();
     events.note(ended(&ending));
-    summary::append(&key, since, environment, talk);
+    summary::append(&key, since, environment, console);
     match ending {
         Ok(Ending::Kept(expires_at)) => {
             let left = expires_at.duration_since(clock().now()).unwrap_or_default();
-            talk.notice(&format!(
+            console.notice(&format!(
                 "the credential stays in the state directory for another {}, because {source} cannot be asked for another one",
                 whole(left)
             ));
         }
         Ok(Ending::Shared | Ending::Removed | Ending::Nothing) => {}
         // The command has done its work, and its exit code counts.
-        Err(error) => talk.warning(&format!("could not remove what the run left: {error}")),
+        Err(error) => console.warning(&format!("could not remove what the run left: {error}")),
     }
     worked
 }
@@ -308,7 +313,7 @@ pub(crate) fn guarded<T>(run: &Run, work: impl FnOnce() -> T) -> T {
 }
 
 /// Warns of processes that outlive the command, because their credential is removed now.
-fn warn_of_survivors(run: &Run, talk: Talk) {
+fn warn_of_survivors(run: &Run, console: Console) {
     // A process that the command has just asked to end needs a moment.
     const MOMENT: Duration = Duration::from_millis(200);
     const MOST: usize = 5;
@@ -321,7 +326,7 @@ fn warn_of_survivors(run: &Run, talk: Talk) {
     let name = |living: &Living| format!("{} (pid {})", living.program, living.pid);
     let names: Vec<String> = living.iter().take(MOST).map(name).collect();
     if !names.is_empty() {
-        talk.warning(&format!(
+        console.warning(&format!(
             "the command has ended and {} of the processes that it started still run: {}; the credential that they were \
              given is removed now. For a service that outlives the command, use `wifshare start`",
             living.len(),
@@ -351,18 +356,18 @@ pub(crate) fn begin(
     options: GatewayOptions,
     sign_in: SignIn,
     environment: &Environment,
-    talk: Talk,
+    console: Console,
 ) -> Result<(Run, EventWriter), Failure> {
     let reissue = config.source.reissue();
     let source = config.source.description();
-    let (run, events) = begin_at(options, command, config, provision, environment, talk)?;
+    let (run, events) = begin_at(options, command, config, provision, environment, console)?;
     if sign_in == SignIn::First
         && let Err(error) = run.obtain_first()
     {
         events.note(ended(&run.end()));
         return Err(error.into());
     }
-    tell_how_long(&run, provision, reissue, &source, talk);
+    tell_how_long(&run, provision, reissue, &source, console);
     Ok((run, events))
 }
 
@@ -376,16 +381,16 @@ pub(crate) fn begin_at(
     config: Config,
     provision: Provision,
     environment: &Environment,
-    talk: Talk,
+    console: Console,
 ) -> Result<(Run, EventWriter), Failure> {
     let transport = HttpClient::new(environment);
-    prove(&config, &transport, clock(), &|step| talk.step(step))?;
+    prove(&config, &transport, clock(), &|step| console.step(step))?;
     let events = EventWriter::of_a_run(config.store().directory());
     let (pen, began) = (events.clone(), began(command, &config, provision));
     let watch = Arc::new(move |step: &Progress<'_>| {
-        talk.step(step);
+        console.step(step);
         if let (Progress::Identified(token), "start") = (step, command) {
-            show_claims(token.claims(), talk);
+            show_claims(token.claims(), console);
         }
         match step {
             Progress::Begun => pen.note(began.clone()),
@@ -401,14 +406,14 @@ pub(crate) fn begin_at(
 }
 
 /// Shows the claims that a federation rule is compared with, for users who have to correct a rule.
-fn show_claims(claims: &Claims, talk: Talk) {
+fn show_claims(claims: &Claims, console: Console) {
     let shown = |text: &Option<String>| text.as_deref().map_or("none".to_owned(), wifshare::safe_text);
     let lines = [
         format!("  issuer (iss): {}", shown(&claims.issuer)),
         format!("  subject (sub): {}", shown(&claims.subject)),
         format!("  audience (aud): {}", wifshare::safe_text(&claims.audience.join(", "))),
     ];
-    talk.folded("wifshare: claims of the identity token", &lines);
+    console.folded("wifshare: claims of the identity token", &lines);
 }
 
 /// The event for the start of a run. Ids are not secret. The organisation's is left out because it is not needed.
@@ -437,23 +442,23 @@ pub(crate) fn ended(ending: &Result<Ending, StoreError>) -> EventKind {
     EventKind::RunEnded { credential: credential.to_owned() }
 }
 
-fn tell_how_long(run: &Run, provision: Provision, reissue: Reissue, source: &str, talk: Talk) {
+fn tell_how_long(run: &Run, provision: Provision, reissue: Reissue, source: &str, console: Console) {
     let Some(held) = run.held() else { return };
     // Another run may have obtained it, and this log has no mask for it.
-    talk.mask(held.access_token.expose());
+    console.mask(held.access_token.expose());
     let left: Duration = held.remaining(clock().now());
     if let Some(outlook) = run.outlook() {
-        outlook_of(&outlook, reissue, left, talk);
+        outlook_of(&outlook, reissue, left, console);
     }
-    warn_of_short_life(provision, held.lifetime(), talk);
+    warn_of_short_life(provision, held.lifetime(), console);
     if provision == Provision::Credential(Delivery::Environment) {
-        talk.notice(&format!(
+        console.notice(&format!(
             "ANTHROPIC_AUTH_TOKEN is good for {}; a child that runs longer has to ask anew",
             whole(left)
         ));
     }
     if provision == Provision::Credential(Delivery::Federation) && !run.hands_out_identity_tokens() {
-        talk.warning(&format!(
+        console.warning(&format!(
             "{source} cannot be asked for a token to spare, so a client that federates by itself finds a spent one"
         ));
     }
@@ -461,11 +466,11 @@ fn tell_how_long(run: &Run, provision: Provision, reissue: Reissue, source: &str
 
 /// Warns if a credential lives so short that clients, which refuse one with 30 s left (docs/reference/protocol.md
 /// §4.1), find none that they accept for part of the time. Behind the gateway, clients do not see the expiry.
-fn warn_of_short_life(provision: Provision, lifetime: Duration, talk: Talk) {
+fn warn_of_short_life(provision: Provision, lifetime: Duration, console: Console) {
     const LONG_ENOUGH: Duration = Duration::from_secs(60);
     let reads_its_end = matches!(provision, Provision::Credential(Delivery::Profile | Delivery::Federation));
     if reads_its_end && lifetime < LONG_ENOUGH {
-        talk.warning(&format!(
+        console.warning(&format!(
             "credentials of this rule live {}, and clients refuse one with 30 s left or less: use --delivery gateway, or \
              raise the rule's token lifetime in the Claude Console",
             whole(lifetime)
@@ -475,11 +480,11 @@ fn warn_of_short_life(provision: Provision, lifetime: Duration, talk: Talk) {
 
 /// Reports how long the job can stay signed in, and why. It is a notice if the end is certain or
 /// near, else verbose output.
-fn outlook_of(outlook: &RenewalOutlook, reissue: Reissue, left: Duration, talk: Talk) {
+fn outlook_of(outlook: &RenewalOutlook, reissue: Reissue, left: Duration, console: Console) {
     const SIGHT: Duration = Duration::from_secs(3600);
     let because = &outlook.because;
     let Some(ends_at) = outlook.ends_at else {
-        return talk.detail(&format!(
+        return console.detail(&format!(
             "signed in; the credential lives {} and is renewed while the command runs, because {because}",
             whole(left)
         ));
@@ -491,5 +496,5 @@ fn outlook_of(outlook: &RenewalOutlook, reissue: Reissue, left: Duration, talk: 
         Reissue::OnDemand | Reissue::Rotated => ("about ", until_then < SIGHT),
     };
     let text = format!("this command can stay signed in for {about}{}, because {because}", whole(until_then.max(left)));
-    if is_aloud { talk.notice(&text) } else { talk.detail(&text) }
+    if is_aloud { console.notice(&text) } else { console.detail(&text) }
 }

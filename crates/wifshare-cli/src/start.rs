@@ -17,6 +17,7 @@ use crate::arguments::{HandOver, StartArguments, Watched};
 use crate::background::{Thread, no_thread};
 use crate::catalogue::code;
 use crate::clock::clock;
+use crate::console::Console;
 use crate::failure::Failure;
 use crate::handover::{hand_over, receiver};
 use crate::job_process;
@@ -26,14 +27,13 @@ use crate::share::{Decision, decide};
 use crate::shell;
 use crate::signals;
 use crate::stop;
-use crate::talk::Talk;
 
-pub(crate) fn start(arguments: &StartArguments, environment: &Environment, talk: Talk) -> Result<u8, Failure> {
+pub(crate) fn start(arguments: &StartArguments, environment: &Environment, console: Console) -> Result<u8, Failure> {
     // Limits a wait after a signal, for example for a pipe that is not read.
     const GRACE: Duration = Duration::from_secs(20);
     let listening = signals::listen_and_end_within(GRACE);
     let format = arguments.format.unwrap_or_else(|| receiver(environment));
-    let started = listening.and_then(|()| begin(arguments, format, environment, talk));
+    let started = listening.and_then(|()| begin(arguments, format, environment, console));
     let code = started.as_ref().map_or_else(Failure::exit_code, |code| *code);
     if code != 0 {
         fail_where_evaluated(format, code);
@@ -60,18 +60,23 @@ pub(crate) fn format_among(words: &[OsString], environment: &Environment) -> Opt
     named.map_or(Some(receiver(environment)), |name| HandOver::from_str(name, true).ok())
 }
 
-fn begin(arguments: &StartArguments, format: HandOver, environment: &Environment, talk: Talk) -> Result<u8, Failure> {
+fn begin(
+    arguments: &StartArguments,
+    format: HandOver,
+    environment: &Environment,
+    console: Console,
+) -> Result<u8, Failure> {
     arguments.share.check()?;
     let watched = watched(arguments)?;
     let life = arguments.max_life.unwrap_or_else(|| usual_life(watched.as_ref(), environment));
-    let hand_over = |keeper: &Keeper| hand_over(keeper, &arguments.share.identity, format, environment, talk);
+    let hand_over = |keeper: &Keeper| hand_over(keeper, &arguments.share.identity, format, environment, console);
     let join = |keeper: &Keeper| {
-        talk.detail("a keeper runs already: joining it");
+        console.detail("a keeper runs already: joining it");
         // Extending fails if the keeper ends meanwhile or its directory belongs to another user. It then keeps its
         // time.
         let _ = keeper.extend(clock().now() + life);
         hand_over(keeper)?;
-        announce("joined", keeper, watched.as_ref(), format, talk);
+        announce("joined", keeper, watched.as_ref(), format, console);
         Ok(0)
     };
     // A keeper that gives more than is requested now, and would continue to do so.
@@ -80,7 +85,7 @@ fn begin(arguments: &StartArguments, format: HandOver, environment: &Environment
         match joined::keeper_around(environment) {
             Some(keeper) if is_asked_for(&keeper, arguments) => return join(&as_asked_for(keeper, arguments)),
             Some(keeper) if gives_less(&keeper, arguments) => {
-                talk.notice(&format!(
+                console.notice(&format!(
                     "--delivery {} gives more than the keeper around this step does: its delivery, {}, stays",
                     arguments.share.delivery.unwrap_or_default(),
                     keeper.provides
@@ -90,7 +95,7 @@ fn begin(arguments: &StartArguments, format: HandOver, environment: &Environment
             Some(keeper) => exceeding = Some(keeper),
             None => {
                 refuse_less_than_the_run_around(arguments, environment)?;
-                talk.notice(
+                console.notice(
                     "this command is inside a run of wifshare, which keeps the credential fresh until its command \
                      ends: nothing is started",
                 );
@@ -98,7 +103,7 @@ fn begin(arguments: &StartArguments, format: HandOver, environment: &Environment
             }
         }
     }
-    let decision = decide(&arguments.share, environment, talk);
+    let decision = decide(&arguments.share, environment, console);
     // The enclosing keeper may have removed the variables that this step needs to sign in.
     let is_missing = ["unconfigured", "configured-in-part", "no-identity-source"];
     let decision = decision.map_err(|failure| match &exceeding {
@@ -113,21 +118,21 @@ fn begin(arguments: &StartArguments, format: HandOver, environment: &Environment
     };
     refuse_a_path_that_is_no_text(&config.location.root)?;
     let own = joined::without_a_run(environment);
-    let watch = |step: &wifshare::Progress<'_>| talk.step(step);
+    let watch = |step: &wifshare::Progress<'_>| console.step(step);
     // A keeper serves one identity. A process that joins it must prove the same identity.
     prove(&config, &HttpClient::new(&own), clock(), &watch)?;
     let store = config.store();
     // Other processes that call `start` meanwhile wait, and then find this keeper.
     let starting = store.starting(PATIENCE, clock(), &watch)?;
     if let Some(keeper) = &exceeding {
-        replace(keeper, provision, environment, talk)?;
+        replace(keeper, provision, environment, console)?;
     }
     let found = store.keepers().into_iter().find(|keeper| keeper.provides == provision.to_string());
     if let Some(keeper) = found {
         drop(starting);
         return join(&as_asked_for(keeper, arguments));
     }
-    let launched = launch(&config, provision, arguments, watched.clone(), life, &own, talk);
+    let launched = launch(&config, provision, arguments, watched.clone(), life, &own, console);
     if let Some(code) = signals::code_of_interruption() {
         if let Ok((keeper, receipt)) = launched {
             drop(receipt);
@@ -143,24 +148,24 @@ fn begin(arguments: &StartArguments, format: HandOver, environment: &Environment
         stop::end(&keeper);
     }
     handed_over?;
-    announce("started", &keeper, watched.as_ref(), format, talk);
+    announce("started", &keeper, watched.as_ref(), format, console);
     Ok(0)
 }
 
 /// Reports who is signed in, and how long the keeper lives.
-fn announce(verb: &str, keeper: &Keeper, watched: Option<&ProcessIdentity>, format: HandOver, talk: Talk) {
+fn announce(verb: &str, keeper: &Keeper, watched: Option<&ProcessIdentity>, format: HandOver, console: Console) {
     let id = |name: &str| keeper.identity.get(name).map(|id| wifshare::safe_text(id));
     let rule = id("ANTHROPIC_FEDERATION_RULE_ID").filter(|rule| !rule.is_empty());
     let rule = rule.map(|rule| format!(" for rule {rule}")).unwrap_or_default();
     let account = id("ANTHROPIC_SERVICE_ACCOUNT_ID").map(|account| format!(", {account}")).unwrap_or_default();
     let with = watched.map(|owner| format!(", the end of process {}", owner.pid)).unwrap_or_default();
     let until = keeper.until().map(|end| format!(" or {}", humantime::format_rfc3339_seconds(end))).unwrap_or_default();
-    talk.progress(&format!(
+    console.progress(&format!(
         "{verb} the keeper with {}{rule}{account}: it renews until `wifshare stop`{with}{until}",
         keeper.owner
     ));
     if format == HandOver::Env && std::io::stdout().is_terminal() {
-        talk.progress(
+        console.progress(
             "the lines above set nothing by themselves: run eval \"$(wifshare start)\" (fish: wifshare start | source)",
         );
     }
@@ -238,13 +243,13 @@ fn gives_less(keeper: &Keeper, arguments: &StartArguments) -> bool {
 ///
 /// # Errors
 /// Returns an error if its state cannot be removed.
-fn replace(keeper: &Keeper, provision: Provision, environment: &Environment, talk: Talk) -> Result<(), Failure> {
-    stop::end_and_sum_up(keeper, environment, talk);
+fn replace(keeper: &Keeper, provision: Provision, environment: &Environment, console: Console) -> Result<(), Failure> {
+    stop::end_and_sum_up(keeper, environment, console);
     let key = keeper.key_directory().unwrap_or(&keeper.directory);
     let root = key.parent().unwrap_or(key);
-    let is_clear = wifshare::clear(root, Some(&[key.to_owned()]), clock(), &|step| talk.step(step))?;
+    let is_clear = wifshare::clear(root, Some(&[key.to_owned()]), clock(), &|step| console.step(step))?;
     let stays = if is_clear { "" } else { "; its credential stays, because others still use it" };
-    talk.progress(&format!(
+    console.progress(&format!(
         "ended the keeper with {}: --delivery {provision} is asked for, and it gave {}{stays}",
         keeper.owner, keeper.provides
     ));
@@ -315,11 +320,11 @@ fn launch(
     watched: Option<ProcessIdentity>,
     life: Duration,
     environment: &Environment,
-    talk: Talk,
+    console: Console,
 ) -> Result<(Keeper, Receipt), Failure> {
     match &watched {
-        Some(owner) => talk.detail(&format!("the keeper ends with process {}", owner.pid)),
-        None => talk.detail("the keeper ends with `wifshare stop` or after its longest life"),
+        Some(owner) => console.detail(&format!("the keeper ends with process {}", owner.pid)),
+        None => console.detail("the keeper ends with `wifshare stop` or after its longest life"),
     }
     let orders = Orders {
         identity: arguments.share.identity.clone(),
@@ -328,7 +333,7 @@ fn launch(
         api_key: arguments.share.api_key,
         watched,
         longest: life,
-        verbose: talk.is_verbose(),
+        verbose: console.is_verbose(),
     };
     let orders = serde_json::to_string(&orders).map_err(|error| {
         let message = format!("could not instruct the keeper: {error}");

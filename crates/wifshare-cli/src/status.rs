@@ -8,11 +8,11 @@ use wifshare::{Credential, Environment, Freshness, Snapshot, look, moment};
 
 use crate::arguments::StatusArguments;
 use crate::clock::clock;
+use crate::console::{self, whole};
 use crate::explain::wrapped;
 use crate::failure::Failure;
 use crate::report::{self, Extent, Identity, JobReport, Numbers, Process, Role};
 use crate::signals;
-use crate::talk::{self, whole};
 use crate::terminal::Terminal;
 #[cfg(unix)]
 use crate::terminal::cut;
@@ -29,7 +29,7 @@ pub(crate) fn status(arguments: &StatusArguments, environment: &Environment) -> 
 }
 
 fn print(text: &str) -> Result<(), Failure> {
-    talk::print("the status", text.as_bytes())
+    console::print("the status", text.as_bytes())
 }
 
 /// The contents of the state directory, and of its event log for this job.

@@ -7,6 +7,7 @@ use wifshare::{Environment, IDENTITY_VARIABLES, Keeper, RUN_VARIABLE, clear, job
 
 use crate::arguments::{HandOver, StopArguments};
 use crate::clock::clock;
+use crate::console::Console;
 use crate::failure::Failure;
 use crate::handover::take_back;
 use crate::joined;
@@ -15,32 +16,31 @@ use crate::signals;
 use crate::start;
 use crate::started::Started;
 use crate::summary;
-use crate::talk::Talk;
 
-pub(crate) fn stop(arguments: &StopArguments, environment: &Environment, talk: Talk) -> Result<u8, Failure> {
-    let stopped = signals::listen().and_then(|()| end_and_undo(arguments, environment, talk));
+pub(crate) fn stop(arguments: &StopArguments, environment: &Environment, console: Console) -> Result<u8, Failure> {
+    let stopped = signals::listen().and_then(|()| end_and_undo(arguments, environment, console));
     if let (Err(failure), Some(format)) = (&stopped, arguments.format) {
         start::fail_where_evaluated(format, failure.exit_code());
     }
     stopped.map(|()| 0)
 }
 
-fn end_and_undo(arguments: &StopArguments, environment: &Environment, talk: Talk) -> Result<(), Failure> {
-    end_keepers(arguments, environment, talk)?;
+fn end_and_undo(arguments: &StopArguments, environment: &Environment, console: Console) -> Result<(), Failure> {
+    end_keepers(arguments, environment, console)?;
     // The variables of a living run stay.
     let is_over = RunOver::of(environment).is_some();
     match arguments.format {
-        Some(format) if is_over => take_back(format, environment, talk),
-        Some(format) => take_back(format, &Environment::default(), talk),
+        Some(format) if is_over => take_back(format, environment, console),
+        Some(format) => take_back(format, &Environment::default(), console),
         None if is_over && environment.has("GITHUB_ENV") => {
             // The keeper has ended anyway, and at the end of a job this file is not read again.
-            if let Err(failure) = take_back(HandOver::Github, environment, talk) {
-                talk.warning(&failure.message);
+            if let Err(failure) = take_back(HandOver::Github, environment, console) {
+                console.warning(&failure.message);
             }
             Ok(())
         }
         None if is_over && Started::in_environment(environment).is_some() => {
-            talk.notice(
+            console.notice(
                 "this shell still has the variables of the run: `eval \"$(wifshare stop --format env)\"` gives it the \
                  job's own back",
             );
@@ -50,7 +50,7 @@ fn end_and_undo(arguments: &StopArguments, environment: &Environment, talk: Talk
     }
 }
 
-fn end_keepers(arguments: &StopArguments, environment: &Environment, talk: Talk) -> Result<(), Failure> {
+fn end_keepers(arguments: &StopArguments, environment: &Environment, console: Console) -> Result<(), Failure> {
     let inputs = arguments.identity.inputs();
     let own = joined::without_a_run(environment);
     let of_the_run = environment.os(RUN_VARIABLE).and_then(|run| Path::new(run).ancestors().nth(3));
@@ -87,13 +87,13 @@ fn end_keepers(arguments: &StopArguments, environment: &Environment, talk: Talk)
     }
     let mut ends_later = false;
     for keeper in &meant {
-        ends_later |= end_and_sum_up(keeper, environment, talk) == Ending::Later;
+        ends_later |= end_and_sum_up(keeper, environment, console) == Ending::Later;
     }
     let owners =
         |keepers: &[Keeper]| keepers.iter().map(|keeper| keeper.owner.to_string()).collect::<Vec<_>>().join(", ");
     seen.inspect_err(|_| {
         if !meant.is_empty() {
-            talk.progress(&format!("ended the keeper with {}", owners(&meant)));
+            console.progress(&format!("ended the keeper with {}", owners(&meant)));
         }
     })?;
     let mut keys: Vec<PathBuf> = meant.iter().filter_map(Keeper::key_directory).map(Path::to_owned).collect();
@@ -105,9 +105,9 @@ fn end_keepers(arguments: &StopArguments, environment: &Environment, talk: Talk)
     let of_all = if arguments.all || names_nothing { None } else { Some(&*keys) };
     let start = (clock().monotonic)();
     let is_clear = loop {
-        let mut is_clear = clear(&root, of_all, clock(), &|step| talk.step(step))?;
+        let mut is_clear = clear(&root, of_all, clock(), &|step| console.step(step))?;
         for root in &elsewhere {
-            is_clear &= clear(root, Some(&keys), clock(), &|step| talk.step(step))?;
+            is_clear &= clear(root, Some(&keys), clock(), &|step| console.step(step))?;
         }
         let is_late = (clock().monotonic)() - start >= LAST_MOMENTS;
         if is_clear || !ends_later || is_late || signals::pause(Duration::from_millis(100)).is_err() {
@@ -117,19 +117,19 @@ fn end_keepers(arguments: &StopArguments, environment: &Environment, talk: Talk)
     if !meant.is_empty() {
         let became =
             if is_clear { ", removed the credential" } else { "; the credential stays, because others still use it" };
-        talk.progress(&format!("ended the keeper with {}{became}", owners(&meant)));
+        console.progress(&format!("ended the keeper with {}{became}", owners(&meant)));
     }
     Ok(())
 }
 
 /// Ends a keeper, and appends its events to the summary of the job.
-pub(crate) fn end_and_sum_up(keeper: &Keeper, environment: &Environment, talk: Talk) -> Ending {
+pub(crate) fn end_and_sum_up(keeper: &Keeper, environment: &Environment, console: Console) -> Ending {
     let ending = end(keeper);
-    talk.detail(&format!("the keeper with {} has ended", keeper.owner));
+    console.detail(&format!("the keeper with {} has ended", keeper.owner));
     if let Some(key) = keeper.key_directory()
         && let Some(since) = summary::beginning_of(key, keeper.owner.pid)
     {
-        summary::append(key, since, environment, talk);
+        summary::append(key, since, environment, console);
     }
     ending
 }

@@ -6,8 +6,8 @@ use std::time::SystemTime;
 use wifshare::{Environment, EventKind, EventLog};
 
 use crate::appended::AppendedFile;
+use crate::console::Console;
 use crate::report;
-use crate::talk::Talk;
 
 /// When the run of this process began, from the log of its identity key.
 pub(crate) fn beginning_of(key: &Path, pid: u32) -> Option<SystemTime> {
@@ -17,13 +17,13 @@ pub(crate) fn beginning_of(key: &Path, pid: u32) -> Option<SystemTime> {
 
 /// Appends the events of this identity key since that time to the summary file, if there is one. `WIFSHARE_SUMMARY=off`
 /// disables it. It is optional, so a failure is reported only in verbose output.
-pub(crate) fn append(key: &Path, since: SystemTime, environment: &Environment, talk: Talk) {
+pub(crate) fn append(key: &Path, since: SystemTime, environment: &Environment, console: Console) {
     let Some(path) = environment.os("GITHUB_STEP_SUMMARY") else { return };
     if environment.text("WIFSHARE_SUMMARY") == Some("off") {
         return;
     }
     let Some(page) = report::summary(key, since) else { return };
     if let Err(error) = AppendedFile::open(Path::new(path)).and_then(|mut file| file.append(&page)) {
-        talk.detail(&format!("could not append to the job's summary: {error}"));
+        console.detail(&format!("could not append to the job's summary: {error}"));
     }
 }

@@ -12,14 +12,14 @@ use zeroize::Zeroizing;
 use crate::arguments::{Format, TokenArguments};
 use crate::catalogue::code;
 use crate::clock::clock;
+use crate::console::Console;
 use crate::event_writer::EventWriter;
 use crate::failure::Failure;
 use crate::joined;
 use crate::signals;
-use crate::talk::Talk;
 
-pub(crate) fn token(arguments: &TokenArguments, environment: &Environment, talk: Talk) -> Result<u8, Failure> {
-    let printed = obtain_and_print(arguments, environment, talk);
+pub(crate) fn token(arguments: &TokenArguments, environment: &Environment, console: Console) -> Result<u8, Failure> {
+    let printed = obtain_and_print(arguments, environment, console);
     if let (Err(failure), Format::Env) = (&printed, arguments.format) {
         // Makes a shell that evaluates the output fail. If standard output is closed, nothing is evaluated.
         let _ = std::io::stdout().write_all(crate::shell::failure(failure.exit_code()).as_bytes());
@@ -27,7 +27,7 @@ pub(crate) fn token(arguments: &TokenArguments, environment: &Environment, talk:
     printed
 }
 
-fn obtain_and_print(arguments: &TokenArguments, environment: &Environment, talk: Talk) -> Result<u8, Failure> {
+fn obtain_and_print(arguments: &TokenArguments, environment: &Environment, console: Console) -> Result<u8, Failure> {
     let clock = clock();
     let credential = match joined::run_to_join(&arguments.identity, environment) {
         Some(around) => {
@@ -35,32 +35,32 @@ fn obtain_and_print(arguments: &TokenArguments, environment: &Environment, talk:
             EventWriter::of_a_moment(around.directory()).step(&Progress::Found(&credential));
             credential
         }
-        None => shared(arguments, environment, talk, clock)?,
+        None => shared(arguments, environment, console, clock)?,
     };
     // The token is cached, and the caller that sent the signal does not want it any more.
     if signals::code_of_interruption().is_some() {
         return Err(ObtainError::from(Interrupted).into());
     }
-    talk.mask(credential.access_token.expose());
+    console.mask(credential.access_token.expose());
     print(&credential, arguments.format, clock.now())
 }
 
 fn shared(
     arguments: &TokenArguments,
     environment: &Environment,
-    talk: Talk,
+    console: Console,
     clock: Clock,
 ) -> Result<Credential, Failure> {
     let own = &joined::without_a_run(environment);
     let inputs = arguments.identity.inputs();
     if let ExistingAuth::Shadowed(name) = existing_auth(&inputs, own) {
-        talk.warning(&format!("{name} is set; clients that see it use it and not this token"));
+        console.warning(&format!("{name} is set; clients that see it use it and not this token"));
     }
     let config = resolve(&inputs, own);
     let config = config.map_err(|error| joined::unconfigured(error, environment))?;
-    joined::tell_of_a_run_that_is_over(environment, talk);
+    joined::tell_of_a_run_that_is_over(environment, console);
     let transport = HttpClient::new(own);
-    prove(&config, &transport, clock, &|step| talk.step(step))?;
+    prove(&config, &transport, clock, &|step| console.step(step))?;
     let events = EventWriter::of_a_moment(config.store().directory());
     let watch = |step: &Progress<'_>| {
         // From the lock on, a signal must not end this process between the exchange and the write to the cache.
@@ -68,7 +68,7 @@ fn shared(
             // Without a thread for that, a signal has its default action.
             let _ = signals::listen();
         }
-        talk.step(step);
+        console.step(step);
         events.step(step);
         crate::exec::die_if_told_to(step);
     };

@@ -7,7 +7,7 @@ use wifshare::{Config, Credential, HttpClient, IdentityToken, Reissue, safe_text
 use super::finding::Finding;
 use super::network::Date;
 use crate::clock::clock;
-use crate::talk::whole;
+use crate::console::whole;
 
 /// Describes the source, and whether it can issue further tokens.
 pub(super) fn source(config: &Config) -> Finding {

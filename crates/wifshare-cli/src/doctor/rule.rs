@@ -13,8 +13,8 @@ use wifshare::{Config, IdentityToken, is_immutable, safe_text, with_ids_of, with
 
 use super::finding::Finding;
 use crate::clock::clock;
+use crate::console::whole;
 use crate::failure::Failure;
-use crate::talk::whole;
 
 const CHECK: &str = "rule";
 

@@ -9,8 +9,8 @@ use wifshare::{
 
 use super::finding::Finding;
 use crate::clock::clock;
+use crate::console::whole;
 use crate::run_over::RunOver;
-use crate::talk::whole;
 
 /// Checks the directory, its file system, the lock and the credential. Also returns the credential if it is usable.
 pub(super) fn look(config: &Config) -> (Vec<Finding>, Option<Credential>) {

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use wifshare::moment;
 
 use super::job_report::{Exchange, Identity, JobReport, Process, Role};
-use crate::talk::whole;
+use crate::console::whole;
 
 /// The time of day in UTC, to the second.
 pub(super) fn clock_time(time: SystemTime) -> String {

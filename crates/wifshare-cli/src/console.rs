@@ -23,7 +23,7 @@ use crate::terminal::Terminal;
 
 /// How much to write, and in which format.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Talk {
+pub(crate) struct Console {
     /// 0: no details. 1: steps. 2: every step with its time.
     verbosity: u8,
     /// Whether GitHub's runner reads the output. It finds commands in both streams.
@@ -95,7 +95,7 @@ const CYAN: &str = "\x1b[36m";
 const DIM: &str = "\x1b[2m";
 const PLAIN: &str = "\x1b[0m";
 
-impl Talk {
+impl Console {
     /// Uses the format of the option, else the one of `WIFSHARE_LOG_FORMAT`, else text.
     pub(crate) fn new(
         verbosity: u8,
@@ -103,7 +103,7 @@ impl Talk {
         mask: Option<Mask>,
         mut terminal: Terminal,
         environment: &Environment,
-    ) -> Talk {
+    ) -> Console {
         let named = environment.text("WIFSHARE_LOG_FORMAT").and_then(|name| LogFormat::from_str(name, true).ok());
         let form = form.or(named).unwrap_or(LogFormat::Text);
         // Lines that are overwritten are only for text.
@@ -111,7 +111,7 @@ impl Talk {
         let github = environment.text("GITHUB_ACTIONS") == Some("true");
         let mask = mask.or_else(|| Mask::from_str(environment.text("WIFSHARE_MASK")?, true).ok()).unwrap_or_default();
         let masks = mask.decide(github, form, stderr::is_file);
-        Talk { verbosity, github, form, masks, terminal }
+        Console { verbosity, github, form, masks, terminal }
     }
 
     /// Whether a program reads the messages.
@@ -131,8 +131,8 @@ impl Talk {
     pub(crate) fn warning(self, text: &str) {
         match (self.form, self.github) {
             (LogFormat::Json, _) => self.object("warning", text),
-            (LogFormat::Text, true) => say(&format!("::warning title=wifshare::{}", escape(text))),
-            (LogFormat::Text, false) => say(&format!("wifshare: {} {text}", self.coloured(YELLOW, "warning:"))),
+            (LogFormat::Text, true) => write(&format!("::warning title=wifshare::{}", escape(text))),
+            (LogFormat::Text, false) => write(&format!("wifshare: {} {text}", self.coloured(YELLOW, "warning:"))),
         }
     }
 
@@ -140,8 +140,8 @@ impl Talk {
     pub(crate) fn notice(self, text: &str) {
         match (self.form, self.github) {
             (LogFormat::Json, _) => self.object("info", text),
-            (LogFormat::Text, true) => say(&format!("::notice title=wifshare::{}", escape(text))),
-            (LogFormat::Text, false) => say(&format!("wifshare: {text}")),
+            (LogFormat::Text, true) => write(&format!("::notice title=wifshare::{}", escape(text))),
+            (LogFormat::Text, false) => write(&format!("wifshare: {text}")),
         }
     }
 
@@ -149,7 +149,7 @@ impl Talk {
     pub(crate) fn progress(self, text: &str) {
         match self.form {
             LogFormat::Json => self.object("info", text),
-            LogFormat::Text => say(&format!("wifshare: {text}")),
+            LogFormat::Text => write(&format!("wifshare: {text}")),
         }
     }
 
@@ -158,9 +158,9 @@ impl Talk {
         match (self.verbosity, self.form) {
             (0, _) => {}
             (_, LogFormat::Json) => self.object("debug", text),
-            (1, LogFormat::Text) => say(&self.coloured(DIM, &format!("wifshare: {text}"))),
+            (1, LogFormat::Text) => write(&self.coloured(DIM, &format!("wifshare: {text}"))),
             (_, LogFormat::Text) => {
-                say(&self.coloured(DIM, &format!("wifshare: {} {text}", moment(clock().now()))));
+                write(&self.coloured(DIM, &format!("wifshare: {} {text}", moment(clock().now()))));
             }
         }
     }
@@ -174,7 +174,7 @@ impl Talk {
 
     /// Writes the error that ends the command.
     pub(crate) fn failure(self, failure: &Failure) {
-        self.failure_by(failure, say);
+        self.failure_by(failure, write);
     }
 
     /// Like [`failure`](Self::failure), from a panic hook: does not clear the unfinished line, whose lock another
@@ -185,7 +185,7 @@ impl Talk {
         });
     }
 
-    fn failure_by(self, failure: &Failure, say: impl Fn(&str)) {
+    fn failure_by(self, failure: &Failure, write: impl Fn(&str)) {
         if self.form == LogFormat::Json {
             let Failure { name, message, causes, hint, .. } = failure;
             let time = moment(clock().now());
@@ -196,7 +196,7 @@ impl Talk {
                 object["likely"] = json!(diagnosis.likely);
                 object["ruled_out"] = json!(diagnosis.ruled_out);
             }
-            return say(&object.to_string());
+            return write(&object.to_string());
         }
         let text = |colour: &dyn Fn(&str, &str) -> String| {
             let mut text = format!("{} {}", colour(RED, &format!("error[{}]:", failure.name)), failure.message);
@@ -221,26 +221,26 @@ impl Talk {
                     folded_at(&text(&|_, word| word.to_owned()), self.terminal.width),
                 );
                 let text = text.replacen(&head, &self.coloured(RED, &head), 1);
-                say(&text.replacen("\n  hint:", &format!("\n  {}", self.coloured(CYAN, "hint:")), 1));
+                write(&text.replacen("\n  hint:", &format!("\n  {}", self.coloured(CYAN, "hint:")), 1));
             }
-            false => say(&text(&|colour, word| self.coloured(colour, word))),
+            false => write(&text(&|colour, word| self.coloured(colour, word))),
         }
         if self.github {
-            say(&format!("::error title=wifshare::{}", escape(&text(&|_, word| word.to_owned()))));
+            write(&format!("::error title=wifshare::{}", escape(&text(&|_, word| word.to_owned()))));
         }
     }
 
     /// Shows a message on the page of a GitHub job. Does nothing elsewhere.
     pub(crate) fn annotate(self, level: &str, text: &str) {
         if self.github && self.form == LogFormat::Text {
-            say(&format!("::{level} title=wifshare::{}", escape(text)));
+            write(&format!("::{level} title=wifshare::{}", escape(text)));
         }
     }
 
     /// Starts a group of messages, which GitHub folds under its title.
     pub(crate) fn group(self, title: &str) {
         if self.github && self.form == LogFormat::Text {
-            say(&format!("::group::{}", escape(title)));
+            write(&format!("::group::{}", escape(title)));
         } else {
             self.detail(title);
         }
@@ -249,7 +249,7 @@ impl Talk {
     /// Ends the group.
     pub(crate) fn end_group(self) {
         if self.github && self.form == LogFormat::Text {
-            say("::endgroup::");
+            write("::endgroup::");
         }
     }
 
@@ -258,7 +258,7 @@ impl Talk {
         self.group(title);
         for line in lines {
             match self.github && self.form == LogFormat::Text {
-                true => say(line),
+                true => write(line),
                 false => self.detail(line),
             }
         }
@@ -274,7 +274,7 @@ impl Talk {
             Masks::None => {}
             Masks::Written => {
                 for line in secret.lines().filter(|line| !line.trim().is_empty()) {
-                    if is_new(line) && !is_said(&format!("::add-mask::{}", escape(line))) {
+                    if is_new(line) && !write_line(&format!("::add-mask::{}", escape(line))) {
                         forget(line);
                     }
                 }
@@ -398,7 +398,7 @@ impl Talk {
 
     fn object(self, level: &str, text: &str) {
         let time = moment(clock().now());
-        say(&json!({ "time": time, "level": level, "message": text }).to_string());
+        write(&json!({ "time": time, "level": level, "message": text }).to_string());
     }
 
     fn coloured(self, colour: &str, text: &str) -> String {
@@ -456,12 +456,12 @@ pub(crate) fn print(what: &str, bytes: &[u8]) -> Result<(), Failure> {
     })
 }
 
-fn say(text: &str) {
-    is_said(text);
+fn write(text: &str) {
+    write_line(text);
 }
 
 /// Writes a message in one write, so that lines of different processes do not mix. Returns whether it was written.
-fn is_said(text: &str) -> bool {
+fn write_line(text: &str) -> bool {
     stderr::write(&format!("{}{text}\n", progress::make_way()))
 }
 
