@@ -158,7 +158,7 @@ pub(crate) fn adopt_unless(
     execute(plan, Some(found), acceptable, may_keep, config, transport, &|| Ok(PATIENCE), clock, observer)
 }
 
-/// Executes the actions of a purchase, one by one. An error of the store ends it at once: before the token is in the
+/// Executes the actions of a plan, one by one. An error of the store ends it at once: before the token is in the
 /// ledger, nothing is spent. A new credential is returned even if it cannot be stored.
 #[expect(clippy::too_many_arguments, reason = "all that a journey is handed, passed on once")]
 fn execute(

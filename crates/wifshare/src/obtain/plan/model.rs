@@ -1,4 +1,4 @@
-//! A model of the world around purchases, as small as the promises allow: processes, a lock, a ledger, a platform that
+//! A model of the world around plans, as small as the promises allow: processes, a lock, a ledger, a platform that
 //! issues a limited number of identity tokens, and a server. Any process can be killed between any two actions.
 
 use super::*;
