@@ -699,7 +699,7 @@ fn doctor_reports_whether_the_keeper_is_alive() {
     // The threads end one after another, and the last one releases the lock.
     eventually("doctor tells that the keeper is gone", || {
         let gone = step(&job, &handed, doctor);
-        gone.code == 1 && gone.stdout.contains("is over")
+        gone.code == 1 && gone.stdout.contains("ended without a clean stop")
     });
     stop(&job, &[]);
 }

@@ -248,7 +248,10 @@ fn shell_without_variables_learns_which_run_is_over() {
             assert_eq!(ended.code, if arguments == ["doctor"] { 1 } else { 125 }, "{end:?} {arguments:?}: {said}");
             assert!(arguments == ["doctor"] || said.contains("error[run-over]"), "{end:?} {arguments:?}: {said}");
             assert!(said.contains(&format!("of user {uid}")), "{end:?} {arguments:?}: {said}");
-            assert!(said.contains("ended at 20") || said.contains("is over"), "{end:?} {arguments:?}: {said}");
+            assert!(
+                ["ended at 20", "clean stop", "is over"].iter().any(|words| said.contains(words)),
+                "{end:?} {arguments:?}: {said}"
+            );
             assert!(said.contains("ACTIONS_ID_TOKEN_REQUEST_TOKEN"), "{end:?} {arguments:?}: {said}");
         }
         finish(job.wifshare(&["stop", "--all"]).spawn().unwrap());
