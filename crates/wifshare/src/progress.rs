@@ -73,7 +73,7 @@ pub enum Progress<'a> {
     },
     /// The response arrived.
     Answered,
-    /// The exchange returned this credential. A CI masks it here. It is in the store, unless [`NotKept`](Step::NotKept)
+    /// The exchange returned this credential. A CI masks it here. It is in the store, unless [`NotKept`](Progress::NotKept)
     /// follows.
     Exchanged(&'a Credential),
     /// A private file was written and synced under a temporary name; it is about to be renamed to this name.
