@@ -397,7 +397,7 @@ pub(crate) const CATALOGUE: &[Entry] = &[
     },
     Entry {
         code: "run-over",
-        meaning: "The environment names a run that is over or another user's, and it does not hold what signing in anew needs.",
+        meaning: "The environment names a run that is over or another user's, and it does not hold what signing in again needs.",
         causes: &[
             "`wifshare stop`, the end of the job or the keeper's maximum lifetime ended it, or it was killed",
             "the state directory was removed",

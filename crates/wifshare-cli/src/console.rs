@@ -330,7 +330,7 @@ impl Console {
                 ));
                 signals::end_at_the_next(true);
             }
-            Progress::AlreadySpent => self.detail("the source handed out an identity token that was spent before"),
+            Progress::AlreadySpent => self.detail("the source returned an identity token that is already spent"),
             Progress::NotKept(cause) => self.warning(&format!(
                 "the credential was obtained and could not be stored, so no other process can use it: {cause}"
             )),
@@ -384,7 +384,7 @@ impl Console {
                 self.fine_detail(&format!("generation {} is there and usable", credential.generation));
             }
             Progress::Connected => self.fine_detail("connected to the token endpoint"),
-            Progress::Recorded => self.fine_detail("the identity token stands in the ledger as spent"),
+            Progress::Recorded => self.fine_detail("recorded the identity token as spent in the ledger"),
             Progress::Answered => self.fine_detail("the token endpoint has answered"),
             Progress::Replaced(name) => self.fine_detail(&format!("wrote {name}")),
             _ => {}

@@ -55,7 +55,7 @@ pub(crate) fn guard_memory(hidden: io::Result<()>, environment: &Environment, co
     })?;
     if let Err(error) = begin_anew(environment) {
         console.warning(&format!(
-            "could not start again from a copy of the program that nobody can read ({error}): a process of this user \
+            "could not start again from an unreadable copy of the program ({error}): a process of this user \
              that was there before and opened this one's memory in its first moment can read the credential; the command \
              cannot"
         ));

@@ -68,7 +68,7 @@ pub(crate) fn unconfigured(error: ConfigError, environment: &Environment) -> Fai
 /// Reports that the run of an earlier `start` cannot be joined, so that this command signs in on its own.
 pub(crate) fn tell_of_a_run_that_is_over(environment: &Environment, console: Console) {
     if let Some(over) = RunOver::of(environment).filter(RunOver::was_started) {
-        console.progress(&format!("{}: signing in anew", over.description()));
+        console.progress(&format!("{}: signing in again", over.description()));
     }
 }
 

@@ -13,7 +13,7 @@ use crate::console::whole;
 pub(super) fn source(config: &Config) -> Finding {
     let again = match config.source.reissue() {
         Reissue::OnDemand => "it gives a new token whenever it is asked",
-        Reissue::Rotated => "it has a new token only when somebody replaces the old one",
+        Reissue::Rotated => "it has a new token only when the file is replaced",
         Reissue::Limited(1) => "it has one token, and so one exchange for the whole job",
         Reissue::Limited(_) => "it has a few tokens, and one exchange for each",
     };

@@ -113,7 +113,7 @@ fn step_after_a_lost_keeper_signs_in_again() {
         let executed = sh(&mut runner, &format!(r#""$WIFSHARE" exec -- {ASK}"#));
         well(&executed, &format!("exec after {end:?}"));
         assert!(
-            executed.stderr.contains("signing in anew") && executed.stderr.contains("user "),
+            executed.stderr.contains("signing in again") && executed.stderr.contains("user "),
             "{}",
             executed.stderr
         );
